@@ -1,0 +1,98 @@
+"""Graph -> ChannelClasses: which channels must be kept or removed together.
+
+Owns the forward sweep and the user's keep list; what each op does with ids is in rules/channels.py,
+how ids are tied and solved in prunec/labels.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from prunec.errors import BadInput, InternalError
+from prunec.graph import Graph, Node
+from prunec.labels import ChannelClasses, Label, Member, Ties, spread
+from prunec.passes.rules.channels import CHANNEL_RULES, Rule
+
+GRAPH_OUTPUT = "is an output of the network"
+
+
+def channels(graph: Graph, keep: Sequence[str] = (), rules: Mapping[str, Rule] = CHANNEL_RULES) -> ChannelClasses:
+    """Partition the channels of ``graph`` into classes that must be kept or removed together.
+
+    Args:
+        graph: values whose rank or sizes are unknown only cost prunable channels.
+        keep: shell patterns over parameter and node names; what they touch is pinned.
+        rules: the table to interpret the graph with.
+
+    Ensures:
+        Each id is in exactly one class; classes that reach a graph output are pinned.
+
+    Raises:
+        BadInput: a keep pattern that matches nothing.
+
+    Linear in the number of nodes and ids. Compare DepGraph, arXiv:2301.12900, which groups layers
+    rather than channels.
+    """
+    ties = Ties()
+    labels: dict[str, Label] = {"": Label(None)}
+    members: list[Member] = []
+    for name, param in graph.params.items():
+        labels[name] = _label_param(name, param.shape, ties, members) if not param.literal else Label(param.shape)
+    for name in graph.inputs:
+        labels[name] = Label(graph.values[name].shape)
+    for node in graph.nodes:
+        _interpret(graph, node, rules, labels, ties)
+    ties.node = None
+    for name in graph.outputs:
+        ties.pin(list(labels[name].fields), GRAPH_OUTPUT, where=name)
+    _pin_kept(graph, keep, labels, members, ties)
+    del labels[""]
+    return ties.solve(labels, members)
+
+
+def _label_param(name: str, shape: tuple[int, ...], ties: Ties, members: list[Member]) -> Label:
+    fields = []
+    for axis, size in enumerate(shape):
+        if size > 1:
+            ids = ties.fresh(size)
+            members.append(Member(name, axis, ids))
+            fields.append(spread(ids, axis, len(shape)))
+    return Label(shape, tuple(fields))
+
+
+def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict[str, Label], ties: Ties) -> None:
+    ties.node = node
+    shapes = [graph.values[name].shape if name else None for name in node.outputs]
+    try:
+        results = rules[node.op](node, [labels[name] for name in node.inputs], shapes, ties)
+    except (ValueError, IndexError, AssertionError, KeyError) as error:
+        # A rule that met a graph it was not written for: our fault, and the user should see where.
+        raise InternalError("channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)) from error
+    for name, label in zip(node.outputs, results, strict=False):
+        if name:
+            labels[name] = label
+
+
+def _pin_kept(graph: Graph, keep: Sequence[str], labels: Mapping[str, Label], members: Sequence[Member], ties: Ties) -> None:
+    """Pin what the user's patterns name: a parameter's first axis, or a node's outputs."""
+    for pattern in keep:
+        found: list[np.ndarray] = []  # type: ignore[type-arg]  # int64 arrays of any rank
+        matched = False
+        for member in members:
+            if fnmatchcase(member.param, pattern):
+                matched = True
+                if member.axis == 0:
+                    found.append(member.ids)
+        for node in graph.nodes:
+            if fnmatchcase(node.origin, pattern) or fnmatchcase(node.name, pattern):
+                matched = True
+                found.extend(field for name in node.outputs if name for field in labels[name].fields)
+        if not matched:
+            raise BadInput(
+                f"the keep pattern {pattern!r} matches no parameter and no node",
+                do="use names as `prunec analyze` prints them; * and ? are allowed",
+            )
+        ties.pin(found, "is kept by request (--keep)", where=pattern)

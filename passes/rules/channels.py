@@ -1,0 +1,596 @@
+"""What each op does with channel ids: the table CHANNEL_RULES, one small function per family.
+
+The first word of each docstring says which of four things a rule does: move, unify, contract or
+refuse. A rule sees labels and attributes only; it knows no framework and no other op. To teach prunec
+an op: name it in prunec/ops.py, map it in a frontend, and give it a row in each table of this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from prunec.graph import Dim, Node, Shape
+from prunec.labels import Ids, Label, Ties, spread, varying
+from prunec.ops import BINARY, UNARY
+from prunec.passes.rules.moves import MOVES, factor, reshape_array
+
+Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
+"""(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None)."""
+
+TAPS = "kernel taps are not channels"
+SPATIAL = "a spatial position is not a channel"
+
+
+def vector(label: Label, axis: int, ties: Ties) -> Ids:
+    """Return int64[size] ids along one axis, zeros where it has none.
+
+    Ids of one index that differ along other axes are tied; a second field on the axis is pinned.
+    """
+    if label.shape is None:
+        return np.zeros(1, dtype=np.int64)
+    fields = label.on(axis)
+    if not fields:
+        size = label.shape[axis]
+        return np.zeros(size if isinstance(size, int) else 1, dtype=np.int64)
+    ties.pin(fields[1:], "two labelled axes were merged into one")
+    return ties.tie_along(fields[0], [axis]).ravel()
+
+
+def pin_all(labels: Sequence[Label], ties: Ties, reason: str) -> None:
+    ties.pin([field for label in labels for field in label.fields], reason)
+
+
+def _pin_other_axes(label: Label, axes: Sequence[int], ties: Ties, reason: str) -> None:
+    """Pin the fields that vary along none of ``axes``."""
+    ties.pin([f for f in label.fields if not any(f.shape[axis] != 1 for axis in axes)], reason)
+
+
+def _to_rank(label: Label, rank: int) -> Label:
+    """Prepend axes of size 1, as numpy broadcasting does."""
+    if label.shape is None or len(label.shape) == rank:
+        return label
+    ones = (1,) * (rank - len(label.shape))
+    return Label(ones + label.shape, tuple(field.reshape(ones + field.shape) for field in label.fields))
+
+
+# --- contract ---------------------------------------------------------------------------------------
+
+
+def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Contract: input channels end at the weight's axis 1; the output carries the ids of its axis 0.
+
+    A depthwise convolution passes its input's ids through; a grouped one asks for balance.
+    """
+    x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else Label(None)
+    _pin_other_axes(x, [1], ties, SPATIAL)
+    ties.pin([f for f in weight.fields if any(axis > 1 for axis in varying(f))], TAPS)
+    groups = node.attrs["conv_groups"]
+    in_ids, out_ids = vector(x, 1, ties), vector(weight, 0, ties)
+    if groups == 1:
+        ties.unify(in_ids, vector(weight, 1, ties))
+    else:
+        pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
+        if in_ids.size == groups:
+            ties.unify(np.repeat(in_ids, out_ids.size // groups), out_ids)
+        else:
+            ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
+    ties.channel(out_ids)
+    if bias.shape is not None:
+        ties.unify(vector(bias, 0, ties), out_ids)
+    return [Label.along(_known(outputs[0]), 1, out_ids)]
+
+
+def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Contract: input channels end at the weight's axis 0; the output carries the ids of its axis 1.
+
+    With groups the weight's axis 1 is shared by the groups, so the output gets ids of its own.
+    """
+    x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else Label(None)
+    _pin_other_axes(x, [1], ties, SPATIAL)
+    ties.pin([f for f in weight.fields if any(axis > 1 for axis in varying(f))], TAPS)
+    groups = node.attrs["conv_groups"]
+    in_ids = vector(weight, 0, ties)
+    ties.unify(vector(x, 1, ties), in_ids)
+    per_group = vector(weight, 1, ties)
+    if groups == 1:
+        out_ids = per_group
+    else:
+        ties.pin(per_group, TAPS)
+        if in_ids.size == groups:
+            out_ids = np.repeat(in_ids, per_group.size)
+        else:
+            out_ids = ties.fresh(groups * per_group.size)
+            ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
+    ties.channel(out_ids)
+    if bias.shape is not None:
+        ties.unify(vector(bias, 0, ties), out_ids)
+    return [Label.along(_known(outputs[0]), 1, out_ids)]
+
+
+def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Contract: a[..., M, K] and b[..., K, N] meet on K; the output carries a's ids on M and b's on N."""
+    a = _swapped(inputs[0], bool(node.attrs.get("transpose_a")))
+    b = _swapped(inputs[1], bool(node.attrs.get("transpose_b")))
+    out_shape = outputs[0]
+    if a.shape is None or b.shape is None or out_shape is None:
+        pin_all([a, b], ties, "its operands have no known rank")
+        return [Label(out_shape)]
+    lone_a, lone_b = a.rank == 1, b.rank == 1
+    if lone_b:
+        b = Label((*b.shape, 1), tuple(field.reshape(-1, 1) for field in b.fields))
+    rank = max(a.rank, b.rank, 2)
+    a, b = _to_rank(a, rank), _to_rank(b, rank)
+    _meet(_contracted(a, rank - 1, rank - 2, ties), _contracted(b, rank - 2, rank - 1, ties), a, b, ties)
+    if inputs[1].rank == 2:
+        ties.channel(vector(b, rank - 1, ties))
+    fields = []
+    for operand, other, free, gone in ((a, b, rank - 2, rank - 1), (b, a, rank - 1, rank - 2)):
+        for field in operand.fields:
+            if field.shape[gone] != 1:
+                continue
+            if field.shape[free] != 1 or all(_extent(other, axis) == 1 for axis in varying(field)):
+                fields.append(field)
+            else:
+                ties.pin(field, "a batch axis of a matrix product is not a channel")
+    drop = [axis for axis, gone in ((rank - 2, lone_a), (rank - 1, lone_b)) if gone]
+    product = Label(out_shape, tuple(np.squeeze(field, axis=tuple(drop)) if drop else field for field in fields))
+    if len(inputs) > 2 and inputs[2].shape is not None:
+        return [merge([product, inputs[2]], out_shape, ties)]
+    return [product]
+
+
+def _swapped(label: Label, swap: bool) -> Label:
+    if not swap or label.shape is None:
+        return label
+    shape = (*label.shape[:-2], label.shape[-1], label.shape[-2])
+    return Label(shape, tuple(np.swapaxes(field, -1, -2) for field in label.fields))
+
+
+def _contracted(label: Label, axis: int, free: int, ties: Ties) -> Ids | None:
+    """Return the ids on the contracted axis, that axis last and the free axis gone; None where unlabelled."""
+    fields = label.on(axis)
+    if not fields:
+        return None
+    ties.pin(fields[1:], "two labelled axes were merged into one")
+    field = ties.tie_along(fields[0], [other for other in range(label.rank) if other != free])
+    return np.moveaxis(field, axis, -1).squeeze(-2) if axis < free else field.squeeze(free)
+
+
+def _meet(a_ids: Ids | None, b_ids: Ids | None, a: Label, b: Label, ties: Ties) -> None:
+    reason = "is summed against an operand that has no channels of its own"
+    if a_ids is not None and b_ids is not None:
+        ties.unify(a_ids, b_ids, reason)
+    else:
+        ties.pin([ids for ids in (a_ids, b_ids) if ids is not None], reason)
+
+
+def _extent(label: Label, axis: int) -> Dim:
+    assert label.shape is not None
+    return label.shape[axis]
+
+
+def attention(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Contract: q and k meet on their last axis; the output carries v's ids on its last axis."""
+    q, k, v = inputs[:3]
+    last = q.rank - 1
+    lone = [label.on(last) for label in (q, k)]
+    if lone[0] and lone[1]:
+        ties.unify(
+            ties.tie_along(lone[0][0], [axis for axis in range(q.rank) if axis != last - 1]),
+            ties.tie_along(lone[1][0], [axis for axis in range(k.rank) if axis != last - 1]),
+        )
+    else:
+        ties.pin([*lone[0], *lone[1]], "is summed against an operand that has no channels of its own")
+    passed = v.on(v.rank - 1)
+    for label in (q, k, v):
+        ties.pin([field for field in label.fields if field.shape[-1] == 1], "attention mixes positions")
+    pin_all(inputs[3:], ties, "an attention mask is not made of channels")
+    return [Label(outputs[0], passed)]
+
+
+def rnn(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Contract: x[..., I] ends at W[dirs, gates·H, I]; the recurrent state is refused."""
+    x, weight, *rest = inputs
+    if x.shape is not None and weight.shape is not None:
+        ties.unify(vector(x, x.rank - 1, ties), vector(weight, weight.rank - 1, ties))
+        _pin_other_axes(x, [x.rank - 1], ties, "a recurrent layer mixes positions")
+        _pin_other_axes(weight, [weight.rank - 1], ties, "a recurrent state feeds itself")
+    pin_all(rest, ties, "a recurrent state feeds itself")
+    return [Label(shape) for shape in outputs]
+
+
+# --- unify ------------------------------------------------------------------------------------------
+
+
+def merge(labels: Sequence[Label], out_shape: Shape | None, ties: Ties) -> Label:
+    """Unify operands that broadcast against each other; return the label of the result.
+
+    An operand of size 1 on an axis does not hinder removal there. One that has positions but no ids
+    on the axis pins the ids of the others: it cannot give the position up.
+    """
+    if out_shape is None or any(label.shape is None for label in labels):
+        pin_all(labels, ties, "its operands have no known rank")
+        return Label(out_shape)
+    rank = len(out_shape)
+    labels = [_to_rank(label, rank) for label in labels]
+    kept: list[Ids] = []
+    for index, label in enumerate(labels):
+        for field in label.fields:
+            if not _absorb(field, kept, ties):
+                kept.append(field)
+            for other in labels[:index] + labels[index + 1 :]:
+                _check_room(field, other, ties)
+    return Label(out_shape, tuple(kept))
+
+
+def _absorb(field: Ids, kept: list[Ids], ties: Ties) -> bool:
+    """Unify ``field`` with a field of the result that varies along the same, or nested, axes."""
+    axes = set(varying(field))
+    for position, other in enumerate(kept):
+        other_axes = set(varying(other))
+        if axes == other_axes or axes < other_axes or axes > other_axes:
+            ties.unify(field, other)
+            if axes > other_axes:
+                kept[position] = field
+            return True
+        if axes & other_axes:
+            ties.pin([field, other], "its operands label overlapping axes in different ways")
+            return True
+    return False
+
+
+def _check_room(field: Ids, other: Label, ties: Ties) -> None:
+    """Pin ``field`` where ``other`` has positions along its axes, but no ids that could go with it."""
+    axes = [axis for axis in varying(field) if _extent(other, axis) != 1]
+    if axes and not any(other_field.shape[axis] != 1 for other_field in other.fields for axis in axes):
+        ties.pin(field, "meets an axis that has no channels of its own (an input, or a computed tensor)")
+
+
+def elementwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify the operands along the axes on which they line up."""
+    return [merge([label for label in inputs if label.shape is not None], outputs[0], ties)]
+
+
+def unary(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: each element stays where it is. Further inputs (bounds of a clip) unify like any operand."""
+    if len(inputs) > 1:
+        return elementwise(node, inputs, outputs, ties)
+    return [Label(outputs[0], inputs[0].fields)]
+
+
+def prelu(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify: a slope per channel lies along attribute ``axis`` where it has one axis only."""
+    x, slope = inputs
+    axis = node.attrs.get("axis")
+    if axis is None or slope.shape is None or slope.rank != 1 or x.shape is None:
+        return elementwise(node, inputs, outputs, ties)
+    shape = tuple(slope.shape[0] if i == axis else 1 for i in range(x.rank))
+    along = Label(shape, tuple(spread(field.ravel(), axis, x.rank) for field in slope.fields))
+    return [merge([x, along], outputs[0], ties)]
+
+
+def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify: vectors (gamma, beta, statistics, scales) with the axis that they lie along."""
+    x, *vectors = inputs
+    if x.shape is None:
+        pin_all(inputs, ties, "its input has no known rank")
+        return [Label(shape) for shape in outputs]
+    axis = node.attrs.get("axis", 1)
+    labelled = [v for v in vectors if v.shape is not None and v.rank == 1 and v.shape[0] != 1]
+    pin_all([v for v in vectors if v.shape is not None and v.rank > 1], ties, "a blocked scale is not per channel")
+    if not labelled:
+        return [Label(outputs[0], x.fields), *(Label(shape) for shape in outputs[1:])]
+    ids = vector(x, axis, ties)
+    for v in labelled:
+        ties.unify(ids, vector(v, 0, ties))
+    others = tuple(field for field in x.fields if field.shape[axis] == 1)
+    return [Label(outputs[0], (*Label.along(x.shape, axis, ids).fields, *others)), *(Label(s) for s in outputs[1:])]
+
+
+def instance_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify gamma and beta with the channel axis; refuse labelled positions, which it averages over."""
+    axis = node.attrs.get("axis", 1)
+    ties.pin([f for f in inputs[0].fields if any(a > axis for a in varying(f))], SPATIAL)
+    return per_channel(node, inputs, outputs, ties)
+
+
+def group_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse its channels, which it averages over, unless every channel is a group of its own."""
+    x = inputs[0]
+    axis = node.attrs.get("axis", 1)
+    if x.shape is not None and x.shape[axis] == node.attrs["num_groups"]:
+        return instance_norm(node, inputs, outputs, ties)
+    pin_all(inputs, ties, "GroupNorm averages over the channels of a group")
+    return [Label(shape, x.fields if i == 0 else ()) for i, shape in enumerate(outputs)]
+
+
+def layer_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse the axes that it averages over; the others pass."""
+    x, *vectors = inputs
+    axes = node.attrs["axes"]
+    reason = "LayerNorm averages over its channels"
+    ties.pin([f for f in x.fields if any(f.shape[axis] != 1 for axis in axes)], reason)
+    pin_all(vectors, ties, reason)
+    return [Label(shape, x.fields if i == 0 else ()) for i, shape in enumerate(outputs)]
+
+
+# --- refuse -----------------------------------------------------------------------------------------
+
+
+def mixes(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse the axes that are mixed (softmax, LRN, cumulative sum); the others pass."""
+    x = inputs[0]
+    axes = node.attrs.get("axes") or [node.attrs.get("axis", 1)]
+    kind = node.attrs.get("kind", node.op)
+    ties.pin([f for f in x.fields if any(f.shape[axis] != 1 for axis in axes)], f"{kind} mixes its channels")
+    pin_all(inputs[1:], ties, f"is read by {kind}")
+    return [Label(shape, x.fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+
+
+def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse the axes that are reduced away; the others pass."""
+    x = inputs[0]
+    if x.shape is None:
+        return [Label(shape) for shape in outputs]
+    axes = sorted(node.attrs["axes"])
+    kind = node.attrs.get("kind", node.op)
+    gone = [f for f in x.fields if any(f.shape[axis] != 1 for axis in axes)]
+    ties.pin(gone, f"{kind} runs over its channels")
+    fields = x.without(gone).fields
+    if not node.attrs.get("keepdims", True):
+        fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
+    return [Label(shape, fields) for shape in outputs]
+
+
+def opaque(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse everything: prunec does not know this op, or does not look inside it."""
+    pin_all(inputs, ties, node.attrs.get("reason") or f"prunec has no rule for {node.source or node.op}")
+    return [Label(shape) for shape in outputs]
+
+
+def shape_of(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse: a channel count that is read as data must not change."""
+    pin_all(inputs, ties, "its shape is read as data")
+    return [Label(shape) for shape in outputs]
+
+
+# --- move -------------------------------------------------------------------------------------------
+
+
+def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: channels pass, positions do not (pooling, resizing, sampling)."""
+    x, *rest = inputs
+    spatial = node.attrs.get("spatial_axes")
+    if spatial is None:
+        spatial = range(2, x.rank) if x.shape is not None else ()
+    mixed = [f for f in x.fields if any(f.shape[axis] != 1 for axis in spatial)]
+    ties.pin(mixed, SPATIAL)
+    pin_all(rest, ties, f"is read by {node.source or node.op}")
+    fields = x.without(mixed).fields
+    return [Label(shape, fields) if shape is not None else Label(None) for shape in outputs]
+
+
+def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move. What survives of an axis that is split must be rectangular; a merge with the batch is refused."""
+    x, after = inputs[0], outputs[0]
+    if x.shape is None or after is None:
+        pin_all(inputs, ties, "is reshaped to a shape that is not known")
+        return [Label(after)]
+    groups = factor(x.shape, after) or []
+    with_batch = {a for ins, _ in groups if 0 in ins and x.shape[0] != 1 and len(ins) > 1 for a in ins}
+    fields = []
+    for field in x.fields:
+        moved = None if with_batch & set(varying(field)) else reshape_array(field, x.shape, after)
+        if moved is None:
+            ties.pin(field, "is merged with the batch or with an axis of open size")
+            continue
+        if len(varying(moved)) > 1:
+            ties.rectangle(moved)
+        fields.append(moved)
+    return [Label(after, tuple(fields))]
+
+
+def moves(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move the ids as the op moves the elements (transpose, slice, split, space to depth, im2col)."""
+    x = inputs[0]
+    results: list[list[Ids]] = [[] for _ in outputs]
+    for field in x.fields:
+        moved = MOVES[node.op](node, [field], [_known(x.shape)], [_known(shape) for shape in outputs], 0)
+        if moved is None:
+            ties.pin(field, "its channels move in a way that prunec cannot follow")
+            continue
+        if node.op == "slice" and any(step != 1 and field.shape[axis] != 1 for axis, step in _steps(node)):
+            ties.pin(field, "is sliced with a step")
+        for result, part in zip(results, moved, strict=True):
+            if varying(part):
+                result.append(part)
+            else:
+                ties.pin(part, "is picked out by its index")
+    return [Label(shape, tuple(result)) for shape, result in zip(outputs, results, strict=True)]
+
+
+def _steps(node: Node) -> list[tuple[int, int]]:
+    return list(zip(node.attrs["axes"], node.attrs["steps"], strict=True))
+
+
+def gather(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move along constant indices; refuse indices that are computed."""
+    x = inputs[0]
+    if node.attrs.get("indices") is None:
+        return opaque(node, inputs, outputs, ties)
+    if np.ndim(node.attrs["indices"]) != 1:
+        axis, indices = node.attrs["axis"], np.asarray(node.attrs["indices"])
+        for field in x.on(axis):
+            if varying(field) == (axis,):
+                ties.pin(field.take(indices, axis=axis), "is picked out by its index")
+    return moves(node, inputs[:1], outputs, ties)
+
+
+def concat(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: ids lie end to end along the axis, and are unified across the operands elsewhere."""
+    axis, out_shape = node.attrs["axis"], outputs[0]
+    if out_shape is None or any(label.shape is None for label in inputs):
+        pin_all(inputs, ties, "its operands have no known rank")
+        return [Label(out_shape)]
+    fields: list[Ids] = []
+    main = [(label.on(axis) or (np.zeros((1,) * label.rank, dtype=np.int64),)) for label in inputs]
+    for first, *others in main:
+        ties.pin(others, "two labelled axes were merged into one")
+    if any(first.any() for first, *_ in main):
+        shapes = [_known(label.shape) for label in inputs]
+        joined = MOVES["concat"](node, [first for first, *_ in main], shapes, [out_shape], 0)
+        if joined is None:
+            ties.pin([first for first, *_ in main], "is concatenated along an axis of open size")
+        else:
+            fields.append(joined[0])
+    rest = [label.without(label.on(axis)) for label in inputs]
+    # Along the other axes a concat is like an elementwise op: a channel goes from all operands or from none.
+    free = [Label(tuple(1 if i == axis else s for i, s in enumerate(_known(label.shape))), label.fields) for label in rest]
+    if any(label.fields for label in free):
+        crossing = [label for label, (first, *_) in zip(inputs, main, strict=True) if len(varying(first)) > 1]
+        if crossing:
+            pin_all(inputs, ties, "its operands label overlapping axes in different ways")
+        fields.extend(merge(free, tuple(1 if i == axis else s for i, s in enumerate(out_shape)), ties).fields)
+    return [Label(out_shape, tuple(fields))]
+
+
+def expand(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move; an axis grown from size 1 gets ids of its own, for its size can be rewritten."""
+    x, after = inputs[0], outputs[0]
+    if x.shape is None or after is None:
+        pin_all(inputs, ties, "is expanded to a shape that is not known")
+        return [Label(after)]
+    label = _to_rank(x, len(after))
+    grown = [
+        spread(ties.fresh(size), axis, len(after))
+        for axis, size in enumerate(after)
+        if axis > 0 and isinstance(size, int) and size > 1 and _extent(label, axis) == 1
+    ]
+    if node.op == "tile":
+        moved = MOVES["tile"]
+        shapes = ([_known(x.shape)], [after])
+        return [Label(after, (*(m for f in label.fields for m in moved(node, [f], *shapes, 0) or ()), *grown))]
+    return [Label(after, (*label.fields, *grown))]
+
+
+def pad(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move; positions added to a labelled axis get ids of their own, for their number can be rewritten."""
+    x, after = inputs[0], outputs[0]
+    if x.shape is None or after is None:
+        pin_all(inputs, ties, "has no known rank")
+        return [Label(after)]
+    pads = node.attrs["pads"]
+    fields = []
+    for field in x.fields:
+        axes = [axis for axis in varying(field) if pads[axis] or pads[x.rank + axis]]
+        if axes and (len(varying(field)) > 1 or node.attrs.get("mode", "constant") != "constant"):
+            ties.pin(field, "is padded in a way that prunec cannot rewrite")
+        moved = MOVES["pad"](node, [field], [x.shape], [after], 0)
+        assert moved is not None, "padding can always be followed"
+        new = moved[0]
+        if axes and node.attrs.get("mode", "constant") == "constant":
+            inside = MOVES["pad"](node, [np.ones(field.shape, dtype=bool)], [x.shape], [after], False)
+            assert inside is not None, "padding can always be followed"
+            new = new.copy()
+            new[~inside[0]] = ties.fresh(int((~inside[0]).sum()))
+        fields.append(new)
+    return [Label(after, tuple(fields))]
+
+
+def depth_to_space(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: the block² channels that become one channel's pixels are tied, and go together."""
+    x, after = inputs[0], outputs[0]
+    ids, block = vector(x, 1, ties), node.attrs["block"]
+    _pin_other_axes(x, [1], ties, SPATIAL)
+    if not x.on(1) or after is None:
+        return [Label(after)]
+    if node.attrs["mode"] == "CRD":
+        pixels = ids.reshape(-1, block * block)
+    else:
+        pixels = ids.reshape(block * block, -1).T
+    ties.unify(pixels, pixels[:, :1])
+    return [Label.along(after, 1, pixels[:, 0].copy())]
+
+
+def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: ``source``'s ids replace ``base``'s between start and end; elsewhere the two are unified."""
+    base, source = inputs
+    after, axis = outputs[0], node.attrs["axis"]
+    if base.shape is None or source.shape is None or after is None:
+        pin_all(inputs, ties, "has no known rank")
+        return [Label(after)]
+    if not base.on(axis) and not source.on(axis):
+        outer = [Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.fields) for v in inputs]
+        merged = merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties)
+        return [Label(after, merged.fields)]
+    ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
+    for label in inputs:
+        _pin_other_axes(label, [axis], ties, "is overwritten in part")
+    moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
+    if moved is None:
+        ties.pin(ids, "is overwritten along an axis of open size")
+        return [Label(after)]
+    return [Label(after, tuple(moved))]
+
+
+def full(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: a tensor of one value gets ids of its own on every axis but the batch, for its shape can be rewritten."""
+    after = outputs[0]
+    if after is None:
+        return [Label(None)]
+    fields = [
+        spread(ties.fresh(size), axis, len(after))
+        for axis, size in enumerate(after)
+        if axis > 0 and isinstance(size, int) and size > 1
+    ]
+    return [Label(after, tuple(fields))]
+
+
+def _known(shape: Shape | None) -> Shape:
+    assert shape is not None, "the rule was reached with a value of unknown rank"
+    return shape
+
+
+CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "conv": conv,
+        "conv_transpose": conv_transpose,
+        "matmul": matmul,
+        "attention": attention,
+        "rnn": rnn,
+        "batch_norm": per_channel,
+        "instance_norm": instance_norm,
+        "group_norm": group_norm,
+        "layer_norm": layer_norm,
+        "lrn": mixes,
+        **dict.fromkeys(UNARY, unary),
+        **dict.fromkeys(BINARY, elementwise),
+        "prelu": prelu,
+        "where": elementwise,
+        "reshape": reshape,
+        "transpose": moves,
+        "slice": moves,
+        "split": moves,
+        "concat": concat,
+        "gather": gather,
+        "expand": expand,
+        "tile": expand,
+        "pad": pad,
+        "depth_to_space": depth_to_space,
+        "space_to_depth": moves,
+        "im2col": moves,
+        "scatter_slice": scatter_slice,
+        "full": full,
+        **dict.fromkeys(("max_pool", "avg_pool", "resize", "sample"), channelwise),
+        "quantize": per_channel,
+        "dequantize": per_channel,
+        "reduce": reduces,
+        "arg_reduce": reduces,
+        "along": mixes,
+        "shape_of": shape_of,
+        "opaque": opaque,
+    }
+)

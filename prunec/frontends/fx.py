@@ -1,0 +1,466 @@
+"""nn.Module -> Graph: trace with torch.fx, then record the aten ops of every FX node under fake tensors.
+
+Owns tracing, recording and the map back from IR to FX. What each aten op becomes is in aten.py; how a
+pruned GraphModule is made is in backends/fx.py. The user's module is never changed, and no autograd is
+involved: frozen parameters, train or eval mode and no_grad make no difference.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.aten import Call, Operand, translate
+from prunec.graph import Graph, Node, Param, Value
+
+KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.PReLU,
+)  # fmt: skip
+"""Leaf modules with parameters whose sizes the backend knows how to correct."""
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
+"""In-place ops that fake tensors use to fix strides: sizes and content stay."""
+_TRACE_BATCH = 3
+"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for a tensor in ``Traced.results``: the IR value or parameter of that name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """A module as IR, with the way back.
+
+    Args:
+        graph: the IR.
+        module: the traced GraphModule; it shares parameters with the user's module.
+        results: FX node name -> its result, tensors replaced by ``Ref``; numbers as they were.
+        example_inputs: what it was traced with.
+        exported: True where torch.fx could not trace it and torch.export did.
+        parameters: parameter and buffer names -> the tensors themselves.
+    """
+
+    graph: Graph
+    module: fx.GraphModule
+    results: Mapping[str, Any]
+    example_inputs: tuple[Any, ...]
+    exported: bool
+    parameters: Mapping[str, Tensor]
+
+
+def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
+    """Read a module into the IR.
+
+    Args:
+        module: any module that torch.fx or torch.export can trace; it is left as it was.
+        example_inputs: positional arguments of forward; tensors of the shape to analyse (any device).
+        name: shown in reports.
+
+    Raises:
+        UntraceableModel: neither tracer can read it; both reasons are given.
+        BadInput: the module cannot run on inputs of this shape.
+    """
+    inputs = tuple(example_inputs)
+    with _eval_mode(module), torch.no_grad():
+        traced_by_fx, reason = _symbolic_trace(module, len(inputs))
+        if traced_by_fx is not None:
+            try:
+                return _record_any_batch(traced_by_fx, inputs, name, exported=False)
+            except Exception as error:  # any error of the user's forward: torch.export is the second opinion
+                reason = error
+        exported = _export(module, inputs, reason)
+        try:
+            return _record_any_batch(exported, inputs, name, exported=True)
+        except Exception as error:
+            raise _cannot_run(inputs, error) from error
+
+
+def _cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
+    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    return BadInput(
+        f"the network cannot run on an input of shape {shapes}",
+        why=_one_line(error),
+        do="give the shape that it expects with --input-shape",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        for sub, _ in modes:
+            sub.training = False
+        yield
+    finally:
+        for sub, mode in modes:
+            sub.training = mode
+
+
+def _symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
+    if isinstance(module, fx.GraphModule):
+        return module, None
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
+    concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+            tracer = fx.Tracer(param_shapes_constant=True)
+            graph = tracer.trace(module, concrete_args=concrete or None)
+            return fx.GraphModule(tracer.root, graph, type(module).__name__), None
+    except Exception as error:  # whatever the user's forward raises on proxies means "not traceable"
+        return None, error
+
+
+def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
+    batch = {0: torch.export.Dim.AUTO}
+    dynamic = tuple(batch if isinstance(i, Tensor) and i.dim() else None for i in inputs)
+    last: BaseException | None = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for shapes in (dynamic, None):
+            try:
+                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+                # Guards compare with the shapes before pruning; they have no place in a pruned module.
+                exported = program.module(check_guards=False)
+                assert isinstance(exported, fx.GraphModule)
+                return exported
+            except Exception as error:  # noqa: PERF203  # each attempt may fail in its own way; the last is reported
+                last = error
+    assert last is not None
+    if _runs(module, inputs) is not None:
+        raise _cannot_run(inputs, _runs(module, inputs) or last)
+    raise UntraceableModel(
+        "the network can be read neither by torch.fx nor by torch.export",
+        why=f"torch.fx: {_one_line(reason) if reason else 'its graph cannot be run'}; torch.export: {_one_line(last)}",
+        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
+    ) from last
+
+
+def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
+    """Return the error of a plain forward pass, None when it runs."""
+    try:
+        module(*inputs)
+    except Exception as error:  # the user's forward may raise anything
+        return error
+    return None
+
+
+def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str, *, exported: bool) -> Traced:
+    """Record with a batch that is not 1 where the network allows it."""
+    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    if tensors and all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
+        wide = tuple(i.new_empty((_TRACE_BATCH, *i.shape[1:])) if isinstance(i, Tensor) else i for i in inputs)
+        try:
+            return _record(module, wide, inputs, name, exported=exported)
+        except Exception:  # noqa: S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
+            pass
+    return _record(module, inputs, inputs, name, exported=exported)
+
+
+def _record(
+    module: fx.GraphModule, inputs: tuple[Any, ...], example_inputs: tuple[Any, ...], name: str, *, exported: bool
+) -> Traced:
+    recorder = _Recorder(module)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        fakes = tuple(fake.from_tensor(i) if isinstance(i, Tensor) else i for i in inputs)
+        with recorder:
+            _Walk(module, recorder).run(*fakes)
+    return Traced(
+        graph=recorder.graph(name or module.__class__.__name__),
+        module=module,
+        results=MappingProxyType(recorder.results),
+        example_inputs=example_inputs,
+        exported=exported,
+        parameters=MappingProxyType(recorder.tensors),
+    )
+
+
+class _Walk(fx.Interpreter):
+    """Runs the GraphModule node by node and tells the recorder which node is running."""
+
+    def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
+        super().__init__(module)
+        self.recorder = recorder
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        recorder = self.recorder
+        recorder.begin(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        whole = self._whole(n)
+        if whole is None:
+            result = getattr(self, n.op)(n.target, args, kwargs)
+        else:
+            with recorder.paused():
+                result = getattr(self, n.op)(n.target, args, kwargs)
+            whole(args, kwargs, result)
+        recorder.end(n, args, result)
+        return result
+
+    def _whole(self, n: fx.Node) -> Callable[[Any, Any, Any], None] | None:
+        """Return how to record a node as one op instead of op by op; None for op by op."""
+        recorder = self.recorder
+        if n.op == "call_function" and n.target is nn.functional.instance_norm:
+            return recorder.functional_instance_norm
+        if n.op != "call_module":
+            return None
+        module = self.fetch_attr(str(n.target))
+        if isinstance(module, _INSTANCE_NORMS):
+            return lambda args, kwargs, result: recorder.instance_norm(args[0], module, result)
+        if isinstance(module, KNOWN_LEAVES) or not any(True for _ in module.parameters()):
+            return None
+        return lambda args, kwargs, result: recorder.opaque_module(module, args, kwargs, result)
+
+
+class _Recorder(TorchDispatchMode):
+    """Builds the IR from the aten calls that it sees."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.results: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self._nodes: list[Node] = []
+        self._values: dict[str, Value] = {}
+        self._params: dict[str, Param] = {}
+        self._inputs: list[str] = []
+        self._outputs: list[str] = []
+        self._names: dict[int, str] = {}
+        self._stale: dict[int, tuple[str, str]] = {}
+        self._alive: list[Tensor] = []
+        self._by_storage: dict[int, list[Tensor]] = {}
+        self._contents: dict[str, np.ndarray[Any, Any]] = {}
+        self._origin = ""
+        self._source = ""
+        self._serial = 0
+        self._paused = False
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self.tensors.setdefault(name, tensor)
+            self._names.setdefault(id(tensor), name)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self._paused:
+            self._call(func, args, kwargs, result)
+        return result
+
+    def _call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        tensors = tuple(item for item in pytree.tree_leaves(result) if isinstance(item, Tensor))
+        schema = func._schema
+        if not tensors or schema.name in _LAYOUT_OPS:
+            return
+        bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        bound.update(zip((a.name for a in schema.arguments), args, strict=False))
+        bound.update(kwargs)
+        name = schema.name.partition("::")[2]
+        in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__") and tensors[0] is args[0]
+        self._source = f"{schema.name.replace('::', '.')}"
+        before = self._name(tensors[0]) if in_place else ""
+        translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
+        if in_place:
+            self._written(tensors[0], before)
+
+    # -- what rows of the aten table use --
+
+    def emit(self, op: str, inputs: Sequence[Operand], outputs: Sequence[Any], **attrs: Any) -> list[str]:
+        """Add a node; see prunec.frontends.aten.Emitter."""
+        names = tuple(self._operand(operand) for operand in inputs)
+        node_name = self._origin if self._serial == 0 else f"{self._origin}.{self._serial}"
+        self._serial += 1
+        out_names = []
+        dtype = self._dtype(names[0]) if names else "float32"
+        for number, output in enumerate(outputs):
+            value = f"{node_name}:{number}" if number else node_name
+            if isinstance(output, Tensor):
+                self._define(value, output)
+            else:
+                self._values[value] = Value(value, tuple(output), dtype)
+            out_names.append(value)
+        self._nodes.append(Node(node_name, op, names, tuple(out_names), MappingProxyType(attrs), self._source, self._origin))
+        if op in ("reshape", "identity") and names[0] in self._contents:
+            self._contents[out_names[0]] = self._contents[names[0]].reshape(self._values[out_names[0]].shape)  # type: ignore[arg-type]  # FX shapes are all int
+        return out_names
+
+    def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
+        """Return the content of a parameter, buffer or a reshaped one; None for computed tensors."""
+        name = self._name(tensor)
+        param = self._params.get(name)
+        return param.array if param is not None else self._contents.get(name)
+
+    def _dtype(self, name: str) -> str:
+        value = self._values.get(name)
+        return value.dtype if value is not None else "float32"
+
+    def _operand(self, operand: Operand) -> str:
+        if operand is None:
+            return ""
+        if isinstance(operand, str):
+            return operand
+        if isinstance(operand, Tensor):
+            return self._name(operand)
+        name = f"literal:{operand}"
+        if name not in self._params:
+            array = np.asarray(operand, dtype=np.float64)
+            array.flags.writeable = False
+            self._params[name] = Param(name, array, literal=True)
+        return name
+
+    def _define(self, name: str, tensor: Tensor) -> None:
+        self._names[id(tensor)] = name
+        self._stale.pop(id(tensor), None)
+        self._alive.append(tensor)  # an id is only unique while its object lives
+        self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+        self._values[name] = Value(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    def _name(self, tensor: Tensor) -> str:
+        """Return the IR name of a tensor, reading parameters in when they are first used."""
+        stale = self._stale.pop(id(tensor), None)
+        if stale is not None:
+            return self._reread(tensor, stale)
+        name = self._names.get(id(tensor))
+        if name is None:
+            name = f"constant:{len(self.tensors)}"
+            self.tensors[name] = tensor
+            self._names[id(tensor)] = name
+            self._alive.append(tensor)
+        if name in self.tensors and name not in self._params:
+            self._params[name] = Param(name, _to_numpy(tensor))
+            self._contents[name] = self._params[name].array
+            self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+        return name
+
+    def _written(self, tensor: Tensor, before: str) -> None:
+        """Mark every other view of the written memory: what it held is not what it holds now."""
+        now = self._names[id(tensor)]
+        for other in self._by_storage.get(_storage(tensor), []):
+            if other is not tensor and self._names.get(id(other)) != now:
+                self._stale[id(other)] = (self._names[id(other)], now)
+
+    def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
+        reason = "is written in place through a view"
+        source, self._source = self._source, "in-place write"
+        (name,) = self.emit("opaque", list(stale), [tensor], reason=reason)
+        self._source = source
+        return name
+
+    # -- what the interpreter uses --
+
+    def begin(self, n: fx.Node) -> None:
+        self._origin, self._serial = n.name, 0
+
+    def end(self, n: fx.Node, args: Any, result: Any) -> None:
+        if n.op == "placeholder":
+            if isinstance(result, Tensor):
+                self._define(n.name, result)
+                self._inputs.append(n.name)
+        elif n.op == "output":
+            self._outputs.extend(self._name(leaf) for leaf in pytree.tree_leaves(args[0]) if isinstance(leaf, Tensor))
+        self.results[n.name] = pytree.tree_map(lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result)
+
+    def instance_norm(self, x: Tensor, module: Any, result: Tensor) -> None:
+        """Record one node: its decomposition merges batch and channels, which would hide the channels."""
+        self._source = type(module).__name__
+        inputs: list[Operand] = [x, module.weight, module.bias]
+        if module.track_running_stats and module.running_mean is not None:
+            stats: list[Operand] = [module.running_mean, module.running_var]
+            self.emit("batch_norm", inputs + stats, [result], axis=1, eps=module.eps, training=False)
+        else:
+            self.emit("instance_norm", inputs, [result], axis=1, eps=module.eps)
+
+    def functional_instance_norm(self, args: Any, kwargs: Any, result: Tensor) -> None:
+        names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+        bound = dict(zip(names, args, strict=False)) | kwargs
+        self._source = "instance_norm"
+        inputs: list[Operand] = [bound["input"], bound.get("weight"), bound.get("bias")]
+        if bound.get("use_input_stats", True):
+            self.emit("instance_norm", inputs, [result], axis=1, eps=bound.get("eps", 1e-5))
+        else:
+            stats: list[Operand] = [bound["running_mean"], bound["running_var"]]
+            self.emit("batch_norm", inputs + stats, [result], axis=1, eps=bound.get("eps", 1e-5), training=False)
+
+    def opaque_module(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        """Record a leaf module that prunec does not look into: what it touches is pinned."""
+        self._source = type(module).__name__
+        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        reason = f"prunec does not look into {type(module).__name__} modules"
+        self.emit("opaque", [*inputs, *module.parameters()], outputs, reason=reason)
+
+    def graph(self, name: str) -> Graph:
+        """Return the finished IR."""
+        read, nodes = set(self._outputs), []
+        for node in reversed(self._nodes):
+            if any(value in read for value in node.outputs):
+                nodes.append(node)
+                read.update(node.inputs)
+        named = {value for node in nodes for value in node.outputs} | set(self._inputs)
+        return Graph(
+            nodes=tuple(reversed(nodes)),
+            values=MappingProxyType({key: value for key, value in self._values.items() if key in named}),
+            params=MappingProxyType({key: param for key, param in self._params.items() if key in read}),
+            inputs=tuple(self._inputs),
+            outputs=tuple(self._outputs),
+            name=name,
+            frontend="fx",
+        )
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return the content as a read-only array, shared where it can be; bfloat16 becomes float32."""
+    with _disable_current_modes():
+        plain = tensor.detach().cpu()
+        array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+def is_size_query(node: fx.Node) -> bool:
+    """Tell whether an FX node reads sizes: ``x.size(…)``, ``x.shape``, ``aten.sym_size``."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    return node.target is operator.getitem or "sym_size" in str(node.target)

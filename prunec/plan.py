@@ -1,0 +1,202 @@
+"""PrunePlan: what stays on each parameter axis, and where each removed constant goes. Pure data.
+
+Owns the data type and its JSON form. ``passes/select.py`` and ``passes/absorb.py`` make plans,
+``passes/lower.py`` turns one into edits, the backends carry those out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prunec.errors import BadPlan
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """A graph input as it was traced: its name, shape (batch included) and numpy dtype name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class AxisKeep:
+    """What stays of one parameter axis.
+
+    Args:
+        param: the parameter's name in the model.
+        axis: the axis that is sliced.
+        size: its size before.
+        keep: the indices that stay, ascending.
+    """
+
+    param: str
+    axis: int
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedKeep:
+    """What stays of the per-group input axis of a grouped convolution's weight.
+
+    Convolution group j of the original keeps the slots ``keep[j]`` of axis ``axis``; an empty tuple
+    means that the whole group goes. All non-empty tuples are equally long.
+    """
+
+    param: str
+    axis: int
+    keep: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Where the constants of removed channels go at one contraction.
+
+    ``bias``: add Σ_k constants[k] · Σ_taps W[:, positions[k]] to the bias (made if there is none).
+    ``running_mean``: subtract the same sum from the running mean of the BatchNorm ``target``.
+    ``carrier``: add Σ_k (constants[k] / carrier_constant) · W[:, positions[k]] to W[:, carrier].
+
+    Args:
+        node: the contraction, by IR node name.
+        kind: as above.
+        positions: indices on the contracted axis of the node's input, before removal.
+        constants: the value each of them had, one per position.
+        target: ``running_mean``: that parameter's name. ``bias``: the bias parameter, "" to make one.
+        carrier, carrier_constant: for ``carrier``: the position that stays, and its value.
+    """
+
+    node: str
+    kind: Literal["bias", "running_mean", "carrier"]
+    positions: tuple[int, ...]
+    constants: tuple[float, ...]
+    target: str = ""
+    carrier: int = -1
+    carrier_constant: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantInput:
+    """An input of a node that had become constant, and is read from a stored tensor from now on.
+
+    ``value`` holds the kept channels, flat in C order; ``shape`` broadcasts against the pruned input.
+    """
+
+    node: str
+    index: int
+    shape: tuple[int, ...]
+    value: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """A complete, framework-free description of one pruning.
+
+    ``exact`` tells whether the pruned network computes the same function (up to float rounding);
+    ``reason`` says in one sentence how the channels were chosen.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    keeps: tuple[AxisKeep, ...] = ()
+    grouped: tuple[GroupedKeep, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    constant_inputs: tuple[ConstantInput, ...] = ()
+    exact: bool = True
+    reason: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """True when applying the plan changes nothing."""
+        return not (self.keeps or self.grouped or self.folds or self.constant_inputs)
+
+    def to_json(self) -> str:
+        """Return the plan as one JSON document (floats round-trip exactly)."""
+        document = {"format": "prunec-plan", "version": FORMAT_VERSION, **_plain(self)}
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> PrunePlan:
+        """Read ``to_json``'s document.
+
+        Raises:
+            BadPlan: not JSON, not a plan, or a version this prunec does not know.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadPlan("the plan is not JSON", why=str(error)) from error
+        if not isinstance(document, dict) or document.get("format") != "prunec-plan":
+            raise BadPlan("the document is not a prunec plan", do="give the plan.json of a run folder")
+        if document.get("version") != FORMAT_VERSION:
+            raise BadPlan(
+                f"the plan has format version {document.get('version')}",
+                why=f"this prunec reads version {FORMAT_VERSION}",
+                do="use the prunec that wrote it, or prune again",
+            )
+        try:
+            return _plan(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadPlan("the plan is incomplete or damaged", why=repr(error)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> PrunePlan:
+        """Read a plan.json."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadPlan(f"cannot read the plan {path}", why=str(error)) from error
+        return cls.from_json(text)
+
+    def apply(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return a pruned copy of ``module``, of the same class; see prunec.backends.fx.apply_to_module."""
+        from prunec.backends.fx import apply_to_module
+
+        return apply_to_module(module, self)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _plan(document: Mapping[str, Any]) -> PrunePlan:
+    kinds = ("bias", "running_mean", "carrier")
+    if any(fold["kind"] not in kinds for fold in document["folds"]):
+        raise ValueError(f"a fold is none of {kinds}")
+    return PrunePlan(
+        inputs=tuple(InputSpec(i["name"], _ints(i["shape"]), i["dtype"]) for i in document["inputs"]),
+        keeps=tuple(AxisKeep(k["param"], k["axis"], k["size"], _ints(k["keep"])) for k in document["keeps"]),
+        grouped=tuple(
+            GroupedKeep(g["param"], g["axis"], tuple(_ints(slots) for slots in g["keep"])) for g in document["grouped"]
+        ),
+        folds=tuple(
+            Fold(f["node"], f["kind"], _ints(f["positions"]), _floats(f["constants"]), f["target"], f["carrier"], f["carrier_constant"])
+            for f in document["folds"]
+        ),
+        constant_inputs=tuple(
+            ConstantInput(c["node"], c["index"], _ints(c["shape"]), _floats(c["value"])) for c in document["constant_inputs"]
+        ),
+        exact=bool(document["exact"]),
+        reason=str(document["reason"]),
+    )
