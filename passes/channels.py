@@ -19,12 +19,18 @@ from prunec.passes.rules.channels import CHANNEL_RULES, Rule
 GRAPH_OUTPUT = "is an output of the network"
 
 
-def channels(graph: Graph, keep: Sequence[str] = (), rules: Mapping[str, Rule] = CHANNEL_RULES) -> ChannelClasses:
+def channels(
+    graph: Graph,
+    keep: Sequence[str] = (),
+    frozen: Mapping[str, str] | None = None,
+    rules: Mapping[str, Rule] = CHANNEL_RULES,
+) -> ChannelClasses:
     """Partition the channels of ``graph`` into classes that must be kept or removed together.
 
     Args:
         graph: values whose rank or sizes are unknown only cost prunable channels.
         keep: shell patterns over parameter and node names; what they touch is pinned.
+        frozen: names of the user's nodes that a backend cannot rewrite -> reason; what they touch is pinned.
         rules: the table to interpret the graph with.
 
     Ensures:
@@ -45,6 +51,9 @@ def channels(graph: Graph, keep: Sequence[str] = (), rules: Mapping[str, Rule] =
         labels[name] = Label(graph.values[name].shape)
     for node in graph.nodes:
         _interpret(graph, node, rules, labels, ties)
+        if frozen and node.origin in frozen:
+            touched = [labels[name] for name in (*node.inputs, *node.outputs)]
+            ties.pin([field for label in touched for field in label.fields], frozen[node.origin])
     ties.node = None
     for name in graph.outputs:
         ties.pin(list(labels[name].fields), GRAPH_OUTPUT, where=name)

@@ -34,6 +34,9 @@ Reductions and their like
     reduce          x   kind axes keepdims          mean sum max min prod l1 l2 var std logsumexp any all
     along           x   kind axes                   softmax log_softmax cumsum argsort sort …: mixes along axes, keeps the shape
     arg_reduce      x   kind axes keepdims          argmax argmin …
+Attribute ``inner`` (any binary op): the node is part of a larger call of the user's model, so that its
+operands cannot be replaced one by one.
+
 Rest
     shape_of        x               the shape as data; carries no channels
     opaque          ...             an op prunec does not know, or a body it does not enter: pins what it touches

@@ -158,8 +158,8 @@ class PrunePlan:
         return cls.from_json(text)
 
     def apply(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Return a pruned copy of ``module``, of the same class; see prunec.backends.fx.apply_to_module."""
-        from prunec.backends.fx import apply_to_module
+        """Return a pruned copy of ``module``, of the same class; see prunec.apply.apply_to_module."""
+        from prunec.apply import apply_to_module
 
         return apply_to_module(module, self)
 

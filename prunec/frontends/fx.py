@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
 from prunec.graph import Graph, Node, Param, Value
+from prunec.ops import BINARY
 
 KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -82,7 +83,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         BadInput: the module cannot run on inputs of this shape.
     """
     inputs = tuple(example_inputs)
-    with _eval_mode(module), torch.no_grad():
+    with eval_mode(module), torch.no_grad():
         traced_by_fx, reason = _symbolic_trace(module, len(inputs))
         if traced_by_fx is not None:
             try:
@@ -111,7 +112,7 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put every submodule in eval mode for the time of the trace, then each back as it was."""
     modes = [(sub, sub.training) for sub in module.modules()]
     try:
@@ -385,6 +386,8 @@ class _Recorder(TorchDispatchMode):
         self._origin, self._serial = n.name, 0
 
     def end(self, n: fx.Node, args: Any, result: Any) -> None:
+        if self._serial > 1 or n.op == "call_module":
+            self._mark_inner()
         if n.op == "placeholder":
             if isinstance(result, Tensor):
                 self._define(n.name, result)
@@ -392,6 +395,15 @@ class _Recorder(TorchDispatchMode):
         elif n.op == "output":
             self._outputs.extend(self._name(leaf) for leaf in pytree.tree_leaves(args[0]) if isinstance(leaf, Tensor))
         self.results[n.name] = pytree.tree_map(lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result)
+
+    def _mark_inner(self) -> None:
+        """Mark binary nodes inside a larger call: their operands are no arguments of the FX node."""
+        for at in range(len(self._nodes) - 1, -1, -1):
+            node = self._nodes[at]
+            if node.origin != self._origin:
+                break
+            if node.op in BINARY:
+                self._nodes[at] = replace(node, attrs=MappingProxyType({**node.attrs, "inner": True}))
 
     def instance_norm(self, x: Tensor, module: Any, result: Tensor) -> None:
         """Record one node: its decomposition merges batch and channels, which would hide the channels."""

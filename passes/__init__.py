@@ -1,0 +1,1 @@
+"""Passes: Graph in; channel classes, constants, liveness, cost and a PrunePlan out. Installed as prunec.passes."""

@@ -1,0 +1,179 @@
+"""Absorb: where the constants of removed channels go.
+
+Owns the choice of carriers (channels that stay so that zero-padded borders remain exact) and the list
+of folds. Which channels are removed is select.py's decision, carrying the folds out is lower.py's.
+
+At a contraction that loses channels k with constants c_k, the paper adds Σ_k c_k · Σ_taps W[:, k] to
+the bias (or takes it from the running mean that follows). With zero padding the constant is missing
+in the padded ring, so that is not exact. A carrier r, one constant channel that stays, makes it so:
+W[:, r] += Σ_k (c_k / c_r) · W[:, k] is linear in the padded map itself. Ye et al., ICLR 2018, sec. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Graph, Node
+from prunec.labels import ChannelClasses
+from prunec.passes.needs import Needs
+from prunec.passes.reads import Read, is_flat
+from prunec.plan import Fold
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+WEAKEST_CARRIER = 1e-3
+"""A carrier's constant is at least this fraction of the largest constant it stands for: smaller ones
+would make weights so large that float32 loses digits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Absorption:
+    """One convolution group of one contraction that loses constants other than zero.
+
+    ``positions`` are indices on the contracted axis, int64; ``classes`` and ``constants`` belong to all
+    positions of the group; ``removed`` and ``constant`` (bool) mark those that go, and those that are
+    constant everywhere and not zero.
+    """
+
+    read: Read
+    positions: np.ndarray[Any, np.dtype[np.int64]]
+    classes: np.ndarray[Any, np.dtype[np.int64]]
+    constants: np.ndarray[Any, np.dtype[np.float64]]
+    removed: Mask
+    constant: Mask
+
+    def carriers(self) -> Mask:
+        """Return bool[positions]: constants large enough to stand for those that are removed."""
+        largest = np.abs(self.constants[self.removed & self.constant]).max()
+        return self.constant & (np.abs(self.constants) >= WEAKEST_CARRIER * largest)
+
+
+def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask) -> Iterator[Absorption]:
+    """Yield every convolution group of a running contraction that loses constants other than zero."""
+    for read in found:
+        if read.node.name not in wanted.nodes or not read.absorbs or not is_flat(read.ids):
+            continue
+        owners, constants = classes.class_of[read.ids.ravel()], read.constant.ravel()
+        constant = ~np.isnan(constants) & (constants != 0) & ~read.dead.ravel()
+        lost = constant & ~keep[owners]
+        if not lost.any():
+            continue
+        groups = read.node.attrs.get("conv_groups", 1) if read.node.op != "matmul" else 1
+        for rows in np.arange(owners.size).reshape(groups, -1):
+            if lost[rows].any():
+                yield Absorption(read, rows, owners[rows], constants[rows], ~keep[owners[rows]], constant[rows])
+
+
+def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, exact: Mask) -> Mask:
+    """Return bool[num_classes]: the channels to give back so that every border is exact.
+
+    Each absorption that meets a border needs one; the class that serves most of them is taken first
+    (greedy set cover; ties go to the largest constant). Channels that stay anyway serve for nothing.
+
+    Args:
+        exact: bool[num_classes]; only channels that may leave exactly need a carrier.
+    """
+    pending = []
+    for absorption in absorptions(classes, found, wanted, keep):
+        lost = absorption.removed & absorption.constant & exact[absorption.classes]
+        if absorption.read.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
+            pending.append(absorption)
+    chosen = np.zeros(classes.num_classes, dtype=bool)
+    while pending:
+        serves = np.zeros(classes.num_classes)
+        for absorption in pending:
+            able = absorption.carriers()
+            size = np.abs(absorption.constants)
+            # One per absorption served, plus at most a half for the relative size of the constant.
+            np.maximum.at(share := np.zeros(classes.num_classes), absorption.classes[able], 1 + 0.5 * size[able] / size[able].max())
+            serves += share
+        best = int(serves.argmax())
+        chosen[best] = True
+        pending = [a for a in pending if not (a.carriers() & (a.classes == best)).any()]
+    return chosen
+
+
+def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: Mask) -> Iterator[tuple[Node, Mask]]:
+    """Yield contractions that share a weight or bias but lose different constants, with the classes concerned.
+
+    One tensor cannot take two different folds: those channels have to stay.
+    """
+    by_param: dict[str, Read] = {}
+    for read in found:
+        for name in read.node.inputs[1:3]:
+            if name not in graph.params or len(graph.consumers(name)) < 2:
+                continue
+            first = by_param.setdefault(name, read)
+            if first is read:
+                continue
+            owners = classes.class_of[read.ids.ravel()]
+            values = [_folded(r, owners.size) for r in (first, read)]
+            differ = (values[0] != values[1]) & ~keep[owners]
+            if differ.any():
+                mask = np.zeros(classes.num_classes, dtype=bool)
+                mask[owners[differ]] = True
+                yield read.node, mask
+
+
+def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
+    if read.ids.size != size:
+        return np.full(size, np.nan)
+    return np.where(read.dead.ravel(), 0.0, read.constant.ravel())
+
+
+def folds(
+    graph: Graph, classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, border: str, exact: Mask
+) -> tuple[Fold, ...]:
+    """List the folds of a final ``keep``.
+
+    Args:
+        border: "exact" folds into a carrier where zero padding meets a constant; "bias" never does,
+            except in transposed convolutions, where a bias cannot even be right inside.
+        exact: bool[num_classes]; channels that leave by request take the bias form.
+    """
+    result: list[Fold] = []
+    for absorption in absorptions(classes, found, wanted, keep):
+        read = absorption.read
+        lost = absorption.removed & absorption.constant
+        carried = lost & exact[absorption.classes] if read.border and (border == "exact" or read.node.op == "conv_transpose") else lost & False
+        staying = absorption.carriers() & ~absorption.removed
+        if carried.any() and staying.any():
+            at = int(np.where(staying, np.abs(absorption.constants), -1).argmax())
+            carrier = (int(absorption.positions[at]), float(absorption.constants[at]))
+            result.append(_fold(absorption, carried, "carrier", "", *carrier))
+        else:
+            carried = lost & False
+        rest = lost & ~carried
+        if rest.any():
+            result.append(_fold(absorption, rest, *_bias_target(graph, read.node)))
+    return tuple(result)
+
+
+def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: int = -1, value: float = 0.0) -> Fold:
+    positions = tuple(absorption.positions[which].tolist())
+    return Fold(absorption.read.node.name, kind, positions, tuple(absorption.constants[which].tolist()), target, carrier, value)
+
+
+def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
+    """Return (kind, target): the bias if there is one, else a BatchNorm's running mean, else a new bias."""
+    if len(node.inputs) > 2 and node.inputs[2]:
+        return "bias", node.inputs[2]
+    readers = graph.consumers(node.outputs[0])
+    if len(readers) == 1 and node.outputs[0] not in graph.outputs:
+        norm = readers[0]
+        mean = norm.inputs[3] if norm.op == "batch_norm" and len(norm.inputs) > 3 else ""
+        if (
+            mean in graph.params
+            and norm.inputs[0] == node.outputs[0]
+            and not norm.attrs.get("training")
+            and norm.attrs.get("axis", 1) == 1
+            and node.op != "matmul"
+            and len(graph.consumers(mean)) == 1
+        ):
+            return "running_mean", mean
+    return "bias", ""

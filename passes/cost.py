@@ -1,0 +1,256 @@
+"""Cost: parameters, MACs and activation elements of a graph, and the share of each channel class.
+
+Owns the counting. MACs per op are in passes/rules/cost.py, the classes come from passes/channels.py.
+``cost`` also recounts a pruned network: give it the shapes that are left. All counts are for one
+sample, and an open dimension counts as 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Graph, Node, Shape
+from prunec.labels import ChannelClasses, Ids, Label
+from prunec.ops import CONTRACTIONS
+from prunec.passes.constants import made_of_params
+from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+ShapeOf = Callable[[str], Shape | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The size of a network.
+
+    Args:
+        params: elements of all parameters and buffers that some node reads, numbers in the code left out.
+        macs: multiply-accumulates of all contractions, for one sample.
+        activations: elements of the contractions' outputs, for one sample.
+        macs_of: MACs per contraction (IR node name).
+    """
+
+    params: int
+    macs: int
+    activations: int
+    macs_of: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassCost:
+    """What each channel class holds; all int64[num_classes], class 0 ("no channel") is 0.
+
+    A parameter element, or a MAC, between two classes counts for both: it goes with either.
+
+    Args:
+        params: elements of the parameter slices of the class.
+        contraction_params: those of them that are weights of contractions.
+        activations: elements, for one sample, of the maps that the class's channels make: each
+            BatchNorm's output, and each contraction's where no BatchNorm follows it.
+        macs: multiply-accumulates, for one sample, of the class's channels where they are computed
+            and where they are read.
+
+    On a chain ``contraction_params + activations`` is the bracket of the paper's penalty.
+    """
+
+    params: Counts
+    contraction_params: Counts
+    activations: Counts
+    macs: Counts
+
+
+def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule] = COST_RULES) -> Cost:
+    """Count what ``graph`` holds and computes.
+
+    Args:
+        shape_of: the shape of each value and parameter, where it is not the graph's (a pruned network's).
+    """
+    shapes = shape_of or graph.shape
+    batch = _batch(graph, shapes)
+    macs_of: dict[str, int] = {}
+    activations = 0
+    for node in graph.nodes:
+        if node.op in CONTRACTIONS:
+            outs = [_sizes(shapes, name) for name in node.outputs]
+            macs = rules[node.op](node, [_sizes(shapes, name) for name in node.inputs], outs)
+            macs_of[node.name] = _per_sample(macs, outs[0], batch)
+            activations += _per_sample(math.prod(outs[0]), outs[0], batch)
+    params = sum(math.prod(_sizes(shapes, name)) for name in _params_read(graph))
+    return Cost(params, sum(macs_of.values()), activations, MappingProxyType(macs_of))
+
+
+def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
+    """Share the cost of ``graph`` out among its channel classes.
+
+    Cost: linear in nodes and ids. The counts are first-order: those of one channel removed alone.
+    """
+    weights = _contraction_weights(graph)
+    read = set(_params_read(graph))
+    slices, weight_slices = _Tally(classes), _Tally(classes)
+    for member in classes.members:
+        if member.param not in read:
+            continue
+        per_index = graph.params[member.param].array.size // max(1, member.ids.size)
+        slices.add(member.ids, per_index)
+        if member.param in weights:
+            weight_slices.add(member.ids, per_index)
+    for ids, per_index in _grouped_slices(graph, classes):
+        slices.add(ids, per_index)
+        weight_slices.add(ids, per_index)
+    maps, macs = _Tally(classes), _Tally(classes)
+    batch = _batch(graph, graph.shape)
+    totals = cost(graph).macs_of
+    for node in graph.nodes:
+        if _makes_maps(graph, node):
+            _add_maps(graph, classes, node.outputs[0], batch, maps)
+        if node.op in CONTRACTIONS:
+            _add_macs(graph, classes, node, totals[node.name], macs)
+    return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts())
+
+
+class _Tally:
+    """Collects (ids, amount per id) and adds them up per class at the end."""
+
+    def __init__(self, classes: ChannelClasses) -> None:
+        self._classes = classes
+        self._ids: list[Ids] = []
+        self._amounts: list[float] = []
+
+    def add(self, ids: Ids, amount: float) -> None:
+        self._ids.append(ids.ravel())
+        self._amounts.append(amount)
+
+    def counts(self) -> Counts:
+        """Return int64[num_classes]."""
+        total = np.zeros(self._classes.num_classes)
+        if self._ids:
+            amounts = np.repeat(self._amounts, [ids.size for ids in self._ids])
+            owners = self._classes.class_of[np.concatenate(self._ids)]
+            total = np.bincount(owners, weights=amounts, minlength=self._classes.num_classes)
+        total[0] = 0
+        return np.rint(total).astype(np.int64)
+
+
+def _sizes(shapes: ShapeOf, name: str) -> Sizes:
+    shape = shapes(name) if name else None
+    return tuple(size if isinstance(size, int) else 1 for size in shape or ())
+
+
+def _batch(graph: Graph, shapes: ShapeOf) -> int:
+    """Return the batch that the graph was traced with: axis 0 of its first input, 1 where that is open."""
+    sizes = _sizes(shapes, graph.inputs[0]) if graph.inputs else ()
+    return max(1, sizes[0]) if len(sizes) > 1 else 1
+
+
+def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
+    """Divide by the batch, unless the value's axis 0 shows that it does not carry one (tables, unbatched inputs)."""
+    return count // batch if sizes and sizes[0] % batch == 0 else count
+
+
+def _params_read(graph: Graph) -> Iterator[str]:
+    for name, param in graph.params.items():
+        if not param.literal and (graph.consumers(name) or name in graph.outputs):
+            yield name
+
+
+WEIGHT_INPUTS: Mapping[str, slice] = MappingProxyType(
+    {"conv": slice(1, 2), "conv_transpose": slice(1, 2), "matmul": slice(0, 2), "rnn": slice(1, 3)}
+)
+"""Where the weights are among a contraction's inputs."""
+
+
+def _contraction_weights(graph: Graph) -> set[str]:
+    """Return the parameters that are, or are made into, the weight of a contraction.
+
+    Of the parameters that a weight is computed from, vectors (the gains of weight normalisation) are left out.
+    """
+    direct = {name for node in graph.nodes if node.op in WEIGHT_INPUTS for name in node.inputs[WEIGHT_INPUTS[node.op]]}
+    weights = {name for name in direct if name in graph.params}
+    from_params = made_of_params(graph)
+    pending = [name for name in direct if name in from_params]
+    seen = set(pending)
+    while pending:
+        node = graph.producer(pending.pop())
+        sources = () if node is None else node.inputs
+        weights.update(name for name in sources if name in graph.params and _is_matrix(graph.params[name].shape))
+        fresh = [name for name in sources if name in from_params and name not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return weights
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return sum(size > 1 for size in shape) > 1
+
+
+def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids, int]]:
+    """Yield the slices of grouped weights that no axis carries by itself: (group, slot) is an index there."""
+    for balance in classes.balances:
+        weight = graph.params.get(balance.node.inputs[1])
+        ids = balance.in_ids if balance.node.op == "conv" else balance.out_ids
+        if weight is not None:
+            yield ids, weight.array.size // max(1, ids.size)
+
+
+def _makes_maps(graph: Graph, node: Node) -> bool:
+    """Tell whether the node's output is a map to count: a BatchNorm's, or a contraction's with no BatchNorm behind it."""
+    if node.op == "batch_norm":
+        return bool(node.outputs[0])
+    if node.op not in CONTRACTIONS or not node.outputs[0]:
+        return False
+    readers = graph.consumers(node.outputs[0])
+    return not (readers and all(reader.op == "batch_norm" for reader in readers))
+
+
+def _add_maps(graph: Graph, classes: ChannelClasses, name: str, batch: int, maps: _Tally) -> None:
+    sizes = _sizes(graph.shape, name)
+    elements = _per_sample(math.prod(sizes), sizes, batch)
+    for field in classes.labels.get(name, _NO_LABEL).fields:
+        maps.add(field, elements // max(1, field.size))
+
+
+def _add_macs(graph: Graph, classes: ChannelClasses, node: Node, macs: int, tally: _Tally) -> None:
+    """Share a contraction's MACs out: each id it makes, and each it reads, has an equal part of them."""
+    made, read = _parts(graph, node, macs)
+    for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
+        tally.add(field, made / max(1, field.size))
+    groups = node.attrs.get("conv_groups", 1)
+    for field in _contracted(node, classes):
+        # A depthwise convolution's input channel is its output channel: it counts once.
+        if groups == 1 or field.size != groups:
+            tally.add(field, read / max(1, field.size))
+
+
+def _parts(graph: Graph, node: Node, macs: int) -> tuple[float, float]:
+    """Return the MACs that scale with the channels made, and those that scale with the channels read."""
+    if node.op == "attention":
+        lengths = [_sizes(graph.shape, name)[-1:] for name in (node.inputs[0], node.inputs[2])]
+        query, value = (math.prod(length) for length in lengths)
+        return macs * value / (query + value), macs * query / (query + value)
+    if node.op == "rnn":
+        sizes = [math.prod(_sizes(graph.shape, name)) for name in node.inputs[1:3]]
+        return float(macs), macs * sizes[0] / max(1, sum(sizes))
+    return float(macs), float(macs)
+
+
+def _contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
+    """Return the fields of ids that are summed over; both operands of a matmul carry the same ones."""
+    swaps = (bool(node.attrs.get("transpose_a")), not node.attrs.get("transpose_b"))
+    operands = node.inputs[:2] if node.op == "matmul" else node.inputs[:1]
+    for name, swap in zip(operands, swaps, strict=False):
+        label = classes.labels.get(name, _NO_LABEL)
+        if not label.fields:
+            continue
+        axis = 1 if node.op in ("conv", "conv_transpose") else max(0, label.rank - (2 if swap else 1))
+        if fields := label.on(axis):
+            return fields
+    return ()
+
+
+_NO_LABEL = Label(None)

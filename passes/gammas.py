@@ -1,0 +1,166 @@
+"""Graph, ChannelClasses -> Gammas: which BatchNorm scales decide over which channel classes.
+
+Owns the question "if these gammas were zero, would the class be constant wherever it is read?". What
+training does with the answer is in prunec/training/sparsify.py; see scaling.py for γ–W rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Graph, Node
+from prunec.labels import ChannelClasses, Ids
+from prunec.ops import CONTRACTIONS
+from prunec.passes.flow import carried_classes, look_up
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gamma:
+    """One BatchNorm scale.
+
+    Args:
+        param, beta: parameter names; ``beta`` is "" where there is none.
+        node: the BatchNorm, the first of them where several share the parameter.
+        classes: int64[C], the class of each channel; 0 where it has none.
+        decides: bool[C], False where another BatchNorm stands between this one and every contraction
+            that reads the class (DenseNet's first norm, the norm before a depthwise convolution): this
+            gamma need not be zero for the class to go.
+        prunable: bool[C], nothing pins the class, this gamma decides, and with all deciding gammas of the
+            class at zero every contraction that reads it sees a constant.
+    """
+
+    param: str
+    beta: str
+    node: Node
+    classes: Ids
+    decides: Mask
+    prunable: Mask
+
+
+def gammas(graph: Graph, classes: ChannelClasses) -> tuple[Gamma, ...]:
+    """List the BatchNorm scales of ``graph``, in graph order.
+
+    Only scales that are parameters of the model count: a computed one cannot be trained to zero. A class
+    whose product with a computed gate is read (squeeze-excite) counts as prunable: it goes when the
+    constant that a zero gamma leaves is itself zero.
+
+    Ensures: all deciding gammas of a class agree on ``prunable``.
+    """
+    carried = carried_classes(graph, classes)
+    demanded = _demanded(graph, carried)
+    constant_reads = _reads_constants(graph, classes, carried)
+    found: dict[str, Gamma] = {}
+    for node in graph.nodes:
+        if not has_gamma(graph, node):
+            continue
+        label = classes.labels[node.inputs[1]]
+        fields = label.on(0)
+        size = graph.params[node.inputs[1]].array.size
+        own = classes.class_of[fields[0].ravel()] if fields else np.zeros(size, dtype=np.int64)
+        out = node.outputs[0]
+        decides = look_up(demanded[out], carried[out], own, False)
+        before = found.get(node.inputs[1])
+        if before is not None:
+            decides = decides | before.decides
+        free = ~classes.pinned[own] & classes.is_channel[own] & constant_reads[own]
+        first = node if before is None else before.node
+        beta = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in graph.params else ""
+        found[node.inputs[1]] = Gamma(node.inputs[1], beta, first, own, decides, decides & free)
+    return tuple(found.values())
+
+
+def has_gamma(graph: Graph, node: Node) -> bool:
+    """Tell whether ``node`` is a BatchNorm whose scale is a parameter of the model."""
+    if node.op != "batch_norm" or len(node.inputs) < 2:
+        return False
+    param = graph.params.get(node.inputs[1])
+    return param is not None and not param.literal
+
+
+def residual_classes(graph: Graph, classes: ChannelClasses) -> Mask:
+    """Return bool[num_classes], True for classes that a sum of two computed values runs through."""
+    carried = carried_classes(graph, classes)
+    found = np.zeros(classes.num_classes, dtype=bool)
+    for node in graph.nodes:
+        operands = [name for name in node.inputs if name and name not in graph.params]
+        if node.op in ("add", "sub") and len(operands) == 2 and operands[0] != operands[1]:
+            found[np.intersect1d(carried[operands[0]], carried[operands[1]])] = True
+    return found
+
+
+def is_depthwise(graph: Graph, node: Node) -> bool:
+    """Tell whether each output channel of a convolution reads one input channel only."""
+    if node.op not in ("conv", "conv_transpose"):
+        return False
+    shape = graph.shape(node.inputs[0])
+    groups = node.attrs["conv_groups"]
+    return bool(groups > 1 and shape is not None and shape[1] == groups)
+
+
+def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:
+    """Return, for each value's classes, whether a contraction reads them with no BatchNorm in between."""
+    demanded = {name: np.zeros(carried[name].shape, dtype=bool) for name in graph.values}
+    for name in graph.outputs:
+        if name in demanded:
+            demanded[name][:] = True
+    for node in reversed(graph.nodes):
+        if has_gamma(graph, node):
+            continue  # what it reads is behind it
+        ends = node.op in CONTRACTIONS and not is_depthwise(graph, node)
+        for name in node.inputs:
+            if name not in demanded:
+                continue
+            for out in node.outputs:
+                if out and not ends:
+                    demanded[name] |= look_up(demanded[out], carried[out], carried[name], False)
+            if ends:
+                demanded[name][:] = True
+    return demanded
+
+
+def _reads_constants(graph: Graph, classes: ChannelClasses, carried: Mapping[str, Ids]) -> Mask:
+    """Return bool[num_classes]: every contraction sees a constant if the gammas in front of it are zero."""
+    constant: dict[str, Mask] = {name: np.zeros(carried[name].shape, dtype=bool) for name in graph.inputs}
+    constant.update({name: np.ones(carried[name].shape, dtype=bool) for name in (*graph.params, "")})
+    holds = np.ones(classes.num_classes, dtype=bool)
+    for node in graph.nodes:
+        if node.op in CONTRACTIONS and not is_depthwise(graph, node):
+            for name in node.inputs:
+                if name in graph.values:
+                    holds[carried[name][~constant[name]]] = False
+        for out in node.outputs:
+            if out:
+                constant[out] = _is_constant(graph, node, carried[out], carried, constant)
+    return holds
+
+
+def _is_constant(
+    graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], constant: Mapping[str, Mask]
+) -> Mask:
+    """Return, for the classes of one output, whether they are constant if gammas are zero."""
+    if has_gamma(graph, node):
+        return np.ones(want.shape, dtype=bool)
+    if node.op in CONTRACTIONS and not (is_depthwise(graph, node) and not any(node.attrs["pads"])):
+        return np.zeros(want.shape, dtype=bool)
+    if node.op in ("along", "arg_reduce", "opaque", "layer_norm", "group_norm", "lrn"):
+        return np.zeros(want.shape, dtype=bool)
+    merges = node.op in ("concat", "scatter_slice")  # operands that lack the class hold other positions
+    parts = []
+    for name in node.inputs:
+        if name:
+            absent = merges or name in graph.params
+            parts.append(look_up(constant[name], carried[name], want, absent))
+    if not parts:
+        return np.ones(want.shape, dtype=bool)
+    # Zero times a gate is zero whatever the gate is; a constant that is not zero keeps the class alive.
+    result: Mask = (np.logical_or if node.op == "mul" else np.logical_and).reduce(parts)
+    if node.op == "pad":
+        inner = look_up(np.ones(carried[node.inputs[0]].shape, dtype=bool), carried[node.inputs[0]], want, False)
+        result = result | ~inner  # what the padding added
+    return result

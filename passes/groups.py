@@ -1,0 +1,67 @@
+"""Coupled groups, read off the channel classes, and the dependency graph for users.
+
+Owns the view of classes as groups (channels whose members are the same parameter axes) and its
+networkx form. The classes themselves come from channels.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunec.graph import Graph
+from prunec.labels import ChannelClasses, Label
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
+    """Return the channel classes, gathered into groups that lie on the same parameter axes.
+
+    Groups follow the first parameter that they touch; classes within a group follow its indices.
+    """
+    touched: dict[int, list[int]] = {}
+    for number, member in enumerate(classes.members):
+        for channel in np.unique(classes.class_of[member.ids]).tolist():
+            if channel and classes.is_channel[channel]:
+                touched.setdefault(channel, []).append(number)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for channel in sorted(touched):
+        groups.setdefault(tuple(touched[channel]), []).append(channel)
+    return tuple(tuple(groups[key]) for key in sorted(groups))
+
+
+def dependency_graph(graph: Graph, classes: ChannelClasses) -> networkx.DiGraph:
+    """Return the graph as networkx: nodes are ops, edges carry the channel classes that flow along them.
+
+    Node attributes: ``op``, ``source``, ``origin``. Edge attributes: ``value`` (name), ``shape`` and
+    ``classes`` (sorted list of class numbers; 0, "no channel", left out). Graph inputs and outputs are
+    nodes with ``op`` "input" and "output". Parallel edges of one pair are merged.
+    """
+    import networkx
+
+    result = networkx.DiGraph(name=graph.name)
+    for name in graph.inputs:
+        result.add_node(name, op="input", source="", origin=name)
+    for node in graph.nodes:
+        result.add_node(node.name, op=node.op, source=node.source, origin=node.origin)
+        for value in node.inputs:
+            _connect(result, graph, classes, value, node.name)
+    for number, value in enumerate(graph.outputs):
+        result.add_node(f"output:{number}", op="output", source="", origin=value)
+        _connect(result, graph, classes, value, f"output:{number}")
+    return result
+
+
+def _connect(result: networkx.DiGraph, graph: Graph, classes: ChannelClasses, value: str, reader: str) -> None:
+    producer = graph.producer(value)
+    source = producer.name if producer is not None else value
+    if not value or source not in result:
+        return  # an absent operand, or a parameter: those are members, not nodes
+    label = classes.labels.get(value, Label(None))
+    found = {c for field in label.fields for c in np.unique(classes.class_of[field]).tolist() if c}
+    if result.has_edge(source, reader):
+        found.update(result.edges[source, reader]["classes"])
+    result.add_edge(source, reader, value=value, shape=graph.shape(value), classes=sorted(found))

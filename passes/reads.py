@@ -1,0 +1,171 @@
+"""Reads: where channels end, and what is known of them there.
+
+Owns the list of contraction operands with the state of each channel (dead, constant, varying) and the
+rule that follows from it: a class can be removed exactly when every read of it is dead or absorbable.
+Select and absorb are built on it; constants.py and liveness.py feed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Graph, Node
+from prunec.labels import ChannelClasses, Ids, varying
+from prunec.ops import CONTRACTIONS
+from prunec.passes.constants import Constants
+from prunec.passes.liveness import Liveness
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """One operand of a contraction whose labelled channels are summed over.
+
+    Args:
+        node: the contraction.
+        index: the operand's place among its inputs.
+        axis: the axis that is summed over.
+        ids: the field on that axis (int64, the operand's rank).
+        constant: float64, shape of ``ids``: the channel's value where it is the same everywhere, else NaN.
+        dead: bool, shape of ``ids``: nothing that matters reads the channel.
+        absorbs: a constant other than zero can be folded into this node.
+        border: zero padding (or a transposed convolution's uneven overlap) meets the operand, so that a
+            bias alone is not exact.
+    """
+
+    node: Node
+    index: int
+    axis: int
+    ids: Ids
+    constant: Floats
+    dead: Mask
+    absorbs: bool
+    border: bool
+
+    @property
+    def fine(self) -> Mask:
+        """True where the channel can leave without a change to what the node computes."""
+        return self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+
+
+def contracted_axis(node: Node, index: int, rank: int) -> int | None:
+    """Return the axis of operand ``index`` that ``node`` sums over; None where the operand does not end here."""
+    if node.op in ("conv", "conv_transpose", "rnn"):
+        if index:
+            return None
+        return rank - 1 if node.op == "rnn" else 1
+    if node.op == "attention":
+        return rank - 1 if index < 2 else None
+    if node.op != "matmul" or index > 1:
+        return None
+    if rank == 1:
+        return 0
+    swapped = bool(node.attrs.get("transpose_a" if index == 0 else "transpose_b"))
+    return rank - 2 if swapped == (index == 0) else rank - 1
+
+
+def reads(graph: Graph, classes: ChannelClasses, constants: Constants, liveness: Liveness) -> tuple[Read, ...]:
+    """List every operand of a contraction that carries channels on the axis it is summed over, in graph order."""
+    made_of_params = _parameter_values(graph)
+    return tuple(
+        read
+        for node in graph.nodes
+        if node.op in CONTRACTIONS
+        for read in _reads_of(graph, node, classes, constants, liveness, made_of_params)
+    )
+
+
+def _parameter_values(graph: Graph) -> frozenset[str]:
+    """Return the names of parameters and of the values computed from parameters alone."""
+    found = set(graph.params)
+    for node in graph.nodes:
+        if any(node.inputs) and all(name in found for name in node.inputs if name):
+            found.update(node.outputs)
+    return frozenset(found)
+
+
+def _reads_of(
+    graph: Graph, node: Node, classes: ChannelClasses, constants: Constants, liveness: Liveness, weights: frozenset[str]
+) -> Iterator[Read]:
+    for index, name in enumerate(node.inputs[:2]):
+        if not name or name in weights:
+            continue
+        label = classes.labels[name]
+        axis = contracted_axis(node, index, label.rank) if label.shape is not None else None
+        if axis is None or not label.on(axis):
+            continue
+        ids = label.on(axis)[0]
+        live = np.broadcast_to(_any_outside(liveness.of(name), ids), ids.shape)
+        absorbs, border = _absorption(graph, node, index, constants)
+        yield Read(node, index, axis, ids, channel_constants(constants, name, ids), ~live, absorbs, border)
+
+
+def channel_constants(constants: Constants, name: str, ids: Ids) -> Floats:
+    """Return the value of each channel of ``ids`` (same shape); NaN where it varies, over space or with the input."""
+    known = constants.of(name)
+    if known is None:
+        return np.full(ids.shape, np.nan)
+    known = known.reshape((1,) * (ids.ndim - known.ndim) + known.shape)
+    for axis in range(ids.ndim):
+        if ids.shape[axis] == 1 and known.shape[axis] != 1:
+            head = known.take([0], axis=axis)
+            known = np.where((known == head).all(axis=axis, keepdims=True), head, np.nan)
+    return np.broadcast_to(known, ids.shape).astype(np.float64)
+
+
+def _any_outside(live: Mask, ids: Ids) -> Mask:
+    """Reduce a liveness array over the axes along which ``ids`` does not vary."""
+    live = live.reshape((1,) * (ids.ndim - live.ndim) + live.shape)
+    gone = tuple(axis for axis in range(ids.ndim) if ids.shape[axis] == 1)
+    return live.any(axis=gone, keepdims=True) if gone else live
+
+
+def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> tuple[bool, bool]:
+    """Return (a constant can be folded here, doing so needs a carrier to be exact)."""
+    if index or node.name not in constants.weights or node.op not in ("conv", "conv_transpose", "matmul"):
+        return False, False
+    if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in graph.params:
+        return False, False
+    if node.op == "matmul":
+        plain = node.attrs.get("alpha", 1) == 1 and node.attrs.get("beta", 1) == 1
+        return plain and not node.attrs.get("transpose_a"), False
+    border = any(node.attrs["pads"])
+    if node.op == "conv_transpose":
+        shape = graph.shape(node.inputs[1]) or ()
+        border = border or any(size != 1 for size in (*shape[2:], *node.attrs["strides"]))
+        border = border or any(node.attrs.get("output_padding") or ())
+    # A carrier is folded into the weight itself, which must then be a parameter and not computed from some.
+    return not border or node.inputs[1] in graph.params, border
+
+
+def exactly_removable(classes: ChannelClasses, found: Sequence[Read]) -> Mask:
+    """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class."""
+    removable = ~classes.pinned
+    for read in found:
+        removable[classes.class_of[read.ids[~read.fine]]] = False
+    return removable
+
+
+def states(classes: ChannelClasses, found: Sequence[Read]) -> tuple[Mask, Mask]:
+    """Return (constant, dead), each bool[num_classes]: what the reads of a class agree on."""
+    read_at_all = np.zeros(classes.num_classes, dtype=bool)
+    dead = np.ones(classes.num_classes, dtype=bool)
+    settled = np.ones(classes.num_classes, dtype=bool)
+    for read in found:
+        owners = classes.class_of[read.ids]
+        read_at_all[owners] = True
+        dead[owners[~read.dead]] = False
+        settled[owners[~(read.dead | ~np.isnan(read.constant))]] = False
+    dead &= read_at_all & settled
+    return settled & read_at_all & ~dead, dead
+
+
+def is_flat(ids: Ids) -> bool:
+    """Tell whether a read's channels lie along one axis, so that positions are plain indices."""
+    return len(varying(ids)) <= 1

@@ -1,0 +1,1 @@
+"""One small function per canonical op and pass, in literal tables."""

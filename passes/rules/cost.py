@@ -1,0 +1,66 @@
+"""How many multiply-accumulates each op needs: the table COST_RULES. Only contractions have any.
+
+A rule gets sizes, not shapes: an open dimension counts as 1. It knows no other op; what is summed
+over the graph, and shared out among channels, is in passes/cost.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from prunec.graph import Node
+from prunec.ops import OPS
+
+Sizes = tuple[int, ...]
+Rule = Callable[[Node, Sequence[Sizes], Sequence[Sizes]], int]
+"""(node, sizes per input, sizes per output) -> MACs of one run; absent inputs have no sizes."""
+
+
+def none(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """Elementwise work, pooling and moves are not counted."""
+    return 0
+
+
+def conv(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """Each weight element is used once per output position: the weight [C_out, C_in/g, *k] has the groups in it."""
+    return math.prod(ins[1]) * math.prod(outs[0][:1]) * math.prod(outs[0][2:])
+
+
+def conv_transpose(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """Each weight element is used once per input position."""
+    return math.prod(ins[1]) * math.prod(ins[0][:1]) * math.prod(ins[0][2:])
+
+
+def matmul(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """One per element of the output and of the contracted axis."""
+    if not ins[0]:
+        return 0
+    axis = -2 if node.attrs.get("transpose_a") and len(ins[0]) > 1 else -1
+    return math.prod(outs[0]) * ins[0][axis]
+
+
+def attention(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """q·kᵀ and weights·v; grouped key and value heads are used by several query heads."""
+    query, key, value = ins[:3]
+    if len(query) < 2 or len(key) < 2 or len(value) < 2:
+        return 0
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def rnn(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+    """Each element of the input and recurrent weights is used once per step and sample."""
+    return math.prod(ins[0][:-1]) * sum(math.prod(sizes) for sizes in ins[1:3] if len(sizes) > 1)
+
+
+COST_RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **dict.fromkeys(OPS, none),
+        "conv": conv,
+        "conv_transpose": conv_transpose,
+        "matmul": matmul,
+        "attention": attention,
+        "rnn": rnn,
+    }
+)

@@ -1,0 +1,104 @@
+"""What a contraction's weight says about who reads whom: shared by constants, liveness and absorption.
+
+Owns the view of a convolution's or matrix product's weight as [group, output, input, tap]. Does not
+know where weights come from; passes/constants.py makes one ``Weight`` per contraction and keeps it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Node
+
+Array = np.ndarray[Any, Any]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+PROBE = 32
+"""Columns looked at before all others: in most weights they settle every row."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A weight as number[g, out/g, in/g, taps]: a view of the model's own memory, nothing is copied.
+
+    Output ``o`` reads input ``k`` where some tap of the pair is not exactly zero (NaN is not).
+    """
+
+    taps: Array
+
+    @property
+    def num_inputs(self) -> int:
+        return self.taps.shape[0] * self.taps.shape[2]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.taps.shape[0] * self.taps.shape[1]
+
+    def reading(self, inputs: Mask) -> Mask:
+        """Return bool[out]: the outputs that read any of ``inputs`` (bool[in])."""
+        return _any(self.taps, inputs.reshape(self.taps.shape[0], self.taps.shape[2]))
+
+    def read_by(self, outputs: Mask) -> Mask:
+        """Return bool[in]: the inputs that any of ``outputs`` (bool[out]) reads."""
+        return _any(self.taps.swapaxes(1, 2), outputs.reshape(self.taps.shape[:2]))
+
+    def total(self, outputs: Mask, constants: Array) -> Array:
+        """Return float64[out]: Σ_k constants[k] · Σ_taps W[o, k] for the chosen ``outputs``, 0 elsewhere.
+
+        ``constants`` is float64[in]; the taps of an input whose constant is 0 are not looked at.
+        """
+        groups, outs, ins, _ = self.taps.shape
+        rows, c = outputs.reshape(groups, outs), constants.reshape(groups, ins)
+        if groups > 1:
+            wanted = rows[:, :, None] & (c != 0)[:, None, :]
+            sums = np.where(wanted, self.taps.sum(axis=3, dtype=np.float64), 0.0)
+            return np.einsum("goi,gi->go", sums, c).ravel()
+        result = np.zeros(outs)
+        row, column = np.flatnonzero(rows), np.flatnonzero(c)
+        if row.size and column.size:
+            result[row] = self.taps[0][np.ix_(row, column)].sum(axis=2, dtype=np.float64) @ c[0, column]
+        return result
+
+
+def weight_of(node: Node, array: Array) -> Weight | None:
+    """View the weight of ``node`` (conv, conv_transpose, or matmul with a two-axis b); None for others."""
+    if node.op == "matmul":
+        if array.ndim != 2:
+            return None
+        return Weight((array if node.attrs.get("transpose_b") else array.T)[None, :, :, None])
+    groups = node.attrs.get("conv_groups", 1)
+    if array.ndim < 3 or array.shape[0] % groups:
+        return None
+    taps = array.reshape(groups, array.shape[0] // groups, array.shape[1], math.prod(array.shape[2:]))
+    return Weight(taps.swapaxes(1, 2) if node.op == "conv_transpose" else taps)
+
+
+def _any(taps: Array, columns: Mask) -> Mask:
+    """Return bool[g·rows]: does number[g, row, column, tap] have a tap that is not zero in the chosen columns?"""
+    if taps.shape[0] > 1:
+        return (_nonzero(taps) & columns[:, None, :]).any(axis=2).ravel()
+    chosen = np.flatnonzero(columns[0])
+    found = np.zeros(taps.shape[1], dtype=np.bool_)
+    if not chosen.size:
+        return found
+    found[:] = _nonzero(taps[0, :, chosen[0]])
+    for part in (chosen[1:PROBE], chosen[PROBE:]):
+        rest = np.flatnonzero(~found)
+        if part.size and rest.size:
+            found[rest] = _nonzero(taps[0][np.ix_(rest, part)]).any(axis=1)
+    return found
+
+
+def _nonzero(taps: Array) -> Mask:
+    """Return bool[..., tap gone]: True where any tap is not zero."""
+    if taps.dtype.itemsize == 2 and taps.dtype.kind not in "iu":
+        # Half and bfloat16 compare slowly; both zeros have no bit set but the sign.
+        taps = np.ascontiguousarray(taps).view(np.uint16) & 0x7FFF
+    found = np.zeros(taps.shape[:-1], dtype=np.bool_)
+    for tap in range(taps.shape[-1]):
+        found |= taps[..., tap] != 0
+    return found

@@ -1,0 +1,90 @@
+"""Scores: how much each channel class matters, by a named criterion. Lossy pruning starts here.
+
+Owns the criteria. A score is a mean over the slices of a class, divided by the mean over its coupled
+group, so that groups of different scale compare. Selection under a budget is select.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prunec.errors import BadInput
+from prunec.passes.groups import group_classes
+from prunec.passes.select import Facts
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def score(facts: Facts, criterion: str, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Floats:
+    """Return float64[num_classes]; the lowest scores go first.
+
+    Criteria:
+        l1: mean |w| of the weight slices that make the channel (Li et al., ICLR 2017).
+        gamma: mean |gamma| of the BatchNorms on the channel (Liu et al., ICCV 2017); l1 where there is none.
+        taylor: sum of the given saliency over the slices of the channel (Molchanov et al., CVPR 2019).
+        random: a seeded draw, the baseline.
+    """
+    if criterion == "random":
+        return np.random.default_rng(seed).random(facts.classes.num_classes)
+    if criterion == "taylor":
+        if saliency is None:
+            raise BadInput("the taylor criterion needs gradients", do="give data, or use l1, gamma or random")
+        return _per_group(facts, _mean_over(facts, _makers(facts) | _gammas(facts), saliency))
+    magnitudes = _mean_over(facts, _makers(facts), None)
+    if criterion == "gamma":
+        by_gamma = _mean_over(facts, _gammas(facts), None)
+        magnitudes = np.where(np.isnan(by_gamma), magnitudes, by_gamma)
+    elif criterion != "l1":
+        raise BadInput(f"there is no criterion {criterion!r}", do="use l1, gamma, taylor or random")
+    return _per_group(facts, magnitudes)
+
+
+def _makers(facts: Facts) -> set[tuple[str, int]]:
+    """Return (parameter, axis) of the weights whose output axis makes channels."""
+    found = set()
+    for node in facts.graph.nodes:
+        if node.op == "conv" or (node.op == "conv_transpose" and node.attrs["conv_groups"] > 1):
+            found.add((node.inputs[1], 0))
+        elif node.op == "conv_transpose":
+            found.add((node.inputs[1], 1))
+        elif node.op == "matmul":
+            found.update((member.param, member.axis) for member in facts.classes.members if _makes(facts, node.outputs[0], member.ids))
+    return found
+
+
+def _makes(facts: Facts, value: str, ids: np.ndarray[Any, Any]) -> bool:
+    """Tell whether a matrix product's output carries exactly these ids."""
+    return any(field.size == ids.size and np.array_equal(field.ravel(), ids) for field in facts.classes.labels[value].fields)
+
+
+def _gammas(facts: Facts) -> set[tuple[str, int]]:
+    return {(node.inputs[1], 0) for node in facts.graph.nodes if node.op == "batch_norm" and len(node.inputs) > 1}
+
+
+def _mean_over(facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None) -> Floats:
+    """Return the mean magnitude of each class over the chosen parameter axes; NaN where it has none."""
+    total = np.zeros(facts.classes.num_classes)
+    count = np.zeros(facts.classes.num_classes)
+    for member in facts.classes.members:
+        if (member.param, member.axis) not in members:
+            continue
+        array = np.abs((facts.graph.params[member.param].array if content is None else content[member.param]).astype(np.float64))
+        means = array.mean(axis=tuple(axis for axis in range(array.ndim) if axis != member.axis))
+        owners = facts.classes.class_of[member.ids]
+        np.add.at(total, owners, means)
+        np.add.at(count, owners, 1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _per_group(facts: Facts, values: Floats) -> Floats:
+    result = np.where(np.isnan(values), np.inf, values)
+    for group in group_classes(facts.classes):
+        members = np.asarray(group)
+        known = values[members][~np.isnan(values[members])]
+        scale = known.mean() if known.size else 0.0
+        if scale > 0:
+            result[members] = values[members] / scale
+    return np.where(np.isnan(result), np.inf, result)

@@ -1,0 +1,256 @@
+"""Select: what is known and what is wanted -> PrunePlan.
+
+Owns the decision which channels go: the provably constant and dead ones always, more by score where a
+budget asks for it. Legality is legal.py's, the constants that removal leaves behind absorb.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.errors import BudgetNotMet, EmptyNetwork
+from prunec.graph import Graph
+from prunec.labels import ChannelClasses
+from prunec.passes.absorb import absorptions, choose_carriers, clashes, folds
+from prunec.passes.constants import Constants
+from prunec.passes.cost import Cost, cost
+from prunec.passes.groups import group_classes
+from prunec.passes.legal import legalise, round_up
+from prunec.passes.liveness import Liveness
+from prunec.passes.needs import Needs, needs
+from prunec.passes.reads import Mask, Read, exactly_removable
+from prunec.passes.shapes import pruned_shapes
+from prunec.plan import AxisKeep, ConstantInput, GroupedKeep, InputSpec, PrunePlan
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+EXACT = "exact"
+BIAS = "bias"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """A keep mask that can be carried out, and why channels that could have gone are still there.
+
+    Args:
+        keep: bool[num_classes]; True stays.
+        exact: bool[num_classes]; classes that may leave without changing the function.
+        carriers: bool[num_classes]; given back so that borders are exact.
+        given_back: node name -> bool[num_classes]; given back at that node (balance, an empty layer).
+        clashed: node name -> bool[num_classes]; kept because weights are shared.
+        wanted: what still runs.
+    """
+
+    keep: Mask
+    exact: Mask
+    carriers: Mask
+    given_back: Mapping[str, Mask]
+    clashed: Mapping[str, Mask]
+    wanted: Needs
+
+    @property
+    def removed(self) -> Mask:
+        return ~self.keep
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """What the analysis passes found about one graph; see each pass."""
+
+    graph: Graph
+    classes: ChannelClasses
+    constants: Constants
+    liveness: Liveness
+    reads: tuple[Read, ...]
+
+
+def select(facts: Facts, keep: Mask | None = None, *, border: str = EXACT, multiple_of: int = 1, priority: Floats | None = None) -> Selection:
+    """Turn a wish into a keep mask that can be carried out.
+
+    Args:
+        keep: bool[num_classes], the wish; None removes exactly what may leave without a change.
+        border: "exact" gives carriers back, "bias" accepts an error where padding meets a constant.
+        multiple_of: coupled groups keep a multiple of this many channels.
+        priority: float64[num_classes]: which of several channels to give back first; none: the earliest.
+    """
+    graph, classes = facts.graph, facts.classes
+    exact = exactly_removable(classes, facts.reads)
+    current = (~exact if keep is None else keep | classes.pinned).copy()
+    order = np.zeros(classes.num_classes) if priority is None else priority
+    carriers = np.zeros_like(current)
+    clashed: dict[str, Mask] = {}
+    given: dict[str, Mask] = {}
+    while True:
+        before = current.copy()
+        for node, mask in clashes(graph, classes, facts.reads, current):
+            clashed[node.name] = clashed.get(node.name, False) | (mask & ~current)
+            current |= mask
+        current, back = legalise(graph, classes, facts.constants, current, order)
+        for name, mask in back.items():
+            given[name] = given.get(name, False) | mask
+        if multiple_of > 1:
+            current = round_up(classes, group_classes(classes), current, order, multiple_of)
+        wanted = needs(graph, classes, facts.constants, current)
+        chosen = _carriers(facts, wanted, current, exact, border) & ~current
+        carriers |= chosen
+        current |= chosen
+        if (current == before).all():
+            return Selection(current, exact, carriers, given, clashed, wanted)
+
+
+def _carriers(facts: Facts, wanted: Needs, keep: Mask, exact: Mask, border: str) -> Mask:
+    found: Sequence[Read] = facts.reads
+    if border != EXACT:
+        found = [read for read in found if read.node.op == "conv_transpose"]
+    return choose_carriers(facts.classes, found, wanted, keep, exact)
+
+
+def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, border: str = EXACT, reason: str = "") -> PrunePlan:
+    """Write a selection down as data."""
+    graph, classes, keep = facts.graph, facts.classes, selection.keep
+    lossy = bool((~keep & ~selection.exact).any())
+    inexact = border == BIAS and any(a.read.border for a in absorptions(classes, facts.reads, selection.wanted, keep))
+    return PrunePlan(
+        inputs=tuple(inputs),
+        keeps=_axis_keeps(classes, keep),
+        grouped=_grouped_keeps(classes, keep),
+        folds=folds(graph, classes, facts.reads, selection.wanted, keep, border, selection.exact),
+        constant_inputs=_constant_inputs(facts, selection),
+        exact=not lossy and not inexact,
+        reason=reason,
+    )
+
+
+def _axis_keeps(classes: ChannelClasses, keep: Mask) -> tuple[AxisKeep, ...]:
+    result = []
+    for member in classes.members:
+        kept = keep[classes.class_of[member.ids]]
+        if not kept.all():
+            result.append(AxisKeep(member.param, member.axis, int(kept.size), tuple(np.flatnonzero(kept).tolist())))
+    return tuple(result)
+
+
+def _grouped_keeps(classes: ChannelClasses, keep: Mask) -> tuple[GroupedKeep, ...]:
+    """The per-group axis of a grouped weight: inputs for a convolution, outputs for a transposed one."""
+    result: dict[str, GroupedKeep] = {}
+    for balance in classes.balances:
+        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
+        kept = keep[classes.class_of[shared]]
+        if not kept.all():
+            slots = tuple(tuple(np.flatnonzero(row).tolist()) for row in kept)
+            result[balance.node.inputs[1]] = GroupedKeep(balance.node.inputs[1], 1, slots)
+    return tuple(result.values())
+
+
+def _constant_inputs(facts: Facts, selection: Selection) -> tuple[ConstantInput, ...]:
+    result = []
+    for (node, index), known in selection.wanted.cuts.items():
+        name = next(n for n in facts.graph.nodes if n.name == node).inputs[index]
+        for axis in range(known.ndim):
+            mask = facts.classes.keep_along(name, axis, selection.keep) if known.shape[axis] != 1 else None
+            if mask is not None:
+                known = known.compress(mask, axis=axis)
+        result.append(ConstantInput(node, index, tuple(known.shape), tuple(known.ravel().tolist())))
+    return tuple(result)
+
+
+# --- by score, under a budget -------------------------------------------------------------------------
+
+
+def select_budget(
+    facts: Facts,
+    scores: Floats,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    border: str = EXACT,
+    multiple_of: int = 1,
+) -> Selection:
+    """Remove channels in order of score until a budget holds, after those that may leave exactly.
+
+    Args:
+        scores: float64[num_classes]; the lowest go first. Comparable across groups.
+        target_macs, target_params: fraction of the network's own count that may stay, in (0, 1].
+
+    Raises:
+        BudgetNotMet: pinned channels, and one channel per layer, already cost more.
+    """
+    targets = (("macs", target_macs), ("params", target_params))
+    whole = cost(facts.graph)
+
+    def fits(selection: Selection) -> bool:
+        count = recount(facts, selection)
+        return all(goal is None or getattr(count, name) <= goal * getattr(whole, name) for name, goal in targets)
+
+    base = select(facts, border=border, multiple_of=multiple_of, priority=scores)
+    if fits(base):
+        return base
+    free = np.flatnonzero(base.keep & ~facts.classes.pinned & facts.classes.is_channel)
+    order = free[np.argsort(scores[free], kind="stable")]
+    order = order[_not_last(facts.classes, order)]
+
+    def at(count: int) -> Selection:
+        wish = base.keep.copy()
+        wish[order[:count]] = False
+        return select(facts, wish, border=border, multiple_of=multiple_of, priority=scores)
+
+    return _smallest(at, fits, order.size, facts, whole)
+
+
+def _smallest(at: Callable[[int], Selection], fits: Callable[[Selection], bool], most: int, facts: Facts, whole: Cost) -> Selection:
+    """Bisect for the smallest number of removed channels that fits."""
+    last = at(most)
+    if not fits(last):
+        left = recount(facts, last)
+        raise BudgetNotMet(
+            "the budget cannot be met by removing channels",
+            why=f"with one channel left per group {left.macs / max(1, whole.macs):.1%} of the MACs and "
+            f"{left.params / max(1, whole.params):.1%} of the parameters remain",
+            do="raise the target, or pin fewer channels",
+        )
+    low, high, best = 0, most, last
+    while low < high:
+        middle = (low + high) // 2
+        found = at(middle)
+        if fits(found):
+            high, best = middle, found
+        else:
+            low = middle + 1
+    return best
+
+
+def _not_last(classes: ChannelClasses, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
+    """Return bool[order]: False for the highest-scored channel of each coupled group, which always stays."""
+    last: dict[int, int] = {}
+    group_of = {int(c): number for number, group in enumerate(group_classes(classes)) for c in group}
+    for position, channel in enumerate(order.tolist()):
+        last[group_of.get(channel, -1 - channel)] = position
+    mask = np.ones(order.size, dtype=bool)
+    mask[list(last.values())] = False
+    return mask
+
+
+def recount(facts: Facts, selection: Selection) -> Cost:
+    """Count what the pruned network holds and computes, from the shapes that are left."""
+    return cost(*pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted))
+
+
+def refuse_empty(facts: Facts, wish: Mask) -> None:
+    """Raise EmptyNetwork where a wish (bool[num_classes], True stays) would leave a coupled group without channels.
+
+    Raises:
+        EmptyNetwork: naming the parameter.
+    """
+    for group in group_classes(facts.classes):
+        members = np.asarray(group)
+        if not wish[members].any():
+            name = next(m.param for m in facts.classes.members if facts.classes.class_of[m.ids[0]] in group)
+            raise EmptyNetwork(
+                f"every channel of {name} would be removed",
+                why="all of its gammas reached zero",
+                do="lower rho, or stop training earlier",
+            )

@@ -1,0 +1,351 @@
+"""What the passes found, turned into reports: counts, groups, pins, blocked channels, layers.
+
+Owns the counting for people; the data types are in prunec/report.py. A channel here is an output
+channel of a contraction: a residual stream that four convolutions write has four times its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunec.graph import Node
+from prunec.labels import Label, Pin
+from prunec.passes.cost import Cost as PassCost
+from prunec.passes.cost import class_cost, cost
+from prunec.passes.groups import group_classes
+from prunec.passes.reads import Mask, channel_constants, states
+from prunec.passes.select import Facts, Selection, recount
+from prunec.plan import PrunePlan
+from prunec.report import (
+    Analysis,
+    Blocked,
+    ChannelCounts,
+    Cost,
+    Group,
+    GroupMember,
+    LayerChange,
+    LayerSummary,
+    PinReport,
+    PruneReport,
+    Removable,
+)
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
+    """Report a network; ``selection`` is what exact removal would take."""
+    whole, left = cost(facts.graph), recount(facts, selection)
+    layers = tuple(_layers(facts))
+    constant, dead = states(facts.classes, facts.reads)
+    owners = _all_channels(facts)
+    pinned = int(facts.classes.pinned[owners].sum())
+    return Analysis(
+        model=name,
+        frontend=facts.graph.frontend,
+        nodes=len(facts.graph.nodes),
+        params=whole.params,
+        macs=whole.macs,
+        activations=whole.activations,
+        channels=ChannelCounts(
+            total=owners.size,
+            prunable=owners.size - pinned,
+            pinned=pinned,
+            constant=int(constant[owners].sum()),
+            dead=int(dead[owners].sum()),
+        ),
+        removable=Removable(
+            channels=int(selection.removed[owners].sum()),
+            params=whole.params - left.params,
+            macs=whole.macs - left.macs,
+        ),
+        groups=tuple(_groups(facts)),
+        pins=pin_reports(facts),
+        blocked=blocked(facts, selection),
+        layers=layers,
+    )
+
+
+def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str) -> PruneReport:
+    """Report one pruning; costs are recounted on what is left."""
+    before, after = cost(facts.graph), recount(facts, selection)
+    owners = _all_channels(facts)
+    layers = tuple(_changes(facts, selection))
+    removed = sum(layer.before - layer.after for layer in layers)
+    held = blocked(facts, selection)
+    return PruneReport(
+        model=name,
+        before=_cost(before, owners.size),
+        after=_cost(after, sum(layer.after for layer in layers)),
+        removed_channels=removed,
+        layers=layers,
+        carriers=int(selection.carriers.sum()),
+        blocked=held,
+        pins=pin_reports(facts),
+        exact=plan.exact,
+        reason=plan.reason,
+        message="" if removed else _why_nothing(facts, held),
+    )
+
+
+def _cost(count: PassCost, channels: int) -> Cost:
+    return Cost(count.params, count.macs, count.activations, channels)
+
+
+def _why_nothing(facts: Facts, held: tuple[Blocked, ...]) -> str:
+    if held:
+        worst = max(held, key=lambda item: item.channels)
+        total = sum(item.channels for item in held)
+        return f"nothing was removed: {total} channels are constant or dead, but must stay; most at {worst.node} ({worst.op}): {worst.reason}"
+    owners = _all_channels(facts)
+    if owners.size and facts.classes.pinned[owners].all():
+        return "nothing was removed: every channel is pinned; see the pins for the nodes and reasons"
+    if not owners.size:
+        return "nothing was removed: the network has no convolution or linear layer with channels"
+    return (
+        "nothing was removed: no channel is provably constant or dead. "
+        "Train with prunec train-prune, or give a criterion and a budget (this changes the function)"
+    )
+
+
+# --- channels and groups ------------------------------------------------------------------------------
+
+
+def _output_classes(facts: Facts, node: Node) -> Ints:
+    """Return the class of each output channel of a contraction, int64[C_out]; empty where it has none."""
+    label = facts.classes.labels.get(node.outputs[0], Label(None))
+    if label.shape is None:
+        return np.zeros(0, dtype=np.int64)
+    axis = label.rank - 1 if node.op == "matmul" else 1
+    if node.op not in ("conv", "conv_transpose", "matmul") or label.rank <= axis:
+        return np.zeros(0, dtype=np.int64)
+    fields = [field for field in label.on(axis) if facts.classes.is_channel[facts.classes.class_of[field]].any()]
+    if not fields:
+        size = label.shape[axis]
+        single = node.op != "matmul" and size == 1
+        return np.zeros(1 if single else 0, dtype=np.int64)
+    field = np.moveaxis(fields[0], axis, 0)
+    return facts.classes.class_of[field.reshape(field.shape[0], -1)[:, 0]]
+
+
+def _contractions(facts: Facts) -> Iterator[tuple[Node, Ints]]:
+    for node in facts.graph.nodes:
+        owners = _output_classes(facts, node)
+        if owners.size:
+            yield node, owners
+
+
+def _all_channels(facts: Facts) -> Ints:
+    return np.concatenate([owners for _, owners in _contractions(facts)] or [np.zeros(0, dtype=np.int64)])
+
+
+def _readers(facts: Facts) -> Mapping[str, Node]:
+    """Return parameter name -> the first node that reads it, through computations on parameters."""
+    found: dict[str, Node] = {}
+    for node in reversed(facts.graph.nodes):
+        for name in node.inputs:
+            if name in facts.graph.params:
+                reader = node
+                while reader.op not in ("conv", "conv_transpose", "matmul", "batch_norm"):
+                    following = facts.graph.consumers(reader.outputs[0]) if reader.outputs else ()
+                    if len(following) != 1 or not all(n in facts.graph.params for n in reader.inputs if n):
+                        break
+                    reader = following[0]
+                found[name] = reader
+    return found
+
+
+def _groups(facts: Facts) -> Iterator[Group]:
+    costs = class_cost(facts.graph, facts.classes)
+    readers = _readers(facts)
+    counts: dict[int, list[tuple[int, int]]] = {}
+    for number, member in enumerate(facts.classes.members):
+        owners, times = np.unique(facts.classes.class_of[member.ids], return_counts=True)
+        for owner, count in zip(owners.tolist(), times.tolist(), strict=True):
+            counts.setdefault(owner, []).append((number, count))
+    for number, group in enumerate(group_classes(facts.classes)):
+        members = np.asarray(group)
+        totals: dict[int, int] = {}
+        for channel in group:
+            for member_number, count in counts.get(channel, []):
+                totals[member_number] = totals.get(member_number, 0) + count
+        listed = []
+        for member_number, count in totals.items():
+            member = facts.classes.members[member_number]
+            reader = readers.get(member.param)
+            listed.append(
+                GroupMember(member.param, member.axis, count, reader.origin if reader else "", reader.op if reader else "")
+            )
+        yield Group(
+            id=number,
+            channels=members.size,
+            prunable=not bool(facts.classes.pinned[members].any()),
+            params_per_channel=float(costs.params[members].mean()),
+            macs_per_channel=float(costs.macs[members].mean()),
+            members=tuple(listed),
+        )
+
+
+# --- pins and blocked channels ------------------------------------------------------------------------
+
+
+def pin_reports(facts: Facts) -> tuple[PinReport, ...]:
+    """List the pins that hold channels, those of one node and reason together, in graph order."""
+    merged: dict[tuple[str, str, str], set[int]] = {}
+    for pin in facts.classes.pins:
+        owners = np.unique(facts.classes.class_of[pin.ids])
+        owners = owners[facts.classes.is_channel[owners]]
+        if owners.size:
+            merged.setdefault(_pin_key(pin), set()).update(owners.tolist())
+    return tuple(PinReport(node, op, reason, len(owners)) for (node, op, reason), owners in merged.items())
+
+
+def _pin_key(pin: Pin) -> tuple[str, str, str]:
+    op = (pin.node.source or pin.node.op) if pin.node is not None else ""
+    return pin.where, op, pin.reason
+
+
+def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
+    """List the channels that are constant (or dead) somewhere and stay all the same, with what holds them."""
+    classes = facts.classes
+    open_classes = _constant_somewhere(facts) & selection.keep & classes.is_channel
+    result: list[Blocked] = []
+    nodes = {node.name: node for node in facts.graph.nodes}
+
+    def report(node: Node | None, where: str, reason: str, mask: Mask) -> None:
+        count = int((mask & open_classes).sum())
+        open_classes[mask] = False
+        if count:
+            result.append(Blocked(where, (node.source or node.op) if node is not None else "", reason, count))
+
+    for pin in classes.pins:
+        report(pin.node, pin.where, pin.reason, _mask(classes.num_classes, classes.class_of[pin.ids]))
+    where = "zero-padded convolutions"
+    report(None, where, "stays as a carrier, so that the zero-padded border is exact", selection.carriers)
+    for name, mask in selection.clashed.items():
+        report(nodes[name], nodes[name].origin, "its weights are shared by calls that read different constants", mask)
+    for name, mask in selection.given_back.items():
+        grouped = nodes[name].attrs.get("conv_groups", 1) > 1
+        reason = "a grouped convolution keeps equally many channels per group" if grouped else "a layer keeps at least one channel"
+        report(nodes[name], nodes[name].origin, reason, mask)
+    for node, mask in _where_constants_end(facts):
+        report(node, node.origin, _why_it_ends(node), mask)
+    return tuple(result)
+
+
+def _mask(size: int, owners: Ints) -> Mask:
+    mask = np.zeros(size, dtype=bool)
+    mask[owners] = True
+    return mask
+
+
+def _constant_somewhere(facts: Facts) -> Mask:
+    """Return bool[num_classes]: some activation of the class is constant, or every read of it is dead."""
+    found = np.zeros(facts.classes.num_classes, dtype=bool)
+    for name in facts.constants.known:
+        label = facts.classes.labels.get(name)
+        producer = facts.graph.producer(name)
+        if label is None or producer is None or producer.op == "full":
+            continue
+        for field in label.fields:
+            found[facts.classes.class_of[field[~np.isnan(channel_constants(facts.constants, name, field))]]] = True
+    _, dead = states(facts.classes, facts.reads)
+    return found | dead
+
+
+def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, Mask]]:
+    """Yield nodes, in graph order, whose input is constant in a channel and whose output in that channel is not."""
+    size = facts.classes.num_classes
+    for node in facts.graph.nodes:
+        known_in = np.zeros(size, dtype=bool)
+        for name in node.inputs:
+            if name in facts.constants.known:
+                for field in facts.classes.labels[name].fields:
+                    values = channel_constants(facts.constants, name, field)
+                    known_in[facts.classes.class_of[field[~np.isnan(values)]]] = True
+        if not known_in.any():
+            continue
+        lost = np.zeros(size, dtype=bool)
+        for name in node.outputs:
+            for field in facts.classes.labels[name].fields if name else ():
+                values = channel_constants(facts.constants, name, field)
+                lost[facts.classes.class_of[field[np.isnan(values)]]] = True
+        if (known_in & lost).any():
+            yield node, known_in & lost
+    for read in facts.reads:
+        owners = facts.classes.class_of[read.ids]
+        yield read.node, _mask(size, owners[~read.fine])
+
+
+def _why_it_ends(node: Node) -> str:
+    if node.op == "mul":
+        return "a constant times an input-dependent gate (squeeze-excite) is not constant"
+    if node.op in ("add", "sub", "rsub", "maximum", "minimum"):
+        return "its other operand still varies (a residual stream that is constant in part)"
+    if node.op in ("conv", "conv_transpose"):
+        return "zero padding leaves the constant uneven at the border"
+    if node.op == "concat":
+        return "constants of different value lie along one axis"
+    if node.op in ("matmul", "attention", "rnn"):
+        return "a constant that is summed here cannot be folded into a fixed weight"
+    return "what is constant before it varies after it"
+
+
+# --- layers -------------------------------------------------------------------------------------------
+
+
+def _layers(facts: Facts) -> Iterator[LayerSummary]:
+    constant, dead = states(facts.classes, facts.reads)
+    macs_of = cost(facts.graph).macs_of
+    group_of = {channel: number for number, group in enumerate(group_classes(facts.classes)) for channel in group}
+    notes = _notes(facts)
+    origins = _sources(facts)
+    for node, owners in _contractions(facts):
+        pinned = facts.classes.pinned[owners]
+        first = next((notes[c] for c in owners[pinned].tolist() if c in notes), "")
+        yield LayerSummary(
+            node=node.origin,
+            op=node.op,
+            channels=owners.size,
+            prunable=int((~pinned).sum()),
+            pinned=int(pinned.sum()),
+            constant=int(constant[owners].sum()),
+            dead=int(dead[owners].sum()),
+            params=sum(facts.graph.params[name].array.size for name in node.inputs[1:] if name in facts.graph.params),
+            macs=macs_of.get(node.name, 0),
+            groups=tuple(sorted({group_of[c] for c in owners.tolist() if c in group_of})),
+            inputs=origins[node.name],
+            note=first,
+        )
+
+
+def _notes(facts: Facts) -> dict[int, str]:
+    notes: dict[int, str] = {0: "a single channel: there is nothing to choose from"}
+    for pin in facts.classes.pins:
+        for channel in np.unique(facts.classes.class_of[pin.ids]).tolist():
+            notes.setdefault(channel, f"{pin.where}: {pin.reason}" if pin.where else pin.reason)
+    return notes
+
+
+def _sources(facts: Facts) -> dict[str, tuple[str, ...]]:
+    """Return contraction -> the contractions whose outputs reach it without passing another one."""
+    reach: dict[str, tuple[str, ...]] = {}
+    result: dict[str, tuple[str, ...]] = {}
+    contractions = {node.name for node, _ in _contractions(facts)}
+    for node in facts.graph.nodes:
+        arriving = tuple(dict.fromkeys(origin for name in node.inputs for origin in reach.get(name, ())))
+        if node.name in contractions:
+            result[node.name] = arriving
+            arriving = (node.origin,)
+        for name in node.outputs:
+            reach[name] = arriving
+    return result
+
+
+def _changes(facts: Facts, selection: Selection) -> Iterator[LayerChange]:
+    for node, owners in _contractions(facts):
+        runs = node.name in selection.wanted.nodes
+        yield LayerChange(node.origin, node.op, owners.size, int(selection.keep[owners].sum()) if runs else 0)

@@ -1,0 +1,321 @@
+"""Edits -> pruned GraphModule.
+
+Owns the torch side of surgery: sliced parameters, corrected module attributes, new biases, cut inputs,
+erased nodes, and the check run that compares every node's shape with what was planned. Decides nothing;
+rewriting of written-out sizes is in fx_rewrite.py, plans on fresh modules in prunec/apply.py. The
+user's module is copied, never changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from prunec.backends.fx_rewrite import REWRITES, CannotRewrite, Site, add_buffer, call
+from prunec.edits import Edits
+from prunec.frontends.fx import Ref, Traced, eval_mode
+from prunec.graph import Node, Shape
+
+
+def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
+    """Carry out edits on a copy of the traced module.
+
+    Returns:
+        A GraphModule in the mode (train or eval) of each of its submodules, on the same device.
+
+    Raises:
+        CannotRewrite: a call has sizes that cannot be changed; pin its channels and plan again.
+    """
+    module = copy.deepcopy(traced.module)
+    surgery = _Surgery(traced, edits, module)
+    surgery.run()
+    module.graph.lint()
+    module.recompile()
+    module.delete_all_unused_submodules()
+    _delete_unused_tensors(module)
+    check_shapes(traced, edits, module)
+    return module
+
+
+class _Surgery:
+    """The steps of ``apply_edits`` over one copy."""
+
+    def __init__(self, traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
+        self.traced, self.edits, self.module = traced, edits, module
+        self.nodes = {n.name: n for n in module.graph.nodes}
+        self.ir_of: dict[str, list[Node]] = {}
+        for node in traced.graph.nodes:
+            self.ir_of.setdefault(node.origin, []).append(node)
+        self.had_users = {n.name for n in module.graph.nodes if n.users}
+
+    def run(self) -> None:
+        self._freeze_sizes()
+        set_parameters(self.module, self.edits.params)
+        self._rewrite_attributes()
+        self._add_biases()
+        self._cut_inputs()
+        self._drop_operands()
+        self._replace()
+        refresh_modules(self.module)
+        self._erase()
+
+    def _freeze_sizes(self) -> None:
+        """Replace channel counts that the forward reads (``x.size(1)``) by what they were.
+
+        Sizes in views are written out by the rewrites; elsewhere (a scale such as 1/sqrt(C)) the count
+        of the original network is what the weights were trained with.
+        """
+        for n in list(self.module.graph.nodes):
+            value = self.traced.results.get(n.name)
+            if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
+                n.replace_all_uses_with(value)  # type: ignore[arg-type]  # fx accepts constants as arguments
+
+    def _reads_pruned_axis(self, n: fx.Node) -> bool:
+        axis: Any
+        if n.op == "call_method" and n.target == "size" and len(n.args) == 2:
+            source, axis = n.args
+        elif n.target is operator.getitem and isinstance(n.args[0], fx.Node):
+            inner = n.args[0]
+            whole = (inner.op == "call_method" and inner.target == "size" and len(inner.args) == 1) or (
+                inner.target is getattr and inner.args[1] == "shape"
+            )
+            if not whole:
+                return False
+            source, axis = inner.args[0], n.args[1]
+        elif n.op == "call_function" and "sym_size" in str(n.target) and len(n.args) == 2:
+            source, axis = n.args
+        else:
+            return False
+        ref = self.traced.results.get(source.name) if isinstance(source, fx.Node) else None
+        if not isinstance(ref, Ref) or not isinstance(axis, int):
+            return False
+        rank = len(self.traced.graph.shape(ref.name) or ())
+        return axis % max(1, rank) in self.edits.keeps.get(ref.name, {})
+
+    def _rewrite_attributes(self) -> None:
+        for origin, nodes in self.ir_of.items():
+            changes = [(node, self.edits.attrs.get(node.name, {})) for node in nodes]
+            for node, attrs in changes:
+                if attrs and node.name not in self.edits.removed and node.op in REWRITES:
+                    REWRITES[node.op](
+                        Site(self.module, self.nodes[origin], node, attrs, changes, self._new_shape, self.traced.graph.shape)
+                    )
+
+    def _new_shape(self, name: str) -> Shape | None:
+        return self.edits.shapes.get(name, self.traced.graph.shape(name))
+
+    def _add_biases(self) -> None:
+        by_name = {node.name: node for node in self.traced.graph.nodes}
+        for name, bias in self.edits.new_biases.items():
+            node = by_name[name]
+            n = self.nodes[node.origin]
+            tensor = torch.from_numpy(bias)
+            if n.op == "call_module":
+                owner = self.module.get_submodule(str(n.target))
+                owner.bias = parameter_like(next(owner.parameters()), tensor)
+            else:
+                self._add_after(n, tensor, matrix=node.op == "matmul")
+
+    def _add_after(self, n: fx.Node, bias: Tensor, *, matrix: bool) -> None:
+        """Add the bias to the result of a functional contraction, with a node of its own."""
+        rank = len(self._result_shape(n))
+        weight = next(p for p in self.module.parameters())
+        name = f"{n.name}_folded_bias"
+        shaped = bias if matrix else bias.reshape(1, -1, *[1] * (rank - 2))
+        self.module.register_parameter(name, parameter_like(weight, shaped))
+        with self.module.graph.inserting_after(n):
+            attribute = self.module.graph.get_attr(name)
+        with self.module.graph.inserting_after(attribute):
+            total = self.module.graph.call_function(torch.add, (n, attribute))
+        n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+
+    def _result_shape(self, n: fx.Node) -> Shape:
+        ref = self.traced.results[n.name]
+        if not isinstance(ref, Ref):
+            raise CannotRewrite(n.name, "prunec cannot give this call a bias")
+        return self.traced.graph.shape(ref.name) or ()
+
+    def _cut_inputs(self) -> None:
+        by_name = {node.name: node for node in self.traced.graph.nodes}
+        for (name, index), value in self.edits.constant_inputs.items():
+            node = by_name[name]
+            if node.name in self.edits.removed or node.outputs[0] in self.edits.replaced:
+                continue
+            n = self.nodes[node.origin]
+            buffer = add_buffer(self.module, f"{n.name}_constant", torch.from_numpy(np.array(value)))
+            with self.module.graph.inserting_before(n):
+                stored = self.module.graph.get_attr(buffer)
+            operands = list(n.args[:2]) if len(n.args) >= 2 else [n.args[0], n.kwargs.get("other")]
+            operands[index] = stored
+            extra = {key: value for key, value in n.kwargs.items() if key in ("alpha", "rounding_mode")}
+            call(n, _FUNCTIONS[node.op], *operands, **extra)
+
+    def _drop_operands(self) -> None:
+        by_name = {node.name: node for node in self.traced.graph.nodes}
+        for name, gone in self.edits.dropped_inputs.items():
+            n = self.nodes[by_name[name].origin]
+            if name in self.edits.removed:
+                continue
+            key = next((k for k in ("tensors", "input") if k in n.kwargs), None)
+            operands = n.kwargs[key] if key else n.args[0]
+            if not isinstance(operands, (list, tuple)) or len(operands) != len(by_name[name].inputs):
+                raise CannotRewrite(n.name, "prunec cannot take operands out of this call")
+            left = [operand for i, operand in enumerate(operands) if i not in gone]
+            n.args, n.kwargs = ((left, *n.args[1:]), n.kwargs) if not key else (n.args, {**n.kwargs, key: left})
+
+    def _replace(self) -> None:
+        """Take out nodes that now return one of their operands."""
+        for value, source in self.edits.replaced.items():
+            node = self.traced.graph.producer(value)
+            assert node is not None, "a replaced value has a producer"
+            n = self.nodes[node.origin]
+            if n.args and isinstance(n.args[0], (list, tuple)):
+                continue  # a concat of one operand copies it; so does the original
+            operands = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node)]
+            left = next((arg for arg in operands if self.traced.results.get(arg.name) == Ref(source)), None)
+            if left is None:
+                raise CannotRewrite(n.name, "prunec cannot take an operand out of this call")
+            if len(left.users) > 1:
+                # Somebody else reads the operand: what reads this node may write into it in place.
+                call(n, torch.clone, left)
+            else:
+                n.replace_all_uses_with(left)
+
+    def _erase(self) -> None:
+        """Erase what nothing reads any more; statements without readers stay while their tensors live."""
+        for n in reversed(list(self.module.graph.nodes)):
+            if n.op in ("placeholder", "output") or n.users:
+                continue
+            nodes = self.ir_of.get(n.name, [])
+            if n.name in self.had_users or n.op == "get_attr" or (nodes and all(i.name in self.edits.removed for i in nodes)):
+                self.module.graph.erase_node(n)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "rsub": torch.rsub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "floor_div": torch.floor_divide,
+    "mod": torch.remainder,
+    "pow": torch.pow,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "and": torch.logical_and,
+    "or": torch.logical_or,
+    "xor": torch.logical_xor,
+    "atan2": torch.atan2,
+}
+"""Out-of-place functions for binary ops: an in-place one would write into the stored constant."""
+
+
+def parameter_like(like: Tensor, content: Tensor) -> nn.Parameter:
+    return nn.Parameter(content.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
+
+
+def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        tensors[name] = tensor
+        names.setdefault(id(tensor), []).append(name)
+    for name, content in contents.items():
+        old = tensors[name]
+        new: Tensor = torch.from_numpy(np.array(content)).to(device=old.device, dtype=old.dtype)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for alias in names[id(old)]:
+            owner_name, _, attribute = alias.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            if isinstance(new, nn.Parameter):
+                owner._parameters[attribute] = new
+            else:
+                owner._buffers[attribute] = new
+
+
+def refresh_modules(module: nn.Module) -> None:
+    """Make the size attributes of every layer agree with its tensors (in_channels, num_features …)."""
+    for sub in module.modules():
+        weight = getattr(sub, "weight", None)
+        if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
+            first, second = weight.shape[0], weight.shape[1] * sub.groups
+            sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
+        elif isinstance(sub, nn.Linear):
+            sub.out_features, sub.in_features = sub.weight.shape
+        elif isinstance(sub, nn.modules.batchnorm._NormBase):
+            sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
+            sub.num_features = sub.num_features if sized is None else sized.shape[0]
+        elif isinstance(sub, nn.GroupNorm) and weight is not None:
+            sub.num_channels = weight.shape[0]
+        elif isinstance(sub, nn.PReLU):
+            sub.num_parameters = sub.weight.shape[0]
+
+
+def _delete_unused_tensors(module: fx.GraphModule) -> None:
+    """Drop parameters and buffers of the root that no node reads any more."""
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    called = tuple(str(n.target) for n in module.graph.nodes if n.op == "call_module")
+    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+        owner_name, _, attribute = name.rpartition(".")
+        if name in read or any(owner_name == c or owner_name.startswith(f"{c}.") for c in called):
+            continue
+        delattr(module.get_submodule(owner_name), attribute)
+
+
+# --- the check run ------------------------------------------------------------------------------------
+
+
+def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
+    """Run a pruned module under fake tensors and compare every node's shapes with the plan's.
+
+    Raises:
+        CannotRewrite: naming the first node that fails or has another shape.
+    """
+    shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
+    with eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        rest = iter(shapes)
+        inputs = [torch.empty(next(rest), dtype=i.dtype, device=i.device) if isinstance(i, Tensor) else i for i in traced.example_inputs]
+        _Check(module, traced, edits).run(*inputs)
+
+
+class _Check(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, traced: Traced, edits: Edits) -> None:
+        super().__init__(module)
+        self.traced, self.edits = traced, edits
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except Exception as error:  # whatever a call with wrong sizes raises
+            raise CannotRewrite(n.name, f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})") from error
+        expected = self.traced.results.get(n.name)
+        if n.op != "output" and expected is not None:
+            self._compare(n, expected, result)
+        return result
+
+    def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
+        wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]
+        found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if n.op == "get_attr":
+            return
+        for ref, tensor in zip(wanted, found, strict=False):
+            shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
+            if tuple(tensor.shape) != shape:
+                raise CannotRewrite(n.name, f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}")
