@@ -128,11 +128,11 @@ class _Tally:
 
     def counts(self) -> Counts:
         """Return int64[num_classes]."""
-        total = np.zeros(self._classes.num_classes)
-        if self._ids:
-            amounts = np.repeat(self._amounts, [ids.size for ids in self._ids])
-            owners = self._classes.class_of[np.concatenate(self._ids)]
-            total = np.bincount(owners, weights=amounts, minlength=self._classes.num_classes)
+        if not self._ids:
+            return np.zeros(self._classes.num_classes, dtype=np.int64)
+        amounts = np.repeat(self._amounts, [ids.size for ids in self._ids])
+        owners = self._classes.class_of[np.concatenate(self._ids)]
+        total = np.bincount(owners, weights=amounts, minlength=self._classes.num_classes)
         total[0] = 0
         return np.rint(total).astype(np.int64)
 
@@ -199,7 +199,7 @@ def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids
 
 
 def _makes_maps(graph: Graph, node: Node) -> bool:
-    """Tell whether the node's output is a map to count: a BatchNorm's, or a contraction's with no BatchNorm behind it."""
+    """Tell whether the node's output is a map to count; a contraction's is not where BatchNorm follows."""
     if node.op == "batch_norm":
         return bool(node.outputs[0])
     if node.op not in CONTRACTIONS or not node.outputs[0]:

@@ -7,7 +7,7 @@ passes/constants.py first: an element that is constant needs nothing from what c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -62,22 +62,55 @@ def liveness(graph: Graph, constants: Constants, rules: Mapping[str, Rule] = LIV
     for node in reversed(graph.nodes):
         if from_params.issuperset(node.outputs):
             continue  # it reads parameters, and what it computes may be as large as they are
-        needs = tuple(_needed(live.get(name), constants.known.get(name)) for name in node.outputs)
-        if all(need is None for need in needs) and not _has_effects(node):
+        lives = tuple(live.get(name) for name in node.outputs)
+        needs = tuple(_needed(read, constants.known.get(name)) for name, read in zip(node.outputs, lives, strict=True))
+        idle = all(need is None for need in needs) and not _has_effects(node)
+        if idle and all(read is None for read in lives):
             continue
-        step = Step(
-            node=node,
-            needs=needs,
-            known=tuple(constants.of(name) if name else None for name in node.inputs),
-            in_shapes=tuple(graph.shape(name) if name else None for name in node.inputs),
-            out_shapes=tuple(graph.values[name].shape if name else None for name in node.outputs),
-            weight=constants.weights.get(node.name),
-        )
-        reads = rules["opaque" if _unranked(step) else node.op](step)
-        for name, read in zip(node.inputs, reads, strict=True):
+        for name, read in zip(node.inputs, () if idle else _reads(graph, node, needs, constants, rules), strict=False):
             if read is not None:
                 _read(graph, live, name, read)
+        if any(need is not read for need, read in zip(needs, lives, strict=True)):
+            _read_constants(graph, node, lives, constants, rules, live)
     return Liveness(MappingProxyType(live))
+
+
+def _reads(
+    graph: Graph, node: Node, needs: tuple[Array | None, ...], constants: Constants, rules: Mapping[str, Rule]
+) -> Sequence[Array | None]:
+    """Return what the node reads of each input to compute ``needs``."""
+    step = Step(
+        node=node,
+        needs=needs,
+        known=tuple(constants.of(name) if name else None for name in node.inputs),
+        in_shapes=tuple(graph.shape(name) if name else None for name in node.inputs),
+        out_shapes=tuple(graph.values[name].shape if name else None for name in node.outputs),
+        weight=constants.weights.get(node.name),
+    )
+    return rules["opaque" if _unranked(step) else node.op](step)
+
+
+def _read_constants(
+    graph: Graph,
+    node: Node,
+    lives: tuple[Array | None, ...],
+    constants: Constants,
+    rules: Mapping[str, Rule],
+    live: dict[str, Array],
+) -> None:
+    """Keep alive the constant inputs that a constant output follows from.
+
+    Such an output is what it is for any value of its other inputs, but only while those that were
+    constant keep their value (or are folded into the weights that read them).
+    """
+    for name, read in zip(node.inputs, _reads(graph, node, lives, constants, rules), strict=True):
+        known = constants.known.get(name)
+        if read is None or known is None or name not in graph.values:
+            continue
+        rank = max(read.ndim, known.ndim)
+        both = lift(read, rank) & ~np.isnan(lift(known, rank))
+        if both.any():
+            _read(graph, live, name, both)
 
 
 def _needed(live: Array | None, known: Array | None) -> Array | None:

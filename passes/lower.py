@@ -397,7 +397,8 @@ def _replacements(graph: Graph, wanted: Needs, stored: Mapping[tuple[str, int], 
         if node.name not in wanted.nodes:
             continue
         if node.op == "concat" and len(node.inputs) - len(wanted.dropped.get(node.name, ())) == 1:
-            left = next(n for i, n in enumerate(node.inputs) if i not in wanted.dropped[node.name])
+            gone = wanted.dropped.get(node.name, ())
+            left = next(n for i, n in enumerate(node.inputs) if i not in gone)
             yield node.outputs[0], left
         for index in range(min(2, len(node.inputs))):
             value = stored.get((node.name, index))

@@ -54,6 +54,7 @@ def needs(
     wanted = set(graph.outputs)
     nodes: set[str] = set()
     decided, cuts = cuts, dict(cuts or {})
+    fixed = graph.fixed_values() | set(graph.inputs)
     dropped: dict[str, tuple[int, ...]] = {}
     for node in reversed(graph.nodes):
         if not any(name in wanted for name in node.outputs) and not _has_effects(node):
@@ -63,7 +64,7 @@ def needs(
             empty = tuple(i for i, name in enumerate(node.inputs) if _is_empty(name, node.attrs["axis"], classes, keep))
             if empty and len(empty) < len(node.inputs):
                 dropped[node.name] = empty
-        cut = _cut(graph, node, classes, constants, keep) if decided is None else None
+        cut = _cut(graph, node, classes, constants, keep, fixed) if decided is None else None
         if cut is not None:
             cuts[node.name, cut[0]] = cut[1]
         gone = dropped.get(node.name, ())
@@ -81,7 +82,7 @@ def _is_empty(name: str, axis: int, classes: ChannelClasses, keep: Mask) -> bool
 
 
 def _cut(
-    graph: Graph, node: Node, classes: ChannelClasses, constants: Constants, keep: Mask
+    graph: Graph, node: Node, classes: ChannelClasses, constants: Constants, keep: Mask, fixed: frozenset[str]
 ) -> tuple[int, np.ndarray[Any, Any]] | None:
     """Return (input index, constant) where one operand of a binary op is constant and the other spans the output."""
     if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
@@ -91,7 +92,7 @@ def _cut(
         return None  # what reads this node's output will cut there, if it can
     for index, name in enumerate(node.inputs):
         other = node.inputs[1 - index]
-        if name in graph.params or name in graph.inputs or other in graph.params:
+        if name in fixed or other in graph.params:
             continue
         known = _kept_known(name, classes, constants, keep)
         if known is not None and out is not None and _spans(graph.shape(other), out):

@@ -72,22 +72,13 @@ def contracted_axis(node: Node, index: int, rank: int) -> int | None:
 
 def reads(graph: Graph, classes: ChannelClasses, constants: Constants, liveness: Liveness) -> tuple[Read, ...]:
     """List every operand of a contraction that carries channels on the axis it is summed over, in graph order."""
-    made_of_params = _parameter_values(graph)
+    made_of_params = graph.fixed_values()
     return tuple(
         read
         for node in graph.nodes
         if node.op in CONTRACTIONS
         for read in _reads_of(graph, node, classes, constants, liveness, made_of_params)
     )
-
-
-def _parameter_values(graph: Graph) -> frozenset[str]:
-    """Return the names of parameters and of the values computed from parameters alone."""
-    found = set(graph.params)
-    for node in graph.nodes:
-        if any(node.inputs) and all(name in found for name in node.inputs if name):
-            found.update(node.outputs)
-    return frozenset(found)
 
 
 def _reads_of(

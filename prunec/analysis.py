@@ -6,7 +6,7 @@ channel of a contraction: a residual stream that four convolutions write has fou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -245,10 +245,11 @@ def _mask(size: int, owners: Ints) -> Mask:
 def _constant_somewhere(facts: Facts) -> Mask:
     """Return bool[num_classes]: some activation of the class is constant, or every read of it is dead."""
     found = np.zeros(facts.classes.num_classes, dtype=bool)
+    weights = facts.graph.fixed_values()
     for name in facts.constants.known:
         label = facts.classes.labels.get(name)
         producer = facts.graph.producer(name)
-        if label is None or producer is None or producer.op == "full":
+        if label is None or producer is None or producer.op == "full" or name in weights:
             continue
         for field in label.fields:
             found[facts.classes.class_of[field[~np.isnan(channel_constants(facts.constants, name, field))]]] = True
@@ -258,26 +259,33 @@ def _constant_somewhere(facts: Facts) -> Mask:
 
 def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, Mask]]:
     """Yield nodes, in graph order, whose input is constant in a channel and whose output in that channel is not."""
-    size = facts.classes.num_classes
+    weights = facts.graph.fixed_values()
     for node in facts.graph.nodes:
-        known_in = np.zeros(size, dtype=bool)
-        for name in node.inputs:
-            if name in facts.constants.known:
-                for field in facts.classes.labels[name].fields:
-                    values = channel_constants(facts.constants, name, field)
-                    known_in[facts.classes.class_of[field[~np.isnan(values)]]] = True
-        if not known_in.any():
+        if weights.issuperset(node.outputs):
             continue
-        lost = np.zeros(size, dtype=bool)
-        for name in node.outputs:
-            for field in facts.classes.labels[name].fields if name else ():
-                values = channel_constants(facts.constants, name, field)
-                lost[facts.classes.class_of[field[np.isnan(values)]]] = True
-        if (known_in & lost).any():
-            yield node, known_in & lost
+        known = _settled(facts, node.inputs, known=True)
+        if known.any():
+            lost = known & _settled(facts, node.outputs, known=False)
+            if lost.any():
+                yield node, lost
     for read in facts.reads:
         owners = facts.classes.class_of[read.ids]
-        yield read.node, _mask(size, owners[~read.fine])
+        yield read.node, _mask(facts.classes.num_classes, owners[~read.fine])
+
+
+def _settled(facts: Facts, names: Sequence[str], *, known: bool) -> Mask:
+    """Return bool[num_classes]: some of the values carries the class and is constant (or is not) wherever it does."""
+    result = np.zeros(facts.classes.num_classes, dtype=bool)
+    for name in names:
+        if not name or (known and name not in facts.constants.known):
+            continue
+        for field in facts.classes.labels[name].fields:
+            is_known = ~np.isnan(channel_constants(facts.constants, name, field))
+            owners = facts.classes.class_of[field]
+            mask = _mask(facts.classes.num_classes, owners[is_known == known])
+            mask[owners[is_known != known]] = False
+            result |= mask
+    return result
 
 
 def _why_it_ends(node: Node) -> str:

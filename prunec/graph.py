@@ -118,9 +118,20 @@ class Graph:
         return self._consumers.get(value, ())
 
     def shape(self, name: str) -> Shape | None:
-        """Return the shape of a value or parameter."""
+        """Return the shape of a value or parameter; None where it is unknown, or no such value is needed."""
         param = self.params.get(name)
-        return param.shape if param is not None else self.values[name].shape
+        if param is not None:
+            return param.shape
+        value = self.values.get(name)
+        return None if value is None else value.shape
+
+    def fixed_values(self) -> frozenset[str]:
+        """Return the names of the parameters and of all values computed from parameters alone."""
+        found = set(self.params)
+        for node in self.nodes:
+            if any(node.inputs) and all(name in found for name in node.inputs if name):
+                found.update(node.outputs)
+        return frozenset(found)
 
     def text(self, around: Node | None = None, radius: int = 3) -> str:
         """Return the graph as lines, or the lines around one node, for messages and tests."""

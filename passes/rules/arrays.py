@@ -53,7 +53,7 @@ def uniform(array: Array, axes: Iterable[int]) -> Array:
 def any_along(need: Array, axes: Iterable[int]) -> Array:
     """Drop ``axes`` of a bool array to size 1: True where any element along them is."""
     gone = tuple(axis for axis in axes if need.shape[axis] != 1)
-    return need.any(axis=gone, keepdims=True) if gone else need
+    return np.asarray(need.any(axis=gone, keepdims=True)) if gone else need
 
 
 def others(rank: int, *axes: int) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class Call:
 Rule = Callable[[Call], Known]
 
 
-def nothing(call: Call) -> Known:
+def nothing(_: Call) -> Known:
     """Unknown, whatever the inputs are."""
     return [None]
 
@@ -188,7 +188,7 @@ def attention(call: Call) -> Known:
 
 
 def batch_norm(call: Call) -> Known:
-    """gamma = 0 leaves beta; a known input follows the formula, with its own statistics in training."""
+    """A gamma of 0 leaves beta; a known input follows the formula, with its own statistics in training."""
     axis = call.node.attrs.get("axis", 1)
     x = call.array(0)
     if x.ndim != call.rank:
@@ -201,14 +201,14 @@ def batch_norm(call: Call) -> Known:
 
 
 def instance_norm(call: Call) -> Known:
-    """gamma = 0 leaves beta; so does an input that is uniform over space."""
+    """A gamma of 0 leaves beta; so does an input that is uniform over space."""
     axis = call.node.attrs.get("axis", 1)
     x = call.array(0)
     return [_affine(call, _standardised(call, x, range(axis + 1, x.ndim)), axis) if x.ndim == call.rank else None]
 
 
 def group_norm(call: Call) -> Known:
-    """gamma = 0 leaves beta; a group that is known in full is computed."""
+    """A gamma of 0 leaves beta; a group that is known in full is computed."""
     axis, groups = call.node.attrs.get("axis", 1), call.node.attrs["num_groups"]
     x, shape = call.array(0), call.in_shapes[0]
     if x.ndim != call.rank or shape is None:
@@ -223,7 +223,7 @@ def group_norm(call: Call) -> Known:
 
 
 def layer_norm(call: Call) -> Known:
-    """gamma = 0 leaves beta; what is known along all normalised axes is computed."""
+    """A gamma of 0 leaves beta; what is known along all normalised axes is computed."""
     x, axes = call.array(0), call.node.attrs["axes"]
     if x.ndim != call.rank:
         return [None]
@@ -235,7 +235,7 @@ def _standardised(call: Call, x: Array, axes: Sequence[int]) -> Array:
     if call.known[0] is None:
         return x
     where = tuple(axes)
-    centred = x - np.mean(x, axis=where, keepdims=True, dtype=np.float64).astype(_working_type(x))
+    centred: Array = x - np.mean(x, axis=where, keepdims=True, dtype=np.float64).astype(_working_type(x))
     var = np.mean(np.square(centred), axis=where, keepdims=True, dtype=np.float64)
     centred /= np.sqrt(var + call.node.attrs.get("eps", 1e-5)).astype(centred.dtype)
     return centred
@@ -423,7 +423,10 @@ def depth_to_space(call: Call) -> Known:
 def im2col(call: Call) -> Known:
     """Its padding is not visible here, so only zeros stay uniform."""
     x = call.known[0]
-    return [None] if x is None else _moved(call, [_zeros(uniform(x, others(x.ndim, 1)))], np.nan)
+    if x is None:
+        return [None]
+    zeros = np.where(uniform(x, others(x.ndim, 1)) == 0, 0.0, np.nan)
+    return _moved(call, [zeros], np.nan)
 
 
 # --- channelwise over space, reductions -------------------------------------------------------------
@@ -466,7 +469,7 @@ def _zeros(x: Array | None) -> Array | None:
 def reduce(call: Call) -> Known:
     """Reduce what is known; along axes of size 1 each element stands for as many as the axis has."""
     x, shape, attrs = call.known[0], call.in_shapes[0], call.node.attrs
-    if x is None or shape is None or x.size == 0:
+    if x is None or shape is None or x.size == 0 or (attrs["kind"] == "mean" and not call.out_dtype.startswith("f")):
         return [None]
     axes = tuple(attrs["axes"])
     sizes = [shape[axis] for axis in axes if x.shape[axis] == 1]

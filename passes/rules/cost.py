@@ -18,17 +18,17 @@ Rule = Callable[[Node, Sequence[Sizes], Sequence[Sizes]], int]
 """(node, sizes per input, sizes per output) -> MACs of one run; absent inputs have no sizes."""
 
 
-def none(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+def none(_: Node, __: Sequence[Sizes], ___: Sequence[Sizes]) -> int:
     """Elementwise work, pooling and moves are not counted."""
     return 0
 
 
-def conv(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+def conv(_: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
     """Each weight element is used once per output position: the weight [C_out, C_in/g, *k] has the groups in it."""
     return math.prod(ins[1]) * math.prod(outs[0][:1]) * math.prod(outs[0][2:])
 
 
-def conv_transpose(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+def conv_transpose(_: Node, ins: Sequence[Sizes], __: Sequence[Sizes]) -> int:
     """Each weight element is used once per input position."""
     return math.prod(ins[1]) * math.prod(ins[0][:1]) * math.prod(ins[0][2:])
 
@@ -41,7 +41,7 @@ def matmul(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
     return math.prod(outs[0]) * ins[0][axis]
 
 
-def attention(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+def attention(_: Node, ins: Sequence[Sizes], __: Sequence[Sizes]) -> int:
     """q·kᵀ and weights·v; grouped key and value heads are used by several query heads."""
     query, key, value = ins[:3]
     if len(query) < 2 or len(key) < 2 or len(value) < 2:
@@ -49,7 +49,7 @@ def attention(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def rnn(node: Node, ins: Sequence[Sizes], outs: Sequence[Sizes]) -> int:
+def rnn(_: Node, ins: Sequence[Sizes], __: Sequence[Sizes]) -> int:
     """Each element of the input and recurrent weights is used once per step and sample."""
     return math.prod(ins[0][:-1]) * sum(math.prod(sizes) for sizes in ins[1:3] if len(sizes) > 1)
 

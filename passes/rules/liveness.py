@@ -54,6 +54,8 @@ class Step:
     @property
     def need(self) -> Array:
         """What is needed of an output-shaped value: of the outputs together, in the rank of the first."""
+        if len(self.needs) == 1 and self.needs[0] is not None:
+            return self.needs[0]
         rank = len(self.out_shapes[0] or ())
         total = np.zeros((1,) * rank, dtype=np.bool_)
         for need in self.needs:
@@ -154,16 +156,12 @@ def first_like_output(step: Step) -> Needs:
 
 def where(step: Step) -> Needs:
     """A choice is read where the condition may take it."""
-    condition, a, b = (_fit(step.need, shape) for shape in step.in_shapes)
-    known = step.known[0]
+    condition, known = _fit(step.need, step.in_shapes[0]), step.known[0]
     if known is None:
-        return [condition, a, b]
+        return elementwise(step)
     rank = step.need.ndim
-    taken = [
-        _fit(step.need & lift(maybe, rank), shape)
-        for maybe, shape in zip((known != 0, known != 1), step.in_shapes[1:], strict=True)
-    ]
-    return [condition, *taken]
+    first, second = step.need & lift(known != 0, rank), step.need & lift(known != 1, rank)
+    return [condition, _fit(first, step.in_shapes[1]), _fit(second, step.in_shapes[2])]
 
 
 def batch_norm(step: Step) -> Needs:
@@ -224,13 +222,12 @@ def sample(step: Step) -> Needs:
 # --- movement ---------------------------------------------------------------------------------------
 
 
-def _followed(step: Step, axes_of: Callable[[int], Iterable[int]]) -> Needs:
+def _followed(step: Step, axes: Iterable[int]) -> Needs:
     """Move indices instead of values: an input element is read where its index arrives at a needed place.
 
-    ``axes_of(i)`` names the axes of input i along which elements are told apart; along the others all
-    are read if any is.
+    Elements are told apart along ``axes`` of the inputs; along the others all are read if any is.
     """
-    return [_positions(step, index, axes_of(index)) for index in range(len(step.node.inputs))]
+    return [_positions(step, index, axes) for index in range(len(step.node.inputs))]
 
 
 def _positions(step: Step, index: int, axes: Iterable[int]) -> Array:
@@ -257,7 +254,7 @@ def _positions(step: Step, index: int, axes: Iterable[int]) -> Array:
 def _resolved(shape: Shape, axes: Iterable[int]) -> tuple[int, ...]:
     """Return the sizes of an index array along ``axes``: fewer, shortest first, where they would be too many."""
     sizes = [1] * len(shape)
-    extents = {axis: size for axis in axes if isinstance(size := shape[axis], int)}
+    extents = {axis: size for axis in axes if 0 <= axis < len(shape) and isinstance(size := shape[axis], int)}
     for axis, size in sorted(extents.items(), key=lambda item: item[1]):
         if math.prod(sizes) * size <= MAX_INDEX:
             sizes[axis] = size
@@ -283,7 +280,7 @@ def picks(axes_key: str) -> Rule:
     def rule(step: Step) -> Needs:
         named = step.node.attrs[axes_key]
         axes = {named} if isinstance(named, int) else set(named)
-        return _followed(step, lambda index: axes | {a for a in _needed_axes(step) if a < step.rank_of(index)})
+        return _followed(step, axes | _needed_axes(step))
 
     return rule
 
@@ -295,7 +292,7 @@ def gather(step: Step) -> Needs:
         return everything(step)
     axis, shift = step.node.attrs["axis"], np.ndim(indices) - 1
     back = {a if a < axis else a - shift for a in _needed_axes(step) if not axis <= a <= axis + shift}
-    return _followed(step, lambda index: back | {axis})
+    return _followed(step, back | {axis})
 
 
 def concat(step: Step) -> Needs:
@@ -326,7 +323,7 @@ def reshape(step: Step) -> Needs:
         return everything(step)
     groups, varied = factor(before, after) or [], _needed_axes(step)
     axes = {axis for ins, outs in groups if varied & set(outs) for axis in ins}
-    return _followed(step, lambda index: axes)
+    return _followed(step, axes)
 
 
 def moved(step: Step) -> Needs:
@@ -334,14 +331,14 @@ def moved(step: Step) -> Needs:
     if _uniform(step):
         return everything(step)
     axes = {1} if step.node.op != "tile" else {a - step.need.ndim + step.rank_of(0) for a in _needed_axes(step)}
-    return _followed(step, lambda index: {axis for axis in axes if axis >= 0})
+    return _followed(step, axes)
 
 
 def pad(step: Step) -> Needs:
     """What is cropped away is not read, nor what lands where nothing is needed."""
     pads, rank = step.node.attrs["pads"], step.rank_of(0)
     axes = _needed_axes(step) | {axis for axis in range(rank) if min(pads[axis], pads[rank + axis]) < 0}
-    return _followed(step, lambda index: axes) if axes else everything(step)
+    return _followed(step, axes) if axes else everything(step)
 
 
 def depth_to_space(step: Step) -> Needs:
@@ -350,12 +347,8 @@ def depth_to_space(step: Step) -> Needs:
     need = any_along(step.need, others(step.need.ndim, 1))
     if need.size == 1:
         return [need]
-    order = (
-        np.repeat(need.ravel(), block * block)
-        if step.node.attrs["mode"] == "CRD"
-        else np.tile(need.ravel(), block * block)
-    )
-    return [along(order, 1, need.ndim)]
+    spread = np.repeat if step.node.attrs["mode"] == "CRD" else np.tile
+    return [along(spread(need.ravel(), block * block), 1, need.ndim)]
 
 
 LIVENESS_RULES: Mapping[str, Rule] = MappingProxyType(

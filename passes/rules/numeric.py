@@ -46,22 +46,24 @@ def _celu(x: Array, attrs: Attrs) -> Array:
 
 def _selu(x: Array, attrs: Attrs) -> Array:
     alpha, gamma = attrs.get("alpha", SELU_ALPHA), attrs.get("gamma", SELU_GAMMA)
-    return gamma * np.where(x > 0, x, alpha * np.expm1(x))
+    return np.asarray(gamma * np.where(x > 0, x, alpha * np.expm1(x)))
 
 
 def _gelu(x: Array, attrs: Attrs) -> Array:
     """``approximate``: none (erf), tanh, or sigmoid (x·sigmoid(1.702·x))."""
     kind = attrs.get("approximate", "none")
     if kind == "tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if kind == "sigmoid":
-        return x * expit(1.702 * x)
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+        share = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif kind == "sigmoid":
+        share = expit(1.702 * x)
+    else:
+        share = 0.5 * (1 + erf(x / math.sqrt(2)))
+    return np.asarray(x * share)
 
 
 def _hard_sigmoid(x: Array, attrs: Attrs) -> Array:
     """``alpha`` defaults to PyTorch's 1/6; ONNX's default is 0.2, which its frontend writes out."""
-    return np.clip(attrs.get("alpha", 1 / 6) * x + attrs.get("beta", 0.5), 0, 1)
+    return np.asarray(np.clip(attrs.get("alpha", 1 / 6) * x + attrs.get("beta", 0.5), 0, 1))
 
 
 def _softplus(x: Array, attrs: Attrs) -> Array:
@@ -108,7 +110,7 @@ def _cast(x: Array, attrs: Attrs) -> Array:
     """
     to = str(attrs.get("to", "float32"))
     if to == "bool":
-        return (x != 0).astype(np.float64)
+        return np.where(x != 0, 1.0, 0.0)
     if not to.startswith(("int", "uint")):
         return x
     bits = int(to.lstrip("uint") or 64)
@@ -261,7 +263,7 @@ def binary(op: str, a: Array, b: Array, attrs: Attrs) -> Array:
 
 
 def _is_true(x: Array) -> Array:
-    return (x != 0) & ~np.isnan(x)
+    return np.asarray((x != 0) & ~np.isnan(x))
 
 
 def prelu(x: Array, slope: Array) -> Array:
@@ -276,36 +278,30 @@ def where(condition: Array, a: Array, b: Array) -> Array:
     return np.where(np.isnan(condition), either, chosen)
 
 
-def reduce(kind: str, x: Array, axes: tuple[int, ...], repeats: float | None, correction: float = 0.0) -> Array | None:
+def reduce(kind: str, x: Array, axes: tuple[int, ...], repeats: float | None, correction: float) -> Array | None:
     """Reduce ``axes`` of ``x`` (kept with size 1); each element stands for ``repeats`` equal ones.
 
     ``repeats`` is None where that number is not known; ``correction`` is Bessel's, for var and std.
     Unknown elements make their result unknown. Returns None for a kind that is not followed.
     """
+    times = np.nan if repeats is None else repeats
     if kind in _PLAIN:
         return _PLAIN[kind](x, axes)
-    times = np.nan if repeats is None else repeats
+    if kind in _SUMS:
+        before, after = _SUMS[kind]
+        total: Array = np.sum(before(x), axis=axes, keepdims=True)
+        return after(np.where(total == 0, 0.0, total * times))
     if kind in ("var", "std"):
         count = times * math.prod(x.shape[axis] for axis in axes)
-        centred = np.square(x - np.mean(x, axis=axes, keepdims=True))
-        var = _zero_wins(np.sum(centred, axis=axes, keepdims=True), times) / (count - correction)
-        return np.sqrt(var) if kind == "std" else var
-    if kind == "sum":
-        return _zero_wins(np.sum(x, axis=axes, keepdims=True), times)
-    if kind == "l1":
-        return _zero_wins(np.sum(np.abs(x), axis=axes, keepdims=True), times)
-    if kind == "l2":
-        return np.sqrt(_zero_wins(np.sum(np.square(x), axis=axes, keepdims=True), times))
+        spread = np.sum(np.square(x - np.mean(x, axis=axes, keepdims=True)), axis=axes, keepdims=True)
+        var = spread * times / (count - correction)
+        return np.asarray(np.sqrt(var) if kind == "std" else var)
     if kind == "prod":
-        product = np.prod(x, axis=axes, keepdims=True)
-        return np.where((product == 0) | (product == 1), product, np.power(product, times))
+        product: Array = np.prod(x, axis=axes, keepdims=True)
+        return np.where((product == 0) | (product == 1), product, product**times)
     if kind == "logsumexp":
-        return np.logaddexp.reduce(x, axis=axes, keepdims=True) + np.log(times)
+        return np.asarray(np.logaddexp.reduce(x, axis=axes, keepdims=True) + np.log(times))
     return None
-
-
-def _zero_wins(total: Array, times: float) -> Array:
-    return np.where(total == 0, 0.0, total * times)
 
 
 _PLAIN: Mapping[str, Reduction] = MappingProxyType(
@@ -317,3 +313,8 @@ _PLAIN: Mapping[str, Reduction] = MappingProxyType(
         "all": lambda x, axes: np.min(np.where(np.isnan(x), x, x != 0), axis=axes, keepdims=True),
     }
 )
+
+_SUMS: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = MappingProxyType(
+    {"sum": (np.asarray, np.asarray), "l1": (np.abs, np.asarray), "l2": (np.square, np.sqrt)}
+)
+"""kind -> what is done before and after summing."""

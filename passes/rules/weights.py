@@ -32,11 +32,11 @@ class Weight:
 
     @property
     def num_inputs(self) -> int:
-        return self.taps.shape[0] * self.taps.shape[2]
+        return int(self.taps.shape[0] * self.taps.shape[2])
 
     @property
     def num_outputs(self) -> int:
-        return self.taps.shape[0] * self.taps.shape[1]
+        return int(self.taps.shape[0] * self.taps.shape[1])
 
     def reading(self, inputs: Mask) -> Mask:
         """Return bool[out]: the outputs that read any of ``inputs`` (bool[in])."""
@@ -56,7 +56,8 @@ class Weight:
         if groups > 1:
             wanted = rows[:, :, None] & (c != 0)[:, None, :]
             sums = np.where(wanted, self.taps.sum(axis=3, dtype=np.float64), 0.0)
-            return np.einsum("goi,gi->go", sums, c).ravel()
+            grouped: Array = np.einsum("goi,gi->go", sums, c)
+            return grouped.ravel()
         result = np.zeros(outs)
         row, column = np.flatnonzero(rows), np.flatnonzero(c)
         if row.size and column.size:

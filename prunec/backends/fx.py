@@ -25,6 +25,14 @@ from prunec.frontends.fx import Ref, Traced, eval_mode
 from prunec.graph import Node, Shape
 
 
+_ORIGIN = "prunec_origin"
+
+
+def _origin(n: fx.Node) -> str:
+    """Return the name that the node had when the network was traced."""
+    return str(n.meta.get(_ORIGIN, n.name))
+
+
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     """Carry out edits on a copy of the traced module.
 
@@ -35,6 +43,8 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         CannotRewrite: a call has sizes that cannot be changed; pin its channels and plan again.
     """
     module = copy.deepcopy(traced.module)
+    for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
+        n.meta[_ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
     surgery.run()
     module.graph.lint()
@@ -50,11 +60,11 @@ class _Surgery:
 
     def __init__(self, traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
         self.traced, self.edits, self.module = traced, edits, module
-        self.nodes = {n.name: n for n in module.graph.nodes}
+        self.nodes = {_origin(n): n for n in module.graph.nodes}
         self.ir_of: dict[str, list[Node]] = {}
         for node in traced.graph.nodes:
             self.ir_of.setdefault(node.origin, []).append(node)
-        self.had_users = {n.name for n in module.graph.nodes if n.users}
+        self.had_users = {_origin(n) for n in module.graph.nodes if n.users}
 
     def run(self) -> None:
         self._freeze_sizes()
@@ -74,7 +84,7 @@ class _Surgery:
         of the original network is what the weights were trained with.
         """
         for n in list(self.module.graph.nodes):
-            value = self.traced.results.get(n.name)
+            value = self.traced.results.get(_origin(n))
             if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
                 n.replace_all_uses_with(value)  # type: ignore[arg-type]  # fx accepts constants as arguments
 
@@ -94,7 +104,7 @@ class _Surgery:
             source, axis = n.args
         else:
             return False
-        ref = self.traced.results.get(source.name) if isinstance(source, fx.Node) else None
+        ref = self.traced.results.get(_origin(source)) if isinstance(source, fx.Node) else None
         if not isinstance(ref, Ref) or not isinstance(axis, int):
             return False
         rank = len(self.traced.graph.shape(ref.name) or ())
@@ -138,9 +148,9 @@ class _Surgery:
         n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
     def _result_shape(self, n: fx.Node) -> Shape:
-        ref = self.traced.results[n.name]
+        ref = self.traced.results[_origin(n)]
         if not isinstance(ref, Ref):
-            raise CannotRewrite(n.name, "prunec cannot give this call a bias")
+            raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
         return self.traced.graph.shape(ref.name) or ()
 
     def _cut_inputs(self) -> None:
@@ -153,7 +163,7 @@ class _Surgery:
             buffer = add_buffer(self.module, f"{n.name}_constant", torch.from_numpy(np.array(value)))
             with self.module.graph.inserting_before(n):
                 stored = self.module.graph.get_attr(buffer)
-            operands = list(n.args[:2]) if len(n.args) >= 2 else [n.args[0], n.kwargs.get("other")]
+            operands = _operands(n)
             operands[index] = stored
             extra = {key: value for key, value in n.kwargs.items() if key in ("alpha", "rounding_mode")}
             call(n, _FUNCTIONS[node.op], *operands, **extra)
@@ -167,7 +177,7 @@ class _Surgery:
             key = next((k for k in ("tensors", "input") if k in n.kwargs), None)
             operands = n.kwargs[key] if key else n.args[0]
             if not isinstance(operands, (list, tuple)) or len(operands) != len(by_name[name].inputs):
-                raise CannotRewrite(n.name, "prunec cannot take operands out of this call")
+                raise CannotRewrite(_origin(n), "prunec cannot take operands out of this call")
             left = [operand for i, operand in enumerate(operands) if i not in gone]
             n.args, n.kwargs = ((left, *n.args[1:]), n.kwargs) if not key else (n.args, {**n.kwargs, key: left})
 
@@ -179,10 +189,9 @@ class _Surgery:
             n = self.nodes[node.origin]
             if n.args and isinstance(n.args[0], (list, tuple)):
                 continue  # a concat of one operand copies it; so does the original
-            operands = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node)]
-            left = next((arg for arg in operands if self.traced.results.get(arg.name) == Ref(source)), None)
-            if left is None:
-                raise CannotRewrite(n.name, "prunec cannot take an operand out of this call")
+            left = _operands(n)[node.inputs.index(source)]
+            if not isinstance(left, fx.Node):
+                raise CannotRewrite(_origin(n), "prunec cannot take an operand out of this call")
             if len(left.users) > 1:
                 # Somebody else reads the operand: what reads this node may write into it in place.
                 call(n, torch.clone, left)
@@ -194,9 +203,16 @@ class _Surgery:
         for n in reversed(list(self.module.graph.nodes)):
             if n.op in ("placeholder", "output") or n.users:
                 continue
-            nodes = self.ir_of.get(n.name, [])
-            if n.name in self.had_users or n.op == "get_attr" or (nodes and all(i.name in self.edits.removed for i in nodes)):
+            nodes = self.ir_of.get(_origin(n), [])
+            unused = n.op == "get_attr" or _origin(n) in self.traced.unused
+            if unused or _origin(n) in self.had_users or (nodes and all(i.name in self.edits.removed for i in nodes)):
                 self.module.graph.erase_node(n)
+
+
+def _operands(n: fx.Node) -> list[Any]:
+    """Return the two operands of a binary call."""
+    first = n.args[0] if n.args else n.kwargs.get("input")
+    return [first, n.args[1] if len(n.args) > 1 else n.kwargs.get("other")]
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -304,8 +320,8 @@ class _Check(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
-            raise CannotRewrite(n.name, f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})") from error
-        expected = self.traced.results.get(n.name)
+            raise CannotRewrite(_origin(n), f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})") from error
+        expected = self.traced.results.get(_origin(n))
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
@@ -317,5 +333,5 @@ class _Check(fx.Interpreter):
             return
         for ref, tensor in zip(wanted, found, strict=False):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
-            if tuple(tensor.shape) != shape:
-                raise CannotRewrite(n.name, f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}")
+            if shape is not None and tuple(tensor.shape) != shape:
+                raise CannotRewrite(_origin(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}")

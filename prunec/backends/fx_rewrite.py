@@ -69,7 +69,7 @@ class Site:
         return {axis: size for axis, size in enumerate(after) if size != before[axis] and isinstance(size, int)}
 
     def refuse(self) -> CannotRewrite:
-        return CannotRewrite(self.fx_node.name, f"prunec cannot rewrite the sizes in this call of {self.target}")
+        return CannotRewrite(self.node.origin, f"prunec cannot rewrite the sizes in this call of {self.target}")
 
 
 def call(fx_node: fx.Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

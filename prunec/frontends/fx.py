@@ -60,6 +60,7 @@ class Traced:
         example_inputs: what it was traced with.
         exported: True where torch.fx could not trace it and torch.export did.
         parameters: parameter and buffer names -> the tensors themselves.
+        unused: FX nodes that compute something no output depends on.
     """
 
     graph: Graph
@@ -68,6 +69,7 @@ class Traced:
     example_inputs: tuple[Any, ...]
     exported: bool
     parameters: Mapping[str, Tensor]
+    unused: frozenset[str]
 
 
 def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
@@ -194,13 +196,15 @@ def _record(
         fakes = tuple(fake.from_tensor(i) if isinstance(i, Tensor) else i for i in inputs)
         with recorder:
             _Walk(module, recorder).run(*fakes)
+    graph = recorder.graph(name or module.__class__.__name__)
     return Traced(
-        graph=recorder.graph(name or module.__class__.__name__),
+        graph=graph,
         module=module,
         results=MappingProxyType(recorder.results),
         example_inputs=example_inputs,
         exported=exported,
         parameters=MappingProxyType(recorder.tensors),
+        unused=recorder.origins - {node.origin for node in graph.nodes},
     )
 
 
@@ -323,6 +327,11 @@ class _Recorder(TorchDispatchMode):
         name = self._name(tensor)
         param = self._params.get(name)
         return param.array if param is not None else self._contents.get(name)
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Names of the FX nodes that computed something."""
+        return frozenset(node.origin for node in self._nodes)
 
     def _dtype(self, name: str) -> str:
         value = self._values.get(name)

@@ -1,0 +1,1 @@
+"""The command line: parses, calls prunec.api, renders. Installed as prunec.cli."""

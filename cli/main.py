@@ -1,0 +1,107 @@
+"""The click group, and the one place where errors become messages and exit statuses.
+
+Owns nothing of what the commands do: each is a thin file beside this one. Nothing heavy is imported
+here, nor when a command module is: ``prunec --help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+import click
+
+from prunec import __version__
+from prunec.cli.analyze import analyze
+from prunec.cli.doctor import doctor
+from prunec.cli.lists import archs, presets
+from prunec.cli.options import Settings, debug_option
+from prunec.cli.prune import prune
+from prunec.cli.report import report
+from prunec.cli.train_prune import train_prune
+from prunec.cli.validate import validate
+from prunec.errors import InternalError, PrunecError
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_INTERNAL = 70
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="prunec")
+@debug_option
+def main() -> None:
+    """Remove channels from neural networks: a smaller network that computes the same comes out.
+
+    Exit status: 0 done; 1 the work was done and failed a check; 2 bad usage or bad input.
+    """
+
+
+for _command in (analyze, prune, train_prune, validate, report, archs, presets, doctor):
+    main.add_command(_command)
+
+
+def run() -> None:
+    """Run the command line and leave with its exit status: the ``prunec`` script."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status; every error is one message on stderr."""
+    settings = Settings(debug=False)
+    try:
+        with _quiet_libraries("--debug" not in arguments):
+            status = main.main(list(arguments), prog_name="prunec", standalone_mode=False, obj=settings)
+            sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`prunec … | head`); keep Python from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, it is told in one message
+        if settings.debug:
+            traceback.print_exc()
+        message, status = _message(error)
+        click.echo(message, err=True)
+        return status
+    return status if isinstance(status, int) else 0
+
+
+@contextlib.contextmanager
+def _quiet_libraries(quiet: bool) -> Iterator[None]:
+    """Keep other libraries' warnings and logs off stderr: our users cannot act on them. --debug shows them."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _message(error: Exception) -> tuple[str, int]:
+    """Return what to tell and the exit status."""
+    if isinstance(error, PrunecError | InternalError):
+        return str(error), error.exit_status
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error[bad-input]: {where}{error.strerror}", PrunecError.exit_status
+    kind = type(error).__name__
+    text = str(error).strip().partition("\n")[0]
+    return (
+        f"internal error: {kind}: {text}\n"
+        "  why: this is a fault of prunec, not of your input\n"
+        "  do:  run again with --debug and report the message with the model"
+    ), _INTERNAL

@@ -1,0 +1,76 @@
+"""Options that several commands share, and the settings they fill.
+
+Owns their names, help texts and conversion; what they lead to is each command's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the user asked of all commands; filled while the command line is read."""
+
+    debug: bool
+
+
+def _remember_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and isinstance(context.find_object(Settings), Settings):
+        context.find_object(Settings).debug = True  # type: ignore[union-attr]  # checked on the line above
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show the traceback of an error, and libraries' warnings.",
+)
+
+model_argument = click.argument("model")
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."
+)
+
+force_option = click.option("--force", is_flag=True, help="Replace an existing output file.")
+
+shape_option = click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="[NAME:]1x3x224x224",
+    callback=lambda _context, _parameter, value: _shapes(value),
+    help="Shape of an input, batch included; repeat for several inputs. Without a name: the next input.",
+)
+
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="State dict for a module or built-in architecture (.safetensors, .pt).",
+)
+
+keep_option = click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave the channels of layers and parameters alone whose name matches (shell wildcards); repeatable.",
+)
+
+
+def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    if not texts:
+        return {}
+    from prunec.resolve import parse_shapes
+
+    return parse_shapes(texts)

@@ -1,0 +1,114 @@
+"""``prunec prune``: a smaller network into an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunec.cli.options import (
+    debug_option,
+    force_option,
+    json_option,
+    keep_option,
+    model_argument,
+    shape_option,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from prunec.report import PruneReport
+    from prunec.resolve import TorchModel
+
+_FRACTION = click.FloatRange(min=0, max=1, min_open=True)
+
+
+@click.command()
+@model_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.onnx", help="The file to write."
+)
+@shape_option
+@weights_option
+@click.option(
+    "--border",
+    type=click.Choice(["exact", "bias"]),
+    default="exact",
+    show_default=True,
+    help="Where zero padding meets removed constants: exact keeps one carrier channel, bias accepts an error there.",
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(["l1", "gamma", "taylor", "random"]),
+    help="Also remove channels by this score, which changes the function; needs a target.",
+)
+@click.option("--target-macs", type=_FRACTION, metavar="F", help="Keep at most this fraction of the MACs, 0 to 1.")
+@click.option(
+    "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
+)
+@click.option(
+    "--multiple-of",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Round kept channels up to a multiple.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
+)
+@click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
+@keep_option
+@force_option
+@json_option
+@debug_option
+def prune(
+    model: str,
+    output: Path,
+    input_shapes: dict[str, tuple[int, ...]],
+    weights: Path | None,
+    no_validate: bool,
+    force: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Write a smaller network as ONNX.
+
+    Without a criterion only what is provably constant or dead goes, and the result computes the same
+    function. MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
+    package.module:factory. Nothing is written when the check fails.
+    """
+    from prunec.cli.render import show_json, show_prune
+    from prunec.files import check_output
+    from prunec.resolve import OnnxModel, resolve
+
+    check_output(output, force=force, inputs=(model,))
+    found = resolve(model, input_shapes, weights=weights)
+    if isinstance(found, OnnxModel):
+        from prunec import api
+
+        report = api.prune_onnx(
+            found.path, output, input_shapes=dict(found.input_shapes), validate=not no_validate, **choices
+        )
+    else:
+        report = _prune_module(found, output, validate=not no_validate, **choices)
+    if as_json:
+        show_json({**report.to_json_dict(), "output": str(output)})
+    else:
+        show_prune(report, str(output))
+
+
+def _prune_module(found: TorchModel, output: Path, *, validate: bool, **choices: Any) -> PruneReport:
+    from prunec import api
+    from prunec.export import export_checked, export_onnx
+
+    pruned = api.prune_module(found.module, found.example_inputs, validate=validate, **choices)
+    report = replace(pruned.report, model=found.name)
+    if not validate:
+        export_onnx(pruned.module, found.example_inputs, output)
+        return report
+    # What computes the same function is held against the original, the rest against the pruned module.
+    original = found.module if report.exact else None
+    checked = export_checked(pruned.module, found.example_inputs, output, original=original)
+    return replace(report, validation=checked)

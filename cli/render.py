@@ -1,0 +1,278 @@
+"""Results as tables on stdout, remarks on stderr, JSON alone on stdout.
+
+Owns how things look in a terminal; the numbers come from prunec/report.py's types. NO_COLOR and pipes
+are respected by rich.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prunec.report import Cost, percent, readable
+
+if TYPE_CHECKING:
+    from prunec.health import Findings
+    from prunec.report import Analysis, Blocked, Group, LayerSummary, PinReport, PruneReport, Validation
+    from prunec.training.results import RunResult
+
+_ROWS = 20
+_PIPE_WIDTH = 120
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console; a pipe gets a fixed width, so that tables do not depend on where they are read."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def show_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(document, allow_nan=False))
+
+
+def tell(message: str) -> None:
+    """Print a remark on stderr: stdout holds the result only."""
+    click.echo(message, err=True)
+
+
+def change(before: float, after: float) -> str:
+    """Write a relative change: −37.2%."""
+    if before == 0:
+        return ""
+    return f"{100 * (after - before) / before:+.1f}%".replace("-", "−")
+
+
+def heading(out: Console, title: str) -> None:
+    """Print a table's title; rich's own would be folded to the table's width."""
+    out.print()
+    out.print(Text(title, style="bold"))
+
+
+def table(*columns: str) -> Table:
+    """Return a plain table; a column whose name ends in ">" is right-aligned."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.endswith(">")
+        made.add_column(
+            column.removesuffix(">"),
+            justify="right" if right else "left",
+            header_style="dim",
+            overflow="fold",
+            no_wrap=right,
+        )
+    return made
+
+
+def row(into: Table, *cells: object) -> None:
+    """Add a row of plain text: names of the user's model may hold what rich takes for markup."""
+    into.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+
+
+def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
+    """Print an analysis: totals, layers, groups, pins and what is blocked."""
+    out = console()
+    out.print(
+        Text(f"{analysis.model}", style="bold"), Text(f"({analysis.frontend}, {analysis.nodes} nodes)", style="dim")
+    )
+    out.print(
+        f"{readable(analysis.params)} parameters, {readable(analysis.macs)} MACs, "
+        f"{readable(analysis.activations)} activation elements (batch 1)"
+    )
+    counts, gone = analysis.channels, analysis.removable
+    out.print(
+        f"{counts.total:,} channels: {counts.prunable:,} prunable, {counts.pinned:,} pinned; "
+        f"{counts.constant:,} constant, {counts.dead:,} dead"
+    )
+    out.print(
+        f"removable without changing the function: {gone.channels:,} channels, {readable(gone.params)} parameters "
+        f"({percent(gone.params, analysis.params)}), {readable(gone.macs)} MACs ({percent(gone.macs, analysis.macs)})"
+    )
+    _show_layers(out, analysis.layers, full)
+    _show_groups(out, analysis.groups, full)
+    _show_held(out, "Blocked: constant or dead, and yet they stay", analysis.blocked, full)
+    _show_held(out, "Pinned: cannot be removed", analysis.pins, full)
+
+
+def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> None:
+    if not layers:
+        return
+    heading(out, "Layers")
+    shown = table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
+    picked = layers if full else sorted(layers, key=lambda layer: -layer.params)[:_ROWS]
+    wanted = {layer.node for layer in picked}
+    for layer in layers:
+        if layer.node in wanted:
+            row(
+                shown, layer.node, layer.op, f"{layer.channels:,}", f"{layer.prunable:,}", layer.constant or "",
+                layer.dead or "", readable(layer.params), readable(layer.macs), layer.note,
+            )  # fmt: skip
+    out.print(shown)
+    _tell_rest(out, len(layers) - len(wanted), "smaller layers")
+
+
+def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
+    if not groups:
+        return
+    heading(out, "Coupled groups")
+    shown = table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
+    picked = groups if full else sorted(groups, key=lambda group: -group.channels * group.params_per_channel)[:_ROWS]
+    for group in picked:
+        names = list(dict.fromkeys(member.node for member in group.members))
+        members = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        row(
+            shown, group.id, f"{group.channels:,}", "yes" if group.prunable else "pinned",
+            readable(group.params_per_channel), readable(group.macs_per_channel), members,
+        )  # fmt: skip
+    out.print(shown)
+    _tell_rest(out, len(groups) - len(picked), "smaller groups")
+
+
+def _show_held(out: Console, title: str, held: Sequence[PinReport | Blocked], full: bool) -> None:
+    if not held:
+        return
+    heading(out, title)
+    shown = table("node", "op", "channels>", "reason")
+    picked = held if full else sorted(held, key=lambda item: -item.channels)[:_ROWS]
+    for item in picked:
+        row(shown, item.node, item.op, f"{item.channels:,}", item.reason)
+    out.print(shown)
+    _tell_rest(out, len(held) - len(picked), "more")
+
+
+def _tell_rest(out: Console, count: int, what: str) -> None:
+    if count > 0:
+        out.print(Text(f"… {count} {what}; --full shows all", style="dim"))
+
+
+def show_prune(report: PruneReport, output: str) -> None:
+    """Print what a pruning did and where the result is."""
+    out = console()
+    out.print(Text(report.model, style="bold"), Text(report.reason, style="dim"))
+    out.print(cost_table(report.before, report.after))
+    kind = "computes the same function" if report.exact else "an approximation: the function has changed"
+    out.print(f"removed {report.removed_channels:,} channels; {kind}")
+    if report.carriers:
+        out.print(f"constant channels that stay as carriers, so that padded borders remain exact: {report.carriers:,}")
+    if report.border_error is not None:
+        out.print(f"border error, measured: {report.border_error:.2g} (relative)")
+    changed = [layer for layer in report.layers if layer.before != layer.after]
+    if changed:
+        heading(out, "Output channels that changed")
+        layers = table("layer", "op", "before>", "after>")
+        for layer in changed:
+            row(layers, layer.node, layer.op, f"{layer.before:,}", f"{layer.after:,}" if layer.after else "gone")
+        out.print(layers)
+    _show_held(out, "Blocked: constant or dead, and yet they stay", report.blocked, full=False)
+    if report.message:
+        out.print()
+        out.print(Text(report.message, style="yellow"))
+    if report.validation is not None:
+        out.print()
+        _print_errors(out, report.validation, "the original" if report.exact else "the pruned module")
+    out.print(Text(f"wrote {output}"))
+
+
+def show_run(result: RunResult) -> None:
+    """Print the outcome of a training run: size, accuracy, check, speed and files."""
+    out = console()
+    out.print(Text(result.model, style="bold"))
+    out.print(cost_table(Cost(**result.before), Cost(**result.after)))
+    changed = [layer for layer in result.layers if layer["before"] != layer["after"]]
+    if changed:
+        heading(out, "Output channels that changed")
+        layers = table("layer", "op", "before>", "after>")
+        for layer in changed:
+            row(layers, layer["node"], layer["op"], f"{layer['before']:,}", f"{layer['after']:,}")
+        out.print(layers)
+    out.print()
+    names = {"before": "before", "removed": "right after removal", "after": "at the end"}
+    accuracies = [f"{names[key]} {100 * value:.2f}%" for key, value in result.accuracy.items() if key in names]
+    out.print(f"test accuracy: {', '.join(accuracies)}")
+    _print_errors(out, result.validation, "the trained network")
+    check = result.validation
+    if check.latency_ratio is not None:
+        out.print(
+            f"latency in ONNX Runtime ({check.provider_ran}): {check.latency_a_ms:.3g} ms before, "
+            f"{check.latency_b_ms:.3g} ms after: {check.latency_ratio:.2f} times as fast"
+        )
+    for sentence in (*result.reasons, *result.advice):
+        out.print(Text(sentence, style="dim"))
+    out.print(Text(f"in {result.output}: {', '.join(result.files)}"))
+
+
+def cost_table(before: Cost, after: Cost) -> Table:
+    """Return a table of a network's size before and after."""
+    shown = table("", "before>", "after>", "change>")
+    for name, a, b in (
+        ("parameters", before.params, after.params),
+        ("MACs", before.macs, after.macs),
+        ("activations", before.activations, after.activations),
+        ("channels", before.channels, after.channels),
+    ):
+        row(shown, name, readable(a), readable(b), change(a, b))
+    return shown
+
+
+def show_validation(result: Validation, a: str, b: str) -> None:
+    """Print a comparison of two models."""
+    out = console()
+    out.print(Text(f"A {a}\nB {b}"))
+    _print_errors(out, result, "A")
+    families = table("inputs", "relative error>")
+    for family, error in result.families.items():
+        row(families, family, f"{error:.2e}")
+    out.print(families)
+    if result.latency_ratio is not None:
+        out.print(
+            f"latency on {result.provider_ran}: A {result.latency_a_ms:.3g} ms, B {result.latency_b_ms:.3g} ms, "
+            f"B is {result.latency_ratio:.2f} times as fast (medians of interleaved runs)"
+        )
+
+
+def _print_errors(out: Console, result: Validation, reference: str) -> None:
+    verdict = Text(f"agrees with {reference}:", style="green")
+    if not result.passed:
+        verdict = Text(f"DIFFERS from {reference}:", style="bold red")
+    out.print(
+        verdict,
+        f"max error {result.max_abs_error:.2e}, relative {result.max_rel_error:.2e} "
+        f"(tolerance {result.tolerance:g}, on {result.provider_ran})",
+    )
+    for note in result.notes:
+        tell(f"note: {note}")
+
+
+def show_doctor(findings: Findings) -> None:
+    """Print what ``prunec doctor`` found."""
+    out = console()
+    out.print(f"Python {findings.python} on {findings.platform}, {findings.cpus} cores")
+    packages = table("package", "version")
+    for name, version in findings.packages.items():
+        row(packages, name, version or Text("not installed", style="dim"))
+    out.print(packages)
+    out.print()
+    out.print(f"PyTorch devices: {', '.join(findings.torch_devices) or 'none'}")
+    providers = table("ONNX Runtime provider", "works", "")
+    for provider in findings.providers:
+        row(providers, provider.name, "yes" if provider.works else "no", provider.note)
+    out.print(providers)
+    for note in findings.notes:
+        out.print(Text(f"note: {note}", style="yellow"))
+
+
+def show_rows(rows: Iterable[Sequence[object]], *columns: str) -> None:
+    """Print a plain table."""
+    shown = table(*columns)
+    for cells in rows:
+        row(shown, *cells)
+    console().print(shown)

@@ -1,0 +1,98 @@
+"""``prunec train-prune``: train towards sparsity, remove, fine-tune, export, check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from prunec.cli.options import debug_option, json_option, keep_option, shape_option
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+
+
+@click.command(name="train-prune")
+@click.option("-o", "--output", required=True, metavar="RUN_DIR", help="The folder to make: model, plan, log, report.")
+@click.option("--arch", metavar="NAME", help="A built-in architecture (prunec archs), torchvision:NAME or timm:NAME.")
+@click.option("--model", metavar="package.module:factory", help="Your own network: a function that returns a module.")
+@click.option("--weights", metavar="FILE", help="State dict to start from (.safetensors, .pt); default: from scratch.")
+@shape_option
+@click.option("--data", metavar="NAME|DIR", help="digits, a folder of train/CLASS/* and test/CLASS/*, or CIFAR-10.")
+@click.option("--preset", metavar="NAME", help="A named recipe (prunec presets); options override it.")
+@click.option("--epochs", type=_POSITIVE, help="Length of the whole run, in passes over the training images.")
+@click.option("--steps", type=click.IntRange(min=1), help="Length of the whole run in steps, instead of epochs.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.")
+@click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
+@click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
+@click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")
+@click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs or uniform.")
+@click.option("--residual", metavar="KIND", help="Residual streams: group (prune whole streams' channels) or keep.")
+@click.option("--border", metavar="KIND", help="Removed constants at zero padding: auto, exact or bias.")
+@click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
+@click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR, with the settings it was started with.")
+@click.option("--force", is_flag=True, help="Replace an existing run.")
+@keep_option
+@json_option
+@debug_option
+def train_prune(
+    output: str,
+    resume: bool,
+    input_shapes: dict[str, tuple[int, ...]],
+    keep: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train until channels are constant, remove them, fine-tune.
+
+    The result is exported and checked in ONNX Runtime. Without a network it trains the demo,
+    a small one on handwritten digits.
+    """
+    from prunec.cli.render import show_json, show_run
+    from prunec.training.presets import make_config, resume_config
+    from prunec.training.progress import for_stream
+    from prunec.training.run import train_prune as run
+
+    if resume:
+        _refuse_settings(given, input_shapes, keep)
+        config = resume_config(output)
+    else:
+        given["keep"] = keep or None
+        given["input_shape"] = _image_shape(input_shapes)
+        config = make_config(output, preset=given.pop("preset") or "", **given)
+    progress = for_stream()
+    try:
+        result = run(config, progress)
+    finally:
+        progress.close()
+    if as_json:
+        show_json(result.to_json_dict())
+    else:
+        show_run(result)
+
+
+def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return (C, H, W): a run chooses its own batch size."""
+    from prunec.errors import BadInput
+
+    if not shapes:
+        return None
+    shape = next(iter(shapes.values()))
+    if len(shapes) != 1 or len(shape) != 4:
+        raise BadInput("training takes networks with one image input", do="give --input-shape 1x3x224x224")
+    return shape[1:]
+
+
+def _refuse_settings(given: dict[str, Any], shapes: dict[str, tuple[int, ...]], keep: tuple[str, ...]) -> None:
+    from prunec.errors import BadInput
+
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    names += ["--input-shape"] * bool(shapes) + ["--keep"] * bool(keep)
+    if names:
+        raise BadInput(
+            f"--resume goes on with the settings of the run; {', '.join(names)} cannot change them",
+            do="leave them out, or start a new run in another folder",
+        )

@@ -1,0 +1,69 @@
+"""``prunec validate``: two ONNX files, the same inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from prunec.cli.options import debug_option, json_option, shape_option
+
+if TYPE_CHECKING:
+    from prunec.runtime import ProviderName
+
+
+@click.command()
+@click.argument("a", metavar="A.onnx")
+@click.argument("b", metavar="B.onnx")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes CUDA where it works.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest relative error that passes: max|a-b| / max|a| per output.",
+)
+@click.option(
+    "--runs", type=click.IntRange(min=0), default=30, show_default=True, help="Timed runs of each file; 0: no latency."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@shape_option
+@json_option
+@debug_option
+def validate(
+    a: str,
+    b: str,
+    provider: ProviderName,
+    tolerance: float,
+    runs: int,
+    seed: int,
+    input_shapes: dict[str, tuple[int, ...]],
+    as_json: bool,
+) -> None:
+    """Compare two ONNX files: errors and latencies.
+
+    The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
+    """
+    from prunec.cli.render import show_json, show_validation
+    from prunec.errors import ValidationFailed
+    from prunec.validate import validate_onnx
+
+    result = validate_onnx(
+        a, b, provider=provider, tolerance=tolerance, runs=runs, input_shapes=input_shapes, seed=seed
+    )
+    if as_json:
+        show_json({"a": a, "b": b, **result.to_json_dict()})
+    else:
+        show_validation(result, a, b)
+    if not result.passed:
+        raise ValidationFailed(
+            f"the outputs differ by {result.max_rel_error:.2g} (relative)",
+            why=f"more than the tolerance of {tolerance:g}",
+            do="see the error of each input family above, or raise --tolerance if that is good enough for you",
+        )

@@ -1,0 +1,58 @@
+"""prunec: a graph-surgery compiler for channel pruning.
+
+Owns the list of what is public; each name is loaded when it is first used, so that importing prunec
+costs nothing and an ONNX file can be handled without torch. Read docs/architecture.md next.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunec.api import analyze_module, analyze_onnx, prune_module, prune_onnx
+    from prunec.errors import PrunecError
+    from prunec.export import export_onnx
+    from prunec.plan import PrunePlan
+    from prunec.training import sparsify
+    from prunec.validate import validate_onnx
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PrunePlan",
+    "PrunecError",
+    "analyze_module",
+    "analyze_onnx",
+    "export_onnx",
+    "prune_module",
+    "prune_onnx",
+    "sparsify",
+    "validate_onnx",
+]
+
+_HOME = MappingProxyType(
+    {
+        "PrunePlan": "prunec.plan",
+        "PrunecError": "prunec.errors",
+        "analyze_module": "prunec.api",
+        "analyze_onnx": "prunec.api",
+        "export_onnx": "prunec.export",
+        "prune_module": "prunec.api",
+        "prune_onnx": "prunec.api",
+        "sparsify": "prunec.training",
+        "validate_onnx": "prunec.validate",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'prunec' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

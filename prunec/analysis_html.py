@@ -1,0 +1,169 @@
+"""The page of an analysis: layers with the state of their channels, the graph, groups and pins.
+
+Owns that page only; the frame and style are prunec/report_html.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prunec.charts import stacked_bar, text
+from prunec.report import Analysis, Blocked, LayerSummary, PinReport, percent, readable
+from prunec.report_html import html_table, page, section, tiles
+
+_NUM_COLOURS = 9
+_NEUTRAL = "c0"
+# Rows of the drawing; below it a graph is a column of boxes too thin to read.
+_BOX = (150, 30)
+_GAP = (22, 26)
+_DRAWN = 400
+
+
+def analysis_page(analysis: Analysis) -> str:
+    """Return the page, one self-contained HTML document."""
+    colours = group_colours(analysis)
+    counts, gone = analysis.channels, analysis.removable
+    head = [
+        (readable(analysis.params), "parameters", ""),
+        (readable(analysis.macs), "MACs, batch 1", ""),
+        (f"{counts.prunable:,} of {counts.total:,}", "channels prunable", ""),
+        (f"{counts.constant:,} / {counts.dead:,}", "channels constant / dead", ""),
+        (f"{gone.channels:,}", "channels removable exactly", "good" if gone.channels else ""),
+        (
+            f"{percent(gone.params, analysis.params)}",
+            f"of parameters with them, {percent(gone.macs, analysis.macs)} of MACs",
+            "",
+        ),
+    ]
+    body = [
+        f"<h1>{text(analysis.model)}</h1>",
+        f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
+        tiles(head),
+        section("Layers", _legend(), _layers(analysis.layers, colours)),
+        section("Graph", _drawing(analysis.layers, colours)),
+        section("Coupled groups", _groups(analysis, colours)),
+        section("Blocked: constant or dead, and yet they stay", _held(analysis.blocked)),
+        section("Pinned: cannot be removed", _held(analysis.pins)),
+    ]
+    return page(f"{analysis.model} analysed", "".join(body))
+
+
+def group_colours(analysis: Analysis) -> dict[int, str]:
+    """Give the groups that hold the most parameters and couple several layers a colour each."""
+    shared = [group for group in analysis.groups if len({member.node for member in group.members}) > 1]
+    shared.sort(key=lambda group: -group.channels * group.params_per_channel)
+    return {group.id: f"c{index + 1}" for index, group in enumerate(shared[:_NUM_COLOURS])}
+
+
+def depths(layers: Sequence[LayerSummary]) -> dict[str, int]:
+    """Return how many layers lie above each one, along its longest path; inputs that are not layers count 0."""
+    depth: dict[str, int] = {}
+    for layer in layers:
+        depth[layer.node] = 1 + max((depth[name] for name in layer.inputs if name in depth), default=-1)
+    return depth
+
+
+def _legend() -> str:
+    parts = (("prunable", "c1"), ("constant", "c2"), ("dead", "c8"), ("pinned", _NEUTRAL))
+    chips = "".join(
+        f'<span class="chip" style="background:var(--{colour})"></span>{name}&emsp;' for name, colour in parts
+    )
+    return f'<p class="soft">Output channels: {chips}</p>'
+
+
+def _layers(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
+    rows = []
+    for layer in layers:
+        rest = max(layer.channels - layer.pinned - layer.constant - layer.dead, 0)
+        parts = (
+            ("prunable, in use", "c1", rest),
+            ("constant", "c2", min(layer.constant, layer.channels)),
+            ("dead", "c8", min(layer.dead, layer.channels)),
+            ("pinned", _NEUTRAL, min(layer.pinned, max(layer.channels - layer.constant - layer.dead, 0))),
+        )
+        rows.append(
+            (
+                _chip(_colour(layer, colours)) + text(layer.node), text(layer.op), f"{layer.channels:,}",
+                stacked_bar(parts, width=120), f"{layer.prunable:,}", f"{layer.constant:,}" if layer.constant else "",
+                f"{layer.dead:,}" if layer.dead else "", readable(layer.params), readable(layer.macs), text(layer.note),
+            )
+        )  # fmt: skip
+    columns = ("layer", "op", "channels>", "", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
+    return html_table(columns, rows)
+
+
+def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
+    rows = []
+    for group in sorted(analysis.groups, key=lambda group: -group.channels * group.params_per_channel):
+        members = [f"{member.param} (axis {member.axis})" for member in group.members]
+        shown = ", ".join(members[:6]) + (f" and {len(members) - 6} more" if len(members) > 6 else "")
+        name = _chip(colours.get(group.id, _NEUTRAL)) + str(group.id)
+        prunable = "yes" if group.prunable else "pinned"
+        cost = (readable(group.params_per_channel), readable(group.macs_per_channel))
+        rows.append((name, f"{group.channels:,}", prunable, *cost, text(shown)))
+    return html_table(("group", "channels>", "prunable", "params each>", "MACs each>", "members"), rows)
+
+
+def _held(held: Sequence[PinReport | Blocked]) -> str:
+    rows = [(text(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in held]
+    return html_table(("node", "op", "channels>", "reason"), rows)
+
+
+def _drawing(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
+    """Draw layers as boxes, top to bottom along the data flow, in the colour of their coupled group."""
+    if not any(layer.inputs for layer in layers) or len(layers) > _DRAWN:
+        return ""
+    depth = depths(layers)
+    rows: dict[int, list[LayerSummary]] = {}
+    for layer in layers:
+        rows.setdefault(depth[layer.node], []).append(layer)
+    widest = max(len(row) for row in rows.values())
+    width = max(widest * (_BOX[0] + _GAP[0]), 400)
+    height = (max(rows) + 1) * (_BOX[1] + _GAP[1])
+    places: dict[str, tuple[float, float]] = {}
+    for level, row in rows.items():
+        start = (width - len(row) * (_BOX[0] + _GAP[0]) + _GAP[0]) / 2
+        for index, layer in enumerate(row):
+            places[layer.node] = (start + index * (_BOX[0] + _GAP[0]), level * (_BOX[1] + _GAP[1]) + 4)
+    edges = "".join(
+        _edge(places[name], places[layer.node]) for layer in layers for name in layer.inputs if name in places
+    )
+    boxes = "".join(_box(layer, places[layer.node], _colour(layer, colours)) for layer in layers)
+    note = (
+        '<p class="soft">Layers that share a colour have coupled channels; grey ones are coupled to no other layer.</p>'
+    )
+    return (
+        f'{note}<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{edges}{boxes}</svg>'
+    )
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
+    x0, y0 = start[0] + _BOX[0] / 2, start[1] + _BOX[1]
+    x1, y1 = end[0] + _BOX[0] / 2, end[1]
+    # A long edge swings out beside the boxes that it passes.
+    swing = 0.0 if y1 - y0 <= _GAP[1] + 1 else _BOX[0] * 0.66 + 0.05 * (y1 - y0)
+    middle = (y0 + y1) / 2
+    path = f"M{x0:.0f} {y0:.0f}C{x0 + swing:.0f} {middle:.0f} {x1 + swing:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
+    return f'<path d="{path}" fill="none" stroke="var(--c0)" stroke-opacity=".7"/>'
+
+
+def _box(layer: LayerSummary, place: tuple[float, float], colour: str) -> str:
+    x, y = place
+    label = layer.node if len(layer.node) <= 18 else "…" + layer.node[-17:]
+    tip = f"{layer.node}: {layer.op}, {layer.channels} channels, {layer.prunable} prunable"
+    return (
+        f"<g><title>{text(tip)}</title>"
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="var(--card)"/>'
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="var(--{colour})" '
+        f'fill-opacity=".18" stroke="var(--{colour})"/>'
+        f'<text x="{x + 9:.0f}" y="{y + 19:.0f}">{text(label)}</text>'
+        f'<text class="tick" x="{x + _BOX[0] - 7:.0f}" y="{y + 19:.0f}" text-anchor="end">{layer.channels}</text></g>'
+    )
+
+
+def _colour(layer: LayerSummary, colours: Mapping[int, str]) -> str:
+    return next((colours[group] for group in layer.groups if group in colours), _NEUTRAL)
+
+
+def _chip(colour: str) -> str:
+    return f'<span class="chip" style="background:var(--{colour})"></span>'

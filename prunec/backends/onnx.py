@@ -1,0 +1,172 @@
+"""The ONNX backend: carry Edits out on a model, and get a smaller model that is otherwise the same.
+
+Owns the order of the changes: tensors, biases, constants that replace branches, attributes, redirected
+values; then the result is cleaned (onnx_surgeon.py) and its shapes are inferred again and compared with
+what the passes promised. Input and output names, node names, opset imports, metadata, functions and
+precision stay. Decides nothing about pruning: that is in the edits (passes/lower.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunec.backends.onnx_rewrite import CannotRewrite, Site, rewrite
+from prunec.backends.onnx_surgeon import Surgeon
+from prunec.edits import Edits
+from prunec.errors import InternalError
+from prunec.frontends.onnx import OnnxSource, TracedOnnx
+from prunec.frontends.onnx_nodes import SourceNode, read_nodes
+from prunec.frontends.onnx_shapes import infer
+from prunec.frontends.onnx_view import Facts, View
+from prunec.graph import Node, Shape
+
+__all__ = ["CannotRewrite", "apply_onnx"]
+
+Array = np.ndarray[Any, Any]
+_BIASED = ("Conv", "ConvTranspose", "com.microsoft.FusedConv", "Gemm")
+"""Sources whose input 2 is a bias."""
+
+
+def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
+    """Return a model with the edits carried out. The traced model is not changed.
+
+    Weights that stay as they are are not read; new ones are shared with ``edits``. Save the result with
+    ``prunec.backends.onnx_save``.
+
+    Raises:
+        CannotRewrite: a node's sizes cannot be written anew; prune again with its channels pinned.
+    """
+    if not _anything(edits):
+        return traced.source
+    surgeon = Surgeon(traced)
+    graph = {node.name: node for node in traced.graph.nodes}
+    facts = _facts(traced)
+    views = {node.name: View(source, facts) for source in traced.nodes for node in _parts(traced, source, graph)}
+    _rewrite_sizes(surgeon, traced, edits, graph, views)
+    _replace_params(surgeon, traced, edits, views)
+    for name, bias in edits.new_biases.items():
+        _add_bias(surgeon, views[name], graph[name], bias)
+    for (name, index), value in edits.constant_inputs.items():
+        slot = _slot(traced, graph[name], index)
+        like = f"{views[name].node.name}_constant"
+        surgeon.read(views[name].node.place, slot, surgeon.store(value, like))
+    for name, indices in edits.dropped_inputs.items():
+        slots = [_slot(traced, graph[name], index) for index in indices]
+        surgeon.drop_inputs(views[name].node.place, slots)
+    for old, new in edits.replaced.items():
+        surgeon.replace_value(old, new)
+    pruned = surgeon.finish(edits.shapes)
+    _check_shapes(traced, edits, pruned)
+    return pruned
+
+
+def _anything(edits: Edits) -> bool:
+    return any(
+        (edits.params, edits.new_biases, edits.attrs, edits.constant_inputs, edits.dropped_inputs, edits.replaced)
+    )
+
+
+def _facts(traced: TracedOnnx) -> Facts:
+    facts = Facts()
+    facts.values = dict(traced.graph.values)
+    facts.known = dict(traced.known)
+    facts.roots = dict(traced.roots)
+    return facts
+
+
+def _parts(traced: TracedOnnx, source: SourceNode, graph: Mapping[str, Node]) -> list[Node]:
+    return [graph[name] for name in traced.parts.get(source.place, ())]
+
+
+def _slot(traced: TracedOnnx, node: Node, index: int) -> int:
+    """Return the ONNX node's input that is input ``index`` of an IR node."""
+    slots = traced.slots.get(node.name, ())
+    if index >= len(slots) or slots[index] < 0:
+        raise CannotRewrite(node.origin, f"{node.source} does not have its operands one by one")
+    return slots[index]
+
+
+def _rewrite_sizes(
+    surgeon: Surgeon, traced: TracedOnnx, edits: Edits, graph: Mapping[str, Node], views: Mapping[str, View]
+) -> None:
+    changed = _may_change(traced, edits)
+    for source in traced.nodes:
+        parts = [node for node in _parts(traced, source, graph) if node.name not in edits.removed]
+        for node in parts:
+            _refuse_strided(node, edits)
+        if parts:
+            view = views[parts[0].name]
+            rewrite(
+                [Site(surgeon, view, node, edits.attrs.get(node.name, {}), edits.shapes, changed) for node in parts]
+            )
+
+
+def _may_change(traced: TracedOnnx, edits: Edits) -> Callable[[str], bool]:
+    """Return a test whether a value's shape changes; one that only its shape is read of is not in the graph."""
+    values, params = traced.graph.values, traced.graph.params
+    return lambda name: name in edits.shapes or (name not in values and name not in params)
+
+
+def _refuse_strided(node: Node, edits: Edits) -> None:
+    """A slice that takes every n-th channel has no bounds that say which of them are left."""
+    if node.op != "slice":
+        return
+    kept = edits.keeps.get(node.inputs[0], {})
+    if any(axis in kept and step != 1 for axis, step in zip(node.attrs["axes"], node.attrs["steps"], strict=True)):
+        raise CannotRewrite(node.origin, "it takes every n-th channel")
+
+
+def _replace_params(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: Mapping[str, View]) -> None:
+    """Store new tensors, and let the nodes that the graph shows read them."""
+    stored: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        for index, name in enumerate(node.inputs):
+            if name not in edits.params or node.name in edits.removed:
+                continue
+            if node.name not in views:
+                raise InternalError("backends.onnx", f"the edits change the output tensor {name!r}")
+            if name not in stored:
+                stored[name] = surgeon.store(edits.params[name], name)
+            surgeon.read(views[node.name].node.place, _slot(traced, node, index), stored[name])
+
+
+def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
+    """Give a contraction a bias: its own input where it has one, an Add behind it elsewhere."""
+    place, name = view.node.place, f"{node.inputs[1]}_bias"
+    parts = surgeon.traced.parts[place]
+    scaled = view.attrs.get("alpha", 1.0) != 1.0
+    if node.source in _BIASED and not scaled and not view.has(2):
+        surgeon.set_attribute(place, "beta", None)
+        surgeon.read(place, 2, surgeon.store(bias, name))
+        return
+    if node.name not in (parts[0], parts[-1]) or (
+        len(parts) > 1 and node.source not in ("Gemm", "com.microsoft.FusedMatMul")
+    ):
+        raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
+    if scaled:
+        bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
+    surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")
+
+
+def _check_shapes(traced: TracedOnnx, edits: Edits, pruned: OnnxSource) -> None:
+    """Infer the result's shapes and compare them with what the passes computed.
+
+    Raises:
+        CannotRewrite: a value has another size than it should: its producer was not rewritten rightly.
+    """
+    found = infer(pruned.model, read_nodes(pruned.model), {})
+    for name, value in traced.graph.values.items():
+        expected: Shape | None = edits.shapes.get(name, value.shape)
+        got = found[name].shape if name in found else None
+        if expected is None or got is None or name not in traced.graph.values:
+            continue
+        same_rank = len(expected) == len(got)
+        sizes = zip(expected, got, strict=True) if same_rank else ()
+        if not same_rank or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes):
+            node = traced.graph.producer(name)
+            raise CannotRewrite(
+                node.origin if node is not None else name, f"its new shape would be {got}, not {expected}"
+            )

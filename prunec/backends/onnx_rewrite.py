@@ -1,0 +1,304 @@
+"""Rewrite the sizes that an ONNX file has written in it: one small function per canonical op.
+
+Owns the ONNX side of changed attributes (groups, Reshape targets, Split sizes, Slice bounds, Pad
+amounts …), whether a setting is an attribute, a stored tensor or computed while the network runs. Ops
+whose sizes adapt by themselves (Flatten, Transpose, pools …) match no row. A setting that is computed
+is patched: entries that prunec knows are written out, the others stay as computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from prunec.backends.onnx_surgeon import Surgeon
+from prunec.frontends.onnx_symbols import Product
+from prunec.frontends.onnx_view import View
+from prunec.graph import Node, Shape
+
+Array = np.ndarray[Any, Any]
+Entries = Mapping[int, int]
+"""Place in a setting's list -> the number to write there."""
+
+
+class CannotRewrite(Exception):
+    """An ONNX node whose sizes cannot be changed; its channels have to stay.
+
+    Args:
+        origin: the node's name, as ``Node.origin`` has it.
+        reason: shown to the user with the pin.
+    """
+
+    def __init__(self, origin: str, reason: str) -> None:
+        super().__init__(origin, reason)
+        self.origin = origin
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One IR node, at the ONNX node that it came from.
+
+    Args:
+        view: the ONNX node, with what is known of its inputs.
+        node: the IR node.
+        attrs: its canonical attributes that change.
+        shapes: new shapes of values and parameters, where they change.
+        changed: names of the values whose shape changes, or may.
+    """
+
+    surgeon: Surgeon
+    view: View
+    node: Node
+    attrs: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+    changed: Callable[[str], bool]
+
+    @property
+    def place(self) -> int:
+        return self.view.node.place
+
+    def cannot(self, reason: str) -> CannotRewrite:
+        return CannotRewrite(self.node.origin, reason)
+
+    def differences(self, name: str) -> Entries:
+        """Return the entries of a list attribute that change."""
+        before, after = self.node.attrs[name], self.attrs.get(name, self.node.attrs[name])
+        return {place: new for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
+
+
+def rewrite(sites: Sequence[Site]) -> None:
+    """Carry out the changed attributes of one ONNX node, and write out settings that would change with the sizes.
+
+    Args:
+        sites: the IR nodes of one ONNX node.
+
+    Raises:
+        CannotRewrite: the node's channels have to stay.
+    """
+    done: set[int] = set()
+    for site in sites:
+        rule = REWRITES.get(site.node.op)
+        if rule is not None and (site.attrs or site.node.op in _BY_SHAPE):
+            done.update(rule(site))
+    for slot, name in enumerate(sites[0].view.inputs):
+        # Inputs that IR nodes read as data are known only where they are literals made of sizes.
+        if name and slot not in done:
+            write_entries(sites[0], slot, {})
+
+
+def write_entries(site: Site, slot: int, entries: Entries, attribute: str = "") -> None:
+    """Put numbers into a setting, which is an attribute or input ``slot``.
+
+    Where the setting follows from sizes that change, everything that is known of it is written out.
+    """
+    view = site.view
+    if attribute and attribute in view.attrs:
+        values = list(view.attrs[attribute])
+        for place, number in entries.items():
+            values[place] = number
+        site.surgeon.set_attribute(site.place, attribute, values)
+        return
+    if not view.has(slot):
+        return
+    data = view.data(slot)
+    moves = any(map(site.changed, view.facts.roots.get(view.inputs[slot], ())))
+    if not entries and not moves:
+        return
+    if data is None:
+        raise site.cannot(f"its input {view.inputs[slot]!r} is computed in a way that is not followed")
+    if data.dtype != object:
+        known = np.array(data)
+        known.ravel()[list(entries)] = list(entries.values())
+        site.surgeon.read(site.place, slot, site.surgeon.store(known, view.inputs[slot]))
+        return
+    _patch(site, slot, data, entries, moves)
+
+
+def _patch(site: Site, slot: int, data: Array, entries: Entries, moves: bool) -> None:
+    """Write known entries over a vector of sizes that is computed while the network runs."""
+    numbers = np.zeros(data.size, np.int64)
+    computed = np.zeros(data.size, np.int64)
+    for place, value in enumerate(data.ravel()):
+        if place in entries:
+            numbers[place] = entries[place]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            numbers[place] = value
+        elif moves and (value is None or (isinstance(value, Product) and value.factor != 1)):
+            # The frontend lets one such size pass, in Reshape, where -1 says the same.
+            if site.view.op != "Reshape" or (numbers == -1).any():
+                raise site.cannot("a size that it reads is computed from a number of channels")
+            numbers[place] = -1
+        else:
+            computed[place] = 1
+    numbers, computed = numbers.reshape(data.shape), computed.reshape(data.shape)
+    surgeon, name = site.surgeon, site.view.inputs[slot]
+    if not computed.any():
+        surgeon.read(site.place, slot, surgeon.store(numbers, name))
+        return
+    masked, patched = surgeon.fresh(f"{name}_computed"), surgeon.fresh(name)
+    surgeon.insert_before(site.place, _int64_node("Mul", name, surgeon.store(computed, f"{name}_mask"), masked))
+    surgeon.insert_before(site.place, _int64_node("Add", masked, surgeon.store(numbers, f"{name}_sizes"), patched))
+    surgeon.read(site.place, slot, patched)
+
+
+def _int64_node(op: str, a: str, b: str, out: str) -> Any:
+    return helper.make_node(op, [a, b], [out], name=out)
+
+
+# --- one function per op; each returns the slots that it has dealt with -----------------------------
+
+
+def _conv(site: Site) -> Sequence[int]:
+    site.surgeon.set_attribute(site.place, "group", int(site.attrs["conv_groups"]))
+    return ()
+
+
+def _group_norm(site: Site) -> Sequence[int]:
+    site.surgeon.set_attribute(site.place, "num_groups", int(site.attrs["num_groups"]))
+    return ()
+
+
+def _reshape(site: Site) -> Sequence[int]:
+    """Reshape's target. 0 copies the input's new size; -1 takes what is left: both may stay."""
+    view = site.view
+    if view.op == "Squeeze" and not view.setting("axes", 1) and not view.has(1):
+        return _squeeze(site)
+    if view.op != "Reshape":
+        return ()
+    target, entries = view.setting("shape", 1) or [], dict(site.differences("shape"))
+    before = site.shapes.get(site.node.inputs[0]) or view.shape(0) or ()
+    for place in list(entries):
+        written = target[place] if place < len(target) else None
+        copies = written == 0 and place < len(before) and before[place] == entries[place]
+        if written == -1 or copies:
+            del entries[place]
+    write_entries(site, 1, entries, "shape")
+    return (1,)
+
+
+def _squeeze(site: Site) -> Sequence[int]:
+    """Squeeze without axes takes out every size of 1: name them, for a single channel may be left."""
+    before = site.view.shape(0) or ()
+    axes = [axis for axis, size in enumerate(before) if size == 1]
+    if site.view.node.version < 13:
+        site.surgeon.set_attribute(site.place, "axes", axes)
+    else:
+        site.surgeon.read(site.place, 1, site.surgeon.store(np.array(axes, np.int64), f"{site.view.outputs[0]}_axes"))
+    return (1,)
+
+
+def _expand(site: Site) -> Sequence[int]:
+    """Expand's target lines up with the output's last axes; a 1 there leaves the input's size."""
+    target = site.view.setting("shape", 1) or []
+    offset = len(site.node.attrs["shape"]) - len(target)
+    entries = {axis - offset: size for axis, size in site.differences("shape").items() if axis >= offset}
+    write_entries(site, 1, {place: size for place, size in entries.items() if target[place] != 1})
+    return (1,)
+
+
+def _full(site: Site) -> Sequence[int]:
+    """ConstantOfShape; a uniform tensor that was made in another way becomes one."""
+    view = site.view
+    if view.op == "ConstantOfShape":
+        write_entries(site, 0, site.differences("shape"))
+        return (0,)
+    value = site.surgeon.traced.graph.values[site.node.outputs[0]]
+    shape = site.surgeon.store(np.array(site.attrs["shape"], np.int64), f"{site.node.outputs[0]}_shape")
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    one = TensorProto(data_type=dtype, dims=[1], raw_data=np.full(1, site.node.attrs["value"], value.dtype).tobytes())
+    node = helper.make_node("ConstantOfShape", [shape], list(view.outputs), view.node.proto.name, value=one)
+    site.surgeon.nodes[site.place].CopyFrom(node)
+    return tuple(range(len(view.inputs)))
+
+
+def _tile(site: Site) -> Sequence[int]:
+    write_entries(site, 1, site.differences("repeats"))
+    return (1,)
+
+
+def _split(site: Site) -> Sequence[int]:
+    """Split; sizes that the node left out are written out."""
+    sizes = [int(size) for size in site.attrs["sizes"]]
+    if site.view.node.version < 13:
+        site.surgeon.set_attribute(site.place, "split", sizes)
+        return ()
+    site.surgeon.set_attribute(site.place, "num_outputs", None)
+    like = site.view.inputs[1] if site.view.has(1) else f"{site.view.node.name}_split"
+    site.surgeon.read(site.place, 1, site.surgeon.store(np.array(sizes, np.int64), like))
+    return (1,)
+
+
+def _slice(site: Site) -> Sequence[int]:
+    """Slice's starts and ends, by the axis that each is for."""
+    cuts = site.view.cuts()
+    if cuts is None or site.view.op != "Slice":
+        raise site.cannot("the axes that it slices are not its own")
+    at = {cut.axis: place for place, cut in enumerate(cuts)}
+    for slot, name in ((1, "starts"), (2, "ends")):
+        entries = {at[site.node.attrs["axes"][place]]: number for place, number in site.differences(name).items()}
+        write_entries(site, slot, entries, name)
+    return (1, 2)
+
+
+def _gather(site: Site) -> Sequence[int]:
+    indices = site.view.constant(1)
+    if indices is None:
+        raise site.cannot("its indices are computed")
+    new = np.asarray(site.attrs["indices"], dtype=indices.dtype)
+    site.surgeon.read(site.place, 1, site.surgeon.store(new, site.view.inputs[1]))
+    return (1,)
+
+
+def _pad(site: Site) -> Sequence[int]:
+    """Pad's amounts; from opset 18 on they may be for some axes only."""
+    rank = len(site.node.attrs["pads"]) // 2
+    axes = site.view.setting("axes", 3)
+    where = [int(axis) % rank for axis in axes] if axes is not None else list(range(rank))
+    entries: dict[int, int] = {}
+    for place, amount in site.differences("pads").items():
+        side, axis = divmod(place, rank)
+        entries[side * len(where) + where.index(axis)] = amount
+    write_entries(site, 1, entries, "paddings" if "paddings" in site.view.attrs else "pads")
+    return (1,)
+
+
+def _resize(site: Site) -> Sequence[int]:
+    """Resize with target sizes: those of axes that lost channels are written anew."""
+    after, before = site.shapes.get(site.node.outputs[0]), site.node.attrs.get("sizes")
+    if after is None or before is None:
+        return ()
+    axes = site.view.attrs.get("axes") or list(range(len(before)))
+    entries: dict[int, int] = {}
+    for place, axis in enumerate(axes):
+        size = after[axis]
+        if isinstance(size, int) and size != before[axis]:
+            entries[place] = size
+    write_entries(site, 3, entries)
+    return (3,)
+
+
+_BY_SHAPE = ("resize",)
+"""Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
+
+REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
+    {
+        "conv": _conv,
+        "conv_transpose": _conv,
+        "group_norm": _group_norm,
+        "reshape": _reshape,
+        "expand": _expand,
+        "full": _full,
+        "tile": _tile,
+        "split": _split,
+        "slice": _slice,
+        "gather": _gather,
+        "pad": _pad,
+        "resize": _resize,
+    }
+)

@@ -1,0 +1,210 @@
+"""Files on disk: checks before the work, atomic writes after it, and the names inside a run folder.
+
+Owns the promise that no input is overwritten, no output is replaced unasked and no half-written file is
+ever left under its final name. Does not know what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunec.errors import BadInput
+
+
+def check_output(path: str | Path, *, force: bool = False, inputs: Iterable[str | Path] = ()) -> Path:
+    """Return ``path`` once it is known that a file can be written there, before any work is done.
+
+    Args:
+        path: the file that will be written.
+        force: an existing file may be replaced.
+        inputs: files that must not be replaced, whatever ``force`` says.
+
+    Raises:
+        BadInput: the path is an input, exists, is not a file, or lies in a folder that is not there or not writable.
+    """
+    path = Path(path)
+    for given in inputs:
+        if _same_file(path, Path(given)):
+            raise BadInput(
+                f"the output {path} is the input",
+                why="prunec never overwrites its input",
+                do="give another output path",
+            )
+    if path.is_dir():
+        raise BadInput(f"the output {path} is a folder", do="give a file name")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"the output {path} is not a regular file", do="give the path of a file")
+    if path.exists() and not force:
+        raise BadInput(f"the output {path} is already there", do="give another path, or --force to replace it")
+    check_folder(path.resolve().parent)
+    return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Find out by writing whether files can be made in ``folder``.
+
+    Raises:
+        BadInput: it is missing, not a folder, read-only or full.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise BadInput(f"there is no folder {folder}", do="make it, or give another path")
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder", do="give a path inside a folder")
+    # Permission bits do not tell the whole story (root, read-only mounts, quotas): try it.
+    probe = _aside(folder / "probe")
+    try:
+        with open(probe, "xb") as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write in the folder {folder}",
+            why=error.strerror or str(error),
+            do="give a folder you can write to",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; when the block ends well, the file takes its final name in one step.
+
+    The file is written in the same folder and flushed to disk before it is renamed, so ``path`` is at
+    every moment absent, the old file or the whole new one. When the block raises, nothing remains.
+    A symbolic link keeps pointing where it points: its target is replaced.
+    """
+    final = Path(os.path.realpath(path))
+    aside = _aside(final)
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, final)
+        _flush(final.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, document: Any) -> None:
+    """Write ``document`` to ``path`` atomically, as indented JSON; NaN and infinities are refused."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The names inside a run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "pruned.safetensors"
+
+    @property
+    def onnx(self) -> Path:
+        return self.path / "pruned.onnx"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        BadInput: it is missing, not readable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}", why=str(error)) from error
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is not JSON", why=str(error)) from error
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line; a last line that was cut off is left out.
+
+    Raises:
+        BadInput: it cannot be read, or a line before the last is not a JSON object.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}", why=str(error)) from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # the run was killed while it wrote this line
+            raise BadInput(f"{path}, line {number}, is not JSON", why=str(error)) from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}, line {number}, is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def _aside(path: Path) -> Path:
+    """Return an unused name beside ``path`` that keeps its suffix (writers look at it)."""
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file or folder on disk; folders cannot be opened everywhere."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

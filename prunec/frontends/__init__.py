@@ -1,0 +1,1 @@
+"""Frontends: a PyTorch module or an ONNX file in, a prunec Graph out."""

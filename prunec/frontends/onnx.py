@@ -1,0 +1,339 @@
+"""ONNX -> Graph: the frontend for .onnx files and ModelProtos.
+
+Owns the walk over the nodes: fold what is constant, complete the shapes, translate the rest by the
+table in onnx_ops.py, keep what the outputs need. The model is never changed. Its own protobuf is read
+directly: importing it with onnx-graphsurgeon takes two to four times as long as loading, inferring and
+saving the file together (benchmarks/onnx_prune.py), and drops doc strings and metadata on the way out.
+
+    load_onnx (onnx_load)  ->  read_nodes (onnx_nodes)  ->  infer, refine (onnx_shapes), fold (onnx_fold)
+    ->  translate (onnx_ops)  ->  check_graph (onnx_check)  ->  TracedOnnx
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import onnx
+
+from prunec.errors import BadInput
+from prunec.frontends import onnx_shapes
+from prunec.frontends.onnx_check import check_graph
+from prunec.frontends.onnx_draft import Draft
+from prunec.frontends.onnx_fold import fold
+from prunec.frontends.onnx_load import OnnxSource, load_onnx
+from prunec.frontends.onnx_nodes import SourceNode, read_nodes
+from prunec.frontends.onnx_ops import translate
+from prunec.frontends.onnx_symbols import Product
+from prunec.frontends.onnx_view import Array, Facts, View
+from prunec.graph import Graph, Node, Param, Shape, Value
+
+__all__ = ["OnnxSource", "TracedOnnx", "load_onnx", "trace_onnx"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TracedOnnx:
+    """A graph, and the way back to the file that it came from.
+
+    Args:
+        graph: what the passes work on.
+        source: the model as it was read.
+        nodes: its nodes, sorted topologically.
+        parts: by place in the file's list of nodes: the IR nodes that one ONNX node became.
+        slots: by IR node name: for each of its inputs the ONNX node's input, -1 for an inner value.
+        known: contents of values that need no run: constants, and sizes as far as the file fixes them
+            (object arrays of onnx_symbols items).
+        roots: for contents that are computed from sizes: the values whose shapes are read.
+    """
+
+    graph: Graph
+    source: OnnxSource
+    nodes: tuple[SourceNode, ...]
+    parts: Mapping[int, tuple[str, ...]]
+    slots: Mapping[str, tuple[int, ...]]
+    known: Mapping[str, Array]
+    roots: Mapping[str, frozenset[str]]
+
+
+def trace_onnx(
+    model: onnx.ModelProto | OnnxSource, input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> TracedOnnx:
+    """Translate an ONNX model into a Graph.
+
+    Args:
+        model: what ``load_onnx`` returned, or a ModelProto with its weights inside.
+        input_shapes: sizes for inputs that the file leaves open. They make more shapes known to the
+            passes; nothing that is later written to a file relies on them.
+
+    Raises:
+        BadInput: the model is damaged, or a shape does not fit it.
+        UnsupportedModel: an opset below 7, or a training graph.
+    """
+    source = model if isinstance(model, OnnxSource) else OnnxSource(model)
+    nodes = read_nodes(source.model)
+    shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
+    facts, drafts = _walk(source, nodes, {}, None)
+    file_facts = facts
+    if shapes:
+        onnx_shapes.check_input_shapes(_inputs(source.model), shapes)
+        facts, drafts = _walk(source, nodes, shapes, file_facts)
+    graph, parts, slots = _assemble(source, nodes, facts, drafts)
+    check_graph(graph)
+    known, roots = MappingProxyType(file_facts.known), MappingProxyType(file_facts.roots)
+    return TracedOnnx(graph, source, nodes, MappingProxyType(parts), MappingProxyType(slots), known, roots)
+
+
+# --- the walk ---------------------------------------------------------------------------------------
+
+
+def _walk(
+    source: OnnxSource, nodes: Sequence[SourceNode], shapes: Mapping[str, Shape], in_file: Facts | None
+) -> tuple[Facts, list[tuple[SourceNode, Sequence[Draft]]]]:
+    """Fold and complete shapes node by node, then translate; return the facts and each node's drafts.
+
+    With ``shapes`` that the user chose, contents that follow from them alone are not taken as
+    constants: ``in_file`` tells what the file itself fixes.
+    """
+    facts = Facts(fixed_sizes=not shapes)
+    facts.values = onnx_shapes.infer(source.model, nodes, shapes)
+    _add_initializers(source, facts)
+    views = [View(node, facts) for node in nodes]
+    grown: set[str] = set()
+    for view in views:
+        if not _learn(view, source, facts, in_file):
+            _complete_shapes(view, source.model, facts, grown)
+    drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts))]
+    return facts, drafts
+
+
+def _add_initializers(source: OnnxSource, facts: Facts) -> None:
+    for tensor in source.model.graph.initializer:
+        _add_tensor(tensor.name, source.array(tensor), facts)
+    for sparse in source.model.graph.sparse_initializer:
+        facts.values[sparse.values.name] = Value(sparse.values.name, tuple(sparse.dims))
+
+
+def _add_tensor(name: str, array: Array, facts: Facts) -> None:
+    if array.dtype == object:  # strings: no numbers to know
+        facts.values[name] = Value(name, tuple(array.shape), "object")
+    else:
+        facts.known[name] = array
+
+
+def _learn(view: View, source: OnnxSource, facts: Facts, in_file: Facts | None) -> bool:
+    """Record what the node's outputs hold, where that is known without a run; tell whether all of it is."""
+    if view.op == "Constant" and not view.node.domain:
+        return _learn_constant(view, source, facts)
+    out = facts.values.get(view.outputs[0]) if view.outputs else None
+    results = fold(view, out.dtype if out is not None else "")
+    if results is None:
+        return False
+    roots = _roots(view, facts)
+    for name, array in zip(view.outputs, results, strict=False):
+        if not name:
+            continue
+        if in_file is not None and roots and array.dtype != object and in_file.constant(name) is None:
+            array = _as_open(array)  # a number only because the user fixed a size
+        facts.known[name] = array
+        if roots and not _only_symbols(array):
+            facts.roots[name] = roots
+    return True
+
+
+def _learn_constant(view: View, source: OnnxSource, facts: Facts) -> bool:
+    name = view.outputs[0]
+    for key, value in view.attrs.items():
+        if key == "value":
+            _add_tensor(name, source.array(value), facts)
+        elif key in ("value_int", "value_ints"):
+            facts.known[name] = np.asarray(value, dtype=np.int64)
+        elif key in ("value_float", "value_floats"):
+            facts.known[name] = np.asarray(value, dtype=np.float32)
+    return name in facts.known
+
+
+def _roots(view: View, facts: Facts) -> frozenset[str]:
+    if view.op in ("Shape", "Size"):
+        return frozenset(view.inputs)
+    found = [facts.roots[name] for name in view.inputs if name in facts.roots]
+    return frozenset().union(*found) if found else frozenset()
+
+
+def _only_symbols(array: Array) -> bool:
+    """Tell whether the contents are open sizes only: pruning never changes those."""
+    return array.dtype == object and all(isinstance(value, Product) and value.factor == 1 for value in array.ravel())
+
+
+def _as_open(array: Array) -> Array:
+    items = np.empty(array.shape, dtype=object)
+    items.ravel()[:] = array.ravel().tolist()
+    return items
+
+
+def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: set[str]) -> None:
+    """Look again at the outputs' shapes where inference left sizes open and more is known by now."""
+    shapes = [facts.shape(name) if name else () for name in view.outputs]
+    if all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
+        return
+    told_more = any(name in grown for name in view.inputs)
+    if not (told_more or view.op in onnx_shapes.SHAPED_BY_CONTENTS or any(shape is None for shape in shapes)):
+        return
+    found = onnx_shapes.refine(view, model.opset_import, model.ir_version)
+    for name, old, (new, dtype) in zip(view.outputs, shapes, found, strict=False):
+        merged = onnx_shapes.better(new, old)
+        if not name or merged is None or merged == old:
+            continue
+        named = tuple(size if size is not None else f"?{name}.{axis}" for axis, size in enumerate(merged))
+        before = facts.values.get(name)
+        facts.values[name] = Value(name, named, (before.dtype if before is not None else "") or dtype)
+        grown.add(name)
+
+
+def _drafts(view: View, facts: Facts) -> Sequence[Draft]:
+    """Translate one node; nothing where all of it is constant.
+
+    Contents made of sizes stand as one node per value: it reads the values whose sizes matter, so that
+    they stay as they are if something takes the sizes for data.
+    """
+    if all(facts.constant(name) is not None for name in view.outputs if name):
+        return ()
+    if any(name in facts.known for name in view.outputs):
+        return [_sizes(name, facts) for name in view.outputs if name and facts.constant(name) is None]
+    if view.op == "Constant" and not view.node.domain:
+        return [Draft("opaque", (), view.outputs, {"reason": "it is not a tensor of numbers"}, ())]
+    try:
+        return translate(view)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        # The table reads what the specification promises; what is missing is missing in the file.
+        raise BadInput(
+            f"node {view.node.name!r} ({view.op}, opset {view.node.version}) is not well formed",
+            why=f"its attributes or inputs are not those of the ONNX specification ({type(error).__name__}: {error})",
+            do="check the file with onnx.checker.check_model",
+        ) from error
+
+
+def _sizes(name: str, facts: Facts) -> Draft:
+    roots = tuple(sorted(facts.roots.get(name, ())))
+    if name not in facts.values:
+        facts.values[name] = Value(name, facts.shape(name), "int64")
+    return Draft("opaque", roots, (name,), {"reason": "its size is read as data"}, (-1,) * len(roots))
+
+
+# --- assembly ---------------------------------------------------------------------------------------
+
+
+def _assemble(
+    source: OnnxSource, nodes: Sequence[SourceNode], facts: Facts, drafts: Sequence[tuple[SourceNode, Sequence[Draft]]]
+) -> tuple[Graph, dict[int, tuple[str, ...]], dict[str, tuple[int, ...]]]:
+    """Keep what the outputs need, and make the frozen graph of it."""
+    outputs = tuple(value.name for value in source.model.graph.output)
+    needed = set(outputs)
+    kept: list[tuple[SourceNode, int, Draft]] = []
+    for node, parts in reversed(drafts):
+        for place in range(len(parts) - 1, -1, -1):
+            draft = parts[place]
+            if any(name in needed for name in draft.outputs):
+                needed.update(draft.inputs)
+                kept.append((node, place, draft))
+    kept.reverse()
+    made = [_node(node, place, draft) for node, place, draft in kept]
+    made = [*_paddings(facts, nodes, made), *made]
+    inputs = tuple(value.name for value in _inputs(source.model))
+    values, params, tail = _tensors(facts, made, inputs, outputs)
+    parts_of: dict[int, tuple[str, ...]] = {}
+    by_name = {node.name: node for node in nodes}
+    for ir_node in made:
+        place = by_name[ir_node.origin].place
+        parts_of[place] = (*parts_of.get(place, ()), ir_node.name)
+    graph = Graph(
+        nodes=(*made, *tail),
+        values=MappingProxyType(values),
+        params=MappingProxyType(params),
+        inputs=inputs,
+        outputs=tuple(tail_value(name) if name in params else name for name in outputs),
+        name=source.model.graph.name,
+        frontend="onnx",
+    )
+    slots = {
+        ir_node.name: draft.slots for (_, _, draft), ir_node in zip(kept, made[len(made) - len(kept) :], strict=True)
+    }
+    return graph, parts_of, slots
+
+
+def _paddings(facts: Facts, nodes: Sequence[SourceNode], made: Sequence[Node]) -> list[Node]:
+    """Return a ``full`` node for each uniform tensor that is there to be concatenated only: it pads."""
+    readers: dict[str, set[str]] = {}
+    for node in made:
+        for name in node.inputs:
+            readers.setdefault(name, set()).add(node.op)
+    joined = {name for name, ops in readers.items() if ops == {"concat"} and name in facts.known}
+    paddings = []
+    for source in nodes if joined else ():
+        for name in joined.intersection(source.outputs):
+            array = facts.constant(name)
+            # Only ConstantOfShape, and views of what it makes, repeat one element without memory.
+            if array is not None and array.size > 1 and not any(array.strides):
+                attrs = {"shape": list(array.shape), "value": float(array.ravel()[0])}
+                facts.values[name] = Value(name, tuple(array.shape), array.dtype.name)
+                paddings.append(_node(source, 0, Draft("full", (), (name,), attrs, ())))
+    return paddings
+
+
+def _node(node: SourceNode, place: int, draft: Draft) -> Node:
+    return Node(
+        name=node.name if place == 0 else f"{node.name}/{draft.op}{place}",
+        op=draft.op,
+        inputs=draft.inputs,
+        outputs=draft.outputs,
+        attrs=MappingProxyType(draft.attrs),
+        source=f"{node.domain}.{node.op}" if node.domain else node.op,
+        origin=node.name,
+    )
+
+
+def tail_value(name: str) -> str:
+    """Return the name of the value that stands for a graph output which is a stored tensor."""
+    return f"{name}/output"
+
+
+def _tensors(
+    facts: Facts, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[dict[str, Value], dict[str, Param], list[Node]]:
+    """Return values, parameters, and an identity for each graph output that is a parameter."""
+    values = {name: _value(name, facts) for name in inputs}
+    params: dict[str, Param] = {}
+    for node in nodes:
+        for name in node.inputs:
+            array = facts.constant(name)
+            if array is not None and name not in params and name not in values:
+                # A number that follows from sizes is one that the backend writes out: it does not shrink with them.
+                params[name] = Param(name, array, literal=array.size == 1 or name in facts.roots)
+            elif array is None and name and name not in values:
+                values[name] = _value(name, facts)
+        values.update((name, _value(name, facts)) for name in node.outputs if name)
+    tail: list[Node] = []
+    for name in dict.fromkeys(outputs):
+        array = facts.constant(name)
+        if array is not None and name not in values:
+            params.setdefault(name, Param(name, array, literal=True))
+            value = tail_value(name)
+            values[value] = Value(value, tuple(array.shape), array.dtype.name)
+            tail.append(Node(value, "identity", (name,), (value,), source="output", origin=name))
+    return values, params, tail
+
+
+def _value(name: str, facts: Facts) -> Value:
+    value = facts.values.get(name)
+    if value is None:
+        return Value(name, facts.shape(name))
+    return value if value.dtype else Value(name, value.shape)
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that a user feeds: not those that old files list beside their initializers."""
+    stored = {tensor.name for tensor in model.graph.initializer} | {
+        t.values.name for t in model.graph.sparse_initializer
+    }
+    return [value for value in model.graph.input if value.name not in stored]

@@ -1,0 +1,86 @@
+"""The checkpoint of a run: everything that the next step depends on, in one file that is replaced whole.
+
+Owns the file's form. A run killed at any moment finds the last complete checkpoint and goes on from there,
+with the same result bit for bit on the CPU. Nothing in the file is code: it is read with weights_only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from prunec.errors import BadInput
+from prunec.files import RunFolder, replacing
+from prunec.training.ema import EmaState
+from prunec.training.metrics import WindowState
+
+FORMAT_VERSION = 1
+_NAME = "state.pt"
+
+
+class Checkpoint(TypedDict):
+    """See the run's own types for the parts.
+
+    ``phase`` is the phase's number, ``phase_step`` the steps done in it, ``step`` those of the whole run;
+    ``plan`` is the plan's JSON once channels have been removed, else "".
+    """
+
+    version: int
+    config: str
+    phase: int
+    phase_step: int
+    step: int
+    module: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    ema: EmaState
+    window: WindowState
+    controller: dict[str, Any]
+    facts: dict[str, Any]
+    plan: str
+    rng: torch.Tensor
+
+
+def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Replace the folder's checkpoint in one step."""
+    folder.checkpoint.mkdir(exist_ok=True)
+    with replacing(folder.checkpoint / _NAME) as aside:
+        torch.save(dict(checkpoint), aside)
+
+
+def exists(folder: RunFolder) -> bool:
+    """Tell whether the folder has a checkpoint."""
+    return (folder.checkpoint / _NAME).is_file()
+
+
+def load(folder: RunFolder, config: str) -> Checkpoint:
+    """Read the folder's checkpoint, onto the CPU.
+
+    Args:
+        config: the fingerprint of the settings that the run goes on with.
+
+    Raises:
+        BadInput: there is none, it is damaged, of another version, or of other settings.
+    """
+    path = folder.checkpoint / _NAME
+    if not path.is_file():
+        raise BadInput(f"{folder.path} has no checkpoint to resume from", do="start the run without --resume")
+    try:
+        state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version, saved = state["version"], state["config"]
+    except Exception as error:  # unpickling a damaged file raises anything
+        raise _unreadable(path, error) from error
+    if version != FORMAT_VERSION:
+        raise BadInput(f"the checkpoint {path} has format version {version}", do="resume with the prunec that wrote it")
+    if saved != config:
+        raise BadInput(
+            f"the checkpoint {path} belongs to other settings",
+            why="a resumed run must end as if it had never stopped",
+            do="resume without other options, or start a new run in another folder",
+        )
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    return BadInput(f"cannot read the checkpoint {path}", why=str(error).strip().partition("\n")[0], do="start the run afresh")

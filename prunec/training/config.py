@@ -1,0 +1,190 @@
+"""RunConfig: everything that decides the outcome of a ``prunec train-prune`` run. Pure data.
+
+Owns the type, its checks and its JSON form (the run folder's config.json). Where the values come from is
+in presets.py; what they do is in run.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from prunec.errors import BadInput
+from prunec.passes.penalty import PENALTIES, PenaltyKind
+from prunec.training.augment import AUGMENTS, Normalise
+from prunec.training.sparsify import Residual
+
+Border = Literal["auto", "exact", "bias"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The settings of one run.
+
+    Args:
+        output: the run folder.
+        arch, model: a built-in architecture, or ``package.module:factory``; one of the two.
+        weights: a state dict to start from; "" trains from scratch.
+        input_shape: (C, H, W) of the images a ``model`` takes; () asks the model.
+        data: ``digits`` or a folder; see training.data.load.
+        preset: the preset that filled in what was not given, for the record.
+        normalise, augment: see training.augment.
+        batch_size: images per step.
+        epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
+        shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning.
+        lr, momentum, weight_decay: SGD while the penalty is on, and before.
+        gamma_lr: μ, step size of the penalised gammas; None takes ``lr``.
+        finetune_lr: where fine-tuning's cosine decay starts.
+        rho: ρ, weight of the penalty; None chooses one.
+        alpha: α of γ–W rescaling; None chooses one.
+        rho_warmup: share of the ISTA steps over which ρ rises from 0.
+        rho_factors: continuation: the ISTA steps are divided evenly among ρ times each of these.
+        penalty, residual: see training.sparsify.
+        keep: shell patterns of parameters and nodes whose channels stay.
+        border: how constants of removed channels meet zero padding; ``auto`` is ``bias`` when fine-tuning
+            follows (as in the paper) and ``exact`` when it does not.
+        target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
+        stop_on_plateau: end the ISTA phase early when loss, sparsity and lasso have settled.
+        ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
+        seed: of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        log_every, checkpoint_every: steps.
+        resume: go on from the run folder's checkpoint.
+        force: replace an existing run.
+    """
+
+    output: str
+    arch: str = ""
+    model: str = ""
+    weights: str = ""
+    input_shape: tuple[int, ...] = ()
+    data: str = "digits"
+    preset: str = ""
+    normalise: Normalise = "standardise"
+    augment: str = "none"
+    batch_size: int = 125
+    epochs: float | None = None
+    steps: int | None = None
+    shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    gamma_lr: float | None = None
+    finetune_lr: float = 0.02
+    rho: float | None = None
+    alpha: float | None = None
+    rho_warmup: float = 0.1
+    rho_factors: tuple[float, ...] = (1.0,)
+    penalty: PenaltyKind = "memory"
+    residual: Residual = "group"
+    keep: tuple[str, ...] = ()
+    border: Border = "auto"
+    target_macs: float | None = None
+    target_params: float | None = None
+    stop_on_plateau: bool = True
+    ema_decay: float = 0.999
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 20
+    checkpoint_every: int = 200
+    resume: bool = False
+    force: bool = False
+
+    @property
+    def model_spec(self) -> str:
+        """What prunec.resolve takes."""
+        return self.arch or self.model
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON data, less those that only say how this process was started."""
+        document = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        for name in _STARTING:
+            del document[name]
+        return {"format": "prunec-run", "version": FORMAT_VERSION, **document}
+
+    @classmethod
+    def from_json_dict(cls, document: Mapping[str, Any], *, output: str, resume: bool = False) -> RunConfig:
+        """Read ``to_json_dict``'s document; the folder may have moved meanwhile.
+
+        Raises:
+            BadInput: not such a document, or of another version.
+        """
+        if document.get("format") != "prunec-run" or document.get("version") != FORMAT_VERSION:
+            raise BadInput("the folder's config.json is not one of this prunec", do="start a new run in another folder")
+        names = {field.name for field in dataclasses.fields(cls)} - set(_STARTING)
+        given = {name: _tupled(value) for name, value in document.items() if name in names}
+        unknown = set(document) - names - {"format", "version"}
+        if unknown:
+            raise BadInput(f"config.json has settings that this prunec does not know: {', '.join(sorted(unknown))}")
+        return check(cls(output=output, resume=resume, **given))
+
+    def fingerprint(self) -> str:
+        """Return a text that two configs share exactly if a checkpoint of one fits the other."""
+        document = self.to_json_dict()
+        for name in ("device", "log_every", "checkpoint_every"):
+            document.pop(name)
+        return json.dumps(document, sort_keys=True)
+
+
+_STARTING = ("output", "resume", "force")
+_UNIT_INTERVAL = ("target_macs", "target_params")
+_POSITIVE = ("batch_size", "epochs", "steps", "lr", "gamma_lr", "finetune_lr", "alpha", "log_every", "checkpoint_every")
+_NOT_NEGATIVE = ("momentum", "weight_decay", "rho", "rho_warmup", "ema_decay", "seed")
+
+
+def check(config: RunConfig) -> RunConfig:
+    """Return ``config`` if its values make sense together.
+
+    Raises:
+        BadInput: naming the setting, what is wrong with it and what it may be.
+    """
+    if bool(config.arch) == bool(config.model):
+        raise BadInput("give exactly one of --arch and --model", do="`prunec archs` lists the architectures")
+    if config.epochs is None and config.steps is None:
+        raise BadInput("the run has no length", do="give --epochs, --steps or a preset")
+    for name in _POSITIVE:
+        _require(name, getattr(config, name), lambda value: 0 < value < math.inf, "a positive number")
+    for name in _NOT_NEGATIVE:
+        _require(name, getattr(config, name), lambda value: 0 <= value < math.inf, "0 or more")
+    for name in _UNIT_INTERVAL:
+        _require(name, getattr(config, name), lambda value: 0 < value < 1, "between 0 and 1, such as 0.5")
+    _require("momentum", config.momentum, lambda value: value < 1, "below 1")
+    _require("ema_decay", config.ema_decay, lambda value: value < 1, "below 1")
+    _require("rho_warmup", config.rho_warmup, lambda value: value <= 1, "a share of the ISTA steps")
+    shares_fit = min(config.shares) >= 0 and config.shares[1] > 0
+    _require("shares", config.shares, lambda _: shares_fit, "three shares, of which ISTA's is not 0")
+    factors_fit = bool(config.rho_factors) and min(config.rho_factors) > 0
+    _require("rho_factors", config.rho_factors, lambda _: factors_fit, "positive factors")
+    _choose("penalty", config.penalty, PENALTIES)
+    _choose("residual", config.residual, get_args(Residual))
+    _choose("border", config.border, get_args(Border))
+    _choose("normalise", config.normalise, get_args(Normalise))
+    _choose("augment", config.augment, tuple(AUGMENTS))
+    _choose("device", config.device, ("auto", "cpu", "cuda"))
+    if config.input_shape and (len(config.input_shape) != 3 or min(config.input_shape) < 1):
+        raise BadInput(f"the input shape is {config.input_shape}", do="give channels, height and width: --input-shape 1x3x32x32")
+    return config
+
+
+def _require(name: str, value: Any, holds: Any, wanted: str) -> None:
+    if value is not None and not holds(value):
+        raise BadInput(f"{name.replace('_', '-')} is {value}", do=f"give {wanted}")
+
+
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise BadInput(f"there is no {name.replace('_', '-')} called {value!r}", do=f"choose one of: {', '.join(known)}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

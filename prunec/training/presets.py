@@ -1,0 +1,196 @@
+"""Named recipes: the paper's, the demo's, and what is used when nobody names one.
+
+Owns ``PRESETS`` and the rule that turns a preset and what the user gave into a RunConfig.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from prunec.errors import BadInput
+from prunec.files import RunFolder, read_json
+from prunec.training.config import RunConfig, check
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A recipe: ``settings`` are fields of RunConfig. ``needs`` names options the user must add."""
+
+    name: str
+    description: str
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+
+
+def _paper(steps: tuple[int, int], **settings: Any) -> dict[str, Any]:
+    """The paper's CIFAR-10 pipeline: ISTA from scratch, then fine-tuning; (ISTA, fine-tuning) steps."""
+    ista, finetune = steps
+    return {
+        "data": "",
+        "normalise": "standardise",
+        "augment": "paper",
+        "batch_size": 125,
+        "steps": ista + finetune,
+        "shares": (0.0, ista / (ista + finetune), finetune / (ista + finetune)),
+        "lr": 0.01,
+        "gamma_lr": 0.01,
+        "finetune_lr": 0.01,
+        "alpha": 1.0,
+        "rho_warmup": 0.0,
+        "stop_on_plateau": False,
+        "log_every": 100,
+        "checkpoint_every": 1000,
+        **settings,
+    }
+
+
+_ALL = (
+    Preset(
+        "digits",
+        "the demo: a small network on scikit-learn's handwritten digits, about a minute on 2 CPU cores",
+        {
+            "arch": "digits",
+            "data": "digits",
+            "normalise": "standardise",
+            "augment": "shift",
+            "batch_size": 64,
+            "epochs": 36,
+            "shares": (0.15, 0.6, 0.25),
+            "lr": 0.05,
+            "gamma_lr": 0.2,
+            "finetune_lr": 0.05,
+            "rho": 0.05,
+            "alpha": 1.0,
+            "ema_decay": 0.98,
+            "log_every": 22,
+            "checkpoint_every": 110,
+        },
+    ),
+    Preset(
+        "scratch",
+        "any network from scratch: warm-up, ISTA with a chosen ρ, fine-tuning (the default without --weights)",
+        {"epochs": 60, "augment": "crop-flip", "lr": 0.05, "finetune_lr": 0.02, "alpha": 1.0},
+    ),
+    Preset(
+        "pretrained",
+        "a network with weights: ISTA with chosen ρ and α, fine-tuning (the default with --weights)",
+        {
+            "epochs": 12,
+            "shares": (0.0, 0.6, 0.4),
+            "normalise": "imagenet",
+            "augment": "crop-flip",
+            "lr": 0.01,
+            "finetune_lr": 0.02,
+            "weight_decay": 1e-4,
+            "log_every": 50,
+        },
+        needs=("weights", "data"),
+    ),
+    Preset(
+        "resnet20-pretrained",
+        "ResNet-20 with CIFAR-10 weights, inner channels only: α 0.1, μ 0.01, ρ 0.02",
+        {
+            "arch": "resnet20",
+            "data": "",
+            "epochs": 12,
+            "shares": (0.0, 0.6, 0.4),
+            "normalise": "imagenet",
+            "augment": "crop-flip",
+            "residual": "keep",
+            "lr": 0.01,
+            "gamma_lr": 0.01,
+            "finetune_lr": 0.02,
+            "weight_decay": 1e-4,
+            "alpha": 0.1,
+            "rho": 0.02,
+            "log_every": 50,
+        },
+        needs=("weights", "data"),
+    ),
+    Preset(
+        "convnet-a",
+        "the paper's ConvNet on CIFAR-10, model A: ρ 0.0002 for 30,000 steps, then 0.001",
+        _paper((60_000, 20_000), arch="convnet", rho=0.0002, rho_factors=(1.0, 5.0)),
+        needs=("data",),
+    ),
+    Preset(
+        "convnet-b",
+        "the paper's ConvNet, model B: model A's steps, then ρ 0.002",
+        _paper((90_000, 20_000), arch="convnet", rho=0.0002, rho_factors=(1.0, 5.0, 10.0)),
+        needs=("data",),
+    ),
+    Preset(
+        "convnet-c",
+        "the paper's ConvNet, model C: model B's steps, then ρ 0.004",
+        _paper((120_000, 20_000), arch="convnet", rho=0.0002, rho_factors=(1.0, 5.0, 10.0, 20.0)),
+        needs=("data",),
+    ),
+    Preset(
+        "resnet20-a",
+        "the paper's ResNet-20 on CIFAR-10, inner channels only: ρ 0.001 for 30,000 steps, then 0.005",
+        _paper((60_000, 20_000), arch="resnet20", rho=0.001, rho_factors=(1.0, 5.0), residual="keep"),
+        needs=("data",),
+    ),
+    Preset(
+        "resnet20-b",
+        "the paper's smaller ResNet-20: ρ 0.001 for 30,000 steps, then 0.01",
+        _paper((60_000, 20_000), arch="resnet20", rho=0.001, rho_factors=(1.0, 10.0), residual="keep"),
+        needs=("data",),
+    ),
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+
+
+def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
+    """Fill in a RunConfig: what is given, then the preset, then RunConfig's defaults.
+
+    Args:
+        output: the run folder.
+        preset: a name; "" takes ``digits`` for the architecture of that name (or when no network is
+            named), ``pretrained`` where weights are given, else ``scratch``.
+        given: fields of RunConfig; those that are None count as not given.
+
+    Raises:
+        BadInput: no such preset, something it needs is missing, or a value that makes no sense.
+    """
+    given = {name: value for name, value in given.items() if value is not None and value != ""}
+    name = preset or _default(given)
+    if name not in PRESETS:
+        raise BadInput(f"there is no preset called {name!r}", do=f"choose one of: {', '.join(PRESETS)}")
+    chosen = PRESETS[name]
+    settings = dict(chosen.settings)
+    if "model" in given:
+        settings.pop("arch", None)
+    if "epochs" in given and "steps" not in given:
+        settings.pop("steps", None)
+    settings.update(given)
+    for need in chosen.needs:
+        if not settings.get(need):
+            raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
+    return check(RunConfig(output=output, preset=name, **settings))
+
+
+_HOW_TO_GIVE = {
+    "data": "give a folder of CIFAR-10 images: train/CLASS/* and test/CLASS/*, or the python or binary batches",
+    "weights": "give a state dict: --weights FILE.safetensors",
+}
+
+
+def resume_config(output: str) -> RunConfig:
+    """Read the settings of the run in ``output``, to go on with it.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    return RunConfig.from_json_dict(read_json(RunFolder(Path(output)).config), output=output, resume=True)
+
+
+def _default(given: Mapping[str, Any]) -> str:
+    if given.get("arch") == "digits" or not (given.get("arch") or given.get("model")):
+        return "digits"
+    return "pretrained" if given.get("weights") else "scratch"

@@ -1,0 +1,57 @@
+"""From trained gammas to a smaller network, and back to it from a plan.
+
+Owns the step between ISTA and fine-tuning; the removal itself is prunec/api.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from prunec import api
+from prunec.backends.fx import apply_edits
+from prunec.frontends.fx import trace
+from prunec.passes.lower import lower
+from prunec.plan import PrunePlan
+from prunec.training.config import RunConfig
+
+
+def border_of(config: RunConfig, finetune_steps: int) -> api.Border:
+    """Return how removed constants meet zero padding: the paper's way when fine-tuning follows, else exactly."""
+    if config.border == "auto":
+        return "bias" if finetune_steps else "exact"
+    return config.border
+
+
+def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int) -> api.Pruned:
+    """Remove what the zero gammas made constant.
+
+    Args:
+        module: on the CPU; left as it is.
+    """
+    return api.prune_module(
+        module,
+        tuple(example_inputs),
+        name=config.model_spec,
+        border=border_of(config, finetune_steps),
+        keep=config.keep,
+    )
+
+
+def rebuild(module: nn.Module, example_inputs: Sequence[Any], plan: PrunePlan, keep: Sequence[str]) -> fx.GraphModule:
+    """Return the pruned network of a plan, with the channels and nodes of the first time; its weights are to be loaded."""
+    traced = trace(module, tuple(example_inputs))
+    facts = api.gather_facts(traced.graph, keep)
+    return apply_edits(traced, lower(traced.graph, facts.classes, plan, facts.constants))
+
+
+def sgd(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.SGD:
+    """Return the optimiser of both halves of a run; vectors (biases, gammas, betas) have no weight decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=config.momentum)

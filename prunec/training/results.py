@@ -1,0 +1,148 @@
+"""What a finished run leaves behind: the exported network, its weights and plan, the summary, the report.
+
+Owns the files of the run folder that are written at the end, each whole or not at all, and RunResult.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunec import runtime
+from prunec.errors import BudgetNotMet
+from prunec.export import export_checked, export_onnx
+from prunec.files import replacing, write_json, write_text
+from prunec.plan import PrunePlan
+from prunec.report import Validation, plain
+from prunec.report_html import write_run_page
+from prunec.training.progress import Progress
+from prunec.training.setup import Setup
+
+_TOLERANCE = 1e-4
+_LATENCY_RUNS = 30
+_INPUT, _OUTPUT = "images", "scores"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The outcome of a run; summary.json holds the same keys.
+
+    Args:
+        model: what was trained.
+        output: the run folder.
+        before, after: params, macs, activations and channels, recounted on the result.
+        accuracy: of the test images, in 0..1: ``before`` (the given weights, or the network before the
+            penalty), ``removed`` (right after removal), ``after`` (the exported network).
+        layers: node, op and output channels before and after, per contraction.
+        validation: the exported file against the module; its latency is that of the unpruned network
+            (a) and the pruned one (b) in ONNX Runtime.
+        reasons: what was chosen, and why phases ended; sentences.
+        advice: what the curves said was going wrong; sentences.
+        blocked: channels that were constant and survive, with the node that holds them.
+        files: the files that were written, by name.
+    """
+
+    model: str
+    output: str
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    accuracy: Mapping[str, float]
+    layers: tuple[Mapping[str, Any], ...]
+    validation: Validation
+    reasons: tuple[str, ...]
+    advice: tuple[str, ...]
+    blocked: tuple[Mapping[str, Any], ...]
+    files: tuple[str, ...]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        document = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"format": "prunec-summary", "version": 1, **document, "validation": self.validation.to_json_dict()}
+
+
+def write_results(setup: Setup, module: nn.Module, plan: PrunePlan, facts: Mapping[str, Any], progress: Progress) -> RunResult:
+    """Write the run folder's results.
+
+    Args:
+        module: the pruned network, on the CPU, in eval mode.
+        plan: how it came from the original.
+        facts: what the run measured and chose.
+
+    Raises:
+        ValidationFailed: ONNX Runtime does not agree with ``module``.
+        UnsupportedModel: no exporter takes it.
+        BudgetNotMet: all is written, but the network is larger than was asked for.
+    """
+    folder = setup.folder
+    save_weights(module, folder.weights)
+    write_text(folder.plan, plan.to_json() + "\n")
+    one_image = tuple(tensor[:1] for tensor in setup.example_inputs)
+    validation = export_checked(
+        module, one_image, folder.onnx, tolerance=_TOLERANCE, input_names=(_INPUT,), output_names=(_OUTPUT,)
+    )
+    validation = _with_latency(validation, setup.module, one_image, folder.onnx)
+    result = _result(setup, facts, validation)
+    write_json(folder.summary, result.to_json_dict())
+    write_run_page(folder)
+    progress.note(f"wrote {folder.path}")
+    _check_budget(setup, result)
+    return result
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a state dict as safetensors; shared tensors are written under each of their names."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+    with replacing(path) as aside:
+        save_file(state, aside, metadata={"format": "pt"})
+
+
+def _with_latency(validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path) -> Validation:
+    """Time the unpruned network against the exported one, in turns, in ONNX Runtime on the CPU."""
+    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+        unpruned = Path(scratch) / "unpruned.onnx"
+        export_onnx(original.to("cpu"), inputs, unpruned, input_names=(_INPUT,), output_names=(_OUTPUT,))
+        before = runtime.open_runner(unpruned, "the unpruned network", "cpu", optimise=True)
+        after = runtime.open_runner(pruned, "the pruned network", "cpu", optimise=True)
+        feed = {_INPUT: np.random.default_rng(0).standard_normal(tuple(inputs[0].shape)).astype(np.float32)}
+        was, now = runtime.interleaved_latency(before, after, feed, _LATENCY_RUNS)
+    return dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
+
+
+def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> RunResult:
+    folder, report = setup.folder, facts["report"]
+    accuracy = {key: facts[f"accuracy_{key}"] for key in ("before", "removed", "after") if f"accuracy_{key}" in facts}
+    files = (folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config)
+    return RunResult(
+        model=setup.config.model_spec,
+        output=str(folder.path),
+        before=report["before"],
+        after=report["after"],
+        accuracy=accuracy,
+        layers=tuple(report["layers"]),
+        validation=validation,
+        reasons=tuple(facts.get("reasons", ())),
+        advice=tuple(facts.get("advice", ())),
+        blocked=tuple(report["blocked"]),
+        files=tuple(file.name for file in files),
+    )
+
+
+def _check_budget(setup: Setup, result: RunResult) -> None:
+    for name, target in (("macs", setup.config.target_macs), ("params", setup.config.target_params)):
+        share = result.after[name] / result.before[name]
+        if target is not None and share > target:
+            raise BudgetNotMet(
+                f"{share:.1%} of the {name} are left, {target:.1%} were asked for",
+                why="the gammas did not reach zero in time",
+                do="train longer (--epochs), or give a larger --rho to start from",
+            )

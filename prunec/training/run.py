@@ -1,0 +1,294 @@
+"""``prunec train-prune``: the whole job, from a network and data to a smaller network, checked.
+
+Owns the order: measure, rescale, warm up, ISTA, undo, remove, fine-tune, write. Each step is a module
+of its own; what can be wrong with a run is found in setup.py, what it leaves behind is written by results.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from prunec.plan import PrunePlan
+from prunec.training import checkpoint as checkpoints
+from prunec.training.batches import plain_batches
+from prunec.training.batchnorm import reestimate
+from prunec.training.checkpoint import Checkpoint
+from prunec.training.config import RunConfig
+from prunec.training.controller import Controller
+from prunec.training.ema import Ema
+from prunec.training.evaluate import accuracy
+from prunec.training.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.ista import Ista
+from prunec.training.loop import Interrupt, State, Tools, run_phase
+from prunec.training.metrics import MetricsFile, Window
+from prunec.training.progress import Progress, Silent
+from prunec.training.removal import rebuild, remove, sgd
+from prunec.training.rescale import Rescaling
+from prunec.training.results import RunResult, write_results
+from prunec.training.setup import Setup, prepare, start_run_folder
+from prunec.training.sparsify import build
+from prunec.training.tasks import FineTune, Sparsify, gamma_values
+from prunec.training.tuning import Choice, choose_alpha, choose_rho, gamma_facts
+
+FINETUNE = 2
+"""Index of the fine-tuning phase."""
+_STATISTICS_BATCHES = 20
+
+
+def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Train a network towards sparsity, remove what became constant, fine-tune, export and check.
+
+    Args:
+        config: see RunConfig; make one with presets.make_config, or presets.resume_config to go on.
+        progress: told what happens; nothing is shown without it.
+
+    Returns:
+        What the run folder's summary.json says.
+
+    Raises:
+        PrunecError: the settings, the data or the network cannot be used: nothing was written.
+        CheckFailed: the run failed a check (no channels left, loss not a number, budget not met, the
+            exported network differs).
+        KeyboardInterrupt: stopped by the user, with a checkpoint.
+    """
+    progress = progress if progress is not None else Silent()
+    try:
+        with _own_randomness(), Interrupt() as interrupt:
+            return _Run(prepare(config), progress, interrupt).run()
+    finally:
+        progress.close()
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Seed torch's ambient generator (dropout draws from it) for the run, and give the caller's back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+class _Run:
+    """One run; mutable, and lives inside one call of ``train_prune``."""
+
+    def __init__(self, setup: Setup, progress: Progress, interrupt: Interrupt) -> None:
+        self.setup, self.progress, self.interrupt = setup, progress, interrupt
+        self.config = setup.config
+        self.state = State()
+        self.plan: PrunePlan | None = None
+        self.window = Window(setup.device)
+        self.controller: Controller | None = None
+        self.module: nn.Module = setup.module
+        self.optimizer: torch.optim.Optimizer
+        self.ema: Ema
+
+    def run(self) -> RunResult:
+        resumed = self._resumed()
+        if resumed is None:
+            start_run_folder(self.setup.folder, self.config)
+            torch.manual_seed(self.config.seed)
+        else:
+            self.state = State(resumed["phase"], resumed["phase_step"], resumed["step"], resumed["facts"])
+        self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step)
+        if self.state.phase < FINETUNE:
+            self._train_sparse(resumed)
+            self._remove()
+            resumed = None
+        else:
+            assert resumed is not None, "a run begins with its first phase"
+            self._rebuild(resumed)
+        self._finetune(resumed)
+        return self._finish()
+
+    def _resumed(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from; a run killed before its first one starts anew."""
+        if self.config.resume and checkpoints.exists(self.setup.folder):
+            return checkpoints.load(self.setup.folder, self.config.fingerprint())
+        return None
+
+    # --- warm-up and ISTA ---------------------------------------------------------------------------
+
+    def _train_sparse(self, resumed: Checkpoint | None) -> None:
+        setup = self.setup
+        facts = self.state.facts
+        if resumed is None:
+            if self.config.weights:
+                facts["accuracy_before"] = accuracy(self.module, setup.data.test, setup.pipeline)
+            self._choose()
+        rescaling = Rescaling.of(self.module, setup.scaling, facts["alpha"])
+        if resumed is None:
+            if facts["alpha"] != 1.0:
+                rescaling.apply(self.module, _on(setup.example_inputs, setup.device))
+            values = gamma_values(setup.sparsity, self.module)
+            facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
+        ista = build(setup.sparsity, self.module, sgd(self.module, self.config, self.config.lr), rho=0.0)
+        self.optimizer, self.ema = ista, Ema(self.module, self.config.ema_decay)
+        self.controller = Controller(
+            facts["rho"],
+            self.config.rho_factors,
+            self.config.rho_warmup,
+            self.config.target_macs or self.config.target_params,
+            self.config.stop_on_plateau,
+            setup.chance_loss,
+        )
+        self._restore(resumed)
+        while self.state.phase < FINETUNE:
+            self._run_sparse_phase(ista)
+        rescaling.undo()
+
+    def _run_sparse_phase(self, ista: Ista) -> None:
+        is_ista = self.setup.phases[self.state.phase].name == "ista"
+        task = Sparsify(
+            self.setup,
+            self.module,
+            ista,
+            self.controller if is_ista else None,
+            lr=self.config.lr,
+            gamma_lr=self.config.gamma_lr or self.config.lr,
+            top=self.state.facts["top"],
+        )
+        self._run_phase(task)
+        if not self.config.weights and "accuracy_before" not in self.state.facts:
+            # From scratch, the measure is the network as it was before the penalty, or for want of
+            # a warm-up the unpruned network after ISTA.
+            if is_ista or self.setup.phases[0].steps:
+                self.state.facts["accuracy_before"] = self._averaged_accuracy()
+        if self.state.phase < FINETUNE:
+            self._save()
+
+    def _choose(self) -> None:
+        """Fix α and ρ: what was given, or what the rules say, with the reason."""
+        setup, config = self.setup, self.config
+        facts = gamma_facts(setup.sparsity, gamma_values(setup.sparsity, self.module))
+        mu = config.gamma_lr or config.lr
+        if config.alpha is not None:
+            alpha = Choice(config.alpha, "given")
+        elif config.weights:
+            alpha = choose_alpha(facts, mu, config.rho, setup.chance_loss)
+        else:
+            alpha = Choice(1.0, "training starts from scratch")
+        rho = Choice(config.rho, "given") if config.rho is not None else choose_rho(facts, alpha.value, setup.chance_loss)
+        chosen = self.state.facts
+        chosen["alpha"], chosen["rho"] = alpha.value, rho.value
+        chosen["reasons"] = [f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
+        if alpha.value != 1.0 and setup.scaling.blocked:
+            blocked = ", ".join(dict.fromkeys(b.node.origin or b.node.name for b in setup.scaling.blocked[:5]))
+            chosen["reasons"].append(f"not rescaled, because a factor does not pass: the channels at {blocked}")
+        for sentence in chosen["reasons"]:
+            self.progress.note(sentence)
+
+    # --- removal ------------------------------------------------------------------------------------
+
+    def _remove(self) -> None:
+        setup = self.setup
+        plan = setup.sparsity
+        keep = keep_mask(plan, zero_gammas(plan, gamma_values(plan, self.module)))
+        check_alive(plan.graph, plan.classes, keep, self.state.facts["rho"])
+        finetune_steps = setup.phases[FINETUNE].steps
+        if not finetune_steps:
+            self._settle_statistics()
+        self.module.to("cpu")
+        pruned = remove(self.module, setup.example_inputs, self.config, finetune_steps)
+        self.plan = pruned.plan
+        self.module = pruned.module.to(setup.device)
+        if finetune_steps:
+            # Constants folded into biases shift what the BatchNorms behind them see at the borders.
+            self._settle_statistics()
+        facts = self.state.facts
+        facts["report"] = pruned.report.to_json_dict()
+        facts["accuracy_removed"] = accuracy(self.module, setup.data.test, setup.pipeline)
+        removed, left = pruned.report.removed_channels, pruned.report.after.params / pruned.report.before.params
+        self.progress.note(f"removed {removed} channels: {left:.1%} of the parameters are left")
+        if pruned.plan.is_empty:
+            facts["reasons"].append(_NOTHING_REMOVED)
+            self.progress.note(_NOTHING_REMOVED)
+
+    def _rebuild(self, resumed: Checkpoint) -> None:
+        self.plan = PrunePlan.from_json(resumed["plan"])
+        module = rebuild(self.module.to("cpu"), self.setup.example_inputs, self.plan, self.config.keep)
+        self.module = module.to(self.setup.device)
+
+    # --- fine-tuning --------------------------------------------------------------------------------
+
+    def _finetune(self, resumed: Checkpoint | None) -> None:
+        self.optimizer = sgd(self.module, self.config, self.config.finetune_lr)
+        self.ema = Ema(self.module, self.config.ema_decay)
+        self.controller = None
+        self._restore(resumed)
+        if resumed is None:
+            self._save()
+        after = self.state.facts["report"]["after"]
+        self._run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
+
+    def _finish(self) -> RunResult:
+        if self.setup.phases[FINETUNE].steps and self.config.ema_decay:
+            self.ema.copy_to_module()
+        self._settle_statistics()
+        self.state.facts["accuracy_after"] = accuracy(self.module, self.setup.data.test, self.setup.pipeline)
+        assert self.plan is not None, "removal comes before the end"
+        return write_results(self.setup, self.module.to("cpu").eval(), self.plan, self.state.facts, self.progress)
+
+    # --- shared -------------------------------------------------------------------------------------
+
+    def _run_phase(self, task: Sparsify | FineTune) -> None:
+        phase = self.setup.phases[self.state.phase]
+        if phase.steps:
+            tools = Tools(
+                self.setup, self.module, self.optimizer, self.ema, self.window, self.metrics, self.progress, self._save
+            )
+            reason = run_phase(tools, self.state, phase, task, self.interrupt)
+            if reason:
+                self.state.facts.setdefault("reasons", []).append(f"{phase.name} ended at step {self.state.step}: {reason}")
+                self.progress.note(f"{phase.name} ended: {reason}")
+        self.state.phase += 1
+        self.state.phase_step = 0
+
+    def _averaged_accuracy(self) -> float:
+        with self.ema.swapped_in():
+            return accuracy(self.module, self.setup.data.test, self.setup.pipeline)
+
+    def _settle_statistics(self) -> None:
+        batches = plain_batches(self.setup.data.train, self.setup.pipeline, self.config.batch_size, _STATISTICS_BATCHES)
+        reestimate(self.module, batches)
+
+    def _save(self) -> None:
+        self.metrics.flush_to_disk()
+        checkpoints.save(
+            self.setup.folder,
+            {
+                "version": checkpoints.FORMAT_VERSION,
+                "config": self.config.fingerprint(),
+                "phase": self.state.phase,
+                "phase_step": self.state.phase_step,
+                "step": self.state.step,
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+                "window": self.window.state_dict(),
+                "controller": self.controller.state_dict() if self.controller is not None else {},
+                "facts": self.state.facts,
+                "plan": self.plan.to_json() if self.plan is not None else "",
+                "rng": torch.get_rng_state(),
+            },
+        )
+
+    def _restore(self, resumed: Checkpoint | None) -> None:
+        if resumed is None:
+            return
+        self.module.load_state_dict(resumed["module"])
+        self.optimizer.load_state_dict(resumed["optimizer"])
+        self.ema.load_state_dict(resumed["ema"])
+        self.window.load_state_dict(resumed["window"])
+        if self.controller is not None:
+            self.controller.load_state_dict(resumed["controller"])
+        torch.set_rng_state(resumed["rng"])
+
+
+_NOTHING_REMOVED = "no channel was removed: no gamma reached zero; raise rho, lower alpha or train longer"
+
+
+def _on(inputs: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.to(device) for tensor in inputs)

@@ -1,0 +1,197 @@
+"""RunConfig -> Setup: model, data, device and run folder, all checked before the first step.
+
+Owns everything that can be wrong with a run before it starts. What is wrong is found here, before any
+file is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunec import resolve
+from prunec.errors import BadInput, UnsupportedModel
+from prunec.files import RunFolder, check_folder, write_json
+from prunec.frontends.fx import trace
+from prunec.passes.channels import channels
+from prunec.passes.scaling import Scaling, scalable
+from prunec.training.augment import AUGMENTS, Pipeline, pipeline
+from prunec.training.batches import Batches
+from prunec.training.config import RunConfig
+from prunec.training.data import ImageSet, load
+from prunec.training.evaluate import scores_of
+from prunec.training.footprint import Size, size_under
+from prunec.training.sparsify import Sparsity, plan_sparsity
+from prunec.validate import evaluating
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of the run: ``warmup``, ``ista`` or ``finetune``; 0 steps skip it."""
+
+    name: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """What a run works with.
+
+    Args:
+        config: its settings.
+        folder: the run folder.
+        device: where it trains.
+        module: the network, on the device, in training mode.
+        example_inputs: zeros of two images, on the CPU.
+        data: on the device.
+        pipeline, batches: how images become inputs.
+        phases: warm-up, ISTA, fine-tuning.
+        sparsity: which gammas are penalised, and λ.
+        scaling: where γ–W rescaling is possible.
+        full: the network's size.
+        chance_loss: cross-entropy of guessing.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    device: torch.device
+    module: nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+    data: ImageSet
+    pipeline: Pipeline
+    batches: Batches
+    phases: tuple[Phase, Phase, Phase]
+    sparsity: Sparsity
+    scaling: Scaling
+    full: Size
+    chance_loss: float
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Load and check everything a run needs.
+
+    Raises:
+        BadInput, UnsupportedModel, UntraceableModel, MissingDependency: saying what is wrong.
+    """
+    folder = RunFolder(Path(config.output))
+    check_run_folder(folder, config)
+    device = choose_device(config.device)
+    module, image_shape = _model(config)
+    example_inputs = (torch.zeros(2, *image_shape),)
+    graph = trace(module, example_inputs, config.model_spec).graph
+    sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
+    data = load(config.data, image_shape)
+    _check_classes(module, example_inputs, data)
+    data = data.to(device)
+    images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
+    batches = Batches(data.train, config.batch_size, images, config.seed)
+    everything = size_under(graph, sparsity.classes, sparsity.penalised | True)
+    module.to(device).train()
+    return Setup(
+        config=config,
+        folder=folder,
+        device=device,
+        module=module,
+        example_inputs=example_inputs,
+        data=data,
+        pipeline=images,
+        batches=batches,
+        phases=plan_phases(config, batches.steps_per_epoch),
+        sparsity=sparsity,
+        scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
+        full=everything,
+        chance_loss=math.log(max(2, len(data.classes))),
+    )
+
+
+def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
+    """Divide the run's steps among its phases; ISTA has at least one."""
+    if config.steps is not None:
+        total = config.steps
+    else:
+        assert config.epochs is not None, "RunConfig.check asks for a length"
+        total = max(1, round(config.epochs * steps_per_epoch))
+    whole = sum(config.shares)
+    warmup, finetune = (int(total * config.shares[index] / whole) for index in (0, 2))
+    return Phase("warmup", warmup), Phase("ista", max(1, total - warmup - finetune)), Phase("finetune", finetune)
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device to train on; ``auto`` takes CUDA where it works.
+
+    Raises:
+        BadInput: CUDA is asked for and does not work.
+    """
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadInput("CUDA is not available to torch here", do="use --device cpu, or see `prunec doctor`")
+    return torch.device("cuda")
+
+
+def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Build the network from the seed, load its weights, and return it with the (C, H, W) that it takes."""
+    torch.manual_seed(config.seed)
+    shapes = {"": (2, *config.input_shape)} if config.input_shape else {}
+    weights = Path(config.weights) if config.weights else None
+    resolved = resolve.resolve(config.model_spec, shapes, weights=weights)
+    if isinstance(resolved, resolve.OnnxModel):
+        raise BadInput("train-prune takes modules, not ONNX files", do="give --arch or --model package.module:factory")
+    inputs = resolved.example_inputs
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or inputs[0].dim() != 4:
+        raise UnsupportedModel(
+            f"{config.model_spec} does not take one image tensor",
+            why="train-prune feeds float32[N, C, H, W] images and nothing else",
+            do="train it in a loop of your own with prunec.training.sparsify, then use prunec prune",
+        )
+    _, channels_in, height, width = inputs[0].shape
+    return resolved.module, (channels_in, height, width)
+
+
+def _check_classes(module: nn.Module, example_inputs: Sequence[torch.Tensor], data: ImageSet) -> None:
+    with torch.no_grad(), evaluating(module):
+        count = scores_of(module(*example_inputs)).shape[1]
+    if count < len(data.classes):
+        raise BadInput(
+            f"the network tells {count} classes apart, {data.name} has {len(data.classes)}",
+            do="give a network with an output per class, or other data",
+        )
+
+
+def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """Find out whether the run can be written, and would not destroy another; changes nothing.
+
+    Raises:
+        BadInput: a run is there (without resume or force), something else is, or it cannot be written.
+    """
+    path = folder.path
+    if config.resume:
+        if not folder.config.is_file():
+            raise BadInput(f"{path} holds no run to resume", do="start it without --resume")
+        check_folder(path)
+        return
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"the output {path} is a file", do="give a folder")
+    if path.is_dir() and any(path.iterdir()) and not config.force:
+        what = "already holds a run" if folder.config.is_file() else "is not empty"
+        raise BadInput(f"the folder {path} {what}", do="give another folder, --resume to go on, or --force to replace the run")
+    check_folder(next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.is_dir()))
+
+
+def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """Make the folder, clear away what a replaced run left, and write the settings."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report)
+    for file in results:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+    if folder.checkpoint.is_dir():
+        shutil.rmtree(folder.checkpoint)
+    write_json(folder.config, config.to_json_dict())

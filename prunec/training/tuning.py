@@ -1,0 +1,82 @@
+"""ρ and α when the user gives none, by the guidelines of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4.
+
+Owns the two rules and their reasons. A budget then moves ρ further: controller.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunec.passes.gammas import Mask
+from prunec.training.sparsify import Sparsity
+
+ALPHAS = (1.0, 0.1, 0.01, 0.001)
+REGULARISER_SHARE = 0.3
+"""The regulariser's start, as a share of the loss of guessing. The paper's ConvNet starts at 0.35 by this measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A value and the sentence that explains it."""
+
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GammaFacts:
+    """What the rules look at.
+
+    Args:
+        weighted: Σ λ_G·‖γ_G‖₂ over the penalised classes.
+        mean: mean |γ| over them.
+        mean_penalty: mean λ.
+    """
+
+    weighted: float
+    mean: float
+    mean_penalty: float
+
+
+def gamma_facts(plan: Sparsity, values: dict[str, np.ndarray]) -> GammaFacts:  # type: ignore[type-arg]  # any float
+    """Measure the penalised gammas; ``values`` has each gamma parameter's float[C]."""
+    squares = np.zeros(plan.classes.num_classes)
+    magnitudes: list[np.ndarray] = []  # type: ignore[type-arg]  # any float
+    for gamma in plan.gammas:
+        mask: Mask = plan.channels_of(gamma)
+        own = np.abs(values[gamma.param][mask])
+        np.add.at(squares, gamma.classes[mask], own**2)
+        magnitudes.append(own)
+    norms = np.sqrt(squares)
+    used = plan.penalised & (plan.penalty > 0)
+    every = np.concatenate(magnitudes)
+    return GammaFacts(float((plan.penalty * norms).sum()), float(every.mean()), float(plan.penalty[used].mean()))
+
+
+def choose_rho(facts: GammaFacts, alpha: float, chance_loss: float) -> Choice:
+    """Choose ρ so that loss and regulariser are comparable at the start."""
+    weighted = max(alpha * facts.weighted, 1e-12)
+    rho = REGULARISER_SHARE * chance_loss / weighted
+    reason = f"the penalty starts at {REGULARISER_SHARE:g} of the loss of guessing ({chance_loss:.3g}); Σλ|γ| is {weighted:.3g}"
+    return Choice(_two_digits(rho), reason)
+
+
+def choose_alpha(facts: GammaFacts, mu: float, rho: float | None, chance_loss: float) -> Choice:
+    """Choose α of 1, 0.1, 0.01, 0.001 so that mean |αγ| is nearest to 100·μ·λ·ρ: zero within a few hundred steps.
+
+    Where ρ is to be chosen too, it is the ρ that would go with each α.
+    """
+
+    def mismatch(alpha: float) -> float:
+        weight = choose_rho(facts, alpha, chance_loss).value if rho is None else rho
+        steps = alpha * facts.mean / max(mu * facts.mean_penalty * weight, 1e-30)
+        return float(abs(np.log(max(steps, 1e-30) / 100)))
+
+    best = min(ALPHAS, key=mismatch)
+    return Choice(best, f"of {', '.join(f'{a:g}' for a in ALPHAS)} the one whose mean |αγ| is nearest to 100·μ·λ·ρ")
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

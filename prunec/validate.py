@@ -1,0 +1,386 @@
+"""Two models, the same inputs: how far apart the outputs are, and how long each takes.
+
+Owns the comparison and its verdict, for ONNX files and for modules. Inputs come from
+prunec/probes.py, sessions from prunec/runtime.py, the result type is in prunec/report.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunec import runtime
+from prunec.errors import BadInput, PrunecError, ValidationFailed
+from prunec.probes import FAMILIES, Array, Feed, InputKind, feed
+from prunec.report import Validation
+from prunec.runtime import Model, ProviderName, Runner, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+_TINY = 1e-30
+# A float16 number has 11 bits: two orders of summation in a deep network differ by about this much.
+_HALF_TOLERANCE = 1e-2
+# Integer outputs (argmax, indices) may flip at a tie; more than one in a thousand is no tie.
+_FLIPS_ALLOWED = 1e-3
+
+
+def validate_onnx(
+    a: Model,
+    b: Model,
+    *,
+    provider: ProviderName = "auto",
+    tolerance: float = 1e-4,
+    runs: int = 30,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: Sequence[Feed] = (),
+    seed: int = 0,
+) -> Validation:
+    """Run two ONNX models on the same inputs, compare their outputs and time both.
+
+    Numerics are compared with the graph as it is (optimised graphs differ among themselves), latency is
+    measured at ONNX Runtime's default optimisation level, in turns. Sizes that the models leave open
+    are tried at two values each.
+
+    Args:
+        a: the original: its outputs are the measure.
+        b: the model to check; inputs and outputs must have the same names.
+        provider: where to run; "auto" takes CUDA where it works.
+        tolerance: largest relative error that passes; see report.Validation for what that is.
+        runs: timed runs of each model; 0 measures no latency.
+        input_shapes: by input name; "" stands for the only one.
+        inputs: further inputs to compare on, each a full feed.
+        seed: of the random inputs.
+
+    Raises:
+        BadInput: no such file, not a model, other inputs or outputs, or a shape that does not fit.
+        UnsupportedModel: ONNX Runtime cannot run a model, or it has inputs other than tensors.
+        ValidationFailed: ``b`` does not run where ``a`` does, or gives an output of another shape.
+    """
+    chosen = runtime.choose_provider(provider)
+    first = runtime.open_runner(a, _name(a, "the first model"), chosen.name, optimise=False)
+    second = runtime.open_runner(b, _name(b, "the second model"), chosen.name, optimise=False)
+    _check_interfaces(first, second)
+    feeds = _feeds(first, input_shapes, seed)
+    for index, extra in enumerate(inputs):
+        feeds[f"given {index}"] = extra
+    comparison = _compare(first, second, first.outputs, feeds, tolerance)
+    if chosen.note and provider == "cuda":
+        comparison.notes.insert(0, chosen.note)
+    timed = first.provider == second.provider and runs > 0
+    latency: tuple[float, float] | tuple[None, None] = (None, None)
+    if timed:
+        fast = [
+            runtime.open_runner(model, run.name, chosen.name, optimise=True) for model, run in ((a, first), (b, second))
+        ]
+        latency = runtime.interleaved_latency(fast[0], fast[1], next(iter(feeds.values())), runs)
+    ran = first.provider
+    if chosen.name == "cuda" and ran == "cpu":
+        comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
+    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran)
+
+
+def validate_module_against_onnx(
+    module: torch.nn.Module,
+    path: Model,
+    example_inputs: Sequence[Any],
+    *,
+    input_names: Sequence[str] = (),
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> Validation:
+    """Compare a module with its ONNX export, on the CPU; no latency.
+
+    Args:
+        module: the original; it is run in eval mode and left as it was.
+        path: the ONNX model.
+        example_inputs: positional arguments that the module takes; their shapes and dtypes are used.
+        input_names: the ONNX input of each tensor among them; by position where left out.
+        tolerance: largest relative error that passes.
+        seed: of the random inputs.
+
+    Raises:
+        BadInput: the file is missing or takes other inputs than the module.
+        ValidationFailed: the ONNX model does not run, or gives other outputs.
+    """
+    runner = runtime.open_runner(path, _name(path, "the exported model"), "cpu", optimise=False)
+    kinds = _module_kinds(example_inputs)
+    names = list(input_names) or [name for name, _, _ in runner.inputs]
+    if len(names) != len(kinds):
+        raise BadInput(
+            f"{runner.name} has {len(names)} inputs, the module {len(kinds)}", do="name the module's inputs in order"
+        )
+    known = {name for name, _, _ in runner.inputs}
+
+    def run(values: Feed) -> list[Array]:
+        # An input that the network does not use is absent from the file.
+        renamed = {name: values[kind.name] for name, kind in zip(names, kinds, strict=True)}
+        return runner({name: value for name, value in renamed.items() if name in known})
+
+    feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
+    with evaluating(module):
+        comparison = _compare(_module_run(module, example_inputs), run, runner.outputs, feeds, tolerance)
+    return comparison.verdict(tolerance, asked="cpu", ran="cpu")
+
+
+def validate_modules(
+    a: torch.nn.Module,
+    b: torch.nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    sizes: Sequence[Sequence[int]] = (),
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> Validation:
+    """Compare two modules, in eval mode and without gradients; both are left as they were.
+
+    Args:
+        a: the original: its outputs are the measure.
+        b: the module to check.
+        example_inputs: positional arguments that both take.
+        sizes: further spatial sizes (H, W) to try, for every input of rank 4; the last two axes change.
+        tolerance: largest relative error that passes.
+        seed: of the random inputs.
+
+    Raises:
+        ValidationFailed: ``b`` does not run where ``a`` does, or gives other outputs.
+    """
+    kinds = _module_kinds(example_inputs)
+    feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
+    for size in sizes:
+        resized = [InputKind(k.name, (*k.shape[:2], *size) if len(k.shape) == 4 else k.shape, k.dtype) for k in kinds]
+        text = "x".join(map(str, size))
+        feeds.update({f"{family} {text}": feed(resized, family, seed) for family in ("noise", "image")})
+    with evaluating(a), evaluating(b):
+        run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
+        comparison = _compare(run_a, run_b, (), feeds, tolerance)
+    return comparison.verdict(tolerance, asked="torch", ran="torch")
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in eval mode for the length of a block; every submodule gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """What has been seen so far; lives inside one call."""
+
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    passed: bool = True
+    families: dict[str, float] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+    num_outputs: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def verdict(
+        self,
+        tolerance: float,
+        *,
+        asked: str,
+        ran: str,
+        latency: tuple[float, float] | tuple[None, None] = (None, None),
+    ) -> Validation:
+        vacuous = self.num_outputs > 0 and len(self.silent) == self.num_outputs
+        if self.silent:
+            which = "no output" if vacuous else f"output {', '.join(self.silent[:4])} never"
+            self.notes.append(f"{which} changed with the input: agreement there says nothing")
+        return Validation(
+            max_abs_error=self.max_abs,
+            max_rel_error=self.max_rel,
+            tolerance=tolerance,
+            families=dict(self.families),
+            vacuous=vacuous,
+            latency_a_ms=latency[0],
+            latency_b_ms=latency[1],
+            provider_asked=asked,
+            provider_ran=ran,
+            passed=self.passed,
+            notes=tuple(self.notes),
+        )
+
+
+_Run = Callable[[Feed], list[Array]]
+
+
+def _compare(
+    run_a: _Run, run_b: _Run, names: Sequence[str], feeds: Mapping[str, Feed], tolerance: float
+) -> _Comparison:
+    """Run both on every feed; outputs are compared by position."""
+    seen = _Comparison()
+    reference: list[Array] = []
+    varies: list[bool] = []
+    for family, values in feeds.items():
+        outputs_a = run_a(values)
+        try:
+            outputs_b = run_b(values)
+        except Exception as error:  # onnxruntime and user modules raise anything
+            raise ValidationFailed(
+                f"the second model does not run on an input that the first takes ({_describe(values)})",
+                why=first_line(error),
+            ) from error
+        _check_outputs(outputs_a, outputs_b, names)
+        if not reference:
+            reference, varies = outputs_a, [False] * len(outputs_a)
+        worst = 0.0
+        for index, (x, y) in enumerate(zip(outputs_a, outputs_b, strict=True)):
+            absolute, relative, passes = difference(x, y, tolerance)
+            seen.max_abs = max(seen.max_abs, absolute)
+            worst = max(worst, relative)
+            seen.passed = seen.passed and passes
+            varies[index] = varies[index] or _changed(reference[index], x)
+        seen.families[family] = worst
+        seen.max_rel = max(seen.max_rel, worst)
+    seen.num_outputs = len(reference)
+    labels = names or [str(index) for index in range(len(reference))]
+    seen.silent = [label for label, moved in zip(labels, varies, strict=True) if not moved]
+    if any(output.dtype == np.float16 for output in reference):
+        seen.notes.append(f"float16 outputs: a relative error of {_HALF_TOLERANCE:g} passes")
+    return seen
+
+
+def difference(a: Array, b: Array, tolerance: float) -> tuple[float, float, bool]:
+    """Return the absolute error, the relative error and whether it passes, for one output.
+
+    Floats: max|a - b|, the same over max|a|, compared with the tolerance. A value that is not finite
+    agrees with the same value only; otherwise the error is infinite. Integers and booleans: both errors are
+    the share of elements that differ (a label has no magnitude), and a thousandth passes.
+    """
+    if a.size == 0:
+        return 0.0, 0.0, True
+    if a.dtype.kind not in "fc":
+        share = float(np.mean(a != b))
+        return share, share, share <= _FLIPS_ALLOWED
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(same, 0.0, np.abs(x - y))
+    gaps = np.where(np.isnan(gaps), np.inf, gaps)
+    absolute = float(gaps.max())
+    magnitude = float(np.abs(np.where(np.isfinite(x), x, 0.0)).max())
+    relative = absolute / max(magnitude, _TINY)
+    allowed = max(tolerance, _HALF_TOLERANCE) if a.dtype == np.float16 else tolerance
+    return absolute, relative, relative <= allowed
+
+
+def _changed(a: Array, b: Array) -> bool:
+    """Tell whether an output follows the input at all."""
+    if a.shape != b.shape:
+        return a.size > 0 and b.size > 0 and float(np.ptp(b)) > 0 if a.dtype.kind != "b" else True
+    return difference(a, b, 0.0)[1] > 1e-6
+
+
+def _feeds(runner: Runner, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Feed]:
+    """Return inputs that the first model takes: all families at one size, two at another where sizes are open."""
+    failure: Exception | None = None
+    for size in runtime.candidate_sizes(runner, shapes):
+        kinds = runtime.input_kinds(runner, shapes, size=size)
+        for small in (False, True):
+            feeds = {family: feed(kinds, family, seed, small=small) for family in FAMILIES}
+            failure = _failure(runner, feeds["noise"])
+            if failure is None:
+                feeds.update(_other_size(runner, shapes, size, seed, small))
+                return feeds
+    assert failure is not None
+    raise BadInput(
+        f"no input was found that {runner.name} takes",
+        why=first_line(failure),
+        do="give the shape of its inputs: --input-shape NAME:1x3x224x224",
+    )
+
+
+def _other_size(
+    runner: Runner, shapes: Mapping[str, Sequence[int]] | None, size: int, seed: int, small: bool
+) -> dict[str, Feed]:
+    """Return inputs of another batch and size where the file leaves them open and the model takes them."""
+    base = runtime.input_kinds(runner, shapes, size=size)
+    for batch, other in ((2, size + 32), (2, size), (1, size + 32)):
+        kinds = runtime.input_kinds(runner, shapes, batch=batch, size=other)
+        values = feed(kinds, "image", seed, small=small)
+        if kinds != base and _failure(runner, values) is None:
+            return {"image, other size": values}
+    return {}
+
+
+def _failure(runner: Runner, values: Feed) -> Exception | None:
+    try:
+        runner(values)
+    except PrunecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base class
+        return error
+    return None
+
+
+def _check_interfaces(a: Runner, b: Runner) -> None:
+    def interface(runner: Runner) -> dict[str, str]:
+        return {name: onnx_type for name, _, onnx_type in runner.inputs}
+
+    if interface(a) != interface(b):
+        raise BadInput(
+            "the two models take different inputs",
+            why=f"{', '.join(interface(a)) or 'none'} against {', '.join(interface(b)) or 'none'}",
+        )
+    if a.outputs != b.outputs:
+        raise BadInput(
+            "the two models have different outputs", why=f"{', '.join(a.outputs)} against {', '.join(b.outputs)}"
+        )
+
+
+def _check_outputs(a: Sequence[Array], b: Sequence[Array], names: Sequence[str]) -> None:
+    if len(a) != len(b):
+        raise ValidationFailed(f"the second model has {len(b)} outputs, the first {len(a)}")
+    for index, (x, y) in enumerate(zip(a, b, strict=True)):
+        if x.shape != y.shape:
+            name = names[index] if names else str(index)
+            raise ValidationFailed(f"output {name} has another shape", why=f"{x.shape} against {y.shape}")
+
+
+def _describe(values: Feed) -> str:
+    return ", ".join(f"{name}: {'x'.join(map(str, value.shape))}" for name, value in values.items())
+
+
+def _name(model: Model, otherwise: str) -> str:
+    return otherwise if isinstance(model, bytes) else str(model)
+
+
+def _module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
+    """Return the tensors among positional arguments; each is called by its position."""
+    import torch
+
+    return tuple(
+        InputKind(str(index), tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for index, value in enumerate(example_inputs)
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> _Run:
+    """Return a function from feeds to the module's tensor outputs, flattened in order."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+    def run(values: Feed) -> list[Array]:
+        arguments = [
+            torch.from_numpy(values[str(index)]).to(device) if str(index) in values else value
+            for index, value in enumerate(example_inputs)
+        ]
+        with torch.no_grad():
+            leaves = pytree.tree_leaves(module(*arguments))
+        return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    return run

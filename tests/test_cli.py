@@ -1,0 +1,409 @@
+"""The command line's promises: exit statuses, one message per error, JSON alone on stdout, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx_files import save_conv
+
+from prunec import api, errors
+from prunec.cli.main import execute, main
+
+NETWORKS = """
+import torch
+from torch import nn
+
+
+class Half(nn.Module):
+    '''Half of its inner channels are constant.'''
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 4, 3, padding=1)
+        with torch.no_grad():
+            self.norm.weight[::2] = 0
+            self.norm.bias.normal_()
+
+    def forward(self, image):
+        return self.conv2(self.norm(self.conv1(image)).relu())
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def with_inputs():
+    return Half(), torch.zeros(1, 3, 9, 7)
+
+
+def fails():
+    raise ValueError("no such thing as [brackets]")
+
+
+def number():
+    return 3
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in a fresh folder that holds ``networks.py``; return status, stdout, stderr."""
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    # Each test has its own networks.py, under the same name.
+    monkeypatch.delitem(sys.modules, "networks", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def execute_and_read(*arguments: object) -> tuple[int, str, str]:
+        status = execute([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return execute_and_read
+
+
+def assert_one_message(err: str) -> None:
+    assert err.startswith(("error[", "Usage:", "internal error"))
+    assert "Traceback" not in err
+    assert err.count("error[") <= 1
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_lists_every_command_with_a_whole_sentence(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in main.commands:
+        assert re.search(rf"^  {command} +[A-Z].*\.$", out, re.MULTILINE), command
+    assert "..." not in out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_and_every_option_a_sentence(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "--debug" in out
+    options = [parameter for parameter in main.commands[command].params if parameter.param_type_name == "option"]
+    assert all(getattr(option, "help", None) for option in options)
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import resource, sys\n"
+        "from prunec.cli.main import execute\n"
+        "execute(['--help'])\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'scipy', 'rich', 'networkx'} & set(sys.modules)\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(sorted(heavy), used.ru_utime + used.ru_stime, file=sys.stderr)\n"
+    )
+    # CPU time, and the best of three: other work on the machine does not count.
+    results = [python(code).stderr.rpartition(" ") for _ in range(3)]
+    assert {heavy for heavy, _, _ in results} == {"[]"}
+    assert min(float(seconds) for _, _, seconds in results) < 0.5
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    from prunec import __version__
+
+    assert run("--version")[1].strip() == f"prunec, version {__version__}"
+
+
+def test_validate_does_not_load_torch(conv_file: Path) -> None:
+    code = (
+        "import sys\nfrom prunec.cli.main import execute\n"
+        "status = execute(['validate', sys.argv[1], sys.argv[1], '--provider', 'cpu', '--runs', '1'])\n"
+        "sys.exit(status or ('torch' in sys.modules and 99))\n"
+    )
+    assert python(code, str(conv_file)).returncode == 0
+
+
+def test_validate_of_equal_files_succeeds(run: Run, conv_file: Path) -> None:
+    status, out, _ = run("validate", conv_file, conv_file, "--runs", 2)
+    assert status == 0
+    assert "agrees with A" in out
+    assert "latency on cpu" in out
+
+
+def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, conv_file: Path, tmp_path: Path) -> None:
+    other = save_conv(tmp_path / "other.onnx", scale=1.1)
+    status, out, err = run("validate", conv_file, other, "--json", "--runs", 0)
+    assert status == 1
+    assert json.loads(out)["max_rel_error"] == pytest.approx(0.1, rel=1e-3)
+    assert json.loads(out)["passed"] is False
+    assert err.startswith("error[validation-failed]: the outputs differ by 0.1 (relative)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "missing.onnx"], "there is no file missing.onnx"),
+        (["analyze", "resnet21"], "did you mean resnet"),
+        (["analyze", "networks:Half"], "the input shape of networks:Half is not known"),
+        (["analyze", "networks:Hal"], "did you mean Half"),
+        (["analyze", "nowhere:Half"], "cannot import 'nowhere'"),
+        (["analyze", "networks:fails"], "ValueError: no such thing as [brackets]"),
+        (["analyze", "networks:number"], "gives a int, not a torch.nn.Module"),
+        (["analyze", "networks:Half", "--input-shape", "banana"], "'banana' is not an input shape"),
+        (["analyze", "networks:Half", "--input-shape", "x:1x3x0x8"], "is not an input shape"),
+        (["analyze", "networks:Half", "--input-shape", "x:1x3x8x8"], "the model has no input 'x'"),
+        (["analyze", "networks:Half", "--input-shape", "1x4x8x8"], "1x4x8x8"),
+        (["analyze", "networks:Branches", "--input-shape", "1x4x8x8"], "error[untraceable-model]"),
+        (["analyze", "digits", "--weights", "missing.pt"], "there is no file missing.pt"),
+        (["analyze", "digits", "--weights", "networks.py"], "cannot read the weights networks.py"),
+        (["prune", "digits", "-o", "no/where.onnx"], "there is no folder"),
+        (["prune", "digits", "-o", "networks.py"], "is already there"),
+        (["prune", "digits", "-o", "a.onnx", "--criterion", "l1"], "budget"),
+        (["prune", "digits", "-o", "a.onnx", "--target-macs", "2"], "--target-macs"),
+        (["validate", "a.onnx", "b.onnx"], "there is no file a.onnx"),
+        (["validate", "networks.py", "networks.py"], "networks.py is not an ONNX model"),
+        (["report", "missing"], "there is no folder missing"),
+        (["report", "."], "is not a run folder"),
+        (["train-prune", "-o", "r", "--preset", "nothing"], "there is no preset called 'nothing'"),
+        (["train-prune", "-o", "r", "--arch", "digits", "--model", "networks:Half"], "--arch and --model"),
+        (["train-prune", "-o", "r", "--resume", "--rho", "1"], "--rho"),
+        (["train-prune", "-o", "r", "--resume"], "config.json"),
+        (["train-prune", "-o", "r", "--arch", "digits", "--data", "missing"], "there is no data set 'missing'"),
+        (["prune"], "Missing argument"),
+        (["prune", "digits"], "Missing option"),
+        (["frobnicate"], "No such command"),
+        (["analyze", "digits", "--frobnicate"], "No such option"),
+    ],
+)
+def test_bad_usage_is_one_message_on_stderr_and_exit_2(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert_one_message(err)
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__")
+    assert left == before
+
+
+def test_analyze_shows_constants_groups_and_pins(run: Run) -> None:
+    status, out, _ = run("analyze", "networks:Half", "--input-shape", "1x3x8x8")
+    assert status == 0
+    for shown in ("conv1", "4 constant", "Coupled groups", "Pinned", "548 parameters"):
+        assert shown in out
+
+
+def test_analyze_json_is_one_document_and_nothing_else(run: Run) -> None:
+    status, out, _ = run("analyze", "networks:with_inputs", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["model"] == "networks:with_inputs"
+    assert document["channels"]["constant"] == 4
+    assert document["params"] == 548
+
+
+def test_a_factory_may_be_given_by_file(run: Run) -> None:
+    assert json.loads(run("analyze", "networks.py:with_inputs", "--json")[1])["params"] == 548
+
+
+def test_analyze_writes_a_page_and_does_not_replace_one(run: Run, tmp_path: Path) -> None:
+    arguments = ("analyze", "networks:with_inputs", "--report", "page.html")
+    assert run(*arguments)[0] == 0
+    assert "networks:with_inputs" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert run(*arguments)[0] == 2
+    assert run(*arguments, "--force")[0] == 0
+
+
+def test_prune_writes_a_smaller_file_that_computes_the_same(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("prune", "networks:with_inputs", "-o", "out.onnx", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["exact"] is True
+    assert document["removed_channels"] == 3
+    assert document["after"]["params"] < document["before"]["params"]
+    assert document["validation"]["passed"] is True
+    assert document["validation"]["max_rel_error"] < 1e-5
+    model = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert max(weight.dims[0] for weight in model.graph.initializer if len(weight.dims) == 4) == 5
+
+
+def test_prune_in_bias_mode_says_how_far_off_the_border_is(run: Run) -> None:
+    document = json.loads(run("prune", "networks:with_inputs", "-o", "out.onnx", "--border", "bias", "--json")[1])
+    assert document["removed_channels"] == 4
+    assert document["exact"] is False
+    assert document["border_error"] > 1e-3
+
+
+def test_a_prune_that_removes_nothing_says_so(run: Run) -> None:
+    status, out, _ = run("prune", "networks:with_inputs", "-o", "out.onnx", "--keep", "*")
+    assert status == 0
+    assert "nothing was removed" in out
+    assert "removed 0 channels" in out
+
+
+def test_prune_to_a_budget_keeps_it(run: Run) -> None:
+    status, out, _ = run("prune", "digits", "-o", "o.onnx", "--criterion", "l1", "--target-macs", "0.5", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["after"]["macs"] <= 0.5 * document["before"]["macs"]
+    assert document["exact"] is False
+
+
+def test_a_budget_that_cannot_be_met_exits_1_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("prune", "digits", "-o", "o.onnx", "--criterion", "l1", "--target-macs", "0.000001")
+    assert (status, out) == (1, "")
+    assert_one_message(err)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_a_failed_check_writes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exported file is another network: the check finds it, and it never gets its name."""
+    from prunec import export
+
+    right = export.export_onnx
+
+    def wrong(module: object, example_inputs: object, path: Path, **options: object) -> None:
+        from networks import Half  # type: ignore[import-not-found]  # written by the fixture
+
+        other = Half()
+        other.conv2.bias.data += 1
+        right(other, example_inputs, path, **options)  # type: ignore[arg-type]  # passed on as it came
+
+    monkeypatch.setattr(export, "export_onnx", wrong)
+    status, out, err = run("prune", "networks:with_inputs", "-o", "out.onnx")
+    assert (status, out) == (1, "")
+    assert err.startswith("error[validation-failed]")
+    assert not [path for path in tmp_path.iterdir() if "onnx" in path.name]
+
+
+def test_archs_and_presets_are_listed(run: Run) -> None:
+    assert "resnet20" in run("archs")[1]
+    assert {"digits", "convnet", "resnet20"} <= {item["name"] for item in json.loads(run("archs", "--json")[1])}
+    assert "digits" in run("presets")[1]
+    assert {"digits"} <= {item["name"] for item in json.loads(run("presets", "--json")[1])}
+
+
+def test_doctor_says_what_really_works(run: Run) -> None:
+    document = json.loads(run("doctor", "--json")[1])
+    assert document["packages"]["torch"]
+    works = {provider["name"]: provider["works"] for provider in document["providers"]}
+    assert works["cpu"] is True
+    assert works["cuda"] is (document["cuda_devices"] > 0)
+    assert "ONNX Runtime provider" in run("doctor")[1]
+
+
+def test_debug_shows_the_traceback_before_or_after_the_command(run: Run) -> None:
+    for arguments in (["--debug", "analyze", "networks:fails"], ["analyze", "networks:fails", "--debug"]):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "Traceback" in err
+        assert err.count("error[bad-input]") >= 1
+
+
+def test_an_unexpected_exception_is_an_internal_error_with_status_70(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise ZeroDivisionError("division by zero\nsecond line")
+
+    monkeypatch.setattr(api, "analyze_module", broken)
+    status, out, err = run("analyze", "digits")
+    assert (status, out) == (70, "")
+    assert err == (
+        "internal error: ZeroDivisionError: division by zero\n"
+        "  why: this is a fault of prunec, not of your input\n"
+        "  do:  run again with --debug and report the message with the model\n"
+    )
+
+
+def test_an_internal_error_names_its_stage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise errors.InternalError("channels", "two classes overlap", "> y = conv(x)")
+
+    monkeypatch.setattr(api, "analyze_module", broken)
+    assert run("analyze", "digits")[0::2] == (
+        70,
+        "internal error in channels: two classes overlap\n  do:  please report this with the model\n> y = conv(x)\n",
+    )
+
+
+def test_an_operating_system_error_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device", "out.onnx")
+
+    monkeypatch.setattr(api, "analyze_module", broken)
+    assert run("analyze", "digits")[0::2] == (2, "error[bad-input]: out.onnx: No space left on device\n")
+
+
+def test_an_interrupt_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "analyze_module", interrupted)
+    assert run("analyze", "digits") == (130, "", "\ninterrupted\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"'{sys.executable}' -c 'from prunec.cli.main import run; run()' presets --json | head -c 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.stdout, result.stderr) == ("[", "")
+
+
+def test_a_pipe_gets_no_colour(run: Run) -> None:
+    assert "\x1b[" not in run("analyze", "networks:with_inputs")[1]
+
+
+def test_no_color_is_kept_on_a_terminal() -> None:
+    code = (
+        "import io, sys\n"
+        "from prunec.cli import render\n"
+        "class Terminal(io.StringIO):\n"
+        "    def isatty(self): return True\n"
+        "sys.stdout = shown = Terminal()\n"
+        "render.console().print('[red]x[/red]')\n"
+        "sys.stderr.write(repr('\\x1b[31m' in shown.getvalue()))\n"
+    )
+    assert python(code, TERM="xterm-256color", NO_COLOR="1").stderr == "False"
+    assert python(code, TERM="xterm-256color", NO_COLOR="").stderr == "True"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    sorted(
+        (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PrunecError)),
+        key=str,
+    ),
+)
+def test_every_error_renders_what_why_and_do(kind: type[errors.PrunecError]) -> None:
+    assert str(kind("it is wrong", why="a cause", do="change it")) == (
+        f"error[{kind.code}]: it is wrong\n  why: a cause\n  do:  change it"
+    )
+    assert str(kind("it is wrong")) == f"error[{kind.code}]: it is wrong"
+    assert kind.exit_status == (1 if issubclass(kind, errors.CheckFailed) else 2)
+
+
+def test_every_error_code_has_a_heading_in_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PrunecError)]
+    codes = {kind.code for kind in kinds} - {errors.PrunecError.code}
+    assert codes <= set(re.findall(r"^### (\S+)$", text, re.MULTILINE))
+    assert len(codes) == len(kinds) - 1
