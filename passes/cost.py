@@ -30,7 +30,7 @@ class Cost:
     """The size of a network.
 
     Args:
-        params: elements of all parameters and buffers that some node reads, numbers in the code left out.
+        params: elements of all parameters that some node reads; running statistics and numbers in the code left out.
         macs: multiply-accumulates of all contractions, for one sample.
         activations: elements of the contractions' outputs, for one sample.
         macs_of: MACs per contraction (IR node name).
@@ -154,15 +154,17 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
 
 
 def _params_read(graph: Graph) -> Iterator[str]:
+    statistics = _statistics(graph)
     for name, param in graph.params.items():
-        if not param.literal and (graph.consumers(name) or name in graph.outputs):
+        if not param.literal and name not in statistics and (graph.consumers(name) or name in graph.outputs):
             yield name
 
 
-WEIGHT_INPUTS: Mapping[str, slice] = MappingProxyType(
-    {"conv": slice(1, 2), "conv_transpose": slice(1, 2), "matmul": slice(0, 2), "rnn": slice(1, 3)}
-)
-"""Where the weights are among a contraction's inputs."""
+def _statistics(graph: Graph) -> set[str]:
+    """Return the running statistics: they are measured, not learned, and the field does not count them."""
+    norms = [node for node in graph.nodes if node.op == "batch_norm"]
+    found = {name for node in norms for name in node.inputs[3:5]}
+    return found - {name for node in norms for name in node.inputs[1:3]}
 
 
 def _contraction_weights(graph: Graph) -> set[str]:

@@ -7,11 +7,14 @@ the graph with them. A fact lives on classes rather than on positions, so no mov
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from prunec.graph import Graph
 from prunec.labels import ChannelClasses, Ids
+
+Facts = np.ndarray[Any, Any]
 
 _NONE: Ids = np.zeros(0, dtype=np.int64)
 
@@ -25,11 +28,12 @@ def _distinct(classes: ChannelClasses, name: str) -> Ids:
     label = classes.labels.get(name)
     if label is None or not label.fields:
         return _NONE
-    found = np.unique(np.concatenate([classes.class_of[field].ravel() for field in label.fields]))
-    return found[found != 0]
+    found: Ids = np.unique(np.concatenate([classes.class_of[field].ravel() for field in label.fields]))
+    kept: Ids = found[found != 0]
+    return kept
 
 
-def look_up(facts: np.ndarray, have: Ids, want: Ids, absent: int) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+def look_up(facts: Facts, have: Ids, want: Ids, absent: int) -> Facts:
     """Return the fact of each class of ``want``; ``absent`` where ``have`` (ascending) lacks it."""
     if have.size == 0:
         return np.full(want.shape, absent, dtype=facts.dtype)

@@ -140,9 +140,7 @@ def _reads_constants(graph: Graph, classes: ChannelClasses, carried: Mapping[str
     return holds
 
 
-def _is_constant(
-    graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], constant: Mapping[str, Mask]
-) -> Mask:
+def _is_constant(graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], constant: Mapping[str, Mask]) -> Mask:
     """Return, for the classes of one output, whether they are constant if gammas are zero."""
     if has_gamma(graph, node):
         return np.ones(want.shape, dtype=bool)

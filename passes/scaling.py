@@ -116,8 +116,9 @@ class _Sweep:
             if node.op in CONTRACTIONS:
                 self._read(node)
         for name in self.graph.outputs:
-            if name in self.graph.values and (node := self.graph.producer(name)) is not None:
-                self._block(self._scaled(name), node, "the network's output would change")
+            producer = self.graph.producer(name)
+            if producer is not None:
+                self._block(self._scaled(name), producer, "the network's output would change")
 
     def _after(self, node: Node, out: str) -> Factors:
         """Return the factors of one output; classes whose factor does not pass are blocked at this node."""
@@ -145,7 +146,8 @@ class _Sweep:
         return param is not None and param.literal and not param.array.any()
 
     def _scaled(self, name: str) -> Ids:
-        return self.carried[name][self.factors[name] == SCALED]
+        scaled: Ids = self.carried[name][self.factors[name] == SCALED]
+        return scaled
 
     def _read(self, node: Node) -> None:
         """Note the weight that undoes the factor of what ``node`` sums over; block what it cannot undo."""
@@ -156,11 +158,11 @@ class _Sweep:
             return
         value, axis, param, weight_axis, conv_groups = site
         fields = self.classes.labels[value].on(axis)
-        own = self.classes.class_of[fields[0].ravel()] if len(fields) == 1 and fields[0].size == fields[0].shape[axis] else None
         scaled = self._scaled(value)
-        if own is None:
+        if len(fields) != 1 or fields[0].size != fields[0].shape[axis]:
             self._block(scaled, node, "it reads the class along several axes")
             return
+        own = self.classes.class_of[fields[0].ravel()]
         self._block(np.setdiff1d(scaled, own), node, "the class lies on an axis that it does not sum over")
         # Factors that differ between reads of one weight are told apart by check_parameters.
         in_scale = np.isin(own, scaled)

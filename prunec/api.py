@@ -131,9 +131,9 @@ def analyze_module(module: nn.Module, example_inputs: Sequence[Any], *, name: st
     Raises:
         UntraceableModel, BadInput: see ``prunec.frontends.fx.trace``.
     """
-    from prunec.frontends.fx import trace
+    from prunec.reading import read_module
 
-    return analyze_graph(trace(module, example_inputs).graph, name or type(module).__name__, keep)
+    return analyze_graph(read_module(module, example_inputs).graph, name or type(module).__name__, keep)
 
 
 def prune_module(
@@ -163,10 +163,10 @@ def prune_module(
     """
     from prunec.backends.fx import apply_edits
     from prunec.backends.fx_rewrite import CannotRewrite
-    from prunec.frontends.fx import trace
+    from prunec.reading import read_module
 
     chosen_options = Options(**{**options, "keep": tuple(options.get("keep", ()))})
-    traced = trace(module, example_inputs)
+    traced = read_module(module, example_inputs)
     frozen: dict[str, str] = {}
     for _ in range(MAX_REWRITES):
         facts = gather_facts(traced.graph, chosen_options.keep, frozen)

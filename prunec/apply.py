@@ -15,10 +15,11 @@ from prunec.backends.fx import apply_edits, check_shapes, parameter_like, refres
 from prunec.backends.fx_rewrite import CannotRewrite
 from prunec.edits import Edits
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
-from prunec.frontends.fx import Traced, trace
+from prunec.frontends.fx import Traced
 from prunec.passes.channels import channels
 from prunec.passes.lower import lower
 from prunec.plan import PrunePlan
+from prunec.reading import read_module
 
 
 def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
@@ -32,7 +33,7 @@ def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
     Raises:
         BadPlan: the plan does not fit the module.
     """
-    traced = trace(module, example_inputs_of(plan))
+    traced = read_module(module, example_inputs_of(plan))
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)
@@ -48,7 +49,7 @@ def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
         UnsupportedModel: the plan changes the forward itself (a block that vanished, a written-out
             size); the message names the place. Use ``prunec.apply_plan``, which gives a GraphModule.
     """
-    traced = trace(module, example_inputs_of(plan))
+    traced = read_module(module, example_inputs_of(plan))
     edits = lower(traced.graph, channels(traced.graph), plan)
     if isinstance(module, fx.GraphModule):
         return apply_plan(module, plan)
@@ -58,7 +59,7 @@ def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
     _apply_module_attributes(traced, edits, pruned)
     refresh_modules(pruned)
     try:
-        check_shapes(traced, edits, trace(pruned, example_inputs_of(plan)).module)
+        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan)).module)
     except (CannotRewrite, BadInput) as error:
         where, why = (error.origin, error.reason) if isinstance(error, CannotRewrite) else ("forward", error.why)
         raise _changed(where, why) from error

@@ -248,8 +248,8 @@ def _line(frame: _Frame, line: Series, percent: bool) -> str:
     marks = []
     for part in parts:
         if len(part) == 1:
-            x, y = part[0].split(",")
-            marks.append(_tag("circle", cx=x, cy=y, r=2.5, fill=f"var(--{line.colour})"))
+            left, top = part[0].split(",")
+            marks.append(_tag("circle", cx=left, cy=top, r=2.5, fill=f"var(--{line.colour})"))
         elif part:
             marks.append(_tag("polyline", css="line", stroke=f"var(--{line.colour})", points=" ".join(part)))
     return f"<g><title>{text(line.name)}, last {last}</title>{''.join(marks)}</g>"

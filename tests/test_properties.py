@@ -14,10 +14,11 @@ from torch import Tensor, fx
 
 from prunec.api import gather_facts, input_specs, prune_module
 from prunec.backends.fx import apply_edits
-from prunec.frontends.fx import Traced, trace
+from prunec.frontends.fx import Traced
 from prunec.passes.lower import lower
 from prunec.passes.reads import Read
 from prunec.passes.select import Facts, plan, select
+from prunec.reading import read_module
 
 TIGHT = 1e-9
 """Relative error allowed in float64."""
@@ -43,7 +44,7 @@ def test_exact_removal_computes_the_same_function(spec: Spec, zeros: float) -> N
 def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int) -> None:
     net = build(spec, zeros)
     batch = _batch(spec)
-    traced = trace(net, (batch,))
+    traced = read_module(net, (batch,))
     facts = gather_facts(traced.graph)
     wish = _some_classes(facts, seed)
     selection = select(facts, wish)
@@ -108,12 +109,12 @@ def test_reported_counts_are_those_of_the_result(spec: Spec, zeros: float) -> No
     report = result.report
     assert parameter_elements(result.module) <= parameter_elements(net)
     assert report.after.macs <= report.before.macs
-    assert report.before.params == parameter_elements(net)
+    assert report.before.params <= parameter_elements(net)  # less where the network has layers that nothing reads
+    assert report.after.params == parameter_elements(result.module)
     functional = any(step.kind == "standardised" for step in spec.steps)
     if not functional:
-        assert report.before.macs == contraction_macs(net, batch)
+        assert report.before.macs <= contraction_macs(net, batch)
         assert report.after.macs == contraction_macs(result.module, batch)
-        assert report.after.params <= parameter_elements(result.module)
 
 
 @given(specs(), st.sampled_from([0.4, 0.8]))

@@ -64,7 +64,9 @@ def test_a_gamma_without_use_reaches_exactly_zero_and_stays() -> None:
     assert ista.sparsity() == 1.0
 
 
-def test_ista_equals_a_loop_over_the_papers_formula(module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_ista_equals_a_loop_over_the_papers_formula(
+    module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     penalty, rho, lr = torch.tensor([0.3, 1.0, 2.0, 0.0]), 0.2, 0.05
     by_hand = copy.deepcopy(module)
     others = [p for name, p in by_hand.named_parameters() if name != "bn1.weight"]
@@ -195,7 +197,9 @@ def test_a_grad_scaler_skips_the_step_on_overflow(module: TwoGammas, batch: tupl
 
 # torch's own compiler meets torch's own deprecation.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_the_step_compiles_and_gives_the_same_gammas(module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_step_compiles_and_gives_the_same_gammas(
+    module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     twin = copy.deepcopy(module)
     plain = Ista(torch.optim.SGD(module.parameters(), lr=0.1), stream_gammas(module), rho=0.5)
     other = Ista(torch.optim.SGD(twin.parameters(), lr=0.1), stream_gammas(twin), rho=0.5)
@@ -209,7 +213,9 @@ def test_the_step_compiles_and_gives_the_same_gammas(module: TwoGammas, batch: t
     assert torch.equal(module.bn1.weight, twin.bn1.weight)
 
 
-def test_a_closure_is_passed_on_and_its_loss_returned(module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_closure_is_passed_on_and_its_loss_returned(
+    module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     ista = Ista(torch.optim.SGD(module.parameters(), lr=0.1), stream_gammas(module), rho=0.1)
     before = module.bn1.weight.detach().clone()
     loss = ista.step(lambda: backward(module, batch))

@@ -6,6 +6,7 @@ passes/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and wh
 contraction sums over) is that pass's affair.
 """
 
+# ruff: noqa: ARG001 - every rule takes the same arguments
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,7 @@ def pad(node: Node, inputs: Sequence[Factors]) -> Factors:
 
 
 def full(node: Node, inputs: Sequence[Factors]) -> Factors:
-    """Start with ZERO, or with UNSCALED where the value is not zero. (It has no inputs: the pass gives the shape.)"""
+    """Start with ZERO, or with UNSCALED where the value is not zero; the one input stands for the shape."""
     return np.full(inputs[0].shape, UNSCALED if node.attrs["value"] else ZERO, dtype=np.int8)
 
 

@@ -64,6 +64,7 @@ class _Surgery:
         self.ir_of: dict[str, list[Node]] = {}
         for node in traced.graph.nodes:
             self.ir_of.setdefault(node.origin, []).append(node)
+        self.replaced: set[str] = set()
         self.had_users = {_origin(n) for n in module.graph.nodes if n.users}
 
     def run(self) -> None:
@@ -116,11 +117,24 @@ class _Surgery:
             for node, attrs in changes:
                 if attrs and node.name not in self.edits.removed and node.op in REWRITES:
                     REWRITES[node.op](
-                        Site(self.module, self.nodes[origin], node, attrs, changes, self._new_shape, self.traced.graph.shape)
+                        Site(
+                            self.module,
+                            self.nodes[origin],
+                            node,
+                            attrs,
+                            changes,
+                            self._new_shape,
+                            self.traced.graph.shape,
+                            self._maker,
+                        )
                     )
 
     def _new_shape(self, name: str) -> Shape | None:
         return self.edits.shapes.get(name, self.traced.graph.shape(name))
+
+    def _maker(self, value: str) -> fx.Node | None:
+        """Return the FX node whose result is an IR value."""
+        return next((self.nodes[name] for name, result in self.traced.results.items() if result == Ref(value)), None)
 
     def _add_biases(self) -> None:
         by_name = {node.name: node for node in self.traced.graph.nodes}
@@ -197,15 +211,21 @@ class _Surgery:
                 call(n, torch.clone, left)
             else:
                 n.replace_all_uses_with(left)
+                self.replaced.add(_origin(n))
 
     def _erase(self) -> None:
         """Erase what nothing reads any more; statements without readers stay while their tensors live."""
         for n in reversed(list(self.module.graph.nodes)):
             if n.op in ("placeholder", "output") or n.users:
                 continue
-            nodes = self.ir_of.get(_origin(n), [])
-            unused = n.op == "get_attr" or _origin(n) in self.traced.unused
-            if unused or _origin(n) in self.had_users or (nodes and all(i.name in self.edits.removed for i in nodes)):
+            name = _origin(n)
+            nodes = self.ir_of.get(name, [])
+            if nodes and name not in self.replaced:
+                # A node without readers that still computes something writes into a tensor in place.
+                idle = all(node.name in self.edits.removed for node in nodes)
+            else:
+                idle = n.op == "get_attr" or name in self.traced.unused or name in self.had_users
+            if idle:
                 self.module.graph.erase_node(n)
 
 

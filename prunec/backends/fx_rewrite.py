@@ -39,7 +39,7 @@ class Site:
     """One IR node with changed attributes, at the FX node that it came from.
 
     ``siblings`` are all IR nodes of the FX node, in order, with the changed attributes of each.
-    ``new_shape`` tells the shape of an IR value after pruning.
+    ``new_shape`` tells the shape of an IR value after pruning, ``producers`` the FX node of one.
     """
 
     module: fx.GraphModule
@@ -49,6 +49,15 @@ class Site:
     siblings: Sequence[tuple[Node, Mapping[str, Any]]]
     new_shape: Callable[[str], Shape | None]
     old_shape: Callable[[str], Shape | None]
+    producers: Callable[[str], fx.Node | None]
+
+    @property
+    def source(self) -> fx.Node:
+        """The FX node that makes the IR node's first input."""
+        found = self.producers(self.node.inputs[0])
+        if found is None:
+            raise self.refuse()
+        return found
 
     @property
     def target(self) -> str:
@@ -229,17 +238,24 @@ def _gather(site: Site) -> None:
     if len(site.siblings) != 1:
         raise site.refuse()
     indices = np.asarray(site.attrs["indices"])
+    if site.node.attrs.get("fused"):
+        return _index_select(site, site.source, indices)
     if indices.ndim == 0 and site.target == "select":
         call(n, torch.select, n.args[0], site.node.attrs["axis"], int(indices))
     elif indices.ndim == 1:
         source = n.args[0] if n.args else n.kwargs["input"]
         assert isinstance(source, fx.Node)
-        buffer = add_buffer(site.module, f"{n.name}_indices", torch.from_numpy(indices.copy()))
-        with site.module.graph.inserting_before(n):
-            index = site.module.graph.get_attr(buffer)
-        call(n, torch.index_select, source, site.node.attrs["axis"], index)
+        _index_select(site, source, indices)
     else:
         raise site.refuse()
+
+
+def _index_select(site: Site, source: fx.Node, indices: np.ndarray[Any, Any]) -> None:
+    n = site.fx_node
+    buffer = add_buffer(site.module, f"{n.name}_indices", torch.from_numpy(indices.copy()))
+    with site.module.graph.inserting_before(n):
+        index = site.module.graph.get_attr(buffer)
+    call(n, torch.index_select, source, site.node.attrs["axis"], index)
 
 
 def add_buffer(module: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:

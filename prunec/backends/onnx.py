@@ -74,6 +74,7 @@ def _facts(traced: TracedOnnx) -> Facts:
     facts.values = dict(traced.graph.values)
     facts.known = dict(traced.known)
     facts.roots = dict(traced.roots)
+    facts.marks = dict(traced.marks)
     return facts
 
 

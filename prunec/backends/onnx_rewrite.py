@@ -17,7 +17,6 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from prunec.backends.onnx_surgeon import Surgeon
-from prunec.frontends.onnx_symbols import Product
 from prunec.frontends.onnx_view import View
 from prunec.graph import Node, Shape
 
@@ -122,6 +121,7 @@ def write_entries(site: Site, slot: int, entries: Entries, attribute: str = "") 
 
 def _patch(site: Site, slot: int, data: Array, entries: Entries, moves: bool) -> None:
     """Write known entries over a vector of sizes that is computed while the network runs."""
+    unsettled = site.view.facts.unsettled(site.view.inputs[slot])
     numbers = np.zeros(data.size, np.int64)
     computed = np.zeros(data.size, np.int64)
     for place, value in enumerate(data.ravel()):
@@ -129,7 +129,7 @@ def _patch(site: Site, slot: int, data: Array, entries: Entries, moves: bool) ->
             numbers[place] = entries[place]
         elif isinstance(value, int) and not isinstance(value, bool):
             numbers[place] = value
-        elif moves and (value is None or (isinstance(value, Product) and value.factor != 1)):
+        elif moves and unsettled is not None and unsettled.ravel()[place]:
             # The frontend lets one such size pass, in Reshape, where -1 says the same.
             if site.view.op != "Reshape" or (numbers == -1).any():
                 raise site.cannot("a size that it reads is computed from a number of channels")
@@ -213,7 +213,7 @@ def _full(site: Site) -> Sequence[int]:
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
     one = TensorProto(data_type=dtype, dims=[1], raw_data=np.full(1, site.node.attrs["value"], value.dtype).tobytes())
     node = helper.make_node("ConstantOfShape", [shape], list(view.outputs), view.node.proto.name, value=one)
-    site.surgeon.nodes[site.place].CopyFrom(node)
+    site.surgeon.become(site.place, node)
     return tuple(range(len(view.inputs)))
 
 

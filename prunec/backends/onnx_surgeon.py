@@ -8,6 +8,7 @@ tensors are not copied into the message: they are references to arrays that the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,17 @@ class Surgeon:
 
     def __init__(self, traced: TracedOnnx) -> None:
         self.traced = traced
-        self.nodes = {node.place: _copy(node.proto) for node in traced.nodes}
+        self._nodes = {node.place: _copy(node.proto) for node in traced.nodes}
+        self._touched: set[int] = set()
         self._before: dict[int, list[onnx.NodeProto]] = {}
         self._after: dict[int, list[onnx.NodeProto]] = {}
         self._stored: dict[str, _Stored] = {}
         self._replaced: dict[str, str] = {}
         self._taken = _all_names(traced)
+        self._members: dict[int, list[int]] = {}
+        for node in traced.nodes:
+            if node.call >= 0:
+                self._members.setdefault(node.call, []).append(node.place)
 
     def store(self, array: Array, like: str) -> str:
         """Add a tensor to the model; return its name for now. ``like`` is the name it gets if it can."""
@@ -64,19 +70,20 @@ class Surgeon:
 
     def read(self, place: int, slot: int, name: str) -> None:
         """Let input ``slot`` of a node be ``name``."""
-        node = self.nodes[place]
+        node = self._open(place)
         while len(node.input) <= slot:
             node.input.append("")
         node.input[slot] = name
 
     def drop_inputs(self, place: int, slots: Iterable[int]) -> None:
         """Take inputs out of a node's list."""
+        node = self._open(place)
         for slot in sorted(slots, reverse=True):
-            del self.nodes[place].input[slot]
+            del node.input[slot]
 
     def set_attribute(self, place: int, name: str, value: Any) -> None:
         """Set an attribute; None takes it out."""
-        node = self.nodes[place]
+        node = self._open(place)
         kept = [attribute for attribute in node.attribute if attribute.name != name]
         if len(kept) < len(node.attribute):
             del node.attribute[:]
@@ -90,14 +97,23 @@ class Surgeon:
 
     def insert_before(self, place: int, node: onnx.NodeProto) -> None:
         """Add a node that computes something for the node at ``place``."""
+        self._touched.add(place)
         self._before.setdefault(place, []).append(node)
 
     def add_after(self, place: int, output: int, op: str, operand: str, name: str) -> None:
         """Let ``op`` take an output of the node and ``operand``, and give the result that output's name."""
-        node = self.nodes[place]
+        node = self._open(place)
         value = node.output[output]
         node.output[output] = self.fresh(value)
         self._after.setdefault(place, []).append(helper.make_node(op, [node.output[output], operand], [value], name))
+
+    def become(self, place: int, node: onnx.NodeProto) -> None:
+        """Put another node in the place of one."""
+        self._open(place).CopyFrom(node)
+
+    def _open(self, place: int) -> onnx.NodeProto:
+        self._touched.add(place)
+        return self._nodes[place]
 
     def finish(self, shapes: Mapping[str, Shape]) -> OnnxSource:
         """Return the changed model, clean: no dead nodes, no unused tensors, no stale shapes.
@@ -121,8 +137,13 @@ class Surgeon:
         outputs = {value.name for value in self.traced.source.model.graph.output}
         fixed = outputs.union(*(node.captured for node in self.traced.nodes))
         ordered: list[onnx.NodeProto] = []
+        calls = self._untouched_calls(target)
         for source in self.traced.nodes:
-            group = [*self._before.get(source.place, ()), self.nodes[source.place], *self._after.get(source.place, ())]
+            place = source.place
+            if source.call in calls:
+                group = [calls[source.call]] if place == min(self._members[source.call]) else []
+            else:
+                group = [*self._before.get(place, ()), self._nodes[place], *self._after.get(place, ())]
             for node in group:
                 for slot, name in enumerate(node.input):
                     if name in target:
@@ -133,6 +154,17 @@ class Surgeon:
                 group = [helper.make_node("Identity", [target[n]], [n], source.name) for n in held if n in fixed]
             ordered += group
         return ordered
+
+    def _untouched_calls(self, replaced: Mapping[str, str]) -> dict[int, onnx.NodeProto]:
+        """Return copies of the calls of the model's functions in which nothing changed: they stay calls."""
+        in_order = all(a.place < b.place for a, b in itertools.pairwise(self.traced.nodes))
+        if not self._members or not in_order:
+            return {}
+        changed = {
+            n.call for n in self.traced.nodes if n.place in self._touched or not replaced.keys().isdisjoint(n.outputs)
+        }
+        nodes = self.traced.source.model.graph.node
+        return {call: _copy(nodes[call]) for call in self._members if call not in changed}
 
     def _resolve(self, value: str) -> str:
         seen = {value}

@@ -22,11 +22,10 @@ from prunec.errors import BadInput
 from prunec.frontends import onnx_shapes
 from prunec.frontends.onnx_check import check_graph
 from prunec.frontends.onnx_draft import Draft
-from prunec.frontends.onnx_fold import fold
+from prunec.frontends.onnx_fold import fold, marked
 from prunec.frontends.onnx_load import OnnxSource, load_onnx
 from prunec.frontends.onnx_nodes import SourceNode, read_nodes
 from prunec.frontends.onnx_ops import translate
-from prunec.frontends.onnx_symbols import Product
 from prunec.frontends.onnx_view import Array, Facts, View
 from prunec.graph import Graph, Node, Param, Shape, Value
 
@@ -45,7 +44,8 @@ class TracedOnnx:
         slots: by IR node name: for each of its inputs the ONNX node's input, -1 for an inner value.
         known: contents of values that need no run: constants, and sizes as far as the file fixes them
             (object arrays of onnx_symbols items).
-        roots: for contents that are computed from sizes: the values whose shapes are read.
+        roots, marks: for contents that follow from a number of channels: the values whose shapes are read
+            for it, and bool per element: which do.
     """
 
     graph: Graph
@@ -55,6 +55,7 @@ class TracedOnnx:
     slots: Mapping[str, tuple[int, ...]]
     known: Mapping[str, Array]
     roots: Mapping[str, frozenset[str]]
+    marks: Mapping[str, Array]
 
 
 def trace_onnx(
@@ -81,8 +82,8 @@ def trace_onnx(
         facts, drafts = _walk(source, nodes, shapes, file_facts)
     graph, parts, slots = _assemble(source, nodes, facts, drafts)
     check_graph(graph)
-    known, roots = MappingProxyType(file_facts.known), MappingProxyType(file_facts.roots)
-    return TracedOnnx(graph, source, nodes, MappingProxyType(parts), MappingProxyType(slots), known, roots)
+    facts_of_file = (MappingProxyType(found) for found in (file_facts.known, file_facts.roots, file_facts.marks))
+    return TracedOnnx(graph, source, nodes, MappingProxyType(parts), MappingProxyType(slots), *facts_of_file)
 
 
 # --- the walk ---------------------------------------------------------------------------------------
@@ -130,15 +131,15 @@ def _learn(view: View, source: OnnxSource, facts: Facts, in_file: Facts | None) 
     results = fold(view, out.dtype if out is not None else "")
     if results is None:
         return False
-    roots = _roots(view, facts)
-    for name, array in zip(view.outputs, results, strict=False):
-        if not name:
-            continue
-        if in_file is not None and roots and array.dtype != object and in_file.constant(name) is None:
-            array = _as_open(array)  # a number only because the user fixed a size
-        facts.known[name] = array
-        if roots and not _only_symbols(array):
-            facts.roots[name] = roots
+    if in_file is not None:
+        if any(name and name not in in_file.known for name in view.outputs):
+            return False  # known only because the user fixed a size
+        results = [
+            _as_open(array) if in_file.constant(name) is None else array
+            for name, array in zip(view.outputs, results, strict=False)
+        ]
+    facts.known.update((name, array) for name, array in zip(view.outputs, results, strict=False) if name)
+    _mark(view, facts)
     return True
 
 
@@ -154,16 +155,18 @@ def _learn_constant(view: View, source: OnnxSource, facts: Facts) -> bool:
     return name in facts.known
 
 
-def _roots(view: View, facts: Facts) -> frozenset[str]:
+def _mark(view: View, facts: Facts) -> None:
+    """Record which elements of the outputs follow from a number of channels, and of which values."""
     if view.op in ("Shape", "Size"):
-        return frozenset(view.inputs)
-    found = [facts.roots[name] for name in view.inputs if name in facts.roots]
-    return frozenset().union(*found) if found else frozenset()
-
-
-def _only_symbols(array: Array) -> bool:
-    """Tell whether the contents are open sizes only: pruning never changes those."""
-    return array.dtype == object and all(isinstance(value, Product) and value.factor == 1 for value in array.ravel())
+        roots = frozenset(view.inputs)
+    else:
+        found = [facts.roots[name] for name in view.inputs if name in facts.roots]
+        if not found:
+            return
+        roots = frozenset().union(*found)
+    for name, marks in zip(view.outputs, marked(view), strict=False):
+        if name and marks.any():
+            facts.roots[name], facts.marks[name] = roots, marks
 
 
 def _as_open(array: Array) -> Array:

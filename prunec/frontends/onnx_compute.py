@@ -234,12 +234,16 @@ def einsum(view: View) -> Sequence[Draft]:
     if not plain or len(terms) != 2:
         return opaque(view, reason)
     a, b = terms
+    slots = (0, 1)
+    if sum(letter not in b for letter in a) < sum(letter not in a for letter in b):
+        (a, b), slots = (b, a), (1, 0)
     batch = [letter for letter in out if letter in a and letter in b]
     summed = [letter for letter in a if letter in b and letter not in out]
     free_a = [letter for letter in a if letter not in b]
     free_b = [letter for letter in b if letter not in a]
     whole = set(out) == set(batch + free_a + free_b)
-    if len(summed) != 1 or len(free_a) != 1 or len(free_b) != 1 or not whole:
+    # Several free letters of one operand are a stack of matrices, if the other is a single one.
+    if len(summed) != 1 or len(free_b) != 1 or not whole or (len(free_a) != 1 if batch else not free_a):
         return opaque(view, reason)
     shapes = [view.shape(0), view.shape(1)]
     if any(shape is None or len(shape) != len(term) for shape, term in zip(shapes, terms, strict=True)):
@@ -248,14 +252,14 @@ def einsum(view: View) -> Sequence[Draft]:
     for term, shape in zip(terms, shapes, strict=True):
         sizes.update(zip(term, shape or (), strict=True))
     drafts: list[Draft] = []
-    left = _permuted(view, drafts, 0, a, [*batch, *free_a, *summed], sizes)
-    right = _permuted(view, drafts, 1, b, [*batch, *summed, *free_b], sizes)
+    left = _permuted(view, drafts, slots[0], a, [*batch, *free_a, *summed], sizes)
+    right = _permuted(view, drafts, slots[1], b, [*batch, *summed, *free_b], sizes)
     order = [*batch, *free_a, *free_b]
     product = (
         view.outputs[0] if order == list(out) else inner(view, "product", tuple(sizes[letter] for letter in order))
     )
-    slots = tuple(-1 if name not in view.inputs else slot for slot, name in enumerate((left, right)))
-    drafts.append(Draft("matmul", (left, right), (product,), {"transpose_a": False, "transpose_b": False}, slots))
+    read = tuple(slot if name in view.inputs else -1 for slot, name in zip(slots, (left, right), strict=True))
+    drafts.append(Draft("matmul", (left, right), (product,), {"transpose_a": False, "transpose_b": False}, read))
     if product != view.outputs[0]:
         perm = [order.index(letter) for letter in out]
         drafts.append(Draft("transpose", (product,), view.outputs, {"perm": perm}, (-1,)))

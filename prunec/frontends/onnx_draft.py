@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunec.frontends.onnx_symbols import Product
 from prunec.frontends.onnx_view import Array, View
 from prunec.graph import Shape, Value
 
@@ -59,12 +58,8 @@ def is_settled(view: View, slot: int) -> bool:
     """Tell whether nothing that pruning can change flows into a setting without prunec knowing the result."""
     if not view.has(slot):
         return True
-    data = view.data(slot)
-    if data is None:
-        return False
-    if data.dtype != object or not view.facts.roots.get(view.inputs[slot]):
-        return True
-    return not any(value is None or (isinstance(value, Product) and value.factor != 1) for value in data.ravel())
+    unsettled = view.facts.unsettled(view.inputs[slot])
+    return unsettled is not None and not unsettled.any()
 
 
 def opaque(view: View, reason: str) -> list[Draft]:

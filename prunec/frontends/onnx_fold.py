@@ -114,6 +114,37 @@ def _by_reference(view: View, arrays: Sequence[Array]) -> Sequence[Array] | None
     return arrays if sum(array.size for array in arrays) <= MAX_REFERENCE_ELEMENTS else None
 
 
+def marked(view: View) -> Sequence[Array]:
+    """Return bool per element of each output: does it follow from a number of channels?
+
+    Requires: the outputs' contents are known. Movement moves the marks; whatever computes joins them.
+    """
+    facts = view.facts
+    results = [facts.known[name] if name else _ABSENT for name in view.outputs]
+    if view.op == "Shape":
+        numbers = [isinstance(size, int) for size in view.shape(0) or ()]
+        return [np.array(numbers[view.attrs.get("start", 0) : view.attrs.get("end")], np.bool_)]
+    if view.op == "Size":
+        return [np.array(any(isinstance(size, int) for size in view.shape(0) or ()), np.bool_)]
+    marks = [facts.marks.get(name, np.zeros(np.shape(facts.known.get(name)), np.bool_)) for name in view.inputs]
+    if view.op in _MOVING:
+        count = len(marks) if view.op == "Concat" else 1
+        moved = _evaluate(view, [*marks[:count], *(facts.known.get(name, _ABSENT) for name in view.inputs[count:])])
+        if moved is not None:
+            return moved
+    joined = [array for name, array in zip(view.inputs, marks, strict=True) if name in facts.known]
+    if len(results) == 1 and np.broadcast_shapes(*(array.shape for array in joined)) == results[0].shape:
+        return [np.logical_or.reduce(np.broadcast_arrays(*joined))]
+    anywhere = any(array.any() for array in joined)
+    return [np.full(array.shape, anywhere) for array in results]
+
+
+_MOVING = frozenset(
+    {"Identity", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Tile",
+     "Split"}
+)  # fmt: skip
+
+
 # --- sources ----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from prunec.frontends.onnx_draft import Draft, inner, is_settled, moved, one, opaque, scalar, set_shape
 from prunec.frontends.onnx_fold import split_sizes
-from prunec.frontends.onnx_symbols import Product
 from prunec.frontends.onnx_view import View, at, ints, positive
 from prunec.graph import Dim
 
@@ -33,10 +32,8 @@ def reshape(view: View) -> Sequence[Draft]:
 def _one_open_size(view: View) -> bool:
     """Tell whether Reshape's target has a single size that pruning might change: the backend can write -1 there."""
     data = view.data(1) if view.op == "Reshape" else None
-    if data is None:
-        return False
-    open_sizes = [v for v in data.ravel() if v is None or v == -1 or (isinstance(v, Product) and v.factor != 1)]
-    return len(open_sizes) == 1
+    unsettled = None if data is None else view.facts.unsettled(view.inputs[1])
+    return unsettled is not None and int(unsettled.sum()) == 1 and not (data == -1).any()
 
 
 def transpose(view: View) -> Sequence[Draft]:

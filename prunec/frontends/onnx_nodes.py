@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from prunec.errors import BadInput, UnsupportedModel
+from prunec.frontends.onnx_functions import Member, expand_calls
 
 MIN_OPSET = 7
 TRAINING_DOMAIN = "ai.onnx.preview.training"
@@ -23,10 +24,11 @@ MAX_DIM = 2**31 - 1
 
 
 class SourceNode(NamedTuple):
-    """One node of the file.
+    """One node of the main graph, calls of the model's own functions expanded.
 
     Args:
-        place: its place in the file's list of nodes.
+        place: its place in the list of nodes; where nothing is expanded, that is the file's.
+        call: the place in the file of the call that it is part of; -1 for most.
         name: its own name where that is unique, else made from its first output.
         op: the op type.
         domain: "" for ONNX's own ops.
@@ -38,6 +40,7 @@ class SourceNode(NamedTuple):
     """
 
     place: int
+    call: int
     name: str
     op: str
     domain: str
@@ -64,8 +67,9 @@ def read_nodes(model: onnx.ModelProto) -> tuple[SourceNode, ...]:
             "the model's graph is empty", why=f"it has {len(graph.node)} nodes and {len(graph.output)} outputs"
         )
     _check_inputs(graph)
-    names = _node_names(graph.node)
-    nodes = [_source_node(index, node, names[index], versions) for index, node in enumerate(graph.node)]
+    members = expand_calls(model)
+    names = _node_names([member.node for member in members])
+    nodes = [_source_node(place, member, names[place], versions) for place, member in enumerate(members)]
     given = _given_names(graph)
     made = _made_names(nodes, given)
     _check_defined(nodes, graph.output, given | made)
@@ -146,7 +150,8 @@ def _node_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return names
 
 
-def _source_node(index: int, node: onnx.NodeProto, name: str, versions: Mapping[str, int]) -> SourceNode:
+def _source_node(place: int, member: Member, name: str, versions: Mapping[str, int]) -> SourceNode:
+    node = member.node
     domain = domain_of(node.domain)
     captured: tuple[str, ...] = ()
     attrs: dict[str, Any] = {}
@@ -158,9 +163,8 @@ def _source_node(index: int, node: onnx.NodeProto, name: str, versions: Mapping[
         if kind in _GRAPH_KINDS and not captured:
             captured = tuple(sorted(set().union(*(free_names(body) for body in subgraphs(node)))))
     inputs, outputs = _trim(node.input), _trim(node.output)
-    return SourceNode(
-        index, name, node.op_type, domain, versions.get(domain, 0), inputs, outputs, captured, attrs, node
-    )
+    version = versions.get(domain, 0)
+    return SourceNode(place, member.call, name, node.op_type, domain, version, inputs, outputs, captured, attrs, node)
 
 
 READ_ATTRIBUTE: Mapping[int, Callable[[AttributeProto], Any]] = {

@@ -23,7 +23,10 @@ class Facts:
     Attributes:
         values: shape and type by name.
         known: contents by name: numbers, or (object arrays) items of onnx_symbols.
-        roots: for known contents that were computed from shapes: the values whose shapes were read.
+        roots: for known contents that hold a number of channels, or something computed from one: the values
+            whose shapes were read for it.
+        marks: for the same contents, bool of their shape: which elements those are. Open sizes are never
+            marked, for pruning does not change them.
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
     """
 
@@ -32,6 +35,7 @@ class Facts:
         self.values: dict[str, Value] = {}
         self.known: dict[str, Array] = {}
         self.roots: dict[str, frozenset[str]] = {}
+        self.marks: dict[str, Array] = {}
 
     def shape(self, name: str) -> Shape | None:
         array = self.known.get(name)
@@ -39,6 +43,19 @@ class Facts:
             return tuple(array.shape)
         value = self.values.get(name)
         return value.shape if value is not None else None
+
+    def unsettled(self, name: str) -> Array | None:
+        """Return bool of the shape of ``name``: elements that pruning may change without prunec knowing to what.
+
+        None where nothing is known of the contents.
+        """
+        array = self.known.get(name)
+        if array is None:
+            return None
+        if array.dtype != object or name not in self.marks:
+            return np.zeros(array.shape, np.bool_)
+        numbers = np.array([isinstance(value, int | float) for value in array.ravel()], np.bool_)
+        return self.marks[name] & ~numbers.reshape(array.shape)
 
     def constant(self, name: str) -> Array | None:
         """Return the contents of ``name`` where all of it is numbers."""

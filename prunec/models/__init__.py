@@ -58,7 +58,9 @@ def _cifar_resnet(blocks: int) -> Architecture:
 
 
 _ALL = (
-    Architecture("digits", DigitsNet, (1, 32, 32), 10, "the demo: conv-BN stem, a residual block and a concat of two branches"),
+    Architecture(
+        "digits", DigitsNet, (1, 32, 32), 10, "the demo: conv-BN stem, a residual block and a concat of two branches"
+    ),
     Architecture("convnet", ConvNet, (3, 32, 32), 10, "the ISTA paper's CIFAR-10 network, 96-192-192-384"),
     *(_cifar_resnet(blocks) for blocks in (3, 5, 7, 9, 18)),
 )

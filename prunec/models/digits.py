@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - the name every PyTorch user knows
+from torch.nn import functional as F
 
 
 class ConvBn(nn.Sequential):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 Normalise = Literal["standardise", "imagenet", "dataset"]
-"""``standardise``: each image to mean 0, deviation 1 (the ISTA paper). ``imagenet``, ``dataset``: by fixed mean, std."""
+"""``standardise``: each image to mean 0, deviation 1 (the paper). ``imagenet``, ``dataset``: by fixed mean, std."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

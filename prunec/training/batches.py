@@ -51,7 +51,9 @@ class Batches:
         return augmented, self._images.labels[chosen]
 
 
-def plain_batches(images: Images, pipeline: Pipeline, batch_size: int, most: int | None = None) -> Iterator[torch.Tensor]:
+def plain_batches(
+    images: Images, pipeline: Pipeline, batch_size: int, most: int | None = None
+) -> Iterator[torch.Tensor]:
     """Yield inputs without augmentation, in order: all of them, or those of ``most`` batches."""
     for index, start in enumerate(range(0, len(images), batch_size)):
         if most is not None and index >= most:

@@ -83,4 +83,6 @@ def load(folder: RunFolder, config: str) -> Checkpoint:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"cannot read the checkpoint {path}", why=str(error).strip().partition("\n")[0], do="start the run afresh")
+    return BadInput(
+        f"cannot read the checkpoint {path}", why=str(error).strip().partition("\n")[0], do="start the run afresh"
+    )

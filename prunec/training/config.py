@@ -168,7 +168,9 @@ def check(config: RunConfig) -> RunConfig:
     _choose("augment", config.augment, tuple(AUGMENTS))
     _choose("device", config.device, ("auto", "cpu", "cuda"))
     if config.input_shape and (len(config.input_shape) != 3 or min(config.input_shape) < 1):
-        raise BadInput(f"the input shape is {config.input_shape}", do="give channels, height and width: --input-shape 1x3x32x32")
+        raise BadInput(
+            f"the input shape is {config.input_shape}", do="give channels, height and width: --input-shape 1x3x32x32"
+        )
     return config
 
 
@@ -179,7 +181,9 @@ def _require(name: str, value: Any, holds: Any, wanted: str) -> None:
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise BadInput(f"there is no {name.replace('_', '-')} called {value!r}", do=f"choose one of: {', '.join(known)}")
+        raise BadInput(
+            f"there is no {name.replace('_', '-')} called {value!r}", do=f"choose one of: {', '.join(known)}"
+        )
 
 
 def _plain(value: Any) -> Any:

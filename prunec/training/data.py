@@ -80,7 +80,8 @@ def load(source: str, image_shape: tuple[int, int, int]) -> ImageSet:
     folder = Path(source)
     if not folder.is_dir():
         raise BadInput(
-            f"there is no data set {source!r}", do="give `digits`, or a folder with train/CLASS/* and test/CLASS/* images"
+            f"there is no data set {source!r}",
+            do="give `digits`, or a folder with train/CLASS/* and test/CLASS/* images",
         )
     raw = imagefiles.read_cifar_batches(folder) or imagefiles.read_class_folders(folder, image_shape)
     return _image_set(folder.name or str(folder), raw, image_shape)
@@ -131,7 +132,9 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    resized = torch.nn.functional.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=True)
+    resized = torch.nn.functional.interpolate(
+        pixels.float(), size, mode="bilinear", align_corners=False, antialias=True
+    )
     return resized.round().clamp(0, 255).byte()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,6 @@ def _empty(node: Node, rho: float) -> EmptyNetwork:
     )
 
 
-def zero_gammas(plan: Sparsity, values: Mapping[str, np.ndarray]) -> dict[str, Mask]:  # type: ignore[type-arg]  # any float
+def zero_gammas(plan: Sparsity, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Mask]:
     """Return, per gamma parameter, bool[C]: exactly zero."""
     return {gamma.param: values[gamma.param] == 0 for gamma in plan.gammas}

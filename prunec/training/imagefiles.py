@@ -19,7 +19,9 @@ import torch
 
 from prunec.errors import BadInput, MissingDependency
 
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".jp2", ".j2k"))
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".jp2", ".j2k",
+)  # fmt: skip
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _TEST_SHARE = 10
 _MAX_BYTES = 4 << 30
@@ -67,7 +69,7 @@ def read_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> RawSe
 def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     """Return each image with its label, and the class names."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files = []
+    files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
         paths = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
         files.extend((path, label) for path in paths)
@@ -75,7 +77,8 @@ def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]
 
 
 def _split(files: Sequence[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    train, test = [], []
+    train: list[tuple[Path, int]] = []
+    test: list[tuple[Path, int]] = []
     seen: dict[int, int] = {}
     for path, label in files:
         seen[label] = seen.get(label, 0) + 1
@@ -152,6 +155,10 @@ def read_cifar_batches(folder: Path) -> RawSet | None:
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+"""numpy's own maker of arrays, wherever this version keeps it."""
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes numpy arrays and nothing else: a batch file cannot run code."""
 
@@ -160,7 +167,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self._ALLOWED:
             # numpy moved its core; the files name the place of their time.
-            return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+            return _RECONSTRUCT if name == "_reconstruct" else getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"a CIFAR-10 batch has no business with {module}.{name}")

@@ -94,7 +94,7 @@ class Ista(Optimizer):
         self.state = self.base.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch overloads it
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the base optimiser, then the gammas; return the closure's loss, if any."""
         loss = self.base.step() if closure is None else self.base.step(closure)
         self._step_gammas()
@@ -151,7 +151,7 @@ class Ista(Optimizer):
         options = {key: value for key, value in self._gammas.items() if key != "params"}
         return {**self.base.state_dict(), "ista": options}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]  # torch: dict
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what ``state_dict`` returned.
 
         Raises:
@@ -227,7 +227,8 @@ def _norms(flat: torch.Tensor, buffers: _Buffers) -> torch.Tensor:
     if buffers.slots.shape[1] == 1:
         return flat[buffers.slots[:, 0]].abs()
     padded = torch.cat((flat, flat.new_zeros(1)))
-    return torch.linalg.vector_norm(padded[buffers.slots], dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(padded[buffers.slots], dim=1)
+    return norms
 
 
 def _prox(flat: torch.Tensor, step: Any, buffers: _Buffers) -> torch.Tensor:

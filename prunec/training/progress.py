@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _LABELS = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
 
@@ -88,7 +91,7 @@ class Bar(Silent):
             console=Console(stderr=True),
         )
         self._rich.start()
-        self._task = None
+        self._task: TaskID | None = None
 
     def phase(self, name: str, total: int, done: int) -> None:
         self._task = self._rich.add_task(_LABELS.get(name, name), total=total, completed=done, numbers="")

@@ -13,9 +13,9 @@ from torch import fx, nn
 
 from prunec import api
 from prunec.backends.fx import apply_edits
-from prunec.frontends.fx import trace
 from prunec.passes.lower import lower
 from prunec.plan import PrunePlan
+from prunec.reading import read_module
 from prunec.training.config import RunConfig
 
 
@@ -42,8 +42,8 @@ def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, 
 
 
 def rebuild(module: nn.Module, example_inputs: Sequence[Any], plan: PrunePlan, keep: Sequence[str]) -> fx.GraphModule:
-    """Return the pruned network of a plan, with the channels and nodes of the first time; its weights are to be loaded."""
-    traced = trace(module, tuple(example_inputs))
+    """Return the pruned network of a plan, as it was made the first time; its weights are yet to be loaded."""
+    traced = read_module(module, tuple(example_inputs))
     facts = api.gather_facts(traced.graph, keep)
     return apply_edits(traced, lower(traced.graph, facts.classes, plan, facts.constants))
 

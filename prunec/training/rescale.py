@@ -81,12 +81,12 @@ class Rescaling:
 
 
 def _parts(parameters: Mapping[str, torch.Tensor], scaling: Scaling) -> tuple[_Part, ...]:
-    parts = []
+    parts: list[_Part] = []
     for gamma in scaling.sources:
         mask = scaling.scaled[gamma.classes] & gamma.decides
         parts.extend(_part(parameters[name], mask, 1) for name in (gamma.param, gamma.beta) if name)
-    for read in scaling.reads:
-        parts.append(_part(parameters[read.param], _weight_mask(read, scaling, parameters[read.param].dim()), -1))
+    weights = [(parameters[read.param], read) for read in scaling.reads]
+    parts.extend(_part(weight, _weight_mask(read, scaling, weight.dim()), -1) for weight, read in weights)
     return tuple(parts)
 
 

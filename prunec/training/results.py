@@ -68,7 +68,9 @@ class RunResult:
         return {"format": "prunec-summary", "version": 1, **document, "validation": self.validation.to_json_dict()}
 
 
-def write_results(setup: Setup, module: nn.Module, plan: PrunePlan, facts: Mapping[str, Any], progress: Progress) -> RunResult:
+def write_results(
+    setup: Setup, module: nn.Module, plan: PrunePlan, facts: Mapping[str, Any], progress: Progress
+) -> RunResult:
     """Write the run folder's results.
 
     Args:
@@ -106,7 +108,9 @@ def save_weights(module: nn.Module, path: Path) -> None:
         save_file(state, aside, metadata={"format": "pt"})
 
 
-def _with_latency(validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path) -> Validation:
+def _with_latency(
+    validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path
+) -> Validation:
     """Time the unpruned network against the exported one, in turns, in ONNX Runtime on the CPU."""
     with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
         unpruned = Path(scratch) / "unpruned.onnx"

@@ -151,11 +151,11 @@ class _Run:
             top=self.state.facts["top"],
         )
         self._run_phase(task)
-        if not self.config.weights and "accuracy_before" not in self.state.facts:
-            # From scratch, the measure is the network as it was before the penalty, or for want of
-            # a warm-up the unpruned network after ISTA.
-            if is_ista or self.setup.phases[0].steps:
-                self.state.facts["accuracy_before"] = self._averaged_accuracy()
+        # From scratch, the measure is the network as it was before the penalty or, for want of a warm-up,
+        # the unpruned network after ISTA.
+        trained = is_ista or self.setup.phases[0].steps > 0
+        if trained and "accuracy_before" not in self.state.facts:
+            self.state.facts["accuracy_before"] = self._averaged_accuracy()
         if self.state.phase < FINETUNE:
             self._save()
 
@@ -170,7 +170,9 @@ class _Run:
             alpha = choose_alpha(facts, mu, config.rho, setup.chance_loss)
         else:
             alpha = Choice(1.0, "training starts from scratch")
-        rho = Choice(config.rho, "given") if config.rho is not None else choose_rho(facts, alpha.value, setup.chance_loss)
+        rho = (
+            Choice(config.rho, "given") if config.rho is not None else choose_rho(facts, alpha.value, setup.chance_loss)
+        )
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
         chosen["reasons"] = [f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
@@ -241,7 +243,9 @@ class _Run:
             )
             reason = run_phase(tools, self.state, phase, task, self.interrupt)
             if reason:
-                self.state.facts.setdefault("reasons", []).append(f"{phase.name} ended at step {self.state.step}: {reason}")
+                self.state.facts.setdefault("reasons", []).append(
+                    f"{phase.name} ended at step {self.state.step}: {reason}"
+                )
                 self.progress.note(f"{phase.name} ended: {reason}")
         self.state.phase += 1
         self.state.phase_step = 0

@@ -19,9 +19,9 @@ from torch import nn
 from prunec import resolve
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import RunFolder, check_folder, write_json
-from prunec.frontends.fx import trace
 from prunec.passes.channels import channels
 from prunec.passes.scaling import Scaling, scalable
+from prunec.reading import read_module
 from prunec.training.augment import AUGMENTS, Pipeline, pipeline
 from prunec.training.batches import Batches
 from prunec.training.config import RunConfig
@@ -85,7 +85,7 @@ def prepare(config: RunConfig) -> Setup:
     device = choose_device(config.device)
     module, image_shape = _model(config)
     example_inputs = (torch.zeros(2, *image_shape),)
-    graph = trace(module, example_inputs, config.model_spec).graph
+    graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
     data = load(config.data, image_shape)
     _check_classes(module, example_inputs, data)
@@ -181,7 +181,9 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         raise BadInput(f"the output {path} is a file", do="give a folder")
     if path.is_dir() and any(path.iterdir()) and not config.force:
         what = "already holds a run" if folder.config.is_file() else "is not empty"
-        raise BadInput(f"the folder {path} {what}", do="give another folder, --resume to go on, or --force to replace the run")
+        raise BadInput(
+            f"the folder {path} {what}", do="give another folder, --resume to go on, or --force to replace the run"
+        )
     check_folder(next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.is_dir()))
 
 

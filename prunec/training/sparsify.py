@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from prunec.errors import BadInput
-from prunec.frontends.fx import trace
 from prunec.graph import Graph
 from prunec.labels import ChannelClasses
 from prunec.passes.channels import channels
 from prunec.passes.gammas import Gamma, Mask, gammas, residual_classes
 from prunec.passes.penalty import PenaltyKind, penalty
+from prunec.reading import read_module
 from prunec.training.ista import Ista, Penalised
 
 Residual = Literal["group", "keep"]
@@ -79,13 +79,18 @@ def sparsify(
         BadInput: no gamma can be pruned, or the optimiser does not hold one that can.
         UntraceableModel: the module cannot be read.
     """
-    graph = trace(module, example_inputs).graph
+    graph = read_module(module, example_inputs).graph
     plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual)
     return build(plan, module, optimizer, rho=rho, lr=lr)
 
 
 def plan_sparsity(
-    graph: Graph, classes: ChannelClasses, module: nn.Module, *, kind: PenaltyKind = "memory", residual: Residual = "group"
+    graph: Graph,
+    classes: ChannelClasses,
+    module: nn.Module,
+    *,
+    kind: PenaltyKind = "memory",
+    residual: Residual = "group",
 ) -> Sparsity:
     """Work out which classes of ``module`` can be trained away, and their λ.
 

@@ -62,9 +62,10 @@ class Sparsify:
         values = gamma_values(plan, self._module)
         keep = keep_mask(plan, zero_gammas(plan, values))
         size = size_under(plan.graph, plan.classes, keep)
+        sparsity, lasso = float(self._ista.sparsity()), float(self._ista.lasso())
         row = {
-            "sparsity": float(self._ista.sparsity()),
-            "lasso": float(self._ista.lasso()),
+            "sparsity": sparsity,
+            "lasso": lasso,
             "rho": self._ista.rho,
             "params_if_pruned": size.params,
             "macs_if_pruned": size.macs,
@@ -75,7 +76,7 @@ class Sparsify:
             left = size.params / self._setup.full.params
             if self._setup.config.target_macs is not None:
                 left = size.macs / self._setup.full.macs
-            self._controller.observe(Reading(progress, loss, row["sparsity"], row["lasso"], left))
+            self._controller.observe(Reading(progress, loss, sparsity, lasso, left))
         return row
 
     def _histogram(self, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[float]]:
@@ -102,7 +103,7 @@ class FineTune:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * (1 + math.cos(math.pi * progress)) / 2
 
-    def measure(self, progress: float, loss: float) -> Mapping[str, Any]:
+    def measure(self, progress: float, loss: float) -> Mapping[str, Any]:  # noqa: ARG002 - as in Task
         return {
             "sparsity": None,
             "lasso": None,

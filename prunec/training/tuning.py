@@ -5,12 +5,16 @@ Owns the two rules and their reasons. A budget then moves ρ further: controller
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from prunec.passes.gammas import Mask
 from prunec.training.sparsify import Sparsity
+
+Floats = np.ndarray[Any, Any]
 
 ALPHAS = (1.0, 0.1, 0.01, 0.001)
 REGULARISER_SHARE = 0.3
@@ -40,10 +44,10 @@ class GammaFacts:
     mean_penalty: float
 
 
-def gamma_facts(plan: Sparsity, values: dict[str, np.ndarray]) -> GammaFacts:  # type: ignore[type-arg]  # any float
+def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
     """Measure the penalised gammas; ``values`` has each gamma parameter's float[C]."""
     squares = np.zeros(plan.classes.num_classes)
-    magnitudes: list[np.ndarray] = []  # type: ignore[type-arg]  # any float
+    magnitudes: list[Floats] = []
     for gamma in plan.gammas:
         mask: Mask = plan.channels_of(gamma)
         own = np.abs(values[gamma.param][mask])
@@ -59,8 +63,8 @@ def choose_rho(facts: GammaFacts, alpha: float, chance_loss: float) -> Choice:
     """Choose ρ so that loss and regulariser are comparable at the start."""
     weighted = max(alpha * facts.weighted, 1e-12)
     rho = REGULARISER_SHARE * chance_loss / weighted
-    reason = f"the penalty starts at {REGULARISER_SHARE:g} of the loss of guessing ({chance_loss:.3g}); Σλ|γ| is {weighted:.3g}"
-    return Choice(_two_digits(rho), reason)
+    share = f"{REGULARISER_SHARE:g} of the loss of guessing ({chance_loss:.3g})"
+    return Choice(_two_digits(rho), f"the penalty starts at {share}; Σλ|γ| is {weighted:.3g}")
 
 
 def choose_alpha(facts: GammaFacts, mu: float, rho: float | None, chance_loss: float) -> Choice:

@@ -1,0 +1,510 @@
+"""Small networks of every shape that people write: the table NETWORKS, and how to silence their channels.
+
+Owns the networks that tests/test_networks.py, test_golden.py and the frontend's and backend's tests run
+over. Each is written as its authors would, so that the spellings (module, function, method, slice,
+in-place) differ. Random ones are in strategies.py, graphs without weights in tiny.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# --- building blocks ----------------------------------------------------------------------------------
+
+
+def cbr(inp: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Convolution (zero padding that keeps the size), BatchNorm, activation."""
+    conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), act())
+
+
+class Head(nn.Module):
+    """Global pooling and a classifier."""
+
+    def __init__(self, channels: int, classes: int = 10) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
+
+
+class Basic(nn.Module):
+    """ResNet's basic block; the shortcut is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inp: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inp, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.down: nn.Module | None = None
+        if stride != 1 or inp != out:
+            self.down = nn.Sequential(nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += x if self.down is None else self.down(x)
+        return F.relu_(y)
+
+
+class OptionA(nn.Module):
+    """CIFAR ResNet's block: the shortcut is sliced and padded with zero channels."""
+
+    def __init__(self, inp: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inp, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.changes = stride != 1 or inp != out
+        self.pad = (out - inp) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.changes:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(y + x)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block."""
+
+    def __init__(self, inp: int, out: int, stride: int, expand: int) -> None:
+        super().__init__()
+        mid = inp * expand
+        self.body = nn.Sequential(
+            cbr(inp, mid, 1, act=nn.ReLU6),
+            cbr(mid, mid, 3, stride, groups=mid, act=nn.ReLU6),
+            nn.Conv2d(mid, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.residual = stride == 1 and inp == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.residual else self.body(x)  # type: ignore[no-any-return]
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.size()
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNetV2's unit: chunk, transform one half, concatenate, shuffle."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.stride = stride
+        inp = channels if stride == 2 else half
+        out = channels if stride == 2 else half
+        self.right = nn.Sequential(
+            cbr(inp, out, 1), nn.Conv2d(out, out, 3, stride, 1, groups=out, bias=False), nn.BatchNorm2d(out), cbr(out, out, 1)
+        )
+        self.left = nn.Sequential(
+            nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False), nn.BatchNorm2d(inp), cbr(inp, out, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            a, b = x.chunk(2, dim=1)
+            return shuffle(torch.cat((a, self.right(b)), dim=1), 2)
+        return shuffle(torch.cat((self.left(x), self.right(x)), dim=1), 2)
+
+
+class DenseLayer(nn.Module):
+    """DenseNet's BN-ReLU-conv, concatenated to its input."""
+
+    def __init__(self, inp: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inp), nn.Conv2d(inp, 2 * growth, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(2 * growth), nn.Conv2d(2 * growth, growth, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return torch.cat([x, y], 1)
+
+
+class Inception(nn.Module):
+    """GoogLeNet's four branches."""
+
+    def __init__(self, inp: int) -> None:
+        super().__init__()
+        self.one = cbr(inp, 6, 1)
+        self.three = nn.Sequential(cbr(inp, 4, 1), cbr(4, 8))
+        self.five = nn.Sequential(cbr(inp, 4, 1), cbr(4, 6, 5))
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), cbr(inp, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [self.one(x), self.three(x), self.five(x), self.pool(x)]
+        return torch.cat(branches, 1)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate per channel from two linear layers on the pooled map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(channels, 4), nn.ReLU(), nn.Linear(4, channels), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        gate = self.fc(F.adaptive_avg_pool2d(x, 1).view(b, c)).view(b, c, 1, 1)
+        return x * gate.expand_as(x)
+
+
+# --- whole networks -----------------------------------------------------------------------------------
+
+
+def resnet20() -> nn.Module:
+    stages = [OptionA(8, 8, 1) for _ in range(3)]
+    stages += [OptionA(8, 16, 2), OptionA(16, 16, 1), OptionA(16, 16, 1)]
+    stages += [OptionA(16, 32, 2), OptionA(32, 32, 1), OptionA(32, 32, 1)]
+    return nn.Sequential(cbr(3, 8), *stages, Head(32))
+
+
+def resnet18() -> nn.Module:
+    blocks = [Basic(8, 8), Basic(8, 8), Basic(8, 16, 2), Basic(16, 16), Basic(16, 24, 2), Basic(24, 24)]
+    return nn.Sequential(cbr(3, 8, 5, 2), nn.MaxPool2d(3, 2, 1), *blocks, Head(24))
+
+
+def densenet() -> nn.Module:
+    first = [DenseLayer(8 + 4 * i, 4) for i in range(3)]
+    second = [DenseLayer(10 + 4 * i, 4) for i in range(3)]
+    transition = [nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 10, 1, bias=False), nn.AvgPool2d(2)]
+    return nn.Sequential(cbr(3, 8), *first, *transition, *second, nn.BatchNorm2d(22), nn.ReLU(), Head(22))
+
+
+def googlenet() -> nn.Module:
+    return nn.Sequential(cbr(3, 8), nn.MaxPool2d(2), Inception(8), Inception(24), Head(24))
+
+
+def mobilenetv2() -> nn.Module:
+    blocks = [InvertedResidual(*c) for c in ((8, 8, 1, 1), (8, 12, 2, 2), (12, 12, 1, 3), (12, 16, 2, 3), (16, 16, 1, 3))]
+    return nn.Sequential(cbr(3, 8, act=nn.ReLU6), *blocks, cbr(16, 32, 1, act=nn.ReLU6), nn.Dropout(0.2), Head(32))
+
+
+def shufflenetv2() -> nn.Module:
+    units = [ShuffleUnit(8, 2), ShuffleUnit(16, 1), ShuffleUnit(16, 1), ShuffleUnit(16, 2), ShuffleUnit(32, 1)]
+    return nn.Sequential(cbr(3, 8), *units, cbr(32, 24, 1), Head(24))
+
+
+class UNet(nn.Module):
+    """Down, up with transposed convolutions, skips by concat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.middle = cbr(3, 8), cbr(8, 12), cbr(12, 16)
+        self.up1, self.up2 = nn.ConvTranspose2d(16, 12, 2, 2), nn.ConvTranspose2d(12, 8, 2, 2)
+        self.norm1, self.norm2 = nn.BatchNorm2d(12), nn.BatchNorm2d(8)
+        self.merge1, self.merge2 = cbr(24, 12), cbr(16, 8)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.down1(x)
+        b = self.down2(F.max_pool2d(a, 2))
+        y = self.middle(F.max_pool2d(b, 2))
+        y = self.merge1(torch.cat([b, F.relu(self.norm1(self.up1(y)))], dim=1))
+        y = self.merge2(torch.cat([a, F.relu(self.norm2(self.up2(y)))], dim=1))
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+class RepBlock(nn.Module):
+    """RepVGG: 3x3, 1x1 and identity branches, each with a BatchNorm, summed before the activation."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.three = nn.Sequential(nn.Conv2d(inp, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out))
+        self.one = nn.Sequential(nn.Conv2d(inp, out, 1, bias=False), nn.BatchNorm2d(out))
+        self.same = nn.BatchNorm2d(inp) if inp == out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = 0 if self.same is None else self.same(x)
+        return F.relu(self.three(x) + self.one(x) + identity)
+
+
+class WeightNorm(nn.Module):
+    """w = g · v / ||v||, written out with functions."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.v = nn.Parameter(torch.randn(out, inp, 3, 3) / 4)
+        self.g = nn.Parameter(torch.ones(out, 1, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.g * self.v / self.v.norm(dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class SharedModule(nn.Module):
+    """The same convolution and norm run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = cbr(3, 8), cbr(8, 8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shared(self.stem(x))
+        return self.head(self.shared(F.max_pool2d(y, 2)))  # type: ignore[no-any-return]
+
+
+class TwoInputs(nn.Module):
+    """Two images in; a dict with a tuple out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = cbr(3, 8), cbr(3, 8)
+        self.body = cbr(16, 12)
+        self.mask, self.head = nn.Conv2d(12, 2, 1), Head(12)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        z = self.body(torch.cat([self.left(x), self.right(y)], dim=1))
+        return {"mask": self.mask(z), "scores": (self.head(z), self.head(F.relu(-z)))}
+
+
+def flatten_head() -> nn.Module:
+    return nn.Sequential(cbr(3, 8, stride=2), cbr(8, 12, stride=2), nn.Flatten(), nn.Linear(12 * 16, 20), nn.ReLU(), nn.Linear(20, 10))
+
+
+class ResNeXtBlock(nn.Module):
+    """A bottleneck whose middle convolution has groups."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            cbr(channels, 16, 1), cbr(16, 16, groups=groups), nn.Conv2d(16, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.add(self.body(x), x))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise, LayerNorm over channels last, two linear layers, layer scale, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dw = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dw(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.down(F.gelu(self.up(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """q, k and v from one linear layer, heads by reshape, softmax written out."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (channels // heads) ** -0.5
+        self.stem = cbr(3, channels, stride=2)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        b, n, c = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        y = (weights @ v).transpose(1, 2).reshape(b, n, c)
+        return self.head((tokens + self.proj(y)).mean(dim=1))  # type: ignore[no-any-return]
+
+
+class Slices(nn.Module):
+    """Half of the channels are transformed: slices by index, split with sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.tail = cbr(3, 12), cbr(8, 8), cbr(5, 6)
+        self.head = Head(4 + 8 + 3 + 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        kept, worked = y[:, :4], y[:, 4:]
+        worked = self.part(worked)
+        a, b = torch.split(torch.relu(worked), [3, 5], dim=1)
+        return self.head(torch.cat([kept, worked, a, self.tail(b)], 1))  # type: ignore[no-any-return]
+
+
+class LayerScaleNet(nn.Module):
+    """A learned factor per channel on a residual branch, as in CaiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = cbr(3, 8), nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        self.scale = nn.Parameter(torch.linspace(0.1, 1, 8).reshape(8, 1, 1))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head(y + self.scale * self.body(y))  # type: ignore[no-any-return]
+
+
+def prelu() -> nn.Module:
+    norm = nn.Sequential(nn.Conv2d(8, 12, 3, 1, 1), nn.BatchNorm2d(12), nn.PReLU(12))
+    return nn.Sequential(cbr(3, 8), norm, nn.Conv2d(12, 8, 3, padding=1), nn.PReLU(), Head(8))
+
+
+def pixel_shuffle() -> nn.Module:
+    """Super-resolution: the channels that become one pixel block go together."""
+    return nn.Sequential(cbr(3, 8), cbr(8, 16), nn.PixelShuffle(2), cbr(4, 8), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
+
+
+def conv1d() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
+        nn.Conv1d(8, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.SiLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+def conv3d() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(3, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(6, 8, 3, padding=1, bias=False), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+class ExportOnly(nn.Module):
+    """Control flow on sizes: torch.fx's proxies cannot branch, torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = cbr(3, 8), cbr(8, 12), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if y.shape[-1] > 4:
+            y = F.max_pool2d(y, 2)
+        return self.head(self.second(y))  # type: ignore[no-any-return]
+
+
+class OpaqueLeaf(nn.Module):
+    """nn.MultiheadAttention: prunec does not look inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Sequential(cbr(3, 12, stride=2), cbr(12, 12)), nn.Conv2d(12, 8, 1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.project(self.stem(x)).flatten(2).transpose(1, 2)
+        y, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return self.fc(y.mean(1))  # type: ignore[no-any-return]
+
+
+class InPlace(nn.Module):
+    """In-place activations, additions and a write into a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), cbr(8, 8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu_(self.b(self.a(x)))
+        z = self.c(y)
+        z += y
+        z[:, :2] = 0.5
+        return self.head(z.mul_(2.0))  # type: ignore[no-any-return]
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Net:
+    """How to make a network and feed it.
+
+    Args:
+        make: builds it with PyTorch's default initialisation.
+        shapes: the inputs, without batch.
+        any_size: other image sizes work too.
+    """
+
+    make: Callable[[], nn.Module]
+    shapes: tuple[tuple[int, ...], ...] = ((3, 16, 16),)
+    any_size: bool = True
+
+    def inputs(self, batch: int = 2, grow: int = 0, seed: int = 1) -> tuple[Tensor, ...]:
+        """Return random inputs, ``grow`` pixels larger than the table's."""
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [(batch, shape[0], *(size + grow for size in shape[1:])) for shape in self.shapes]
+        return tuple(torch.randn(size, generator=generator) for size in sizes)
+
+
+NETWORKS: Mapping[str, Net] = MappingProxyType(
+    {
+        "resnet20": Net(resnet20),
+        "resnet18": Net(resnet18, ((3, 32, 32),)),
+        "densenet": Net(densenet),
+        "googlenet": Net(googlenet),
+        "mobilenetv2": Net(mobilenetv2),
+        "shufflenetv2": Net(shufflenetv2),
+        "unet": Net(UNet),
+        "squeeze_excite": Net(lambda: nn.Sequential(cbr(3, 8), cbr(8, 12), SqueezeExcite(12), cbr(12, 8), Head(8))),
+        "repvgg": Net(lambda: nn.Sequential(RepBlock(3, 8), RepBlock(8, 8), RepBlock(8, 12), Head(12))),
+        "weight_norm": Net(lambda: nn.Sequential(WeightNorm(3, 8), nn.BatchNorm2d(8), nn.ReLU(), WeightNorm(8, 6), nn.ReLU(), Head(6))),
+        "shared_module": Net(SharedModule),
+        "two_inputs": Net(TwoInputs, ((3, 16, 16), (3, 16, 16))),
+        "flatten_head": Net(flatten_head, any_size=False),
+        "resnext": Net(lambda: nn.Sequential(cbr(3, 12), ResNeXtBlock(12, 4), ResNeXtBlock(12, 4), Head(12))),
+        "convnext": Net(lambda: nn.Sequential(nn.Conv2d(3, 8, 4, 4), ConvNeXtBlock(8), ConvNeXtBlock(8), Head(8))),
+        "attention": Net(lambda: Attention(12, 3)),
+        "slices": Net(Slices),
+        "layer_scale": Net(LayerScaleNet),
+        "prelu": Net(prelu),
+        "pixel_shuffle": Net(pixel_shuffle),
+        "conv1d": Net(conv1d, ((3, 32),)),
+        "conv3d": Net(conv3d, ((3, 8, 8, 8),)),
+        "export_only": Net(ExportOnly, any_size=False),
+        "opaque_leaf": Net(OpaqueLeaf),
+        "in_place": Net(InPlace),
+    }
+)
+
+CONSTANT_CHANNEL_NETWORKS = (
+    "resnet20", "resnet18", "densenet", "googlenet", "mobilenetv2", "shufflenetv2", "unet",
+)  # fmt: skip
+"""Networks of which every kind of convolution must lose channels when gammas are zero."""
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+def silence(net: nn.Module, fraction: float = 0.5, seed: int = 0) -> nn.Module:
+    """Give every BatchNorm random statistics and betas, and set a random ``fraction`` of its gammas to zero.
+
+    Betas are left as drawn: a channel with gamma 0 is constant, and rarely zero. Returns ``net``, in eval mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int) -> Tensor:
+        return torch.rand(size, generator=generator)
+
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, Norm) and module.running_mean is not None and module.running_var is not None:
+                size = module.num_features
+                module.weight.copy_((draw(size) + 0.5) * (draw(size) >= fraction))
+                module.bias.copy_(draw(size) * 1.2 - 0.6)
+                module.running_mean.copy_(draw(size) * 0.4 - 0.2)
+                module.running_var.copy_(draw(size) + 0.5)
+    return net.eval()
+
+
+def make(name: str, fraction: float = 0.5, seed: int = 0) -> nn.Module:
+    """Return a network of the table with ``fraction`` of its gammas zero, in eval mode."""
+    torch.manual_seed(seed)
+    return silence(NETWORKS[name].make(), fraction, seed)

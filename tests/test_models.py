@@ -1,0 +1,74 @@
+"""Built-in architectures: parameter counts, the paper's pruned counts, published weights and their accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from prunec.api import prune_module
+from prunec.errors import BadInput
+from prunec.models import ARCHITECTURES, build, count_parameters
+from prunec.models.convnet import ConvNet
+from prunec.training.augment import NO_AUGMENT, pipeline
+from prunec.training.data import load
+from prunec.training.evaluate import accuracy
+
+PARAMETERS = {
+    "digits": 44_378,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name: str) -> None:
+    assert count_parameters(build(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_takes_its_input_and_gives_its_classes(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    scores = architecture.build()(*architecture.example_inputs(3))
+    assert scores.shape == (3, architecture.num_classes)
+
+
+def test_the_convnet_has_the_papers_parameters() -> None:
+    assert count_parameters(ConvNet(), batch_norm_statistics=True) == 1_986_760
+
+
+@pytest.mark.parametrize(
+    ("widths", "params"),
+    [((53, 86, 67, 128), 309_655), ((41, 64, 52, 128), 207_583), ((31, 52, 40, 127), 144_935)],
+    ids=["A", "B", "C"],
+)
+def test_pruning_to_the_papers_widths_gives_the_papers_counts(widths: tuple[int, ...], params: int) -> None:
+    module = ConvNet().eval()
+    gammas = [m.weight for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for gamma, width in zip(gammas, widths, strict=True):
+            gamma[width:] = 0.0
+    pruned = prune_module(module, ARCHITECTURES["convnet"].example_inputs(), border="bias")
+    assert pruned.report.before.params == 1_986_760
+    assert pruned.report.after.params == params
+
+
+@pytest.mark.parametrize(("name", "right"), [("resnet20", 0.916), ("resnet56", 0.926)])
+def test_published_weights_load_and_are_as_good_as_published(shared_data: Path, name: str, right: float) -> None:
+    module = build(name)
+    module.load_state_dict(load_file(shared_data / "weights" / f"cifar10-{name}.safetensors"), strict=True)
+    images = load(str(shared_data / "cifar10-ci"), (3, 32, 32))
+    found = accuracy(module, images.test, pipeline("imagenet", NO_AUGMENT, images.mean, images.std, 3))
+    assert found == pytest.approx(right, abs=0.004)
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadInput, match="no architecture called 'resnet21'") as error:
+        build("resnet21")
+    assert "resnet20" in error.value.do

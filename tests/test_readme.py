@@ -1,0 +1,82 @@
+"""What the README shows is what happens: its commands run, its Python runs, its links lead somewhere.
+
+A fenced block is preceded by ``<!-- test: run -->`` (executed here), ``<!-- test: parse -->`` (too long to
+run here: its options must be known) or ``<!-- test: none -->`` (about installing); a block of commands
+without such a mark fails.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from prunec.cli.main import execute, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Block:
+    mark: str
+    language: str
+    text: str
+
+
+def _blocks() -> list[Block]:
+    pattern = r"(?:<!-- test: (\w+) -->\n)?```(\w+)\n(.*?)```"
+    return [Block(*found) for found in re.findall(pattern, README, re.DOTALL)]
+
+
+def _commands(mark: str) -> list[str]:
+    lines = "\n".join(block.text for block in _blocks() if block.mark == mark and block.language == "sh")
+    joined = lines.replace("\\\n", " ")
+    return [line.removeprefix("$ ") for line in joined.splitlines() if line.strip()]
+
+
+def test_every_block_of_commands_says_how_it_is_tested() -> None:
+    assert all(block.mark in {"run", "parse", "none"} for block in _blocks() if block.language in {"sh", "python"})
+    assert _commands("run")
+    assert _commands("parse")
+
+
+def test_the_commands_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in _commands("run"):
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "prunec"
+        status = execute(arguments)
+        assert status == 0, f"{command}\n{capfd.readouterr().err}"
+
+
+@pytest.mark.parametrize("command", _commands("parse"))
+def test_the_long_commands_have_options_that_exist(command: str) -> None:
+    program, name, *arguments = shlex.split(command, comments=True)
+    assert program == "prunec"
+    with main.make_context("prunec", [name]) as context:
+        subcommand = main.commands[name]
+        assert isinstance(subcommand, click.Command)
+        subcommand.make_context(name, arguments, parent=context)
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    snippets = [block.text for block in _blocks() if block.mark == "run" and block.language == "python"]
+    assert snippets
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_to_files_lead_to_files(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}"
