@@ -167,6 +167,12 @@ def _statistics(graph: Graph) -> set[str]:
     return found - {name for node in norms for name in node.inputs[1:3]}
 
 
+WEIGHT_INPUTS: Mapping[str, slice] = MappingProxyType(
+    {"conv": slice(1, 2), "conv_transpose": slice(1, 2), "matmul": slice(0, 2), "rnn": slice(1, 3)}
+)
+"""Where the weights are among a contraction's inputs."""
+
+
 def _contraction_weights(graph: Graph) -> set[str]:
     """Return the parameters that are, or are made into, the weight of a contraction.
 

@@ -11,11 +11,11 @@ from prunec.charts import stacked_bar, text
 from prunec.report import Analysis, Blocked, LayerSummary, PinReport, percent, readable
 from prunec.report_html import html_table, page, section, tiles
 
-_NUM_COLOURS = 9
-_NEUTRAL = "c0"
-# Rows of the drawing; below it a graph is a column of boxes too thin to read.
-_BOX = (150, 30)
-_GAP = (22, 26)
+_NEUTRAL = "var(--c0)"
+_GOLDEN_ANGLE = 137.508
+_BOX = (176, 30)
+_GAP = (22, 30)
+# With more layers than this a drawing is no longer looked at; the tables say the same.
 _DRAWN = 400
 
 
@@ -49,10 +49,10 @@ def analysis_page(analysis: Analysis) -> str:
 
 
 def group_colours(analysis: Analysis) -> dict[int, str]:
-    """Give the groups that hold the most parameters and couple several layers a colour each."""
-    shared = [group for group in analysis.groups if len({member.node for member in group.members}) > 1]
-    shared.sort(key=lambda group: -group.channels * group.params_per_channel)
-    return {group.id: f"c{index + 1}" for index, group in enumerate(shared[:_NUM_COLOURS])}
+    """Give every group that couples several layers a hue of its own, as CSS; neighbours get distant hues."""
+    layers = {layer.node for layer in analysis.layers}
+    shared = [group for group in analysis.groups if len({member.node for member in group.members} & layers) > 1]
+    return {group.id: f"hsl({index * _GOLDEN_ANGLE % 360:.0f} 62% 52%)" for index, group in enumerate(shared)}
 
 
 def depths(layers: Sequence[LayerSummary]) -> dict[str, int]:
@@ -64,10 +64,8 @@ def depths(layers: Sequence[LayerSummary]) -> dict[str, int]:
 
 
 def _legend() -> str:
-    parts = (("prunable", "c1"), ("constant", "c2"), ("dead", "c8"), ("pinned", _NEUTRAL))
-    chips = "".join(
-        f'<span class="chip" style="background:var(--{colour})"></span>{name}&emsp;' for name, colour in parts
-    )
+    parts = (("prunable", "c1"), ("constant", "c2"), ("dead", "c8"), ("pinned", "c0"))
+    chips = "".join(f"{_chip(f'var(--{colour})')}{name}&emsp;" for name, colour in parts)
     return f'<p class="soft">Output channels: {chips}</p>'
 
 
@@ -79,11 +77,11 @@ def _layers(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
             ("prunable, in use", "c1", rest),
             ("constant", "c2", min(layer.constant, layer.channels)),
             ("dead", "c8", min(layer.dead, layer.channels)),
-            ("pinned", _NEUTRAL, min(layer.pinned, max(layer.channels - layer.constant - layer.dead, 0))),
+            ("pinned", "c0", min(layer.pinned, max(layer.channels - layer.constant - layer.dead, 0))),
         )
         rows.append(
             (
-                _chip(_colour(layer, colours)) + text(layer.node), text(layer.op), f"{layer.channels:,}",
+                _name(_colour(layer, colours), layer.node), text(layer.op), f"{layer.channels:,}",
                 stacked_bar(parts, width=120), f"{layer.prunable:,}", f"{layer.constant:,}" if layer.constant else "",
                 f"{layer.dead:,}" if layer.dead else "", readable(layer.params), readable(layer.macs), text(layer.note),
             )
@@ -97,7 +95,7 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
     for group in sorted(analysis.groups, key=lambda group: -group.channels * group.params_per_channel):
         members = [f"{member.param} (axis {member.axis})" for member in group.members]
         shown = ", ".join(members[:6]) + (f" and {len(members) - 6} more" if len(members) > 6 else "")
-        name = _chip(colours.get(group.id, _NEUTRAL)) + str(group.id)
+        name = _name(colours.get(group.id, _NEUTRAL), str(group.id))
         prunable = "yes" if group.prunable else "pinned"
         cost = (readable(group.params_per_channel), readable(group.macs_per_channel))
         rows.append((name, f"{group.channels:,}", prunable, *cost, text(shown)))
@@ -113,38 +111,49 @@ def _drawing(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
     """Draw layers as boxes, top to bottom along the data flow, in the colour of their coupled group."""
     if not any(layer.inputs for layer in layers) or len(layers) > _DRAWN:
         return ""
-    depth = depths(layers)
-    rows: dict[int, list[LayerSummary]] = {}
-    for layer in layers:
-        rows.setdefault(depth[layer.node], []).append(layer)
-    widest = max(len(row) for row in rows.values())
-    width = max(widest * (_BOX[0] + _GAP[0]), 400)
-    height = (max(rows) + 1) * (_BOX[1] + _GAP[1])
-    places: dict[str, tuple[float, float]] = {}
-    for level, row in rows.items():
-        start = (width - len(row) * (_BOX[0] + _GAP[0]) + _GAP[0]) / 2
-        for index, layer in enumerate(row):
-            places[layer.node] = (start + index * (_BOX[0] + _GAP[0]), level * (_BOX[1] + _GAP[1]) + 4)
+    places = _places(layers)
+    width = max(x for x, _ in places.values()) + _BOX[0] + 8
+    height = max(y for _, y in places.values()) + _BOX[1] + 4
     edges = "".join(
         _edge(places[name], places[layer.node]) for layer in layers for name in layer.inputs if name in places
     )
     boxes = "".join(_box(layer, places[layer.node], _colour(layer, colours)) for layer in layers)
-    note = (
-        '<p class="soft">Layers that share a colour have coupled channels; grey ones are coupled to no other layer.</p>'
-    )
+    note = '<p class="soft">A layer has the colour of the group that its output channels belong to.</p>'
     return (
         f'{note}<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{edges}{boxes}</svg>'
     )
 
 
+def _places(layers: Sequence[LayerSummary]) -> dict[str, tuple[float, float]]:
+    """Return the top left corner of each layer's box: a row per depth, each box near what it reads."""
+    depth = depths(layers)
+    rows: dict[int, list[LayerSummary]] = {}
+    for layer in layers:
+        rows.setdefault(depth[layer.node], []).append(layer)
+    pitch, rise = _BOX[0] + _GAP[0], _BOX[1] + _GAP[1]
+    width = max(len(row) for row in rows.values()) * pitch
+    places: dict[str, tuple[float, float]] = {}
+    for level in sorted(rows):
+        row = sorted(rows[level], key=lambda layer: _middle(layer, places, width / 2))
+        start = (width - len(row) * pitch) / 2 + 4
+        places.update({layer.node: (start + index * pitch, level * rise + 4.0) for index, layer in enumerate(row)})
+    return places
+
+
+def _middle(layer: LayerSummary, places: Mapping[str, tuple[float, float]], otherwise: float) -> float:
+    found = [places[name][0] for name in layer.inputs if name in places]
+    return sum(found) / len(found) if found else otherwise
+
+
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     x0, y0 = start[0] + _BOX[0] / 2, start[1] + _BOX[1]
     x1, y1 = end[0] + _BOX[0] / 2, end[1]
-    # A long edge swings out beside the boxes that it passes.
-    swing = 0.0 if y1 - y0 <= _GAP[1] + 1 else _BOX[0] * 0.66 + 0.05 * (y1 - y0)
+    # A long edge down its own column swings out beside the boxes that it passes.
+    passes = y1 - y0 > _GAP[1] + 1 and abs(x1 - x0) < _BOX[0]
+    swing = _BOX[0] * 0.66 + 0.05 * (y1 - y0) if passes else 0.0
     middle = (y0 + y1) / 2
     path = f"M{x0:.0f} {y0:.0f}C{x0 + swing:.0f} {middle:.0f} {x1 + swing:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
-    return f'<path d="{path}" fill="none" stroke="var(--c0)" stroke-opacity=".7"/>'
+    return f'<path d="{path}" fill="none" stroke="var(--c0)" stroke-opacity=".5"/>'
 
 
 def _box(layer: LayerSummary, place: tuple[float, float], colour: str) -> str:
@@ -154,8 +163,8 @@ def _box(layer: LayerSummary, place: tuple[float, float], colour: str) -> str:
     return (
         f"<g><title>{text(tip)}</title>"
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="var(--card)"/>'
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="var(--{colour})" '
-        f'fill-opacity=".18" stroke="var(--{colour})"/>'
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="{colour}" '
+        f'fill-opacity=".18" stroke="{colour}"/>'
         f'<text x="{x + 9:.0f}" y="{y + 19:.0f}">{text(label)}</text>'
         f'<text class="tick" x="{x + _BOX[0] - 7:.0f}" y="{y + 19:.0f}" text-anchor="end">{layer.channels}</text></g>'
     )
@@ -165,5 +174,9 @@ def _colour(layer: LayerSummary, colours: Mapping[int, str]) -> str:
     return next((colours[group] for group in layer.groups if group in colours), _NEUTRAL)
 
 
+def _name(colour: str, name: str) -> str:
+    return f'<span class="n">{_chip(colour)}{text(name)}</span>'
+
+
 def _chip(colour: str) -> str:
-    return f'<span class="chip" style="background:var(--{colour})"></span>'
+    return f'<span class="chip" style="background:{colour}"></span>'

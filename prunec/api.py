@@ -7,14 +7,17 @@ does not load it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from prunec.analysis import analysis, prune_report
-from prunec.errors import BadInput
+from prunec.edits import CannotRewrite, Edits
+from prunec.errors import BadInput, InternalError, ValidationFailed
 from prunec.graph import Graph
 from prunec.passes.channels import channels
 from prunec.passes.constants import constants
@@ -24,11 +27,12 @@ from prunec.passes.reads import reads
 from prunec.passes.scores import score
 from prunec.passes.select import Facts, Selection, plan, select, select_budget
 from prunec.plan import InputSpec, PrunePlan
-from prunec.report import Analysis, PruneReport
+from prunec.report import Analysis, PruneReport, Validation
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
+Result = TypeVar("Result")
 Border = Literal["exact", "bias"]
 Criterion = Literal["l1", "gamma", "taylor", "random"]
 
@@ -162,27 +166,115 @@ def prune_module(
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx import apply_edits
-    from prunec.backends.fx_rewrite import CannotRewrite
     from prunec.reading import read_module
 
-    chosen_options = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     traced = read_module(module, example_inputs)
-    frozen: dict[str, str] = {}
-    for _ in range(MAX_REWRITES):
-        facts = gather_facts(traced.graph, chosen_options.keep, frozen)
-        selection, reason = choose(facts, chosen_options, saliency)
-        made = plan(facts, selection, input_specs(traced.graph, example_inputs), border=chosen_options.border, reason=reason)
-        try:
-            pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
-            break
-        except CannotRewrite as error:
-            if error.origin in frozen:
-                raise
-            frozen[error.origin] = error.reason
+    specs = input_specs(traced.graph, example_inputs)
+    facts, selection, made, pruned = _plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_edits, traced))
     report = prune_report(facts, selection, made, name or type(module).__name__)
     if validate:
         report = _checked(module, pruned, example_inputs, made, report, tolerance)
     return Pruned(pruned, made, report)
+
+
+def _plan_and_apply(
+    graph: Graph,
+    inputs: tuple[InputSpec, ...],
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    apply: Callable[[Edits], Result],
+) -> tuple[Facts, Selection, PrunePlan, Result]:
+    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again."""
+    frozen: dict[str, str] = {}
+    while True:
+        facts = gather_facts(graph, options.keep, frozen)
+        selection, reason = choose(facts, options, saliency)
+        made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        try:
+            return facts, selection, made, apply(lower(graph, facts.classes, made, facts.constants))
+        except CannotRewrite as error:
+            if error.origin in frozen or len(frozen) == MAX_REWRITES:
+                raise InternalError("backend", f"{error.origin}: {error.reason}, although its channels are pinned") from error
+            frozen[error.origin] = error.reason
+
+
+def analyze_onnx(
+    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None, *, keep: Sequence[str] = ()
+) -> Analysis:
+    """Tell what of an ONNX file could be removed, and what holds the rest.
+
+    Args:
+        input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
+
+    Raises:
+        BadInput, UnsupportedModel: see ``prunec.frontends.onnx``.
+    """
+    from prunec.reading import read_onnx
+
+    return analyze_graph(read_onnx(path, input_shapes).graph, str(path), keep)
+
+
+def prune_onnx(
+    path: str | Path,
+    output: str | Path,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    validate: bool = True,
+    tolerance: float = 1e-4,
+    **options: Any,
+) -> PruneReport:
+    """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
+
+    The file is written only when the check against the original has passed; names, dynamic axes,
+    opsets and metadata stay as they were.
+
+    Args:
+        input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
+        validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
+        tolerance: largest relative error that the check of an exact removal allows.
+        options: as for ``prune_module``.
+
+    Raises:
+        ValidationFailed, BudgetNotMet, BadInput, UnsupportedModel: see there.
+    """
+    from prunec.backends.onnx import apply_onnx
+    from prunec.backends.onnx_save import staged_onnx
+    from prunec.reading import read_onnx
+
+    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    traced = read_onnx(path, input_shapes)
+    specs = open_specs(traced.graph)
+    facts, selection, made, pruned = _plan_and_apply(traced.graph, specs, chosen, None, partial(apply_onnx, traced))
+    report = prune_report(facts, selection, made, str(path))
+    with staged_onnx(pruned, output) as staged:
+        if validate:
+            report = _checked_files(Path(path), staged, input_shapes, made, report, tolerance, chosen.seed)
+    return report
+
+
+def _checked_files(
+    original: Path,
+    pruned: Path,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    made: PrunePlan,
+    report: PruneReport,
+    tolerance: float,
+    seed: int,
+) -> PruneReport:
+    from prunec.validate import validate_onnx
+
+    result = validate_onnx(original, pruned, provider="cpu", tolerance=tolerance, input_shapes=input_shapes, seed=seed)
+    _refuse_difference(made, result, tolerance)
+    return replace(report, validation=result, border_error=None if made.exact else result.max_rel_error)
+
+
+def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """Return a graph's inputs as data; an open size is 0."""
+    return tuple(
+        InputSpec(name, tuple(size if isinstance(size, int) else 0 for size in value.shape or ()), value.dtype)
+        for name, value in ((name, graph.values[name]) for name in graph.inputs)
+    )
 
 
 def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
@@ -198,16 +290,16 @@ def _checked(
     module: nn.Module, pruned: fx.GraphModule, example_inputs: Sequence[Any], made: PrunePlan, report: PruneReport, tolerance: float
 ) -> PruneReport:
     """Compare the outputs with the original's; an exact plan must agree."""
-    from dataclasses import replace
-
-    from prunec.errors import ValidationFailed
     from prunec.validate import validate_modules
 
     result = validate_modules(module, pruned, tuple(example_inputs), tolerance=tolerance)
+    _refuse_difference(made, result, tolerance)
+    return replace(report, validation=result, border_error=None if made.exact else result.max_rel_error)
+
+
+def _refuse_difference(made: PrunePlan, result: Validation, tolerance: float) -> None:
     if made.exact and not result.passed:
         raise ValidationFailed(
             f"the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), allowed is {tolerance:.0e}",
             do="please report this with the model; --no-validate gives the result all the same",
         )
-    border_error = None if made.exact else result.max_rel_error
-    return replace(report, validation=result, border_error=border_error if report.reason and not made.exact else None)

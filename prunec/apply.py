@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec.backends.fx import apply_edits, check_shapes, parameter_like, refresh_modules, set_parameters
-from prunec.backends.fx_rewrite import CannotRewrite
-from prunec.edits import Edits
+from prunec.edits import CannotRewrite, Edits
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
 from prunec.frontends.fx import Traced
 from prunec.passes.channels import channels

@@ -41,3 +41,17 @@ class Edits:
     removed: frozenset[str]
     shapes: Mapping[str, Shape]
     keeps: Mapping[str, Mapping[int, Array]]
+
+
+class CannotRewrite(Exception):
+    """A node of the user's model whose sizes a backend cannot change: its channels have to stay.
+
+    Args:
+        origin: the node's name, as ``Node.origin`` has it.
+        reason: shown to the user with the pin.
+    """
+
+    def __init__(self, origin: str, reason: str) -> None:
+        super().__init__(origin, reason)
+        self.origin = origin
+        self.reason = reason

@@ -6,8 +6,9 @@ graphs, classes and plans agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.passes.permutations import fuse_permutations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunec.frontends.fx import Traced
+    from prunec.frontends.onnx import TracedOnnx
 
 
 def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
@@ -24,3 +26,10 @@ def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = ""
 
     traced = trace(module, example_inputs, name)
     return replace(traced, graph=fuse_permutations(traced.graph))
+
+
+def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
+    """Read an ONNX file (see ``prunec.frontends.onnx``)."""
+    from prunec.frontends.onnx import load_onnx, trace_onnx
+
+    return trace_onnx(load_onnx(path), input_shapes or {})

@@ -39,7 +39,7 @@ margin-top:18px;overflow-x:auto}
 .tile span{color:var(--soft);font-size:13px}.good{color:var(--good)}.bad{color:var(--bad)}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;text-align:left}td,th{padding:3px 18px 3px 0;vertical-align:top}
-tbody tr{border-top:1px solid var(--line)}.r{text-align:right}
+tbody tr{border-top:1px solid var(--line)}.r{text-align:right;white-space:nowrap}.n{white-space:nowrap}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:8px}
 svg{max-width:100%;height:auto;display:block}svg.mini{display:inline-block;vertical-align:middle}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .title{font-weight:600;font-size:13.5px}

@@ -239,7 +239,7 @@ class WeightNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.g * self.v / self.v.norm(dim=(1, 2, 3), keepdim=True)
+        weight = self.g * self.v / torch.linalg.vector_norm(self.v, dim=(1, 2, 3), keepdim=True)
         return F.conv2d(x, weight, self.bias, padding=1)
 
 

@@ -128,7 +128,8 @@ def prune(
         try:
             pruned = apply_onnx(traced, lower(traced.graph, facts.classes, made, facts.constants))
         except CannotRewrite as error:
-            assert error.origin not in frozen, f"{error.origin} stays in the way: {error.reason}"
+            if error.origin in frozen:
+                raise
             frozen[error.origin] = error.reason
             continue
         return traced, made, pruned
@@ -187,13 +188,18 @@ def prune_and_compare(
     sizes: Sequence[Mapping[str, int]] = ({},),
     tolerance: float = 1e-5,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    check: bool = True,
 ) -> tuple[TracedOnnx, PrunePlan, onnx.ModelProto]:
-    """Prune a model exactly, save it, check it, and compare the outputs for each choice of open sizes."""
+    """Prune a model exactly, save it, check it, and compare the outputs for each choice of open sizes.
+
+    ``check`` is False for ops that the checker rejects in every model (deprecated, experimental).
+    """
     before, after = folder / "before.onnx", folder / "after.onnx"
     onnx.save(model, before)
     traced, made, pruned = prune(model, input_shapes)
     save_onnx(pruned, after)
-    onnx.checker.check_model(str(after), full_check=True)
+    if check:
+        onnx.checker.check_model(str(after), full_check=True)
     for number, chosen in enumerate(sizes):
         assert_same_outputs(before, after, random_feeds(model, chosen, number), tolerance)
     return traced, made, onnx.load(after)

@@ -108,10 +108,10 @@ def test_parameters_are_counted_once_and_only_if_they_are_read() -> None:
     assert cost(graph).params == 9
 
 
-def test_batch_norm_counts_four_parameters_per_channel_and_no_macs() -> None:
+def test_batch_norm_counts_gamma_and_beta_but_no_running_statistics_and_no_macs() -> None:
     t = Tiny()
     counted = cost(t.graph(t.norm(t.input(1, 6, 4, 4), [1] * 6, [0] * 6)))
-    assert (counted.params, counted.macs, counted.activations) == (24, 0, 0)
+    assert (counted.params, counted.macs, counted.activations) == (12, 0, 0)
 
 
 def test_a_pruned_network_is_recounted_from_its_shapes() -> None:
@@ -174,13 +174,13 @@ def test_class_cost_counts_what_goes_with_a_channel() -> None:
     classes = channels(graph)
     found = class_cost(graph, classes)
     assert of_classes(found, classes_on(classes, "p0")) == {
-        "params": [27 + 4 + 150],
+        "params": [27 + 2 + 150],
         "contraction_params": [27 + 150],
         "activations": [64],
         "macs": [27 * 64 + 25 * 6 * 16],
     }
     assert of_classes(found, classes_on(classes, "p5")) == {
-        "params": [100 + 4 + 80],
+        "params": [100 + 2 + 80],
         "contraction_params": [100 + 80],
         "activations": [16],
         "macs": [100 * 16 + 80],
@@ -210,7 +210,7 @@ def test_a_residual_class_holds_both_branches() -> None:
     found = of_classes(class_cost(graph, classes), classes_on(classes, "p0"))
     # The branch's weight holds the class on both axes.
     assert found == {
-        "params": [27 + 36 + 36 + 2 + 8],
+        "params": [27 + 36 + 36 + 2 + 4],
         "contraction_params": [27 + 36 + 36 + 2],
         "activations": [2 * 64],
         "macs": [64 * (27 + 36 + 36 + 2)],

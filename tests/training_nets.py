@@ -132,3 +132,8 @@ def trained_like(module: nn.Module, seed: int = 0) -> nn.Module:
 def tiny() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """For ``--model``: a network and its example input."""
     return ResidualConcat(), (torch.zeros(1, 3, 8, 8),)
+
+
+def without_norms() -> nn.Module:
+    """For ``--model``: a network that ISTA has no hold on."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))

@@ -19,11 +19,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from prunec.backends.fx_rewrite import REWRITES, CannotRewrite, Site, add_buffer, call
-from prunec.edits import Edits
+from prunec.backends.fx_rewrite import REWRITES, Site, add_buffer, call
+from prunec.edits import CannotRewrite, Edits
 from prunec.frontends.fx import Ref, Traced, eval_mode
 from prunec.graph import Node, Shape
-
 
 _ORIGIN = "prunec_origin"
 

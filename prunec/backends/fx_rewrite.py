@@ -17,21 +17,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.edits import CannotRewrite
 from prunec.graph import Node, Shape
-
-
-class CannotRewrite(Exception):
-    """An FX node whose sizes cannot be changed; its channels have to stay.
-
-    Args:
-        origin: the FX node's name.
-        reason: shown to the user with the pin.
-    """
-
-    def __init__(self, origin: str, reason: str) -> None:
-        super().__init__(origin, reason)
-        self.origin = origin
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)

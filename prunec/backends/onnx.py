@@ -28,6 +28,8 @@ __all__ = ["CannotRewrite", "apply_onnx"]
 Array = np.ndarray[Any, Any]
 _BIASED = ("Conv", "ConvTranspose", "com.microsoft.FusedConv", "Gemm")
 """Sources whose input 2 is a bias."""
+_SCALED = ("Gemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
+"""Sources that multiply their product by attribute alpha before anything else."""
 
 
 def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
@@ -130,25 +132,38 @@ def _replace_params(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: M
             if node.name not in views:
                 raise InternalError("backends.onnx", f"the edits change the output tensor {name!r}")
             if name not in stored:
-                stored[name] = surgeon.store(edits.params[name], name)
+                stored[name] = _store_param(surgeon, traced, name, edits.params[name])
             surgeon.read(views[node.name].node.place, _slot(traced, node, index), stored[name])
+
+
+def _store_param(surgeon: Surgeon, traced: TracedOnnx, name: str, array: Array) -> str:
+    """Store a tensor's new content; one that the file casts from a shorter type stays short if it loses nothing."""
+    source = next((node for node in traced.nodes if name in node.outputs), None)
+    before = traced.known.get(source.inputs[0]) if source is not None and source.op == "Cast" else None
+    if source is None or before is None or before.dtype.itemsize >= array.dtype.itemsize:
+        return surgeon.store(array, name)
+    if any(name in node.inputs and node.place not in traced.parts for node in traced.nodes):
+        return surgeon.store(array, name)  # something that was folded reads the old content
+    with np.errstate(all="ignore"):
+        short = array.astype(before.dtype)
+    if not np.array_equal(short.astype(array.dtype), array):
+        return surgeon.store(array, name)
+    surgeon.read(source.place, 0, surgeon.store(short, source.inputs[0]))
+    return name
 
 
 def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
     """Give a contraction a bias: its own input where it has one, an Add behind it elsewhere."""
     place, name = view.node.place, f"{node.inputs[1]}_bias"
-    parts = surgeon.traced.parts[place]
     scaled = view.attrs.get("alpha", 1.0) != 1.0
     if node.source in _BIASED and not scaled and not view.has(2):
         surgeon.set_attribute(place, "beta", None)
         surgeon.read(place, 2, surgeon.store(bias, name))
         return
-    if node.name not in (parts[0], parts[-1]) or (
-        len(parts) > 1 and node.source not in ("Gemm", "com.microsoft.FusedMatMul")
-    ):
-        raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
-    if scaled:
+    if scaled and node.source in _SCALED:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
+    elif node.outputs[0] != view.outputs[0]:
+        raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
     surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")
 
 

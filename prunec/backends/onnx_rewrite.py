@@ -17,26 +17,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from prunec.backends.onnx_surgeon import Surgeon
+from prunec.edits import CannotRewrite
 from prunec.frontends.onnx_view import View
 from prunec.graph import Node, Shape
 
 Array = np.ndarray[Any, Any]
 Entries = Mapping[int, int]
 """Place in a setting's list -> the number to write there."""
-
-
-class CannotRewrite(Exception):
-    """An ONNX node whose sizes cannot be changed; its channels have to stay.
-
-    Args:
-        origin: the node's name, as ``Node.origin`` has it.
-        reason: shown to the user with the pin.
-    """
-
-    def __init__(self, origin: str, reason: str) -> None:
-        super().__init__(origin, reason)
-        self.origin = origin
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)

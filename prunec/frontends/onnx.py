@@ -82,8 +82,16 @@ def trace_onnx(
         facts, drafts = _walk(source, nodes, shapes, file_facts)
     graph, parts, slots = _assemble(source, nodes, facts, drafts)
     check_graph(graph)
-    facts_of_file = (MappingProxyType(found) for found in (file_facts.known, file_facts.roots, file_facts.marks))
-    return TracedOnnx(graph, source, nodes, MappingProxyType(parts), MappingProxyType(slots), *facts_of_file)
+    return TracedOnnx(
+        graph,
+        source,
+        nodes,
+        MappingProxyType(parts),
+        MappingProxyType(slots),
+        known=MappingProxyType(file_facts.known),
+        roots=MappingProxyType(file_facts.roots),
+        marks=MappingProxyType(file_facts.marks),
+    )
 
 
 # --- the walk ---------------------------------------------------------------------------------------

@@ -121,12 +121,18 @@ def marked(view: View) -> Sequence[Array]:
     """
     facts = view.facts
     results = [facts.known[name] if name else _ABSENT for name in view.outputs]
+    held = view.data(0) if view.op in ("Shape", "Size") else None
+    if held is not None and (held.dtype == object or held.dtype.name in ("int64", "int32", "bool")):
+        return [np.zeros(array.shape, np.bool_) for array in results]  # how many sizes there are does not change
     if view.op == "Shape":
         numbers = [isinstance(size, int) for size in view.shape(0) or ()]
         return [np.array(numbers[view.attrs.get("start", 0) : view.attrs.get("end")], np.bool_)]
     if view.op == "Size":
         return [np.array(any(isinstance(size, int) for size in view.shape(0) or ()), np.bool_)]
-    marks = [facts.marks.get(name, np.zeros(np.shape(facts.known.get(name)), np.bool_)) for name in view.inputs]
+    marks = [
+        facts.marks.get(name, np.zeros(facts.known[name].shape if name in facts.known else 0, np.bool_))
+        for name in view.inputs
+    ]
     if view.op in _MOVING:
         count = len(marks) if view.op == "Concat" else 1
         moved = _evaluate(view, [*marks[:count], *(facts.known.get(name, _ABSENT) for name in view.inputs[count:])])

@@ -14,7 +14,7 @@ import onnx
 
 from prunec.errors import BadInput
 
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 """Nested calls multiply: a small file can ask for more nodes than memory holds."""
 
 
@@ -40,16 +40,16 @@ def expand_calls(model: onnx.ModelProto) -> list[Member]:
         return nodes
     versions = {entry.domain: entry.version for entry in model.opset_import}
     plain = {key: function for key, function in functions.items() if _can_expand(function, versions)}
+    sizes: dict[_Key, int] = {}
+    total = sum(_size((node.domain, node.op_type), plain, sizes, ()) for node, _ in nodes)
+    if total > MAX_NODES:
+        raise BadInput(f"the model's functions expand to {total} nodes", do="inline them when exporting")
     members: list[Member] = []
     for place, (node, _) in enumerate(nodes):
         if (node.domain, node.op_type) in plain:
-            members += [Member(part, place) for part in _expand(node, f"{node.name or node.op_type}{place}", plain, ())]
+            members += [Member(part, place) for part in _expand(node, f"{node.name or node.op_type}{place}", plain)]
         else:
             members.append(Member(node, -1))
-        if len(members) > MAX_NODES:
-            raise BadInput(
-                f"the model's functions expand to more than {MAX_NODES} nodes", do="inline them when exporting"
-            )
     return members
 
 
@@ -60,14 +60,23 @@ def _can_expand(function: onnx.FunctionProto, versions: Mapping[str, int]) -> bo
     return not any(attribute.type in kinds for node in function.node for attribute in node.attribute)
 
 
-def _expand(
-    call: onnx.NodeProto, prefix: str, functions: Mapping[_Key, onnx.FunctionProto], above: Sequence[_Key]
-) -> list[onnx.NodeProto]:
-    """Return the body of a call, nested calls expanded as well."""
-    key = (call.domain, call.op_type)
-    function = functions[key]
+def _size(
+    key: _Key, functions: Mapping[_Key, onnx.FunctionProto], sizes: dict[_Key, int], above: Sequence[_Key]
+) -> int:
+    """Return how many nodes an op expands to."""
+    if key not in functions:
+        return 1
     if key in above:
-        raise BadInput(f"the model's function {call.op_type!r} calls itself", do="fetch or export the model again")
+        raise BadInput(f"the model's function {key[1]!r} calls itself", do="fetch or export the model again")
+    if key not in sizes:
+        inside = ((node.domain, node.op_type) for node in functions[key].node)
+        sizes[key] = sum(_size(part, functions, sizes, (*above, key)) for part in inside)
+    return sizes[key]
+
+
+def _expand(call: onnx.NodeProto, prefix: str, functions: Mapping[_Key, onnx.FunctionProto]) -> list[onnx.NodeProto]:
+    """Return the body of a call, nested calls expanded as well."""
+    function = functions[call.domain, call.op_type]
     names = dict(zip(function.input, [*call.input, *[""] * len(function.input)], strict=False))
     names.update(zip(function.output, call.output, strict=False))
     given = {attribute.name: attribute for attribute in (*function.attribute_proto, *call.attribute)}
@@ -81,11 +90,7 @@ def _expand(
                 field[slot] = names.setdefault(name, f"{prefix}/{name}") if name else ""
         _fill_attributes(node, given)
         nested = (node.domain, node.op_type) in functions
-        nodes += _expand(node, node.name, functions, (*above, key)) if nested else [node]
-        if len(nodes) > MAX_NODES:
-            raise BadInput(
-                f"the model's functions expand to more than {MAX_NODES} nodes", do="inline them when exporting"
-            )
+        nodes += _expand(node, node.name, functions) if nested else [node]
     return nodes
 
 

@@ -33,7 +33,9 @@ def _one_open_size(view: View) -> bool:
     """Tell whether Reshape's target has a single size that pruning might change: the backend can write -1 there."""
     data = view.data(1) if view.op == "Reshape" else None
     unsettled = None if data is None else view.facts.unsettled(view.inputs[1])
-    return unsettled is not None and int(unsettled.sum()) == 1 and not (data == -1).any()
+    if data is None or unsettled is None:
+        return False
+    return int(unsettled.sum()) == 1 and -1 not in data.ravel().tolist()
 
 
 def transpose(view: View) -> Sequence[Draft]:

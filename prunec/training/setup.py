@@ -28,7 +28,7 @@ from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet, load
 from prunec.training.evaluate import scores_of
 from prunec.training.footprint import Size, size_under
-from prunec.training.sparsify import Sparsity, plan_sparsity
+from prunec.training.sparsify import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
 
 
@@ -87,6 +87,7 @@ def prepare(config: RunConfig) -> Setup:
     example_inputs = (torch.zeros(2, *image_shape),)
     graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
+    require_some(sparsity)
     data = load(config.data, image_shape)
     _check_classes(module, example_inputs, data)
     data = data.to(device)

@@ -117,6 +117,7 @@ def build(
     Raises:
         BadInput: nothing can be penalised, or the optimiser does not hold a gamma.
     """
+    require_some(plan)
     parameters = named_parameters(module)
     chosen = []
     for gamma in plan.gammas:
@@ -125,9 +126,17 @@ def build(
             weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
             group = torch.from_numpy(np.where(mask, gamma.classes, -1))
             chosen.append(Penalised(parameters[gamma.param], weights, group, gamma.param))
-    if not chosen:
-        raise BadInput("no channel of the network can be trained away", why=_why_not(plan), do=_WHAT_TO_DO)
     return Ista(optimizer, chosen, rho=rho, lr=lr)
+
+
+def require_some(plan: Sparsity) -> None:
+    """Check that there is something to train away.
+
+    Raises:
+        BadInput: no class is penalised.
+    """
+    if not plan.penalised.any():
+        raise BadInput("no channel of the network can be trained away", why=_why_not(plan), do=_WHAT_TO_DO)
 
 
 _WHAT_TO_DO = "use a network with trainable BatchNorms between its convolutions; `prunec analyze` names what pins it"

@@ -1,0 +1,154 @@
+"""ρ over time, when ISTA ends, what the curves say, and what is chosen when nobody says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from training_nets import Chain
+
+from prunec.frontends.fx import trace
+from prunec.passes.channels import channels
+from prunec.training.controller import WINDOW, Controller, Reading, planned_size
+from prunec.training.sparsify import plan_sparsity
+from prunec.training.tasks import gamma_values
+from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, gamma_facts
+
+CHANCE = math.log(10)
+
+
+def feed(controller: Controller, readings: Iterable[Reading]) -> str:
+    reason = ""
+    for reading in readings:
+        controller.observe(reading)
+        reason = reason or controller.is_done()
+    return reason
+
+
+def course(count: int, **values: object) -> list[Reading]:
+    """Readings over a phase; a value may be a function of the share done."""
+    rows = []
+    for index in range(count):
+        share = (index + 1) / count
+        given = {name: float(value(share)) if callable(value) else float(str(value)) for name, value in values.items()}
+        rows.append(Reading(share, **{"loss": 0.1, "sparsity": 0.3, "lasso": 1.0, "size": 1.0, **given}))
+    return rows
+
+
+def test_rho_rises_linearly_and_then_follows_the_continuation() -> None:
+    controller = Controller(0.002, factors=(1.0, 5.0), warmup=0.25)
+    assert [controller.rho_at(at) for at in (0, 0.125, 0.25, 0.49, 0.5, 0.99)] == pytest.approx(
+        [0, 0.001, 0.002, 0.002, 0.01, 0.01]
+    )
+
+
+def test_the_phase_ends_when_all_three_quantities_have_settled() -> None:
+    assert "settled" in feed(Controller(0.1), course(3 * WINDOW))
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        {"loss": lambda share: 1 - share},
+        {"lasso": lambda share: 2 - share},
+        {"sparsity": lambda share: 0.3 + 0.3 * share},
+        {"sparsity": 0},
+    ],
+    ids=["loss", "lasso", "sparsity", "no-sparsity-yet"],
+)
+def test_the_phase_goes_on_while_one_quantity_moves(moving: dict[str, object]) -> None:
+    assert feed(Controller(0.1), course(3 * WINDOW, **moving)) == ""
+
+
+def test_a_plateau_before_the_last_stage_of_the_continuation_does_not_end_the_phase() -> None:
+    controller = Controller(0.1, factors=(1.0, 5.0))
+    assert feed(controller, course(4 * WINDOW)[: 3 * WINDOW]) == ""
+
+
+def test_symptom_lasso_falls_in_a_line_while_nothing_is_zero() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(30, sparsity=0, lasso=lambda share: 10 - 5 * share))
+    assert len(controller.advice()) == 1
+    assert controller.advice() == [], "advice is given once"
+    assert controller.told == ["lasso"]
+
+
+def test_symptom_everything_is_zero() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(WINDOW, sparsity=0.99))
+    assert "lower rho" in controller.advice()[0]
+
+
+def test_symptom_the_loss_rises_to_chance() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(WINDOW, loss=lambda share: 0.3 + 2 * share))
+    assert "guessing" in controller.advice()[0]
+
+
+def test_a_healthy_run_gets_no_advice() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(30, sparsity=lambda share: 0.5 * share, lasso=lambda share: 1 / (1 + share)))
+    assert controller.advice() == []
+
+
+def test_under_a_budget_rho_follows_the_planned_course() -> None:
+    late, early = Controller(0.1, budget=0.5), Controller(0.1, budget=0.5)
+    feed(late, [Reading(0.5, 0.1, 0, 1, 1.0)])
+    feed(early, [Reading(0.2, 0.1, 0.4, 1, 0.6)])
+    assert late.rho_at(0.5) > 0.1 > early.rho_at(0.5)
+    assert "budget" in feed(late, [Reading(0.6, 0.1, 0.5, 1, 0.499)])
+
+
+def test_a_simulated_network_is_brought_to_its_budget() -> None:
+    controller, size = Controller(0.001, budget=0.5, warmup=0.05), 1.0
+    for step in range(100):
+        size = max(0.0, size - 0.2 * controller.rho_at(step / 100))
+        if feed(controller, [Reading(step / 100, 0.1, 1 - size, 1, size)]):
+            break
+    assert 0.45 < size <= 0.5
+
+
+def test_the_planned_course_ends_at_the_budget_before_the_phase_does() -> None:
+    assert planned_size(0.0, 0.3) == 1
+    assert planned_size(0.85, 0.3) == pytest.approx(0.3)
+
+
+def test_the_controller_remembers_across_a_checkpoint() -> None:
+    first = Controller(0.1, budget=0.5, chance_loss=CHANCE)
+    feed(first, course(15, sparsity=0.99, size=0.9))
+    first.advice()
+    second = Controller(0.1, budget=0.5, chance_loss=CHANCE)
+    second.load_state_dict(first.state_dict())
+    assert second.rho_at(0.7) == first.rho_at(0.7)
+    assert second.advice() == []
+    assert second.readings == first.readings
+
+
+def test_rho_is_chosen_so_that_the_penalty_is_comparable_to_the_loss() -> None:
+    facts = GammaFacts(weighted=4019.0, mean=1.0, mean_penalty=4.65)
+    rho = choose_rho(facts, alpha=1.0, chance_loss=CHANCE).value
+    assert rho == pytest.approx(0.0002, rel=0.25), "the paper's ConvNet starts at 0.0002"
+    assert rho * facts.weighted == pytest.approx(0.3 * CHANCE, rel=0.05)
+
+
+def test_alpha_is_chosen_so_that_gammas_reach_zero_within_a_hundred_steps_or_so() -> None:
+    facts = GammaFacts(weighted=200.0, mean=0.5, mean_penalty=1.0)
+    assert choose_alpha(facts, mu=0.01, rho=0.02, chance_loss=CHANCE).value == pytest.approx(0.1)
+    assert choose_alpha(facts, mu=0.01, rho=0.2, chance_loss=CHANCE).value == pytest.approx(1.0)
+    assert choose_alpha(facts, mu=0.0005, rho=0.01, chance_loss=CHANCE).value == pytest.approx(0.001)
+
+
+def test_gamma_facts_are_those_of_the_penalised_gammas() -> None:
+    module = Chain()
+    with torch.no_grad():
+        module.first[1].weight.copy_(torch.tensor([1.0, -2.0, 0.0, 1.0]))
+    graph = trace(module, (torch.zeros(2, 3, 8, 8),)).graph
+    plan = plan_sparsity(graph, channels(graph), module)
+    facts = gamma_facts(plan, gamma_values(plan, module))
+    first, second = plan.penalty[plan.gammas[0].classes[0]], plan.penalty[plan.gammas[1].classes[0]]
+    assert facts.weighted == pytest.approx(4 * first + 6 * second)
+    assert facts.mean == pytest.approx(1.0)
+    assert facts.mean_penalty == pytest.approx(np.mean([first] * 4 + [second] * 6))

@@ -1,0 +1,333 @@
+"""train_prune on a tiny network: the run folder, resuming bit for bit, and runs that must not go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from training_nets import tiny
+
+from prunec.errors import BadInput, BudgetNotMet, CheckFailed, EmptyNetwork, UnsupportedModel
+from prunec.files import read_lines
+from prunec.plan import PrunePlan
+from prunec.training import run as run_module
+from prunec.training.config import RunConfig
+from prunec.training.presets import make_config, resume_config
+from prunec.training.progress import Silent
+from prunec.training.run import train_prune
+
+RESULTS = {"pruned.onnx", "pruned.safetensors", "plan.json", "metrics.jsonl", "summary.json", "report.html", "config.json"}
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of bars, lying or standing, with noise: 2 x 40 to train on and 2 x 10 to test."""
+    folder = tmp_path_factory.mktemp("bars")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for name in ("lying", "standing"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 60, (8, 8, 3))
+                image[rng.integers(1, 7)] += 150
+                pixels = (image if name == "lying" else image.transpose(1, 0, 2)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
+    return folder
+
+
+def config(output: Path, bars: Path, **given: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "model": "training_nets:tiny",
+        "data": str(bars),
+        "augment": "shift",
+        "batch_size": 16,
+        "steps": 120,
+        "shares": (0.2, 0.55, 0.25),
+        "gamma_lr": 0.3,
+        "rho": 0.03,
+        "ema_decay": 0.9,
+        "log_every": 6,
+        "checkpoint_every": 10,
+        "device": "cpu",
+        **given,
+    }
+    return make_config(str(output), preset="scratch", **settings)
+
+
+class Stop(Exception):
+    """Stands for kill -9: nothing of the run gets to clean up after it."""
+
+
+class StopAt(Silent):
+    """Ends the run at a step of it."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, done: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_prune(config(folder, bars))
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return document
+
+
+def test_a_run_prunes_and_leaves_everything_it_promises(finished: Path) -> None:
+    found = summary(finished)
+    assert {path.name for path in finished.iterdir()} == {*RESULTS, "checkpoint"}
+    assert found["after"]["params"] < 0.8 * found["before"]["params"]
+    assert found["after"]["macs"] < found["before"]["macs"]
+    assert found["accuracy"]["after"] >= 0.9
+    assert set(found["accuracy"]) == {"before", "removed", "after"}
+    assert found["validation"]["passed"]
+    assert found["validation"]["max_rel_error"] <= 1e-4
+    assert found["validation"]["latency_ratio"] > 0
+    assert all(layer["after"] <= layer["before"] for layer in found["layers"])
+    assert set(found["files"]) == RESULTS
+
+
+def test_sparsity_rises_and_the_metrics_say_so(finished: Path) -> None:
+    rows = read_lines(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    assert list(dict.fromkeys(row["phase"] for row in rows)) == ["warmup", "ista", "finetune"]
+    sparse = [row for row in rows if row["phase"] == "ista"]
+    assert sparse[-1]["sparsity"] > sparse[0]["sparsity"]
+    assert sparse[-1]["params_if_pruned"] < sparse[0]["params_if_pruned"]
+    assert sum(sparse[-1]["gamma_histogram"]["counts"]) == 8 * 3 + 6 + 4
+    assert all(row["rho"] == 0 for row in rows if row["phase"] != "ista")
+
+
+def test_the_estimate_while_training_is_close_to_what_removal_finds(finished: Path) -> None:
+    last = [row for row in read_lines(finished / "metrics.jsonl") if row["phase"] == "ista"][-1]
+    assert summary(finished)["after"]["params"] == pytest.approx(last["params_if_pruned"], rel=0.02)
+
+
+def test_plan_and_weights_give_the_pruned_network_again_as_the_users_own_class(finished: Path) -> None:
+    module, _ = tiny()
+    pruned = PrunePlan.load(finished / "plan.json").apply(module)
+    pruned.load_state_dict(load_file(finished / "pruned.safetensors"))
+    images = np.random.default_rng(1).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        ours = pruned.eval()(torch.from_numpy(images)).numpy()
+    session = onnxruntime.InferenceSession(finished / "pruned.onnx", providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [3, 17, 24, 47, 91, 105, 119])
+def test_a_run_killed_at_any_moment_ends_the_same(tmp_path: Path, bars: Path, finished: Path, step: int) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars), StopAt(step))
+    (folder / "metrics.jsonl").open("a").write('{"step": 9')
+    assert not (folder / "pruned.onnx").exists()
+    train_prune(resume_config(str(folder)))
+    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert summary(folder)["accuracy"] == summary(finished)["accuracy"]
+
+
+def test_ctrl_c_saves_at_the_step_it_came_in_and_the_run_goes_on_from_there(
+    tmp_path: Path, bars: Path, finished: Path
+) -> None:
+    class PressAt(StopAt):
+        def step(self, done: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_prune(config(folder, bars), PressAt(33))
+    assert signal.getsignal(signal.SIGINT) is before
+    state = torch.load(folder / "checkpoint" / "state.pt", weights_only=True)
+    assert state["step"] == 33
+    train_prune(resume_config(str(folder)))
+    assert (folder / "pruned.safetensors").read_bytes() == (finished / "pruned.safetensors").read_bytes()
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path: Path, bars: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    train_prune(config(tmp_path / "run", bars, steps=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_existing_run_is_not_replaced_unasked(finished: Path, bars: Path) -> None:
+    before = (finished / "pruned.onnx").read_bytes()
+    with pytest.raises(BadInput, match="already holds a run"):
+        train_prune(config(finished, bars))
+    assert (finished / "pruned.onnx").read_bytes() == before
+
+
+def test_force_replaces_a_run_and_leaves_nothing_of_it(tmp_path: Path, bars: Path) -> None:
+    folder = tmp_path / "run"
+    train_prune(config(folder, bars, steps=4))
+    rows = len(read_lines(folder / "metrics.jsonl"))
+    train_prune(config(folder, bars, steps=4, force=True))
+    assert len(read_lines(folder / "metrics.jsonl")) == rows
+
+
+def test_a_run_that_removes_nothing_says_so(tmp_path: Path, bars: Path) -> None:
+    result = train_prune(config(tmp_path / "run", bars, steps=8, rho=1e-6))
+    assert result.after == result.before
+    assert any("no channel was removed" in reason for reason in result.reasons)
+
+
+def test_a_rho_that_would_empty_the_network_is_refused_before_it_does(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(EmptyNetwork, match="no channel would be left in front of") as error:
+        train_prune(config(tmp_path / "run", bars, rho=50.0))
+    assert "lower rho" in error.value.do
+    assert error.value.exit_status == 1
+    assert not (tmp_path / "run" / "pruned.onnx").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(CheckFailed, match="loss is not a number"):
+        train_prune(config(tmp_path / "run", bars, lr=1e18, checkpoint_every=1, log_every=1))
+    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["module"].values() if v.is_floating_point() and v.dim() > 1)
+
+
+def test_a_budget_is_met_without_naming_rho(tmp_path: Path, bars: Path) -> None:
+    result = train_prune(config(tmp_path / "run", bars, rho=None, target_params=0.6, steps=300, log_every=3))
+    assert result.after["params"] <= 0.6 * result.before["params"]
+    assert any("the budget of 60% is reached" in reason for reason in result.reasons)
+
+
+def test_a_budget_that_is_not_met_is_told_and_the_network_written_all_the_same(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(BudgetNotMet, match="were asked for") as error:
+        train_prune(config(tmp_path / "run", bars, rho=1e-6, target_macs=0.5, steps=8))
+    assert error.value.exit_status == 1
+    assert (tmp_path / "run" / "pruned.onnx").exists()
+
+
+def test_without_fine_tuning_the_removal_is_exact(tmp_path: Path, bars: Path) -> None:
+    result = train_prune(config(tmp_path / "run", bars, shares=(0.3, 0.7, 0.0)))
+    plan = PrunePlan.load(tmp_path / "run" / "plan.json")
+    assert plan.exact
+    assert not plan.is_empty
+    assert result.accuracy["after"] == result.accuracy["removed"]
+
+
+def test_pretrained_weights_are_measured_first_and_rescaled(tmp_path: Path, bars: Path) -> None:
+    torch.manual_seed(0)
+    module, _ = tiny()
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    given = {"weights": str(tmp_path / "weights.safetensors"), "rho": None, "shares": (0.0, 0.7, 0.3)}
+    result = train_prune(config(tmp_path / "run", bars, alpha=0.1, **given))
+    assert result.accuracy["before"] < result.accuracy["after"]
+    assert any(reason.startswith("rho ") and "loss of guessing" in reason for reason in result.reasons)
+
+
+def spoilt(kind: str, folder: Path) -> Mapping[str, Any]:
+    """Return settings with one thing wrong with them."""
+    if kind == "weights-missing":
+        return {"weights": str(folder / "none.safetensors")}
+    if kind == "weights-of-another-network":
+        save_file({"stem.0.weight": torch.zeros(3)}, folder / "other.safetensors")
+        return {"weights": str(folder / "other.safetensors")}
+    if kind == "data-missing":
+        return {"data": str(folder / "none")}
+    if kind == "too-many-classes":
+        return {"data": "digits"}
+    if kind == "no-such-model":
+        return {"model": "training_nets:nothing"}
+    return {"input_shape": (4, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("weights-missing", "none.safetensors"),
+        ("weights-of-another-network", "do not fit the network"),
+        ("data-missing", "there is no data set"),
+        ("too-many-classes", "tells 2 classes apart"),
+        ("no-such-model", "nothing"),
+        ("input-shape", "cannot run on an input"),
+    ],
+)
+def test_bad_input_is_told_in_one_message_and_nothing_is_written(
+    tmp_path: Path, bars: Path, kind: str, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        train_prune(config(tmp_path / "run", bars, **spoilt(kind, tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_class_scores_is_refused(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="not one score per image"):
+        train_prune(config(tmp_path / "run", bars, model="torch.nn:Identity", input_shape=(3, 8, 8)))
+
+
+def test_a_network_without_gammas_is_refused(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(BadInput, match="no channel of the network can be trained away"):
+        train_prune(config(tmp_path / "run", bars, model="training_nets:without_norms", input_shape=(3, 8, 8)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, bars: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars), StopAt(15))
+    with pytest.raises(BadInput, match="belongs to other settings"):
+        train_prune(config(folder, bars, lr=0.01, resume=True))
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, bars: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars), StopAt(15))
+    (folder / "checkpoint" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="cannot read the checkpoint"):
+        train_prune(resume_config(str(folder)))
+
+
+def test_progress_is_told_of_phases_steps_and_rows(tmp_path: Path, bars: Path) -> None:
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.phases: list[tuple[str, int, int]] = []
+            self.steps = self.rows = 0
+            self.closed = False
+
+        def phase(self, name: str, total: int, done: int) -> None:
+            self.phases.append((name, total, done))
+
+        def step(self, done: int) -> None:
+            self.steps += 1
+
+        def row(self, row: Mapping[str, Any], full_params: int) -> None:
+            self.rows += 1
+
+        def close(self) -> None:
+            self.closed = True
+
+    progress = Listening()
+    run_module.train_prune(config(tmp_path / "run", bars, steps=20), progress)
+    assert progress.phases == [("warmup", 4, 0), ("ista", 11, 0), ("finetune", 5, 0)]
+    assert progress.steps == 20
+    assert progress.rows == len(read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert progress.closed
