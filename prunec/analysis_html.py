@@ -112,8 +112,8 @@ def _drawing(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
     if not any(layer.inputs for layer in layers) or len(layers) > _DRAWN:
         return ""
     places = _places(layers)
-    width = max(x for x, _ in places.values()) + _BOX[0] + 8
-    height = max(y for _, y in places.values()) + _BOX[1] + 4
+    width = round(max(x for x, _ in places.values()) + _BOX[0] + 8)
+    height = round(max(y for _, y in places.values()) + _BOX[1] + 4)
     edges = "".join(
         _edge(places[name], places[layer.node]) for layer in layers for name in layer.inputs if name in places
     )

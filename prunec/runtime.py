@@ -96,6 +96,8 @@ def open_runner(model: Model, name: str, provider: Literal["cpu", "cuda"], *, op
         raise BadInput(f"there is no file {model}", do="give the path of an .onnx file")
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Two sessions are timed in turn: the idle one's threads must not spin on the other's cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with quiet():

@@ -107,9 +107,9 @@ class ShuffleUnit(nn.Module):
         self.right = nn.Sequential(
             cbr(inp, out, 1), nn.Conv2d(out, out, 3, stride, 1, groups=out, bias=False), nn.BatchNorm2d(out), cbr(out, out, 1)
         )
-        self.left = nn.Sequential(
-            nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False), nn.BatchNorm2d(inp), cbr(inp, out, 1)
-        )
+        if stride == 2:
+            depthwise = nn.Conv2d(inp, inp, 3, 2, 1, groups=inp, bias=False)
+            self.left = nn.Sequential(depthwise, nn.BatchNorm2d(inp), cbr(inp, out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.api import Options, choose, gather_facts
-from prunec.backends.onnx import CannotRewrite, apply_onnx
+from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import save_onnx
+from prunec.edits import CannotRewrite
 from prunec.frontends.onnx import OnnxSource, TracedOnnx, trace_onnx
 from prunec.passes.lower import lower
+from prunec.passes.permutations import fuse_permutations
 from prunec.passes.select import plan
 from prunec.plan import PrunePlan
 
@@ -120,6 +123,7 @@ def prune(
 ) -> tuple[TracedOnnx, PrunePlan, OnnxSource]:
     """Trace, plan and prune a model, as the API does."""
     traced = trace_onnx(model, input_shapes or {})
+    traced = replace(traced, graph=fuse_permutations(traced.graph))
     frozen: dict[str, str] = {}
     while True:
         facts = gather_facts(traced.graph, (), frozen)

@@ -477,6 +477,7 @@ REFUSED: Mapping[str, tuple[int, Build, str]] = {
     "reduce-max": (13, maximum_over_channels, "max"),
     "arg-max": (13, where_largest, "argmax"),
     "pool-indices": (13, indices_of_pool, "Indices"),
+    "slice-every-second": (13, slice_every_second, "with a step"),
     "scatter-nd": (13, scattered, "depends on the values"),
     "if": (13, branching, "a graph of its own"),
     "loop": (13, looping, "a graph of its own"),

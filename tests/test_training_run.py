@@ -55,7 +55,7 @@ def config(output: Path, bars: Path, **given: Any) -> RunConfig:
         "steps": 120,
         "shares": (0.2, 0.55, 0.25),
         "gamma_lr": 0.3,
-        "rho": 0.03,
+        "rho": 0.02,
         "ema_decay": 0.9,
         "log_every": 6,
         "checkpoint_every": 10,
@@ -140,7 +140,8 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path: Path, bars: Path, fi
     folder = tmp_path / "run"
     with pytest.raises(Stop):
         train_prune(config(folder, bars), StopAt(step))
-    (folder / "metrics.jsonl").open("a").write('{"step": 9')
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 9')
     assert not (folder / "pruned.onnx").exists()
     train_prune(resume_config(str(folder)))
     for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):

@@ -21,7 +21,7 @@ from prunec.ops import BINARY, UNARY
 from prunec.passes.rules import numeric
 from prunec.passes.rules.arrays import MAX_ELEMENTS, TIDY_ELEMENTS, along, fits, lift, others, uniform, unknown
 from prunec.passes.rules.moves import MOVES
-from prunec.passes.rules.weights import Weight
+from prunec.passes.rules.weights import Weight, negligible
 
 Array = np.ndarray[Any, Any]
 Known = Sequence[Array | None]
@@ -253,7 +253,7 @@ def _affine(call: Call, normal: Array, axis: int) -> Array | None:
         return None
     if not (call.has(1) or call.has(2)):
         return normal
-    silent = gamma == 0
+    silent = np.abs(gamma) <= negligible(gamma)
     affine = gamma * normal + beta
     return np.where(silent, beta, affine) if silent.any() else affine
 

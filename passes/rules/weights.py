@@ -20,15 +20,33 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 PROBE = 32
 """Columns looked at before all others: in most weights they settle every row."""
 
+NEGLIGIBLE = 1e-6
+"""A weight, or a gamma, below this fraction of its tensor's median magnitude counts as zero. Weight decay
+leaves such remnants (1e-39 in published files), and float32 results do not show them."""
+
+SAMPLES = 4096
+"""Elements that the median is taken from, spread evenly; a full pass would cost more than all else here."""
+
+
+def negligible(array: Array) -> float:
+    """Return the magnitude up to which elements of ``array`` count as zero."""
+    if array.dtype.kind in "iub" or not array.size:
+        return 0.0
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.ravel()
+    sample = np.abs(flat[:: max(1, flat.size // SAMPLES)].astype(np.float64))
+    sample = sample[np.isfinite(sample) & (sample > 0)]
+    return float(NEGLIGIBLE * np.median(sample)) if sample.size else 0.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
     """A weight as number[g, out/g, in/g, taps]: a view of the model's own memory, nothing is copied.
 
-    Output ``o`` reads input ``k`` where some tap of the pair is not exactly zero (NaN is not).
+    Output ``o`` reads input ``k`` where some tap of the pair is larger than ``zero`` (NaN is).
     """
 
     taps: Array
+    zero: float = 0.0
 
     @property
     def num_inputs(self) -> int:
@@ -40,11 +58,11 @@ class Weight:
 
     def reading(self, inputs: Mask) -> Mask:
         """Return bool[out]: the outputs that read any of ``inputs`` (bool[in])."""
-        return _any(self.taps, inputs.reshape(self.taps.shape[0], self.taps.shape[2]))
+        return _any(self.taps, self.zero, inputs.reshape(self.taps.shape[0], self.taps.shape[2]))
 
     def read_by(self, outputs: Mask) -> Mask:
         """Return bool[in]: the inputs that any of ``outputs`` (bool[out]) reads."""
-        return _any(self.taps.swapaxes(1, 2), outputs.reshape(self.taps.shape[:2]))
+        return _any(self.taps.swapaxes(1, 2), self.zero, outputs.reshape(self.taps.shape[:2]))
 
     def total(self, outputs: Mask, constants: Array) -> Array:
         """Return float64[out]: Σ_k constants[k] · Σ_taps W[o, k] for the chosen ``outputs``, 0 elsewhere.
@@ -67,39 +85,42 @@ class Weight:
 
 def weight_of(node: Node, array: Array) -> Weight | None:
     """View the weight of ``node`` (conv, conv_transpose, or matmul with a two-axis b); None for others."""
+    zero = negligible(array)
     if node.op == "matmul":
         if array.ndim != 2:
             return None
-        return Weight((array if node.attrs.get("transpose_b") else array.T)[None, :, :, None])
+        return Weight((array if node.attrs.get("transpose_b") else array.T)[None, :, :, None], zero)
     groups = node.attrs.get("conv_groups", 1)
     if array.ndim < 3 or array.shape[0] % groups:
         return None
     taps = array.reshape(groups, array.shape[0] // groups, array.shape[1], math.prod(array.shape[2:]))
-    return Weight(taps.swapaxes(1, 2) if node.op == "conv_transpose" else taps)
+    return Weight(taps.swapaxes(1, 2) if node.op == "conv_transpose" else taps, zero)
 
 
-def _any(taps: Array, columns: Mask) -> Mask:
-    """Return bool[g·rows]: does number[g, row, column, tap] have a tap that is not zero in the chosen columns?"""
+def _any(taps: Array, zero: float, columns: Mask) -> Mask:
+    """Return bool[g·rows]: does number[g, row, column, tap] have a tap larger than ``zero`` in the chosen columns?"""
     if taps.shape[0] > 1:
-        return (_nonzero(taps) & columns[:, None, :]).any(axis=2).ravel()
+        return (_nonzero(taps, zero) & columns[:, None, :]).any(axis=2).ravel()
     chosen = np.flatnonzero(columns[0])
     found = np.zeros(taps.shape[1], dtype=np.bool_)
     if not chosen.size:
         return found
-    found[:] = _nonzero(taps[0, :, chosen[0]])
+    found[:] = _nonzero(taps[0, :, chosen[0]], zero)
     for part in (chosen[1:PROBE], chosen[PROBE:]):
         rest = np.flatnonzero(~found)
         if part.size and rest.size:
-            found[rest] = _nonzero(taps[0][np.ix_(rest, part)]).any(axis=1)
+            found[rest] = _nonzero(taps[0][np.ix_(rest, part)], zero).any(axis=1)
     return found
 
 
-def _nonzero(taps: Array) -> Mask:
-    """Return bool[..., tap gone]: True where any tap is not zero."""
+def _nonzero(taps: Array, zero: float) -> Mask:
+    """Return bool[..., tap gone]: True where any tap is larger than ``zero``, or NaN."""
+    limit = np.asarray(zero).astype(taps.dtype)
     if taps.dtype.itemsize == 2 and taps.dtype.kind not in "iu":
-        # Half and bfloat16 compare slowly; both zeros have no bit set but the sign.
-        taps = np.ascontiguousarray(taps).view(np.uint16) & 0x7FFF
+        # Half and bfloat16 compare slowly; without their sign, their bits are ordered as they are.
+        taps, limit = np.ascontiguousarray(taps).view(np.uint16) & 0x7FFF, limit.view(np.uint16)
     found = np.zeros(taps.shape[:-1], dtype=np.bool_)
     for tap in range(taps.shape[-1]):
-        found |= taps[..., tap] != 0
+        column = taps[..., tap]
+        found |= column != 0 if zero == 0 else ~(np.abs(column) <= limit)
     return found

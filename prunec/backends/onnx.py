@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 
-from prunec.backends.onnx_rewrite import CannotRewrite, Site, rewrite
+from prunec.backends.onnx_rewrite import Site, rewrite
 from prunec.backends.onnx_surgeon import Surgeon
-from prunec.edits import Edits
+from prunec.edits import CannotRewrite, Edits
 from prunec.errors import InternalError
 from prunec.frontends.onnx import OnnxSource, TracedOnnx
 from prunec.frontends.onnx_nodes import SourceNode, read_nodes
 from prunec.frontends.onnx_shapes import infer
 from prunec.frontends.onnx_view import Facts, View
 from prunec.graph import Node, Shape
-
-__all__ = ["CannotRewrite", "apply_onnx"]
 
 Array = np.ndarray[Any, Any]
 _BIASED = ("Conv", "ConvTranspose", "com.microsoft.FusedConv", "Gemm")
@@ -81,7 +80,7 @@ def _facts(traced: TracedOnnx) -> Facts:
 
 
 def _parts(traced: TracedOnnx, source: SourceNode, graph: Mapping[str, Node]) -> list[Node]:
-    return [graph[name] for name in traced.parts.get(source.place, ())]
+    return [graph[name] for name in traced.parts.get(source.place, ()) if name in graph]
 
 
 def _slot(traced: TracedOnnx, node: Node, index: int) -> int:
@@ -98,13 +97,12 @@ def _rewrite_sizes(
     changed = _may_change(traced, edits)
     for source in traced.nodes:
         parts = [node for node in _parts(traced, source, graph) if node.name not in edits.removed]
-        for node in parts:
-            _refuse_strided(node, edits)
         if parts:
             view = views[parts[0].name]
             rewrite(
                 [Site(surgeon, view, node, edits.attrs.get(node.name, {}), edits.shapes, changed) for node in parts]
             )
+    _place_fused(surgeon, traced, edits)
 
 
 def _may_change(traced: TracedOnnx, edits: Edits) -> Callable[[str], bool]:
@@ -113,13 +111,21 @@ def _may_change(traced: TracedOnnx, edits: Edits) -> Callable[[str], bool]:
     return lambda name: name in edits.shapes or (name not in values and name not in params)
 
 
-def _refuse_strided(node: Node, edits: Edits) -> None:
-    """A slice that takes every n-th channel has no bounds that say which of them are left."""
-    if node.op != "slice":
-        return
-    kept = edits.keeps.get(node.inputs[0], {})
-    if any(axis in kept and step != 1 for axis, step in zip(node.attrs["axes"], node.attrs["steps"], strict=True)):
-        raise CannotRewrite(node.origin, "it takes every n-th channel")
+def _place_fused(surgeon: Surgeon, traced: TracedOnnx, edits: Edits) -> None:
+    """Put a Gather in the place of a channel shuffle (passes/permutations.py) whose channels change."""
+    makers = {name: node for node in traced.nodes for name in node.outputs}
+    for node in traced.graph.nodes:
+        value = node.outputs[0] if node.outputs else ""
+        changes = node.name in edits.attrs or value in edits.shapes or node.inputs[0] in edits.shapes
+        if node.attrs.get("fused") and changes and node.name not in edits.removed:
+            indices = edits.attrs.get(node.name, {}).get("indices", node.attrs["indices"])
+            end = makers[value]
+            surgeon.take_over(end.place, _gather(surgeon, node, indices, node.attrs["axis"], f"{end.name}_gather"))
+
+
+def _gather(surgeon: Surgeon, node: Node, indices: Array, axis: int, name: str) -> onnx.NodeProto:
+    places = surgeon.store(np.asarray(indices, np.int64), f"{node.outputs[0]}_indices")
+    return onnx.helper.make_node("Gather", [node.inputs[0], places], [node.outputs[0]], name, axis=axis)
 
 
 def _replace_params(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: Mapping[str, View]) -> None:

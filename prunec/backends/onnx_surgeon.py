@@ -111,6 +111,14 @@ class Surgeon:
         """Put another node in the place of one."""
         self._open(place).CopyFrom(node)
 
+    def take_over(self, place: int, node: onnx.NodeProto) -> None:
+        """Let another node, put behind the one at ``place``, make one of its outputs."""
+        old = self._open(place)
+        for slot, name in enumerate(old.output):
+            if name == node.output[0]:
+                old.output[slot] = self.fresh(name)
+        self._after.setdefault(place, []).append(node)
+
     def _open(self, place: int) -> onnx.NodeProto:
         self._touched.add(place)
         return self._nodes[place]

@@ -133,6 +133,18 @@ def _group_norm(call: Call, to: Emitter) -> None:
     to.emit("group_norm", inputs, call.results[:1], axis=1, num_groups=groups, eps=call["eps"])
 
 
+def _weight_norm(call: Call, to: Emitter) -> None:
+    """Translate w = v · (g / ‖v‖), the norm over all axes but ``dim``: the weight is computed from parameters."""
+    v, dim, rank = call["v"], call.get("dim", 0), call["v"].dim()
+    norms = tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape))
+    if dim < 0 or tuple(call["g"].shape) != norms:
+        return _opaque(call, to)
+    axes = [axis for axis in range(rank) if axis != dim]
+    (norm,) = to.emit("reduce", [v], call.results[1:] or [norms], kind="l2", axes=axes, keepdims=True)
+    (ratio,) = to.emit("div", [call["g"], norm], [norms])
+    to.emit("mul", [v, ratio], call.results[:1])
+
+
 # --- elementwise --------------------------------------------------------------------------------------
 
 
@@ -179,6 +191,10 @@ def _elu(call: Call, to: Emitter) -> None:
         to.emit("elu", [call["self"]], call.results, alpha=call.get("alpha", 1.0))
     else:
         to.emit("selu", [call["self"]], call.results, alpha=call.get("alpha", 1.0), gamma=scale)
+
+
+def _prelu(call: Call, to: Emitter) -> None:
+    to.emit("prelu", [call["self"], call["weight"]], call.results)
 
 
 def _where(call: Call, to: Emitter) -> None:
@@ -545,6 +561,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         **dict.fromkeys(_BATCH_NORMS, _batch_norm),
         "native_layer_norm": _layer_norm,
         "native_group_norm": _group_norm,
+        **dict.fromkeys(("_weight_norm_interface", "_weight_norm"), _weight_norm),
         **{name: _unary(name) for name in _SAME_NAME},
         "log_sigmoid_forward": _unary("log_sigmoid"),
         "leaky_relu": _unary("leaky_relu", alpha="negative_slope"),
@@ -562,6 +579,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "isnan": _unary("is_nan"),
         "isinf": _unary("is_inf"),
         "elu": _elu,
+        "_prelu_kernel": _prelu,
         "hardtanh": _hardtanh,
         **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "clip"), _clamp),
         **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout"), _unary("identity")),

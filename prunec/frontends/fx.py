@@ -95,8 +95,19 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         exported = _export(module, inputs, reason)
         try:
             return _record_any_batch(exported, inputs, name, exported=True)
-        except Exception as error:
+        except Exception as error:  # the module's own, or the tracers'? a plain run tells
+            if _runs(module, inputs) is None:
+                raise _untraceable(reason, error) from error
             raise _cannot_run(inputs, error) from error
+
+
+def _untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
+    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    return UntraceableModel(
+        "the network can be read neither by torch.fx nor by torch.export",
+        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
+    )
 
 
 def _cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
@@ -158,13 +169,10 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | 
             except Exception as error:  # noqa: PERF203  # each attempt may fail in its own way; the last is reported
                 last = error
     assert last is not None
-    if _runs(module, inputs) is not None:
-        raise _cannot_run(inputs, _runs(module, inputs) or last)
-    raise UntraceableModel(
-        "the network can be read neither by torch.fx nor by torch.export",
-        why=f"torch.fx: {_one_line(reason) if reason else 'its graph cannot be run'}; torch.export: {_one_line(last)}",
-        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
-    ) from last
+    failure = _runs(module, inputs)
+    if failure is not None:
+        raise _cannot_run(inputs, failure)
+    raise _untraceable(reason, last) from last
 
 
 def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
@@ -298,8 +306,16 @@ class _Recorder(TorchDispatchMode):
         self._source = f"{schema.name.replace('::', '.')}"
         before = self._name(tensors[0]) if in_place else ""
         translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
+        self._emit_rest(name, args, tensors)
         if in_place:
             self._written(tensors[0], before)
+
+    def _emit_rest(self, name: str, args: Sequence[Any], results: Sequence[Tensor]) -> None:
+        """Give the results that a row leaves out (a max pool's indices) a node, for readers that take them."""
+        rest = [result for result in results if id(result) not in self._names]
+        if rest:
+            operands = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+            self.emit("opaque", operands, rest, reason=f"prunec does not follow this output of {name}")
 
     # -- what rows of the aten table use --
 

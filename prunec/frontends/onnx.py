@@ -65,8 +65,8 @@ def trace_onnx(
 
     Args:
         model: what ``load_onnx`` returned, or a ModelProto with its weights inside.
-        input_shapes: sizes for inputs that the file leaves open. They make more shapes known to the
-            passes; nothing that is later written to a file relies on them.
+        input_shapes: sizes for inputs that the file leaves open, by name; "" stands for the only input.
+            They make more shapes known to the passes; nothing that is later written to a file relies on them.
 
     Raises:
         BadInput: the model is damaged, or a shape does not fit it.
@@ -74,7 +74,7 @@ def trace_onnx(
     """
     source = model if isinstance(model, OnnxSource) else OnnxSource(model)
     nodes = read_nodes(source.model)
-    shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
+    shapes = _named(source, input_shapes)
     facts, drafts = _walk(source, nodes, {}, None)
     file_facts = facts
     if shapes:
@@ -92,6 +92,17 @@ def trace_onnx(
         roots=MappingProxyType(file_facts.roots),
         marks=MappingProxyType(file_facts.marks),
     )
+
+
+def _named(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """Return the given shapes by input name; "" stands for the only input."""
+    inputs = [value.name for value in _inputs(source.model)]
+    if "" in given and len(inputs) != 1:
+        raise BadInput(
+            f"a shape without a name, and the model has {len(inputs)} inputs",
+            do=f"name the input: {', '.join(inputs)}",
+        )
+    return {name or inputs[0]: tuple(shape) for name, shape in given.items()}
 
 
 # --- the walk ---------------------------------------------------------------------------------------

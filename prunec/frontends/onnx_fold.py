@@ -146,8 +146,8 @@ def marked(view: View) -> Sequence[Array]:
 
 
 _MOVING = frozenset(
-    {"Identity", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Tile",
-     "Split"}
+    {"Identity", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand",
+     "Tile", "Split"}
 )  # fmt: skip
 
 

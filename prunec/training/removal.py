@@ -1,4 +1,4 @@
-"""From trained gammas to a smaller network, and back to it from a plan.
+"""From trained gammas to a smaller network, and the optimiser of both.
 
 Owns the step between ISTA and fine-tuning; the removal itself is prunec/api.py's.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from prunec import api
 from prunec.backends.fx import apply_edits
@@ -39,13 +39,6 @@ def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, 
         border=border_of(config, finetune_steps),
         keep=config.keep,
     )
-
-
-def rebuild(module: nn.Module, example_inputs: Sequence[Any], plan: PrunePlan, keep: Sequence[str]) -> fx.GraphModule:
-    """Return the pruned network of a plan, as it was made the first time; its weights are yet to be loaded."""
-    traced = read_module(module, tuple(example_inputs))
-    facts = api.gather_facts(traced.graph, keep)
-    return apply_edits(traced, lower(traced.graph, facts.classes, plan, facts.constants))
 
 
 def sgd(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.SGD:

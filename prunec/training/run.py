@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from prunec.apply import apply_plan
 from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
 from prunec.training.batches import plain_batches
@@ -26,7 +27,7 @@ from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, run_phase
 from prunec.training.metrics import MetricsFile, Window
 from prunec.training.progress import Progress, Silent
-from prunec.training.removal import rebuild, remove, sgd
+from prunec.training.removal import remove, sgd
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
 from prunec.training.setup import Setup, prepare, start_run_folder
@@ -210,8 +211,7 @@ class _Run:
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])
-        module = rebuild(self.module.to("cpu"), self.setup.example_inputs, self.plan, self.config.keep)
-        self.module = module.to(self.setup.device)
+        self.module = apply_plan(self.module.to("cpu"), self.plan).to(self.setup.device)
 
     # --- fine-tuning --------------------------------------------------------------------------------
 

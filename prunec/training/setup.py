@@ -87,9 +87,10 @@ def prepare(config: RunConfig) -> Setup:
     example_inputs = (torch.zeros(2, *image_shape),)
     graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
+    outputs = _count_outputs(module, example_inputs)
     require_some(sparsity)
     data = load(config.data, image_shape)
-    _check_classes(module, example_inputs, data)
+    _check_classes(outputs, data)
     data = data.to(device)
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
     batches = Batches(data.train, config.batch_size, images, config.seed)
@@ -156,9 +157,12 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
     return resolved.module, (channels_in, height, width)
 
 
-def _check_classes(module: nn.Module, example_inputs: Sequence[torch.Tensor], data: ImageSet) -> None:
+def _count_outputs(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> int:
     with torch.no_grad(), evaluating(module):
-        count = scores_of(module(*example_inputs)).shape[1]
+        return scores_of(module(*example_inputs)).shape[1]
+
+
+def _check_classes(count: int, data: ImageSet) -> None:
     if count < len(data.classes):
         raise BadInput(
             f"the network tells {count} classes apart, {data.name} has {len(data.classes)}",
