@@ -49,7 +49,8 @@ class Absorption:
     def carriers(self) -> Mask:
         """Return bool[positions]: constants large enough to stand for those that are removed."""
         largest = np.abs(self.constants[self.removed & self.constant]).max()
-        return self.constant & (np.abs(self.constants) >= WEAKEST_CARRIER * largest)
+        able: Mask = self.constant & (np.abs(self.constants) >= WEAKEST_CARRIER * largest)
+        return able
 
 
 def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask) -> Iterator[Absorption]:
@@ -89,7 +90,11 @@ def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Need
             able = absorption.carriers()
             size = np.abs(absorption.constants)
             # One per absorption served, plus at most a half for the relative size of the constant.
-            np.maximum.at(share := np.zeros(classes.num_classes), absorption.classes[able], 1 + 0.5 * size[able] / size[able].max())
+            np.maximum.at(
+                share := np.zeros(classes.num_classes),
+                absorption.classes[able],
+                1 + 0.5 * size[able] / size[able].max(),
+            )
             serves += share
         best = int(serves.argmax())
         chosen[best] = True
@@ -140,7 +145,11 @@ def folds(
     for absorption in absorptions(classes, found, wanted, keep):
         read = absorption.read
         lost = absorption.removed & absorption.constant
-        carried = lost & exact[absorption.classes] if read.border and (border == "exact" or read.node.op == "conv_transpose") else lost & False
+        carried = (
+            lost & exact[absorption.classes]
+            if read.border and (border == "exact" or read.node.op == "conv_transpose")
+            else lost & False
+        )
         staying = absorption.carriers() & ~absorption.removed
         if carried.any() and staying.any():
             at = int(np.where(staying, np.abs(absorption.constants), -1).argmax())
@@ -156,7 +165,9 @@ def folds(
 
 def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: int = -1, value: float = 0.0) -> Fold:
     positions = tuple(absorption.positions[which].tolist())
-    return Fold(absorption.read.node.name, kind, positions, tuple(absorption.constants[which].tolist()), target, carrier, value)
+    return Fold(
+        absorption.read.node.name, kind, positions, tuple(absorption.constants[which].tolist()), target, carrier, value
+    )
 
 
 def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from prunec.errors import BadInput, InternalError
 from prunec.graph import Graph, Node
-from prunec.labels import ChannelClasses, Label, Member, Ties, spread
+from prunec.labels import ChannelClasses, Ids, Label, Member, Ties, spread
 from prunec.passes.rules.channels import CHANNEL_RULES, Rule
 
 GRAPH_OUTPUT = "is an output of the network"
@@ -79,16 +77,18 @@ def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict
         results = rules[node.op](node, [labels[name] for name in node.inputs], shapes, ties)
     except (ValueError, IndexError, AssertionError, KeyError) as error:
         # A rule that met a graph it was not written for: our fault, and the user should see where.
-        raise InternalError("channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)) from error
-    for name, label in zip(node.outputs, results, strict=False):
-        if name:
-            labels[name] = label
+        raise InternalError(
+            "channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)
+        ) from error
+    labels.update((name, label) for name, label in zip(node.outputs, results, strict=False) if name)
 
 
-def _pin_kept(graph: Graph, keep: Sequence[str], labels: Mapping[str, Label], members: Sequence[Member], ties: Ties) -> None:
+def _pin_kept(
+    graph: Graph, keep: Sequence[str], labels: Mapping[str, Label], members: Sequence[Member], ties: Ties
+) -> None:
     """Pin what the user's patterns name: a parameter's first axis, or a node's outputs."""
     for pattern in keep:
-        found: list[np.ndarray] = []  # type: ignore[type-arg]  # int64 arrays of any rank
+        found: list[Ids] = []
         matched = False
         for member in members:
             if fnmatchcase(member.param, pattern):

@@ -1,7 +1,7 @@
 """Graph, ChannelClasses -> Gammas: which BatchNorm scales decide over which channel classes.
 
 Owns the question "if these gammas were zero, would the class be constant wherever it is read?". What
-training does with the answer is in prunec/training/sparsify.py; see scaling.py for γ–W rescaling.
+training does with the answer is in prunec/training/sparsity.py; see scaling.py for γ–W rescaling.
 """
 
 from __future__ import annotations

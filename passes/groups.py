@@ -14,7 +14,7 @@ from prunec.graph import Graph
 from prunec.labels import ChannelClasses, Label
 
 if TYPE_CHECKING:
-    import networkx
+    import networkx as nx
 
 
 def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
@@ -33,16 +33,16 @@ def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(groups[key]) for key in sorted(groups))
 
 
-def dependency_graph(graph: Graph, classes: ChannelClasses) -> networkx.DiGraph:
+def dependency_graph(graph: Graph, classes: ChannelClasses) -> nx.DiGraph:
     """Return the graph as networkx: nodes are ops, edges carry the channel classes that flow along them.
 
     Node attributes: ``op``, ``source``, ``origin``. Edge attributes: ``value`` (name), ``shape`` and
     ``classes`` (sorted list of class numbers; 0, "no channel", left out). Graph inputs and outputs are
     nodes with ``op`` "input" and "output". Parallel edges of one pair are merged.
     """
-    import networkx
+    import networkx as nx
 
-    result = networkx.DiGraph(name=graph.name)
+    result = nx.DiGraph(name=graph.name)
     for name in graph.inputs:
         result.add_node(name, op="input", source="", origin=name)
     for node in graph.nodes:
@@ -55,7 +55,7 @@ def dependency_graph(graph: Graph, classes: ChannelClasses) -> networkx.DiGraph:
     return result
 
 
-def _connect(result: networkx.DiGraph, graph: Graph, classes: ChannelClasses, value: str, reader: str) -> None:
+def _connect(result: nx.DiGraph, graph: Graph, classes: ChannelClasses, value: str, reader: str) -> None:
     producer = graph.producer(value)
     source = producer.name if producer is not None else value
     if not value or source not in result:

@@ -42,7 +42,7 @@ def legalise(
         wanted = needs(graph, classes, constants, keep)
         for node in graph.nodes:
             if node.name in wanted.nodes:
-                _record(given, node.name, _fill(graph, node, wanted, classes, keep, priority))
+                _record(given, node.name, _fill(node, wanted, classes, keep, priority))
         if (keep == before).all():
             return keep, given
 
@@ -56,7 +56,7 @@ def _balance(balance: Balance, classes: ChannelClasses, keep: Mask, priority: Fl
     """Give back channels (in place) until every convolution group that survives has the same counts."""
     before = keep.copy()
     sides = [classes.class_of[ids] for ids in (balance.in_ids, balance.out_ids)]
-    alive = np.logical_or(*(keep[side].any(axis=1) for side in sides))
+    alive = keep[sides[0]].any(axis=1) | keep[sides[1]].any(axis=1)
     for side in sides:
         rows = side[alive]
         while rows.size:
@@ -80,9 +80,7 @@ def _difference(before: Mask, after: Mask) -> Mask | None:
     return changed if changed.any() else None
 
 
-def _fill(
-    graph: Graph, node: Node, wanted: Needs, classes: ChannelClasses, keep: Mask, priority: Floats
-) -> Mask | None:
+def _fill(node: Node, wanted: Needs, classes: ChannelClasses, keep: Mask, priority: Floats) -> Mask | None:
     """Give back one channel (in place) on every axis of a running node's tensors that would be empty."""
     before = keep.copy()
     gone = wanted.dropped.get(node.name, ())
@@ -95,7 +93,7 @@ def _fill(
     return _difference(before, keep)
 
 
-def round_up(classes: ChannelClasses, groups: Iterable[Sequence[int]], keep: Mask, priority: Floats, multiple: int) -> Mask:
+def round_up(groups: Iterable[Sequence[int]], keep: Mask, priority: Floats, multiple: int) -> Mask:
     """Give back channels until every coupled group keeps a multiple of ``multiple`` (or all of its channels)."""
     keep = keep.copy()
     for group in groups:

@@ -35,19 +35,21 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     Raises:
         BadPlan: the plan names parameters or sizes that the graph does not have.
     """
-    keep = keep_mask(graph, classes, plan)
+    keep = keep_mask(classes, plan)
     known = constants(graph) if known is None else known
     wanted = _needs(graph, classes, known, keep, plan)
-    keeps = _keeps(graph, classes, keep)
+    keeps = _keeps(classes, keep)
     rest, shape_of = pruned_shapes(graph, classes, keep, wanted)
     shapes = {name: shape_of(name) for name in keeps}
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
-    new_biases, folded = _fold_all(graph, classes, plan, known, keeps)
+    new_biases, folded = _fold_all(graph, plan, known, keeps)
     replaced = dict(_replacements(graph, wanted, stored))
     return Edits(
         params=MappingProxyType(_slice_params(graph, plan, keeps, folded)),
         new_biases=MappingProxyType(new_biases),
-        attrs=MappingProxyType({n.name: attrs for n in rest.nodes if (attrs := _attrs(graph, classes, n, keep, keeps))}),
+        attrs=MappingProxyType(
+            {n.name: attrs for n in rest.nodes if (attrs := _attrs(graph, classes, n, keep, keeps))}
+        ),
         constant_inputs=MappingProxyType({key: _typed(graph, key, value) for key, value in stored.items()}),
         dropped_inputs=MappingProxyType(dict(wanted.dropped)),
         replaced=MappingProxyType(replaced),
@@ -57,7 +59,7 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     )
 
 
-def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
+def keep_mask(classes: ChannelClasses, plan: PrunePlan) -> Mask:
     """Return bool[num_classes] from what the plan keeps of each parameter axis."""
     keep = np.ones(classes.num_classes, dtype=bool)
     members = {(member.param, member.axis): member for member in classes.members}
@@ -90,7 +92,7 @@ def _needs(graph: Graph, classes: ChannelClasses, known: Constants, keep: Mask, 
     return needs(graph, classes, known, keep, cuts=dummy)
 
 
-def _keeps(graph: Graph, classes: ChannelClasses, keep: Mask) -> dict[str, dict[int, Array]]:
+def _keeps(classes: ChannelClasses, keep: Mask) -> dict[str, dict[int, Array]]:
     result: dict[str, dict[int, Array]] = {}
     for name, label in classes.labels.items():
         for axis in range(len(label.shape or ())):
@@ -117,7 +119,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _fold_all(
-    graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constants, keeps: Mapping[str, Mapping[int, Array]]
+    graph: Graph, plan: PrunePlan, known: Constants, keeps: Mapping[str, Mapping[int, Array]]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return (new biases by node, sliced; folded parameters by name, not yet sliced)."""
     nodes = {node.name: node for node in graph.nodes}
@@ -225,7 +227,7 @@ def _attrs(
     if rule is None:
         return {}
     where = _Where(graph, classes, node, keep, keeps)
-    return {key: value for key, value in rule(where) if not np.array_equal(value, node.attrs.get(key))}
+    return {key: value for key, value in rule(where) if not np.array_equal(value, node.attrs[key])}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,7 +263,7 @@ def _conv_groups(at: _Where) -> _Changes:
     shape = at.graph.shape(at.x)
     size = shape[1] if shape is not None else None
     index = at.kept(at.x, 1)
-    if not isinstance(size, int) or index is None and at.kept(at.out, 1) is None:
+    if not isinstance(size, int) or (index is None and at.kept(at.out, 1) is None):
         return
     alive = np.arange(size) if index is None else index
     yield "conv_groups", int(np.unique(alive // (size // groups)).size)

@@ -9,7 +9,7 @@ free. Recognised by what the moves do to index arrays, not by their pattern, so 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -47,10 +47,8 @@ def fuse_permutations(graph: Graph) -> Graph:
             gathers.update(_detour(graph, node))
     if not gathers:
         return graph
-    nodes = []
-    for node in graph.nodes:
-        nodes.append(gathers.get(node.outputs[0], node) if node.outputs else node)
-    return _without_dead(replace_nodes(graph, tuple(nodes)))
+    nodes = tuple(gathers.get(node.outputs[0], node) if node.outputs else node for node in graph.nodes)
+    return _without_dead(replace_nodes(graph, nodes))
 
 
 def replace_nodes(graph: Graph, nodes: tuple[Node, ...]) -> Graph:
@@ -157,7 +155,9 @@ def _as_gather(graph: Graph, source: str, place: _Place) -> Array | None:
             continue
         if before[axis] != after[axis]:
             return None
-        if array is not None and (varying(array) != (axis,) or not np.array_equal(array.ravel(), np.arange(before[axis]))):
+        if array is not None and (
+            varying(array) != (axis,) or not np.array_equal(array.ravel(), np.arange(before[axis]))
+        ):
             return None
     channels = place.arrays[1]
     if channels is None or any(axis != 1 for axis in varying(channels)) or channels.size != after[1]:

@@ -51,7 +51,8 @@ class Read:
     @property
     def fine(self) -> Mask:
         """True where the channel can leave without a change to what the node computes."""
-        return self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+        fine: Mask = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+        return fine
 
 
 def contracted_axis(node: Node, index: int, rank: int) -> int | None:
@@ -114,7 +115,7 @@ def _any_outside(live: Mask, ids: Ids) -> Mask:
     """Reduce a liveness array over the axes along which ``ids`` does not vary."""
     live = live.reshape((1,) * (ids.ndim - live.ndim) + live.shape)
     gone = tuple(axis for axis in range(ids.ndim) if ids.shape[axis] == 1)
-    return live.any(axis=gone, keepdims=True) if gone else live
+    return np.asarray(live.any(axis=gone, keepdims=True)) if gone else live
 
 
 def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> tuple[bool, bool]:

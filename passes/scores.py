@@ -18,7 +18,9 @@ from prunec.passes.select import Facts
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def score(facts: Facts, criterion: str, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Floats:
+def score(
+    facts: Facts, criterion: str, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> Floats:
     """Return float64[num_classes]; the lowest scores go first.
 
     Criteria:
@@ -51,27 +53,37 @@ def _makers(facts: Facts) -> set[tuple[str, int]]:
         elif node.op == "conv_transpose":
             found.add((node.inputs[1], 1))
         elif node.op == "matmul":
-            found.update((member.param, member.axis) for member in facts.classes.members if _makes(facts, node.outputs[0], member.ids))
+            found.update(
+                (member.param, member.axis)
+                for member in facts.classes.members
+                if _makes(facts, node.outputs[0], member.ids)
+            )
     return found
 
 
 def _makes(facts: Facts, value: str, ids: np.ndarray[Any, Any]) -> bool:
     """Tell whether a matrix product's output carries exactly these ids."""
-    return any(field.size == ids.size and np.array_equal(field.ravel(), ids) for field in facts.classes.labels[value].fields)
+    return any(
+        field.size == ids.size and np.array_equal(field.ravel(), ids) for field in facts.classes.labels[value].fields
+    )
 
 
 def _gammas(facts: Facts) -> set[tuple[str, int]]:
     return {(node.inputs[1], 0) for node in facts.graph.nodes if node.op == "batch_norm" and len(node.inputs) > 1}
 
 
-def _mean_over(facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None) -> Floats:
+def _mean_over(
+    facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None
+) -> Floats:
     """Return the mean magnitude of each class over the chosen parameter axes; NaN where it has none."""
     total = np.zeros(facts.classes.num_classes)
     count = np.zeros(facts.classes.num_classes)
     for member in facts.classes.members:
         if (member.param, member.axis) not in members:
             continue
-        array = np.abs((facts.graph.params[member.param].array if content is None else content[member.param]).astype(np.float64))
+        array = np.abs(
+            (facts.graph.params[member.param].array if content is None else content[member.param]).astype(np.float64)
+        )
         means = array.mean(axis=tuple(axis for axis in range(array.ndim) if axis != member.axis))
         owners = facts.classes.class_of[member.ids]
         np.add.at(total, owners, means)

@@ -7,13 +7,13 @@ budget asks for it. Legality is legal.py's, the constants that removal leaves be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from prunec.errors import BudgetNotMet, EmptyNetwork
-from prunec.graph import Graph
+from prunec.graph import Graph, Shape
 from prunec.labels import ChannelClasses
 from prunec.passes.absorb import absorptions, choose_carriers, clashes, folds
 from prunec.passes.constants import Constants
@@ -43,6 +43,7 @@ class Selection:
         given_back: node name -> bool[num_classes]; given back at that node (balance, an empty layer).
         clashed: node name -> bool[num_classes]; kept because weights are shared.
         wanted: what still runs.
+        border: "exact" or "bias", as it was asked for.
     """
 
     keep: Mask
@@ -51,6 +52,7 @@ class Selection:
     given_back: Mapping[str, Mask]
     clashed: Mapping[str, Mask]
     wanted: Needs
+    border: str = EXACT
 
     @property
     def removed(self) -> Mask:
@@ -68,7 +70,9 @@ class Facts:
     reads: tuple[Read, ...]
 
 
-def select(facts: Facts, keep: Mask | None = None, *, border: str = EXACT, multiple_of: int = 1, priority: Floats | None = None) -> Selection:
+def select(
+    facts: Facts, keep: Mask | None = None, *, border: str = EXACT, multiple_of: int = 1, priority: Floats | None = None
+) -> Selection:
     """Turn a wish into a keep mask that can be carried out.
 
     Args:
@@ -93,13 +97,13 @@ def select(facts: Facts, keep: Mask | None = None, *, border: str = EXACT, multi
         for name, mask in back.items():
             given[name] = given.get(name, False) | mask
         if multiple_of > 1:
-            current = round_up(classes, group_classes(classes), current, order, multiple_of)
+            current = round_up(group_classes(classes), current, order, multiple_of)
         wanted = needs(graph, classes, facts.constants, current)
         chosen = _carriers(facts, wanted, current, exact, border) & ~current
         carriers |= chosen
         current |= chosen
         if (current == before).all():
-            return Selection(current, exact, carriers, given, clashed, wanted)
+            return Selection(current, exact, carriers, given, clashed, wanted, border)
 
 
 def _carriers(facts: Facts, wanted: Needs, keep: Mask, exact: Mask, border: str) -> Mask:
@@ -109,7 +113,9 @@ def _carriers(facts: Facts, wanted: Needs, keep: Mask, exact: Mask, border: str)
     return choose_carriers(facts.classes, found, wanted, keep, exact)
 
 
-def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, border: str = EXACT, reason: str = "") -> PrunePlan:
+def plan(
+    facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, border: str = EXACT, reason: str = ""
+) -> PrunePlan:
     """Write a selection down as data."""
     graph, classes, keep = facts.graph, facts.classes, selection.keep
     lossy = bool((~keep & ~selection.exact).any())
@@ -201,7 +207,9 @@ def select_budget(
     return _smallest(at, fits, order.size, facts, whole)
 
 
-def _smallest(at: Callable[[int], Selection], fits: Callable[[Selection], bool], most: int, facts: Facts, whole: Cost) -> Selection:
+def _smallest(
+    at: Callable[[int], Selection], fits: Callable[[Selection], bool], most: int, facts: Facts, whole: Cost
+) -> Selection:
     """Bisect for the smallest number of removed channels that fits."""
     last = at(most)
     if not fits(last):
@@ -235,8 +243,24 @@ def _not_last(classes: ChannelClasses, order: np.ndarray[Any, np.dtype[np.int64]
 
 
 def recount(facts: Facts, selection: Selection) -> Cost:
-    """Count what the pruned network holds and computes, from the shapes that are left."""
-    return cost(*pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted))
+    """Count what the pruned network holds and computes, from the shapes that are left and the biases that are new."""
+    rest, shape_of = pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted)
+    count = cost(rest, shape_of)
+    return replace(count, params=count.params + _new_biases(facts, selection, rest, shape_of))
+
+
+def _new_biases(facts: Facts, selection: Selection, rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
+    """Count the elements of the biases that contractions without one get; shared weights share theirs."""
+    wanted, keep = selection.wanted, selection.keep
+    found = folds(facts.graph, facts.classes, facts.reads, wanted, keep, selection.border, selection.exact)
+    made = {fold.node for fold in found if fold.kind == "bias" and not fold.target}
+    sizes: dict[str, int] = {}
+    for node in rest.nodes:
+        shape = shape_of(node.outputs[0]) if node.name in made else None
+        size = shape[-1 if node.op == "matmul" else 1] if shape else None
+        if isinstance(size, int):
+            sizes[node.inputs[1]] = size
+    return sum(sizes.values())
 
 
 def refuse_empty(facts: Facts, wish: Mask) -> None:

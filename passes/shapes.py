@@ -13,7 +13,9 @@ from prunec.labels import ChannelClasses
 from prunec.passes.needs import Mask, Needs
 
 
-def pruned_shapes(graph: Graph, classes: ChannelClasses, keep: Mask, wanted: Needs) -> tuple[Graph, Callable[[str], Shape | None]]:
+def pruned_shapes(
+    graph: Graph, classes: ChannelClasses, keep: Mask, wanted: Needs
+) -> tuple[Graph, Callable[[str], Shape | None]]:
     """Return the graph of the nodes that still run, and the shape of each of its values and parameters."""
     per_group: dict[str, int] = {}
     for balance in classes.balances:

@@ -99,7 +99,10 @@ def _why_nothing(facts: Facts, held: tuple[Blocked, ...]) -> str:
     if held:
         worst = max(held, key=lambda item: item.channels)
         total = sum(item.channels for item in held)
-        return f"nothing was removed: {total} channels are constant or dead, but must stay; most at {worst.node} ({worst.op}): {worst.reason}"
+        return (
+            f"nothing was removed: {total} channels are constant or dead, but must stay; "
+            f"most at {worst.node} ({worst.op}): {worst.reason}"
+        )
     owners = _all_channels(facts)
     if owners.size and facts.classes.pinned[owners].all():
         return "nothing was removed: every channel is pinned; see the pins for the nodes and reasons"
@@ -177,7 +180,9 @@ def _groups(facts: Facts) -> Iterator[Group]:
             member = facts.classes.members[member_number]
             reader = readers.get(member.param)
             listed.append(
-                GroupMember(member.param, member.axis, count, reader.origin if reader else "", reader.op if reader else "")
+                GroupMember(
+                    member.param, member.axis, count, reader.origin if reader else "", reader.op if reader else ""
+                )
             )
         yield Group(
             id=number,
@@ -229,7 +234,11 @@ def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
         report(nodes[name], nodes[name].origin, "its weights are shared by calls that read different constants", mask)
     for name, mask in selection.given_back.items():
         grouped = nodes[name].attrs.get("conv_groups", 1) > 1
-        reason = "a grouped convolution keeps equally many channels per group" if grouped else "a layer keeps at least one channel"
+        reason = (
+            "a grouped convolution keeps equally many channels per group"
+            if grouped
+            else "a layer keeps at least one channel"
+        )
         report(nodes[name], nodes[name].origin, reason, mask)
     for node, mask in _where_constants_end(facts):
         report(node, node.origin, _why_it_ends(node), mask)

@@ -80,7 +80,9 @@ class Options:
         if self.criterion is not None and not budget:
             raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
         if budget and self.criterion is None:
-            raise BadInput("a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random")
+            raise BadInput(
+                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+            )
 
 
 def gather_facts(graph: Graph, keep: Sequence[str] = (), frozen: Mapping[str, str] | None = None) -> Facts:
@@ -91,7 +93,9 @@ def gather_facts(graph: Graph, keep: Sequence[str] = (), frozen: Mapping[str, st
     return Facts(graph, classes, known, live, reads(graph, classes, known, live))
 
 
-def choose(facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None) -> tuple[Selection, str]:
+def choose(
+    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> tuple[Selection, str]:
     """Return what to keep, and in one sentence how that was chosen.
 
     Args:
@@ -114,7 +118,10 @@ def choose(facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any
         for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
         if value is not None
     ]
-    return chosen, f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left"
+    return (
+        chosen,
+        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
+    )
 
 
 def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis:
@@ -123,7 +130,9 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
     return analysis(facts, select(facts), name)
 
 
-def analyze_module(module: nn.Module, example_inputs: Sequence[Any], *, name: str = "", keep: Sequence[str] = ()) -> Analysis:
+def analyze_module(
+    module: nn.Module, example_inputs: Sequence[Any], *, name: str = "", keep: Sequence[str] = ()
+) -> Analysis:
     """Tell what of a module could be removed, and what holds the rest.
 
     Args:
@@ -171,7 +180,9 @@ def prune_module(
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     traced = read_module(module, example_inputs)
     specs = input_specs(traced.graph, example_inputs)
-    facts, selection, made, pruned = _plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_edits, traced))
+    facts, selection, made, pruned = _plan_and_apply(
+        traced.graph, specs, chosen, saliency, partial(apply_edits, traced)
+    )
     report = prune_report(facts, selection, made, name or type(module).__name__)
     if validate:
         report = _checked(module, pruned, example_inputs, made, report, tolerance)
@@ -195,7 +206,9 @@ def _plan_and_apply(
             return facts, selection, made, apply(lower(graph, facts.classes, made, facts.constants))
         except CannotRewrite as error:
             if error.origin in frozen or len(frozen) == MAX_REWRITES:
-                raise InternalError("backend", f"{error.origin}: {error.reason}, although its channels are pinned") from error
+                raise InternalError(
+                    "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
+                ) from error
             frozen[error.origin] = error.reason
 
 
@@ -287,7 +300,12 @@ def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec,
 
 
 def _checked(
-    module: nn.Module, pruned: fx.GraphModule, example_inputs: Sequence[Any], made: PrunePlan, report: PruneReport, tolerance: float
+    module: nn.Module,
+    pruned: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    made: PrunePlan,
+    report: PruneReport,
+    tolerance: float,
 ) -> PruneReport:
     """Compare the outputs with the original's; an exact plan must agree."""
     from prunec.validate import validate_modules

@@ -54,7 +54,7 @@ def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
         return apply_plan(module, plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
-    set_parameters(pruned, {name: array for name, array in edits.params.items()})
+    set_parameters(pruned, edits.params)
     _apply_module_attributes(traced, edits, pruned)
     refresh_modules(pruned)
     try:

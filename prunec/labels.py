@@ -258,7 +258,9 @@ class ChannelClasses:
         """Return the class of every id in ``field``, same shape."""
         return self.class_of[field]
 
-    def keep_along(self, name: str, axis: int, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    def keep_along(
+        self, name: str, axis: int, keep: np.ndarray[Any, np.dtype[np.bool_]]
+    ) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """Return bool[size of the axis] for a value under ``keep`` (bool[num_classes]); None where nothing goes.
 
         A field that varies along several axes counts an index as kept when any id of that slice is kept
@@ -269,6 +271,6 @@ class ChannelClasses:
         for field in label.on(axis):
             kept = keep[self.class_of[field]]
             others = tuple(other for other in range(field.ndim) if other != axis)
-            along = kept.any(axis=others)
-            mask = along if mask is None else mask & along
+            along = np.asarray(kept.any(axis=others))
+            mask = along if mask is None else np.logical_and(mask, along)
         return None if mask is None or bool(mask.all()) else mask

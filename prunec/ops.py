@@ -16,7 +16,7 @@ Normalisation
     group_norm      x, gamma?, beta?                axis, num_groups, eps
     layer_norm      x, gamma?, beta?                axes (normalised), eps
     lrn             x                               axis
-Elementwise: UNARY (alpha, beta, min, max, approximate … as attributes), BINARY, prelu(x, slope), where(c, a, b), clip(x)
+Elementwise: UNARY (alpha, beta, min, max, approximate … as attributes), BINARY, prelu(x, slope), where(c, a, b)
     quantize        x, scale, zero_point?           axis (of a per-channel scale)
     dequantize      x, scale, zero_point?           axis
 Movement
@@ -32,7 +32,7 @@ Channelwise over space (each output channel reads the same channel of input 0 an
     sample          x, ...      grid_sample, roi_align and their like: channel axis 1 of x passes
 Reductions and their like
     reduce          x   kind axes keepdims          mean sum max min prod l1 l2 var std logsumexp any all
-    along           x   kind axes                   softmax log_softmax cumsum argsort sort …: mixes along axes, keeps the shape
+    along           x   kind axes                   softmax cumsum sort …: mixes along axes, keeps the shape
     arg_reduce      x   kind axes keepdims          argmax argmin …
 Attribute ``inner`` (any binary op): the node is part of a larger call of the user's model, so that its
 operands cannot be replaced one by one.

@@ -191,11 +191,20 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
             GroupedKeep(g["param"], g["axis"], tuple(_ints(slots) for slots in g["keep"])) for g in document["grouped"]
         ),
         folds=tuple(
-            Fold(f["node"], f["kind"], _ints(f["positions"]), _floats(f["constants"]), f["target"], f["carrier"], f["carrier_constant"])
+            Fold(
+                f["node"],
+                f["kind"],
+                _ints(f["positions"]),
+                _floats(f["constants"]),
+                f["target"],
+                f["carrier"],
+                f["carrier_constant"],
+            )
             for f in document["folds"]
         ),
         constant_inputs=tuple(
-            ConstantInput(c["node"], c["index"], _ints(c["shape"]), _floats(c["value"])) for c in document["constant_inputs"]
+            ConstantInput(c["node"], c["index"], _ints(c["shape"]), _floats(c["value"]))
+            for c in document["constant_inputs"]
         ),
         exact=bool(document["exact"]),
         reason=str(document["reason"]),

@@ -456,7 +456,7 @@ NETWORKS: Mapping[str, Net] = MappingProxyType(
         "unet": Net(UNet),
         "squeeze_excite": Net(lambda: nn.Sequential(cbr(3, 8), cbr(8, 12), SqueezeExcite(12), cbr(12, 8), Head(8))),
         "repvgg": Net(lambda: nn.Sequential(RepBlock(3, 8), RepBlock(8, 8), RepBlock(8, 12), Head(12))),
-        "weight_norm": Net(lambda: nn.Sequential(WeightNorm(3, 8), nn.BatchNorm2d(8), nn.ReLU(), WeightNorm(8, 6), nn.ReLU(), Head(6))),
+        "weight_norm": Net(lambda: nn.Sequential(WeightNorm(3, 8), nn.BatchNorm2d(8), nn.ReLU(), WeightNorm(8, 6), nn.BatchNorm2d(6), nn.ReLU(), Head(6))),
         "shared_module": Net(SharedModule),
         "two_inputs": Net(TwoInputs, ((3, 16, 16), (3, 16, 16))),
         "flatten_head": Net(flatten_head, any_size=False),

@@ -93,7 +93,7 @@ class RandomNet(nn.Module):
     def forward(self, x: Tensor) -> Any:
         results = [x]
         for number, step in enumerate(self.spec.steps):
-            layer = self.layers[str(number)] if str(number) in self.layers else None
+            layer = self.layers[str(number)] if str(number) in self.layers else None  # noqa: SIM401  # ModuleDict has no get
             results.append(_run(step, layer, [results[i] for i in step.reads]))
         y = results[-1]
         if self.spec.head == "linear":
@@ -111,7 +111,11 @@ class ConvBlock(nn.Module):
     def __init__(self, conv: nn.Module, channels: int, norm: str, act: str) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = {"bn": nn.BatchNorm2d, "in": lambda c: nn.InstanceNorm2d(c, affine=True), "none": lambda c: nn.Identity()}[norm](channels)
+        self.norm = {
+            "bn": nn.BatchNorm2d,
+            "in": lambda c: nn.InstanceNorm2d(c, affine=True),
+            "none": lambda c: nn.Identity(),
+        }[norm](channels)
         self.act = ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +190,7 @@ def _build(step: Step, ins: list[Meta]) -> tuple[nn.Module | None, Meta]:
 
 def _build_conv(step: Step, x: Meta) -> tuple[nn.Module, Meta]:
     out, kernel, stride, bias = step["out"], step["kernel"], step["stride"], step["bias"]
-    padding = step["padding"] * (kernel // 2) * step["dilation"]
+    padding = (kernel // 2) * step["dilation"]
     if step.kind == "transposed":
         conv: nn.Module = nn.ConvTranspose2d(x.channels, out, 2, stride=2, bias=bias, groups=step["groups"])
         return ConvBlock(conv, out, step["norm"], step["act"]), Meta(out, x.scale // 2)
@@ -304,7 +308,6 @@ def _conv_options(draw: st.DrawFn, kind: str, x: Meta) -> tuple[tuple[str, Any],
         ("out", out),
         ("kernel", draw(st.sampled_from([1, 3, 3]))),
         ("stride", draw(st.sampled_from([1, 1, 1, 2])) if x.scale <= 2 else 1),
-        ("padding", draw(st.sampled_from([0, 1, 1])) if False else 1),
         ("dilation", draw(st.sampled_from([1, 1, 2]))),
         ("bias", draw(st.booleans())),
         ("groups", groups),
@@ -328,7 +331,7 @@ def build(spec: Spec, zeros: float = 0.0) -> RandomNet:
 
 
 def scramble(net: nn.Module, zeros: float, generator: torch.Generator) -> None:
-    """Give every normalisation layer random statistics and betas; zero gammas and filters with probability ``zeros``."""
+    """Give every normalisation layer random statistics and betas; zero gammas and filters at random."""
 
     def draw(size: int) -> Tensor:
         return torch.rand(size, generator=generator, dtype=torch.float64)

@@ -207,7 +207,7 @@ def test_bad_usage_is_one_message_on_stderr_and_exit_2(
 def test_analyze_shows_constants_groups_and_pins(run: Run) -> None:
     status, out, _ = run("analyze", "networks:Half", "--input-shape", "1x3x8x8")
     assert status == 0
-    for shown in ("conv1", "4 constant", "Coupled groups", "Pinned", "548 parameters"):
+    for shown in ("conv1", "4 constant", "Coupled groups", "Pinned", "532 parameters"):
         assert shown in out
 
 
@@ -217,11 +217,11 @@ def test_analyze_json_is_one_document_and_nothing_else(run: Run) -> None:
     assert status == 0
     assert document["model"] == "networks:with_inputs"
     assert document["channels"]["constant"] == 4
-    assert document["params"] == 548
+    assert document["params"] == 532
 
 
 def test_a_factory_may_be_given_by_file(run: Run) -> None:
-    assert json.loads(run("analyze", "networks.py:with_inputs", "--json")[1])["params"] == 548
+    assert json.loads(run("analyze", "networks.py:with_inputs", "--json")[1])["params"] == 532
 
 
 def test_analyze_writes_a_page_and_does_not_replace_one(run: Run, tmp_path: Path) -> None:
@@ -407,3 +407,66 @@ def test_every_error_code_has_a_heading_in_the_docs() -> None:
     codes = {kind.code for kind in kinds} - {errors.PrunecError.code}
     assert codes <= set(re.findall(r"^### (\S+)$", text, re.MULTILINE))
     assert len(codes) == len(kinds) - 1
+
+
+@pytest.fixture
+def half_file(run: Run, tmp_path: Path) -> Path:
+    """An ONNX file with constant channels, as PyTorch exports it: BatchNorm kept, batch open."""
+    assert run("prune", "networks:with_inputs", "-o", "half.onnx", "--keep", "*")[0] == 0
+    return tmp_path / "half.onnx"
+
+
+def test_analyze_of_a_file_does_not_load_torch(conv_file: Path) -> None:
+    code = (
+        "import sys\nfrom prunec.cli.main import execute\n"
+        "status = execute(['analyze', sys.argv[1], '--json'])\n"
+        "sys.exit(status or ('torch' in sys.modules and 99))\n"
+    )
+    result = python(code, str(conv_file))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["frontend"] == "onnx"
+
+
+def test_a_file_is_pruned_into_a_smaller_file_with_the_same_interface(
+    run: Run, half_file: Path, tmp_path: Path
+) -> None:
+    status, out, _ = run("prune", half_file, "-o", "out.onnx", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["removed_channels"] == 3
+    assert document["validation"]["max_rel_error"] < 1e-5
+    before, after = onnx.load(half_file), onnx.load(tmp_path / "out.onnx")
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+    assert (tmp_path / "out.onnx").stat().st_size < half_file.stat().st_size
+
+
+def test_the_input_file_is_never_overwritten(run: Run, half_file: Path) -> None:
+    before = half_file.read_bytes()
+    status, _, err = run("prune", half_file, "-o", half_file, "--force")
+    assert status == 2
+    assert "is the input" in err
+    assert half_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07", b"\x00" * 100])
+def test_a_file_that_is_no_model_is_one_message(run: Run, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    for arguments in (["analyze", "x.onnx"], ["prune", "x.onnx", "-o", "y.onnx"], ["validate", "x.onnx", "x.onnx"]):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, ""), err
+        assert "x.onnx" in err
+        assert_one_message(err)
+    assert not (tmp_path / "y.onnx").exists()
+
+
+def test_a_short_training_run_leaves_a_whole_folder(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("train-prune", "--preset", "digits", "--steps", "12", "-o", "r", "--json")
+    assert status == 0, err
+    document = json.loads(out)
+    assert document["validation"]["passed"] is True
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert {"pruned.onnx", "pruned.safetensors", "plan.json", "metrics.jsonl", "report.html", "config.json"} <= names
+    assert run("train-prune", "--preset", "digits", "--steps", "12", "-o", "r")[0] == 2
+    assert run("report", "r", "-o", "page.html")[0] == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")

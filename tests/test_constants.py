@@ -213,14 +213,21 @@ def test_half_precision_weights_are_read_bit_by_bit() -> None:
     assert_known(t, out, [0, NAN])
 
 
+def test_a_single_tap_anywhere_in_a_wide_filter_counts() -> None:
+    t = Tiny()
+    weight = np.zeros((3, 100, 3, 3))
+    weight[0, 0, 0, 0] = weight[1, 20, 1, 1] = weight[2, 99, 2, 2] = 1e-30
+    assert_known(t, t.conv(t.input("N", 100, 8, 8), weight, ("N", 3, 6, 6)), None)
+
+
 def test_conv_transpose_follows_constants_only_where_each_output_reads_one_tap() -> None:
     t = Tiny()
     x = t.constant([2.0, NAN, 0.0], 4, 4)
     weight = np.zeros((3, 2, 1, 1))
     weight[0, 0], weight[1, 1] = 3, 1
     assert_known(t, t.conv(x, weight, ("N", 2, 4, 4), bias=[1, 1], op="conv_transpose"), [7, NAN])
-    wide = np.ones((3, 2, 2, 2))
-    wide[:2, 1] = 0
+    wide = np.zeros((3, 2, 2, 2))
+    wide[0, 0] = wide[2, 1] = 1
     assert_known(t, t.conv(x, wide, ("N", 2, 5, 5), bias=[1, 1], op="conv_transpose"), [NAN, 1])
 
 
@@ -271,9 +278,9 @@ def test_matmul_of_vectors_has_their_ranks() -> None:
 
 def test_matmul_of_activations_is_zero_where_each_term_has_a_zero() -> None:
     t = Tiny()
-    a = t.constant([0.0, NAN], 4, batch=1)  # [1, 2, 4]: rows 0 is zero
+    a = t.constant([0.0, NAN, 1.0], 4, batch=1)  # [1, 3, 4]: row 0 is zero
     b = t.input(1, 4, 5)
-    assert_known(t, t.node("matmul", [a, b], (1, 2, 5)), [0, NAN])
+    assert_known(t, t.node("matmul", [a, b], (1, 3, 5)), [0, NAN, NAN])
     assert_known(t, t.node("matmul", [b, t.constant([NAN] * 5, 3, batch=1)], (1, 4, 3)), None)
 
 
@@ -290,6 +297,8 @@ def test_attention_passes_on_what_all_values_agree_on() -> None:
     zeroed = t.node("mul", [v, t.param([0.0, 1.0, 0.0])], (1, 2, 8, 3))
     shifted = t.node("add", [zeroed, t.param([0.0, 0.0, 5.0])], (1, 2, 8, 3))
     assert_known(t, t.node("attention", [q, k, shifted, ""], (1, 2, 8, 3)), [0, NAN, 5])
+    placed = t.node("add", [shifted, t.param(np.arange(8.0).reshape(8, 1))], (1, 2, 8, 3))
+    assert_known(t, t.node("attention", [q, k, placed, ""], (1, 2, 8, 3)), None)
 
 
 # --- elementwise ------------------------------------------------------------------------------------
@@ -508,6 +517,9 @@ def test_pools_keep_uniform_channels() -> None:
     assert_known(t, t.node("avg_pool", [x], ("N", 3, 4, 4), pads=[1] * 4, counts_padding=False), [2, 0, NAN])
     assert_known(t, t.node("avg_pool", [x], ("N", 3, 4, 4), pads=[1] * 4, counts_padding=True), [NAN, 0, NAN])
     assert_known(t, t.node("avg_pool", [x], ("N", 3, 4, 4), pads=[0] * 4, counts_padding=True), [2, 0, NAN])
+    assert_known(
+        t, t.node("avg_pool", [x], ("N", 3, 4, 4), pads=[0] * 4, counts_padding=True, ceil=True), [NAN, 0, NAN]
+    )
 
 
 def test_resize_keeps_constants_unless_it_extrapolates() -> None:
@@ -564,6 +576,12 @@ def test_a_value_of_unknown_rank_is_unknown() -> None:
     x = t.node("opaque", [t.input(1, 3)], None)
     y = t.node("mul", [x, t.param(0.0)], None)
     assert_known(t, t.node("relu", [y], None), None)
+
+
+def test_what_varies_along_an_open_axis_is_unknown() -> None:
+    t = Tiny()
+    ramp = t.param(np.array([[1.0, 2.0], [3.0, 3.0]]))
+    assert_known(t, t.node("add", [t.constant([1.0, 1.0], "W"), ramp], ("N", 2, "W")), [NAN, 4])
 
 
 def test_what_is_too_large_to_write_out_is_unknown() -> None:

@@ -214,6 +214,8 @@ def test_norms_read_all_that_they_average_over() -> None:
     assert live(t, x, batch) == live(t, x, instance) == [False, True, False, False]
     assert live(t, x, group) == [True, True, False, False]
     assert live(t, x, layer) == live(t, x, lrn) == [True]
+    position = selected(t, t.norm(x, [1] * 4, [0] * 4, training=True), [5], shape, axis=2)
+    assert live(t, x, position) == [True]
 
 
 def test_softmax_and_argmax_read_their_axis_and_reductions_read_what_they_reduce() -> None:

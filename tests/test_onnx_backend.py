@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import (
     Net,
@@ -22,9 +25,20 @@ from onnx_nets import (
     run,
 )
 
+from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
+from torch import Tensor
+
+from prunec.api import gather_facts
+from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import model_bytes, save_onnx, staged_onnx
-from prunec.frontends.onnx import load_onnx, trace_onnx
-from prunec.passes.channels import channels
+from prunec.edits import CannotRewrite
+from prunec.frontends.onnx import TracedOnnx, load_onnx, trace_onnx
+from prunec.passes.lower import lower
+from prunec.passes.permutations import fuse_permutations
+from prunec.passes.select import Facts, plan, select
+from prunec.reading import read_module
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 CHANNELS = 8
 SILENT = (1, 2, 5, 6)
@@ -325,7 +339,9 @@ def test_large_model_streams(tmp_path: Path) -> None:
     net = Net(13)
     x = net.conv(net.input("x", [1, 3, 6, 6]), 3, CHANNELS, silent=SILENT)
     net.output(net.conv(net.op("Relu", x), CHANNELS, 4))
-    big = TensorProto(name="big", data_type=TensorProto.FLOAT, dims=[600, 1024, 1024], data_location=TensorProto.EXTERNAL)
+    big = TensorProto(
+        name="big", data_type=TensorProto.FLOAT, dims=[600, 1024, 1024], data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "big.bin"), ("length", str(600 * 2**22))):
         entry = big.external_data.add()
         entry.key, entry.value = key, value
@@ -334,7 +350,7 @@ def test_large_model_streams(tmp_path: Path) -> None:
     with (tmp_path / "big.bin").open("wb") as file:
         file.truncate(600 * 2**22)
     path = tmp_path / "model.onnx"
-    path.write_bytes(net.model_as_built().SerializeToString())
+    path.write_bytes(net.model().SerializeToString())
     traced = trace_onnx(load_onnx(path))
     assert traced.graph.params["big"].array.nbytes == 600 * 2**22
 
@@ -344,8 +360,6 @@ def test_large_model_streams(tmp_path: Path) -> None:
 
 def export(module: Any, x: Any, path: Path, *, dynamic: bool) -> None:
     """Write a module as ONNX with its BatchNorms, as it is."""
-    import torch
-
     axes = {"x": {0: "n", 2: "h", 3: "w"}} if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter is old and says so
@@ -362,13 +376,113 @@ def export(module: Any, x: Any, path: Path, *, dynamic: bool) -> None:
         )
 
 
-def random_network(spec: Any, folder: Path, *, dynamic: bool) -> tuple[Any, Any, Path]:
-    import torch
-    from strategies import build
-
+def random_model(spec: Spec, folder: Path, *, dynamic: bool) -> tuple[RandomNet, Tensor, onnx.ModelProto]:
+    """Return a random network, an input for it, and its ONNX form."""
     module = build(spec, zeros=0.5).float()
-    generator = torch.Generator().manual_seed(spec.seed)
-    x = torch.randn(2, 3, 12, 12, generator=generator)
+    x = torch.randn(2, IN_CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(spec.seed))
     path = folder / "random.onnx"
     export(module, x, path, dynamic=dynamic)
-    return module, x, path
+    return module, x, onnx.load(path)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples of a property: hypothesis does not renew function fixtures."""
+    return tmp_path_factory.mktemp("random")
+
+
+@given(specs(), st.booleans())
+@settings(max_examples=60)
+def test_exact_removal_computes_the_same_function(workshop: Path, spec: Spec, dynamic: bool) -> None:
+    net, _, model = random_model(spec, workshop, dynamic=dynamic)
+    sizes = [{"n": 2, "h": SIZE, "w": SIZE}]
+    if dynamic and net.any_size:
+        sizes.append({"n": 1, "h": 16, "w": 20})
+    _, made, source = prune(model)
+    note(f"{spec}\nremoved {num_removed(made)}")
+    pruned = onnx.load_from_string(model_bytes(source))
+    onnx.checker.check_model(pruned, full_check=True)
+    for number, chosen in enumerate(sizes):
+        assert_close(model, pruned, random_feeds(model, chosen, number))
+
+
+@given(specs(), st.integers(0, 2**16))
+@settings(max_examples=60)
+def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: int) -> None:
+    """Channels are taken away at random; the reference reads them as zero instead."""
+    _, _, model = random_model(spec, workshop, dynamic=False)
+    traced = trace_onnx(model)
+    traced = replace(traced, graph=fuse_permutations(traced.graph))
+    facts = gather_facts(traced.graph)
+    selection = select(facts, some_classes(facts, seed))
+    made = plan(facts, selection, ())
+    try:
+        source = apply_onnx(traced, lower(traced.graph, facts.classes, made, facts.constants))
+    except CannotRewrite:
+        return
+    note(f"{spec}\nremoved {int((~selection.keep).sum())} classes")
+    masked = with_masks(model, traced, facts, selection.keep)
+    pruned = onnx.load_from_string(model_bytes(source))
+    assert_close(masked, pruned, random_feeds(model))
+
+
+def some_classes(facts: Facts, seed: int) -> Mask:
+    """Keep two thirds of the classes, and all that are constant at one reader: those the plan folds instead."""
+    wish = np.random.default_rng(seed).random(facts.classes.num_classes) > 0.35
+    for read in facts.reads:
+        wish[facts.classes.class_of[read.ids[~np.isnan(read.constant)]]] = True
+    return wish
+
+
+def with_masks(model: onnx.ModelProto, traced: TracedOnnx, facts: Facts, keep: Mask) -> onnx.ModelProto:
+    """Return the model with removed channels multiplied by zero wherever a contraction reads them."""
+    masked = onnx.ModelProto()
+    masked.CopyFrom(model)
+    places = {node.name: node.place for node in traced.nodes}
+    for number, read in enumerate(facts.reads):
+        mask = np.ones(read.ids.shape, np.float32)
+        mask[~keep[facts.classes.class_of[read.ids]] & np.isnan(read.constant)] = 0
+        rank = len(traced.graph.shape(read.node.inputs[0]) or ())
+        shape = [mask.size if axis == read.axis else 1 for axis in range(rank)]
+        node = masked.graph.node[places[read.node.origin]]
+        masked.graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), f"mask{number}"))
+        masked.graph.node.append(helper.make_node("Mul", [node.input[0], f"mask{number}"], [f"masked{number}"]))
+        node.input[0] = f"masked{number}"
+    return sorted_model(masked)
+
+
+def sorted_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    nodes = [node.proto for node in trace_onnx(model).nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@given(specs())
+@settings(max_examples=40)
+def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> None:
+    net, x, model = random_model(spec, workshop, dynamic=False)
+    found = []
+    for graph in (read_module(net, (x,)).graph, fuse_permutations(trace_onnx(model).graph)):
+        facts = gather_facts(graph)
+        chosen = select(facts)
+        classes = facts.classes
+        found.append(
+            {
+                "channels": int(classes.is_channel.sum()),
+                "prunable": int((classes.is_channel & ~classes.pinned).sum()),
+                "removed": int((classes.is_channel & ~chosen.keep).sum()),
+            }
+        )
+    note(str(spec))
+    assert found[0] == found[1]
+
+
+def assert_close(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, Any], tolerance: float = 1e-4
+) -> None:
+    """Compare two models' outputs, relative to the largest value; random networks may have nothing to say."""
+    for expected, got in zip(*(run(model.SerializeToString(), feeds) for model in (before, after)), strict=True):
+        assert expected.shape == got.shape
+        scale = float(np.abs(expected).max(initial=0)) or 1.0
+        assert float(np.abs(expected - got).max(initial=0)) <= tolerance * scale

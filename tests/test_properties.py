@@ -25,7 +25,9 @@ TIGHT = 1e-9
 
 
 def _batch(spec: Spec, size: int = SIZE) -> Tensor:
-    return torch.randn(2, IN_CHANNELS, size, size, generator=torch.Generator().manual_seed(spec.seed), dtype=torch.float64)
+    return torch.randn(
+        2, IN_CHANNELS, size, size, generator=torch.Generator().manual_seed(spec.seed), dtype=torch.float64
+    )
 
 
 @given(specs(), st.sampled_from([0.3, 0.6, 0.95]))
@@ -52,7 +54,9 @@ def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int)
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     masked = _Masked(traced, facts, selection.keep)
     with torch.no_grad():
-        expected = [leaf for leaf in torch.utils._pytree.tree_leaves(masked.run(batch.clone())) if isinstance(leaf, Tensor)]
+        expected = [
+            leaf for leaf in torch.utils._pytree.tree_leaves(masked.run(batch.clone())) if isinstance(leaf, Tensor)
+        ]
     note(f"{spec}\nremoved {int((~selection.keep).sum())} classes")
     assert relative_error(expected, outputs_of(pruned, batch)) <= TIGHT
 
@@ -86,7 +90,9 @@ class _Masked(fx.Interpreter):
             self.masks[read.node.origin] = (read.axis, self._gone(read, facts, keep))
 
     @staticmethod
-    def _gone(read: Read, facts: Facts, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _gone(
+        read: Read, facts: Facts, keep: np.ndarray[Any, np.dtype[np.bool_]]
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return (~keep[facts.classes.class_of[read.ids.ravel()]]) & np.isnan(read.constant.ravel())
 
     def run_node(self, n: fx.Node) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from prunec.cli.main import execute, main
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from training_nets import Chain
 from prunec.frontends.fx import trace
 from prunec.passes.channels import channels
 from prunec.training.controller import WINDOW, Controller, Reading, planned_size
-from prunec.training.sparsify import plan_sparsity
+from prunec.training.sparsity import plan_sparsity
 from prunec.training.tasks import gamma_values
 from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, gamma_facts
 

@@ -40,6 +40,7 @@ def vector(label: Label, axis: int, ties: Ties) -> Ids:
 
 
 def pin_all(labels: Sequence[Label], ties: Ties, reason: str) -> None:
+    """Pin everything that the labels carry."""
     ties.pin([field for label in labels for field in label.fields], reason)
 
 
@@ -123,7 +124,7 @@ def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
         b = Label((*b.shape, 1), tuple(field.reshape(-1, 1) for field in b.fields))
     rank = max(a.rank, b.rank, 2)
     a, b = _to_rank(a, rank), _to_rank(b, rank)
-    _meet(_contracted(a, rank - 1, rank - 2, ties), _contracted(b, rank - 2, rank - 1, ties), a, b, ties)
+    _meet(_contracted(a, rank - 1, rank - 2, ties), _contracted(b, rank - 2, rank - 1, ties), ties)
     if inputs[1].rank == 2:
         ties.channel(vector(b, rank - 1, ties))
     fields = []
@@ -159,7 +160,7 @@ def _contracted(label: Label, axis: int, free: int, ties: Ties) -> Ids | None:
     return np.moveaxis(field, axis, -1).squeeze(-2) if axis < free else field.squeeze(free)
 
 
-def _meet(a_ids: Ids | None, b_ids: Ids | None, a: Label, b: Label, ties: Ties) -> None:
+def _meet(a_ids: Ids | None, b_ids: Ids | None, ties: Ties) -> None:
     reason = "is summed against an operand that has no channels of its own"
     if a_ids is not None and b_ids is not None:
         ties.unify(a_ids, b_ids, reason)
@@ -374,7 +375,7 @@ def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
 
 
 def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Move. What survives of an axis that is split must be rectangular; a merge with the batch is refused."""
+    """Move. What survives of an axis that is split must be rectangular; a merge with the batch ties or refuses."""
     x, after = inputs[0], outputs[0]
     if x.shape is None or after is None:
         pin_all(inputs, ties, "is reshaped to a shape that is not known")
@@ -383,7 +384,10 @@ def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
     with_batch = {a for ins, _ in groups if 0 in ins and x.shape[0] != 1 and len(ins) > 1 for a in ins}
     fields = []
     for field in x.fields:
-        moved = None if with_batch & set(varying(field)) else reshape_array(field, x.shape, after)
+        rest = [axis for axis in varying(field) if axis not in with_batch]
+        if rest and len(rest) < len(varying(field)):
+            field = ties.tie_along(field, rest)  # attention heads merged with the batch: the heads lose the same slots
+        moved = reshape_array(field, x.shape, after) if rest else None
         if moved is None:
             ties.pin(field, "is merged with the batch or with an axis of open size")
             continue
@@ -437,7 +441,7 @@ def concat(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
         return [Label(out_shape)]
     fields: list[Ids] = []
     main = [(label.on(axis) or (np.zeros((1,) * label.rank, dtype=np.int64),)) for label in inputs]
-    for first, *others in main:
+    for _, *others in main:
         ties.pin(others, "two labelled axes were merged into one")
     if any(first.any() for first, *_ in main):
         shapes = [_known(label.shape) for label in inputs]
@@ -448,7 +452,9 @@ def concat(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
             fields.append(joined[0])
     rest = [label.without(label.on(axis)) for label in inputs]
     # Along the other axes a concat is like an elementwise op: a channel goes from all operands or from none.
-    free = [Label(tuple(1 if i == axis else s for i, s in enumerate(_known(label.shape))), label.fields) for label in rest]
+    free = [
+        Label(tuple(1 if i == axis else s for i, s in enumerate(_known(label.shape))), label.fields) for label in rest
+    ]
     if any(label.fields for label in free):
         crossing = [label for label, (first, *_) in zip(inputs, main, strict=True) if len(varying(first)) > 1]
         if crossing:
@@ -507,10 +513,7 @@ def depth_to_space(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
     _pin_other_axes(x, [1], ties, SPATIAL)
     if not x.on(1) or after is None:
         return [Label(after)]
-    if node.attrs["mode"] == "CRD":
-        pixels = ids.reshape(-1, block * block)
-    else:
-        pixels = ids.reshape(block * block, -1).T
+    pixels = ids.reshape(-1, block * block) if node.attrs["mode"] == "CRD" else ids.reshape(block * block, -1).T
     ties.unify(pixels, pixels[:, :1])
     return [Label.along(after, 1, pixels[:, 0].copy())]
 

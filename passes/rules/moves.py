@@ -110,7 +110,8 @@ def reshape_array(array: Array, before: Shape, after: Shape) -> Array | None:
     groups = factor(before, after)
     if groups is None:
         return None
-    full, target, active = list(array.shape), [1] * len(after), []
+    full, target = list(array.shape), [1] * len(after)
+    active: list[int] = []
     for axes_in, axes_out in groups:
         if all(array.shape[axis] == 1 for axis in axes_in):
             continue
@@ -132,16 +133,22 @@ def reshape_array(array: Array, before: Shape, after: Shape) -> Array | None:
     return shrink(np.broadcast_to(array, full).reshape(target), active)
 
 
-def _reshape(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _reshape(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     moved = reshape_array(arrays[0], ins[0], outs[0])
     return None if moved is None else [moved]
 
 
-def _transpose(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _transpose(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     return [arrays[0].transpose(node.attrs["perm"])]
 
 
-def _slice(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _slice(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array = arrays[0]
     attrs = node.attrs
     for axis, start, end, step in zip(attrs["axes"], attrs["starts"], attrs["ends"], attrs["steps"], strict=True):
@@ -152,14 +159,18 @@ def _slice(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequ
     return [array]
 
 
-def _split(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _split(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array, axis, sizes = arrays[0], node.attrs["axis"], node.attrs["sizes"]
     if array.shape[axis] == 1:
         return [array] * len(sizes)
     return np.split(array, np.cumsum(sizes)[:-1].tolist(), axis=axis)
 
 
-def _concat(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _concat(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     axis = node.attrs["axis"]
     sizes = [shape[axis] for shape in ins]
     ints = [size for size in sizes if isinstance(size, int)]
@@ -177,7 +188,9 @@ def _concat(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Seq
     return [np.concatenate(parts, axis=axis)]
 
 
-def _gather(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _gather(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array, axis = arrays[0], node.attrs["axis"]
     indices = np.asarray(node.attrs["indices"])
     if array.shape[axis] == 1:
@@ -185,18 +198,24 @@ def _gather(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Seq
     return [array.take(indices, axis=axis)]
 
 
-def _expand(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _expand(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array = arrays[0]
     return [array.reshape((1,) * (len(outs[0]) - array.ndim) + array.shape)]
 
 
-def _tile(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _tile(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array = arrays[0].reshape((1,) * (len(outs[0]) - arrays[0].ndim) + arrays[0].shape)
     repeats = node.attrs["repeats"]
     return [np.tile(array, [1 if size == 1 else int(times) for size, times in zip(array.shape, repeats, strict=True)])]
 
 
-def _pad(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _pad(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array, pads, rank = arrays[0], node.attrs["pads"], arrays[0].ndim
     widths = [(pads[i], pads[rank + i]) if array.shape[i] != 1 else (0, 0) for i in range(rank)]
     crop = tuple(slice(max(0, -lo), size - max(0, -hi)) for size, (lo, hi) in zip(array.shape, widths, strict=True))
@@ -208,7 +227,9 @@ def _pad(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequen
     return [np.pad(array, widths, mode=mode)]
 
 
-def _depth_to_space(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _depth_to_space(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     b = node.attrs["block"]
     n, c, h, w = ins[0]
     if not isinstance(c, int):
@@ -219,9 +240,11 @@ def _depth_to_space(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], o
     return _through(arrays[0], ins[0], split, perm, outs[0])
 
 
-def _space_to_depth(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _space_to_depth(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     b = node.attrs["block"]
-    n, c, h, w = ins[0]
+    n, c = ins[0][:2]
     out_h, out_w = outs[0][2], outs[0][3]
     crd = node.attrs["mode"] == "CRD"
     perm = (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4)
@@ -229,8 +252,8 @@ def _space_to_depth(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], o
         # Nothing varies over space: the sizes, perhaps open, do not matter.
         out_h = out_w = "s"
         split: Shape = (n, c, out_h, b, out_w, b)
-        array = arrays[0].reshape(arrays[0].shape[:2] + (1, 1, 1, 1))
-        array = np.broadcast_to(array, array.shape[:3] + (b, 1, b)).transpose(perm)
+        array = arrays[0].reshape((*arrays[0].shape[:2], 1, 1, 1, 1))
+        array = np.broadcast_to(array, (*array.shape[:3], b, 1, b)).transpose(perm)
         moved = tuple(split[axis] for axis in perm)
         end = reshape_array(array, moved, (moved[0], outs[0][1], out_h, out_w))
         return None if end is None else [end]
@@ -246,7 +269,9 @@ def _through(array: Array, before: Shape, split: Shape, perm: tuple[int, ...], a
     return None if end is None else [end]
 
 
-def _im2col(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _im2col(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     array = arrays[0]
     if any(size != 1 for axis, size in enumerate(array.shape) if axis != 1):
         return None
@@ -254,7 +279,9 @@ def _im2col(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Seq
     return [taps.reshape(1, -1, 1) if array.size > 1 else array.reshape(1, 1, 1)]
 
 
-def _scatter_slice(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _scatter_slice(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     base, source = arrays
     attrs = node.attrs
     axis, size = attrs["axis"], ins[0][attrs["axis"]]
@@ -271,7 +298,9 @@ def _scatter_slice(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], ou
     return [out]
 
 
-def _full(node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any) -> list[Array] | None:
+def _full(
+    node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
+) -> list[Array] | None:
     return [np.full((1,) * len(outs[0]), fill)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,11 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     Raises:
         CannotRewrite: a call has sizes that cannot be changed; pin its channels and plan again.
     """
-    module = copy.deepcopy(traced.module)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch's own, about the pytrees that torch.export leaves in a module
+        module = copy.deepcopy(traced.module)
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
         n.meta[_ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
@@ -86,7 +91,7 @@ class _Surgery:
         for n in list(self.module.graph.nodes):
             value = self.traced.results.get(_origin(n))
             if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
-                n.replace_all_uses_with(value)  # type: ignore[arg-type]  # fx accepts constants as arguments
+                n.replace_all_uses_with(value)
 
     def _reads_pruned_axis(self, n: fx.Node) -> bool:
         axis: Any
@@ -260,6 +265,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def parameter_like(like: Tensor, content: Tensor) -> nn.Parameter:
+    """Return a parameter of this content, with the device, dtype and requires_grad of ``like``."""
     return nn.Parameter(content.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
 
 
@@ -267,7 +273,10 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
     """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
     tensors: dict[str, Tensor] = {}
     names: dict[int, list[str]] = {}
-    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         tensors[name] = tensor
         names.setdefault(id(tensor), []).append(name)
     for name, content in contents.items():
@@ -324,8 +333,11 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     """
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
     with eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        rest = iter(shapes)
-        inputs = [torch.empty(next(rest), dtype=i.dtype, device=i.device) if isinstance(i, Tensor) else i for i in traced.example_inputs]
+        rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
+        inputs = [
+            torch.empty(next(rest), dtype=i.dtype, device=i.device) if isinstance(i, Tensor) else i
+            for i in traced.example_inputs
+        ]
         _Check(module, traced, edits).run(*inputs)
 
 
@@ -339,7 +351,9 @@ class _Check(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
-            raise CannotRewrite(_origin(n), f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})") from error
+            raise CannotRewrite(
+                _origin(n), f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})"
+            ) from error
         expected = self.traced.results.get(_origin(n))
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
@@ -353,4 +367,6 @@ class _Check(fx.Interpreter):
         for ref, tensor in zip(wanted, found, strict=False):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
             if shape is not None and tuple(tensor.shape) != shape:
-                raise CannotRewrite(_origin(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}")
+                raise CannotRewrite(
+                    _origin(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
+                )

@@ -80,7 +80,7 @@ def _sizes(site: Site, start: int, names: Sequence[str] = ("shape", "size", "siz
     """Replace sizes in a size list, spread over the arguments from ``start`` on or given as one."""
     n = site.fx_node
     key = next((name for name in names if name in n.kwargs), None)
-    given = n.kwargs[key] if key is not None else (n.args[start] if len(n.args) == start + 1 else n.args[start:])
+    given: Any = n.kwargs[key] if key is not None else (n.args[start] if len(n.args) == start + 1 else n.args[start:])
     if isinstance(given, (fx.Node, int)) and not (isinstance(given, int) and len(n.args) == start + 1):
         return  # the sizes are computed: they adapt, or the check run finds out
     sizes: list[Any] = [given] if isinstance(given, int) else list(given)
@@ -108,7 +108,8 @@ def _reshape(site: Site) -> None:
         n.args, n.kwargs = (n.args[0], dim, _unflattened(site, dim, given)), {}
     elif site.target == "Unflatten":
         module = site.module.get_submodule(str(n.target))
-        assert isinstance(module, nn.Unflatten) and isinstance(module.dim, int)
+        assert isinstance(module, nn.Unflatten)
+        assert isinstance(module.dim, int)
         module.unflattened_size = tuple(_unflattened(site, module.dim, module.unflattened_size))
 
 
@@ -172,9 +173,7 @@ def _slice(site: Site) -> None:
     start = site.attrs.get("starts", site.node.attrs["starts"])[0]
     end = site.attrs.get("ends", site.node.attrs["ends"])[0]
     axis = site.node.attrs["axes"][0]
-    if site.target == "narrow":
-        call(n, torch.narrow, n.args[0], axis, start, end - start)
-    elif site.target == "slice":
+    if site.target == "narrow" or site.target == "slice":
         call(n, torch.narrow, n.args[0], axis, start, end - start)
 
 
@@ -186,8 +185,14 @@ def _new_index(site: Site, index: Any) -> Any:
     axis, result = 0, []
     for position, item in enumerate(items):
         if item is Ellipsis:
-            axis += rank - sum(1 for other in items[:position] + items[position + 1 :] if other is not None and other is not Ellipsis) - (
-                axis - sum(1 for other in items[:position] if other is None or isinstance(other, slice))
+            axis += (
+                rank
+                - sum(
+                    1
+                    for other in items[:position] + items[position + 1 :]
+                    if other is not None and other is not Ellipsis
+                )
+                - (axis - sum(1 for other in items[:position] if other is None or isinstance(other, slice)))
             )
         elif item is None:
             axis += 1
@@ -195,7 +200,9 @@ def _new_index(site: Site, index: Any) -> Any:
             found = _take(pending, "slice", lambda node, at=axis: node.attrs["axes"] == [at])  # type: ignore[misc]  # at is bound now
             if found is not None and found[1]:
                 node, attrs = found
-                item = slice(attrs.get("starts", node.attrs["starts"])[0], attrs.get("ends", node.attrs["ends"])[0], item.step)
+                item = slice(
+                    attrs.get("starts", node.attrs["starts"])[0], attrs.get("ends", node.attrs["ends"])[0], item.step
+                )
             axis += 1
         elif isinstance(item, int):
             found = _take(pending, "gather", lambda node, at=axis: node.attrs["axis"] == at)  # type: ignore[misc]  # at is bound now
@@ -219,9 +226,9 @@ def _gather(site: Site) -> None:
     n = site.fx_node
     if n.target is operator.getitem and len(site.siblings) >= 1 and np.ndim(site.node.attrs["indices"]) == 0:
         n.args = (n.args[0], _new_index(site, n.args[1]))
-        return
+        return None
     if site.target == "flip":
-        return  # what is left of a flip is a flip of what is left
+        return None  # what is left of a flip is a flip of what is left
     if len(site.siblings) != 1:
         raise site.refuse()
     indices = np.asarray(site.attrs["indices"])

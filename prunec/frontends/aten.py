@@ -80,7 +80,9 @@ def _is_number(value: Any) -> bool:
 
 def _convolution(call: Call, to: Emitter) -> None:
     spatial = call["weight"].dim() - 2
-    full = {name: [*call[name]] * (spatial if len(call[name]) == 1 else 1) for name in ("stride", "padding", "dilation")}
+    full = {
+        name: [*call[name]] * (spatial if len(call[name]) == 1 else 1) for name in ("stride", "padding", "dilation")
+    }
     attrs = {
         "strides": full["stride"],
         "pads": full["padding"] * 2,
@@ -117,7 +119,9 @@ def _attention(call: Call, to: Emitter) -> None:
 
 def _batch_norm(call: Call, to: Emitter) -> None:
     inputs = [call["input"], call["weight"], call["bias"], call.get("running_mean"), call.get("running_var")]
-    training = bool(call.get("training", call.get("train", "no_training" not in call.name and "running_mean" not in call.args)))
+    training = bool(
+        call.get("training", call.get("train", "no_training" not in call.name and "running_mean" not in call.args))
+    )
     to.emit("batch_norm", inputs, call.results[:1], axis=1, eps=call.get("eps", 1e-5), training=training)
 
 
@@ -418,7 +422,9 @@ def _max_pool(count: int) -> Row:
     def row(call: Call, to: Emitter) -> None:
         pads = [*call.get("padding", [0])] * (count if len(call.get("padding", [0])) == 1 else 1) * 2
         axes = _spatial(call, count)
-        to.emit("max_pool", [call["self"]], call.results[:1], pads=pads, ceil=bool(call.get("ceil_mode")), spatial_axes=axes)
+        to.emit(
+            "max_pool", [call["self"]], call.results[:1], pads=pads, ceil=bool(call.get("ceil_mode")), spatial_axes=axes
+        )
 
     return row
 
@@ -440,7 +446,9 @@ def _avg_pool(count: int) -> Row:
 def _adaptive_pool(op: str, count: int) -> Row:
     def row(call: Call, to: Emitter) -> None:
         more: dict[str, Any] = {"counts_padding": False} if op == "avg_pool" else {"ceil": False}
-        to.emit(op, [call["self"]], call.results[:1], pads=[0] * (2 * count), spatial_axes=_spatial(call, count), **more)
+        to.emit(
+            op, [call["self"]], call.results[:1], pads=[0] * (2 * count), spatial_axes=_spatial(call, count), **more
+        )
 
     return row
 
@@ -480,7 +488,15 @@ def _var_mean(call: Call, to: Emitter) -> None:
     axes = _axes(call.args.get("dim"), call["self"].dim())
     for kind, result in zip(("var", "mean"), call.results, strict=True):
         correction = {"correction": call.get("correction", 1)} if kind == "var" else {}
-        to.emit("reduce", [call["self"]], [result], kind=kind, axes=axes, keepdims=bool(call.get("keepdim", False)), **correction)
+        to.emit(
+            "reduce",
+            [call["self"]],
+            [result],
+            kind=kind,
+            axes=axes,
+            keepdims=bool(call.get("keepdim", False)),
+            **correction,
+        )
 
 
 def _var(kind: str) -> Row:
@@ -488,7 +504,13 @@ def _var(kind: str) -> Row:
         axes = _axes(call.args.get("dim"), call["self"].dim())
         correction = call.get("correction", int(call.get("unbiased", True)))
         to.emit(
-            "reduce", [call["self"]], call.results, kind=kind, axes=axes, keepdims=bool(call.get("keepdim", False)), correction=correction
+            "reduce",
+            [call["self"]],
+            call.results,
+            kind=kind,
+            axes=axes,
+            keepdims=bool(call.get("keepdim", False)),
+            correction=correction,
         )
 
     return row
@@ -507,7 +529,9 @@ def _along(kind: str) -> Row:
 def _arg_reduce(kind: str) -> Row:
     def row(call: Call, to: Emitter) -> None:
         axes = _axes(call.args.get("dim"), call["self"].dim())
-        to.emit("arg_reduce", [call["self"]], call.results, kind=kind, axes=axes, keepdims=bool(call.get("keepdim", False)))
+        to.emit(
+            "arg_reduce", [call["self"]], call.results, kind=kind, axes=axes, keepdims=bool(call.get("keepdim", False))
+        )
 
     return row
 
@@ -582,7 +606,9 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "_prelu_kernel": _prelu,
         "hardtanh": _hardtanh,
         **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "clip"), _clamp),
-        **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout"), _unary("identity")),
+        **dict.fromkeys(
+            ("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout"), _unary("identity")
+        ),
         "native_dropout": _unary("identity"),
         **dict.fromkeys(("_to_copy", "to"), _cast),
         "copy": _copy,

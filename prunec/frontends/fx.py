@@ -90,7 +90,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         if traced_by_fx is not None:
             try:
                 return _record_any_batch(traced_by_fx, inputs, name, exported=False)
-            except Exception as error:  # any error of the user's forward: torch.export is the second opinion
+            except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
                 reason = error
         exported = _export(module, inputs, reason)
         try:
@@ -149,7 +149,7 @@ def _symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule 
             tracer = fx.Tracer(param_shapes_constant=True)
             graph = tracer.trace(module, concrete_args=concrete or None)
             return fx.GraphModule(tracer.root, graph, type(module).__name__), None
-    except Exception as error:  # whatever the user's forward raises on proxies means "not traceable"
+    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
         return None, error
 
 
@@ -166,7 +166,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | 
                 exported = program.module(check_guards=False)
                 assert isinstance(exported, fx.GraphModule)
                 return exported
-            except Exception as error:  # noqa: PERF203  # each attempt may fail in its own way; the last is reported
+            except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                 last = error
     assert last is not None
     failure = _runs(module, inputs)
@@ -179,7 +179,7 @@ def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
     """Return the error of a plain forward pass, None when it runs."""
     try:
         module(*inputs)
-    except Exception as error:  # the user's forward may raise anything
+    except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
         return error
     return None
 
@@ -191,7 +191,7 @@ def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str
         wide = tuple(i.new_empty((_TRACE_BATCH, *i.shape[1:])) if isinstance(i, Tensor) else i for i in inputs)
         try:
             return _record(module, wide, inputs, name, exported=exported)
-        except Exception:  # noqa: S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
+        except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
             pass
     return _record(module, inputs, inputs, name, exported=exported)
 
@@ -247,7 +247,7 @@ class _Walk(fx.Interpreter):
             return None
         module = self.fetch_attr(str(n.target))
         if isinstance(module, _INSTANCE_NORMS):
-            return lambda args, kwargs, result: recorder.instance_norm(args[0], module, result)
+            return lambda args, _kwargs, result: recorder.instance_norm(args[0], module, result)
         if isinstance(module, KNOWN_LEAVES) or not any(True for _ in module.parameters()):
             return None
         return lambda args, kwargs, result: recorder.opaque_module(module, args, kwargs, result)
@@ -257,7 +257,7 @@ class _Recorder(TorchDispatchMode):
     """Builds the IR from the aten calls that it sees."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
         self.results: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self._nodes: list[Node] = []
@@ -304,11 +304,12 @@ class _Recorder(TorchDispatchMode):
         name = schema.name.partition("::")[2]
         in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__") and tensors[0] is args[0]
         self._source = f"{schema.name.replace('::', '.')}"
-        before = self._name(tensors[0]) if in_place else ""
+        if in_place:
+            self._name(tensors[0])  # what it held is read in before its content changes
         translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
         self._emit_rest(name, args, tensors)
         if in_place:
-            self._written(tensors[0], before)
+            self._written(tensors[0])
 
     def _emit_rest(self, name: str, args: Sequence[Any], results: Sequence[Tensor]) -> None:
         """Give the results that a row leaves out (a max pool's indices) a node, for readers that take them."""
@@ -333,9 +334,11 @@ class _Recorder(TorchDispatchMode):
             else:
                 self._values[value] = Value(value, tuple(output), dtype)
             out_names.append(value)
-        self._nodes.append(Node(node_name, op, names, tuple(out_names), MappingProxyType(attrs), self._source, self._origin))
+        self._nodes.append(
+            Node(node_name, op, names, tuple(out_names), MappingProxyType(attrs), self._source, self._origin)
+        )
         if op in ("reshape", "identity") and names[0] in self._contents:
-            self._contents[out_names[0]] = self._contents[names[0]].reshape(self._values[out_names[0]].shape)  # type: ignore[arg-type]  # FX shapes are all int
+            self._contents[out_names[0]] = self._contents[names[0]].reshape(self._values[out_names[0]].shape)
         return out_names
 
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
@@ -391,7 +394,7 @@ class _Recorder(TorchDispatchMode):
             self._by_storage.setdefault(_storage(tensor), []).append(tensor)
         return name
 
-    def _written(self, tensor: Tensor, before: str) -> None:
+    def _written(self, tensor: Tensor) -> None:
         """Mark every other view of the written memory: what it held is not what it holds now."""
         now = self._names[id(tensor)]
         for other in self._by_storage.get(_storage(tensor), []):
@@ -419,7 +422,9 @@ class _Recorder(TorchDispatchMode):
                 self._inputs.append(n.name)
         elif n.op == "output":
             self._outputs.extend(self._name(leaf) for leaf in pytree.tree_leaves(args[0]) if isinstance(leaf, Tensor))
-        self.results[n.name] = pytree.tree_map(lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result)
+        self.results[n.name] = pytree.tree_map(
+            lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result
+        )
 
     def _mark_inner(self) -> None:
         """Mark binary nodes inside a larger call: their operands are no arguments of the FX node."""
@@ -479,7 +484,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from prunec.training.ista import Ista, Penalised
-from prunec.training.sparsify import sparsify
+from prunec.training.sparsity import sparsify
 
 __all__ = ["Ista", "Penalised", "sparsify"]

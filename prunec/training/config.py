@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from prunec.errors import BadInput
 from prunec.passes.penalty import PENALTIES, PenaltyKind
 from prunec.training.augment import AUGMENTS, Normalise
-from prunec.training.sparsify import Residual
+from prunec.training.sparsity import Residual
 
 Border = Literal["auto", "exact", "bias"]
 

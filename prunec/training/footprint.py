@@ -18,7 +18,7 @@ from prunec.labels import ChannelClasses
 from prunec.ops import CONTRACTIONS
 from prunec.passes.cost import cost
 from prunec.passes.gammas import Mask
-from prunec.training.sparsify import Sparsity
+from prunec.training.sparsity import Sparsity
 
 
 @dataclass(frozen=True, slots=True)

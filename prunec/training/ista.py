@@ -1,7 +1,7 @@
 """ISTA as an optimiser: proximal steps that bring gammas to exactly zero, in anyone's training loop.
 
 Owns ``Ista``, a ``torch.optim.Optimizer`` around another one, and the proximal step. It knows nothing
-of graphs: which gammas to penalise, how strongly and in which groups is worked out in sparsify.py.
+of graphs: which gammas to penalise, how strongly and in which groups is worked out in sparsity.py.
 
 The base optimiser updates everything except the penalised gammas, which are taken out of its groups.
 They make the plain proximal-gradient step of Ye, Lu, Lin, Wang, ICLR 2018, section 3:

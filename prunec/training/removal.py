@@ -15,7 +15,6 @@ from prunec import api
 from prunec.backends.fx import apply_edits
 from prunec.passes.lower import lower
 from prunec.plan import PrunePlan
-from prunec.reading import read_module
 from prunec.training.config import RunConfig
 
 

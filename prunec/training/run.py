@@ -31,7 +31,7 @@ from prunec.training.removal import remove, sgd
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
 from prunec.training.setup import Setup, prepare, start_run_folder
-from prunec.training.sparsify import build
+from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
 from prunec.training.tuning import Choice, choose_alpha, choose_rho, gamma_facts
 

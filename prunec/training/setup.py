@@ -28,7 +28,7 @@ from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet, load
 from prunec.training.evaluate import scores_of
 from prunec.training.footprint import Size, size_under
-from prunec.training.sparsify import Sparsity, plan_sparsity, require_some
+from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
 
 

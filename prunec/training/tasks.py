@@ -17,7 +17,7 @@ from prunec.training.controller import Controller, Reading
 from prunec.training.footprint import check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.setup import Setup
-from prunec.training.sparsify import Sparsity, named_parameters
+from prunec.training.sparsity import Sparsity, named_parameters
 
 NUM_BINS = 24
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunec.passes.gammas import Mask
-from prunec.training.sparsify import Sparsity
+from prunec.training.sparsity import Sparsity
 
 Floats = np.ndarray[Any, Any]
 

@@ -4,7 +4,7 @@ Owns the step from the graph's answer (which gammas, which classes, which λ) to
 
     ista = sparsify(module, (images,), torch.optim.SGD(module.parameters(), lr=0.1), rho=1e-3)
     ...                                        # train with ista in place of the optimiser
-    pruned = prunec.prune(module, (images,))   # channels whose gamma is zero go
+    pruned = prunec.prune_module(module, (images,)).module   # channels whose gamma is zero go
 """
 
 from __future__ import annotations
