@@ -470,3 +470,30 @@ def test_a_short_training_run_leaves_a_whole_folder(run: Run, tmp_path: Path) ->
     assert run("train-prune", "--preset", "digits", "--steps", "12", "-o", "r")[0] == 2
     assert run("report", "r", "-o", "page.html")[0] == 0
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
+def test_networks_of_other_libraries_are_found_by_name(run: Run, name: str) -> None:
+    status, out, err = run("analyze", name, "--json")
+    assert status == 0, err
+    assert json.loads(out)["params"] == 11_689_512
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["torchvision:resnet81", "timm:resnet81"])
+def test_an_unknown_name_of_a_library_is_told_with_its_neighbours(run: Run, name: str) -> None:
+    status, out, err = run("analyze", name)
+    assert (status, out) == (2, "")
+    assert "did you mean resnet" in err
+
+
+def test_a_library_that_is_not_installed_is_told_with_the_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    status, _, err = run("analyze", "timm:resnet18")
+    assert (status, err) == (
+        2,
+        "error[missing-dependency]: timm is not installed\n  do:  pip install 'prunec[real]'\n",
+    )

@@ -32,8 +32,8 @@ def negligible(array: Array) -> float:
     """Return the magnitude up to which elements of ``array`` count as zero."""
     if array.dtype.kind in "iub" or not array.size:
         return 0.0
-    flat = array.reshape(-1) if array.flags.c_contiguous else array.ravel()
-    sample = np.abs(flat[:: max(1, flat.size // SAMPLES)].astype(np.float64))
+    # The flat iterator picks single elements; ravel would copy all of a transposed weight.
+    sample = np.abs(array.flat[:: max(1, array.size // SAMPLES)].astype(np.float64))
     sample = sample[np.isfinite(sample) & (sample > 0)]
     return float(NEGLIGIBLE * np.median(sample)) if sample.size else 0.0
 

@@ -228,7 +228,9 @@ class _Surgery:
                 # A node without readers that still computes something writes into a tensor in place.
                 idle = all(node.name in self.edits.removed for node in nodes)
             else:
-                idle = n.op == "get_attr" or name in self.traced.unused or name in self.had_users
+                # A tensor that comes out as it went in (Identity, Dropout); assertions have no tensor.
+                passes = isinstance(self.traced.results.get(name), Ref)
+                idle = n.op == "get_attr" or passes or name in self.traced.unused or name in self.had_users
             if idle:
                 self.module.graph.erase_node(n)
 
