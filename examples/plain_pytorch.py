@@ -24,7 +24,10 @@ class Net(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width)
+        self.conv3, self.bn3 = (
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+        )
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,7 @@ def main() -> None:
     """Train, prune, fine-tune, export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--rho", type=float, default=0.003, help="weight of the penalty")
     parser.add_argument("--output", type=Path, default=Path("pruned.onnx"))
     options = parser.parse_args()
 
@@ -51,7 +55,7 @@ def main() -> None:
 
     net = Net()
     optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    optimizer = prunec.sparsify(net, (inputs[:2],), optimizer, rho=0.003)  # prunec
+    optimizer = prunec.sparsify(net, (inputs[:2],), optimizer, rho=options.rho)  # prunec
     run_epochs(net, optimizer, inputs[train], targets[train], options.epochs)
 
     pruned = prunec.prune_module(net, (inputs[:2],)).module  # prunec

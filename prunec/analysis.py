@@ -302,6 +302,8 @@ def _why_it_ends(node: Node) -> str:
         return "a constant times an input-dependent gate (squeeze-excite) is not constant"
     if node.op in ("add", "sub", "rsub", "maximum", "minimum"):
         return "its other operand still varies (a residual stream that is constant in part)"
+    if node.op in ("conv", "conv_transpose") and not any(node.attrs["pads"]):
+        return "its constant is not the same at every position"
     if node.op in ("conv", "conv_transpose"):
         return "zero padding leaves the constant uneven at the border"
     if node.op == "concat":

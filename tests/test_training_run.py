@@ -27,7 +27,15 @@ from prunec.training.presets import make_config, resume_config
 from prunec.training.progress import Silent
 from prunec.training.run import train_prune
 
-RESULTS = {"pruned.onnx", "pruned.safetensors", "plan.json", "metrics.jsonl", "summary.json", "report.html", "config.json"}
+RESULTS = {
+    "pruned.onnx",
+    "pruned.safetensors",
+    "plan.json",
+    "metrics.jsonl",
+    "summary.json",
+    "report.html",
+    "config.json",
+}
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,9 @@ def test_kept_layers_are_left_alone() -> None:
 
 
 def test_a_norm_that_decides_nothing_is_not_penalised() -> None:
-    assert "stem.1.weight" not in penalised(module := Dense(), wrapped(module))
-    assert "expand.1.weight" not in penalised(module_b := Inverted(), wrapped(module_b))
+    dense, inverted = Dense(), Inverted()
+    assert "stem.1.weight" not in penalised(dense, wrapped(dense))
+    assert "expand.1.weight" not in penalised(inverted, wrapped(inverted))
 
 
 def test_a_frozen_gamma_frees_its_whole_class_of_the_penalty() -> None:
@@ -167,7 +168,8 @@ def test_a_network_whose_output_no_longer_depends_on_its_input_is_refused(names:
 
 def test_the_plain_pytorch_example_prunes_and_exports(tmp_path: Path) -> None:
     target = tmp_path / "pruned.onnx"
-    command = [sys.executable, "-W", "ignore", str(EXAMPLES / "plain_pytorch.py"), "--epochs", "12", "--output", str(target)]
+    options = ["--epochs", "12", "--rho", "0.005", "--output", str(target)]
+    command = [sys.executable, "-W", "ignore", str(EXAMPLES / "plain_pytorch.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"parameters: ([\d,]+) -> ([\d,]+)", done.stdout)
     assert found is not None

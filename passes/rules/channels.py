@@ -322,25 +322,34 @@ def layer_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | No
 
 
 def mixes(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Refuse the axes that are mixed (softmax, LRN, cumulative sum); the others pass."""
+    """Refuse the axes that are mixed (softmax, LRN, cumulative sum); channels on the others pass."""
     x = inputs[0]
     axes = node.attrs.get("axes") or [node.attrs.get("axis", 1)]
     kind = node.attrs.get("kind", node.op)
-    ties.pin([f for f in x.fields if any(f.shape[axis] != 1 for axis in axes)], f"{kind} mixes its channels")
+    fields = _across(x, axes, ties, f"{kind} mixes its channels")
     pin_all(inputs[1:], ties, f"is read by {kind}")
-    return [Label(shape, x.fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+    return [Label(shape, fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+
+
+def _across(x: Label, axes: Sequence[int], ties: Ties, reason: str) -> tuple[Ids, ...]:
+    """Return the fields of ``x`` without their ids along ``axes``, which an op mixes.
+
+    A field that varies elsewhere too (heads, branches) has its ids tied along ``axes``: all positions that are
+    mixed go together, or stay. One that varies along ``axes`` only is pinned.
+    """
+    ties.pin([f for f in x.fields if varying(f) and set(varying(f)) <= set(axes)], reason)
+    passed = [f for f in x.fields if not set(varying(f)) <= set(axes)]
+    return tuple(ties.tie_along(f, [axis for axis in range(x.rank) if axis not in axes]) for f in passed)
 
 
 def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Refuse the axes that are reduced away; the others pass."""
+    """Refuse the axes that are reduced away; channels on the others pass."""
     x = inputs[0]
     if x.shape is None:
         return [Label(shape) for shape in outputs]
     axes = sorted(node.attrs["axes"])
     kind = node.attrs.get("kind", node.op)
-    gone = [f for f in x.fields if any(f.shape[axis] != 1 for axis in axes)]
-    ties.pin(gone, f"{kind} runs over its channels")
-    fields = x.without(gone).fields
+    fields = _across(x, axes, ties, f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
     return [Label(shape, fields) for shape in outputs]

@@ -6,7 +6,7 @@ passes/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and wh
 contraction sums over) is that pass's affair.
 """
 
-# ruff: noqa: ARG001 - every rule takes the same arguments
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -146,11 +146,30 @@ class _Surgery:
             node = by_name[name]
             n = self.nodes[node.origin]
             tensor = torch.from_numpy(bias)
-            if n.op == "call_module":
-                owner = self.module.get_submodule(str(n.target))
-                owner.bias = parameter_like(next(owner.parameters()), tensor)
-            else:
+            if n.op != "call_module" and self._is_result(node, n):
                 self._add_after(n, tensor, matrix=node.op == "matmul")
+                continue
+            owner = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+            if owner is None or getattr(owner, "bias", self) is not None:
+                raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
+            owner.bias = parameter_like(next(owner.parameters()), tensor)
+
+    def _is_result(self, node: Node, n: fx.Node) -> bool:
+        """Tell whether an FX node returns what ``node`` computes, its channels still on the same axis.
+
+        ``x @ w`` on inputs of rank 3 multiplies a matrix and reshapes it: the last axis stays the last.
+        """
+        ref = self.traced.results[_origin(n)]
+        at = node.outputs[0]
+        while isinstance(ref, Ref) and at != ref.name:
+            following = [i for i in self.traced.graph.consumers(at) if i.origin == node.origin]
+            if len(following) != 1 or following[0].op not in ("reshape", "identity"):
+                return False
+            before, after = self.traced.graph.shape(at) or (), self.traced.graph.shape(following[0].outputs[0]) or ()
+            if following[0].op == "reshape" and (node.op != "matmul" or before[-1:] != after[-1:]):
+                return False
+            at = following[0].outputs[0]
+        return isinstance(ref, Ref)
 
     def _add_after(self, n: fx.Node, bias: Tensor, *, matrix: bool) -> None:
         """Add the bias to the result of a functional contraction, with a node of its own."""

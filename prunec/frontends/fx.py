@@ -36,6 +36,7 @@ KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
 """Leaf modules with parameters whose sizes the backend knows how to correct."""
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
 _TRACE_BATCH = 3
@@ -243,9 +244,15 @@ class _Walk(fx.Interpreter):
         recorder = self.recorder
         if n.op == "call_function" and n.target is nn.functional.instance_norm:
             return recorder.functional_instance_norm
+        if n.op == "call_function" and n.target in _LINEAR:
+            return recorder.functional_linear
+        if n.target is torch.tensor_split or (n.op == "call_method" and n.target == "tensor_split"):
+            return recorder.tensor_split
         if n.op != "call_module":
             return None
         module = self.fetch_attr(str(n.target))
+        if type(module) is nn.Linear:
+            return lambda args, _kwargs, result: recorder.linear(args[0], module.weight, module.bias, result)
         if isinstance(module, _INSTANCE_NORMS):
             return lambda args, _kwargs, result: recorder.instance_norm(args[0], module, result)
         if isinstance(module, KNOWN_LEAVES) or not any(True for _ in module.parameters()):
@@ -455,6 +462,23 @@ class _Recorder(TorchDispatchMode):
         else:
             stats: list[Operand] = [bound["running_mean"], bound["running_var"]]
             self.emit("batch_norm", inputs + stats, [result], axis=1, eps=bound.get("eps", 1e-5), training=False)
+
+    def linear(self, x: Operand, weight: Operand, bias: Operand, result: Tensor) -> None:
+        """Record one node: on inputs of rank 3 the decomposition depends on strides and hides the bias."""
+        self._source = "aten.linear"
+        self.emit("matmul", [x, weight, bias], [result], transpose_b=True)
+
+    def functional_linear(self, args: Any, kwargs: Any, result: Tensor) -> None:
+        bound = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        self.linear(bound["input"], bound["weight"], bound.get("bias"), result)
+
+    def tensor_split(self, args: Any, kwargs: Any, result: Any) -> None:
+        """Record one split: the slices that it decomposes to cannot be rewritten one by one."""
+        x = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        axis = dim % x.dim()
+        self._source = "aten.tensor_split"
+        self.emit("split", [x], list(result), axis=axis, sizes=[part.shape[axis] for part in result])
 
     def opaque_module(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Record a leaf module that prunec does not look into: what it touches is pinned."""

@@ -122,7 +122,9 @@ def _walk(
     views = [View(node, facts) for node in nodes]
     grown: set[str] = set()
     for view in views:
-        if not _learn(view, source, facts, in_file):
+        if _learn(view, source, facts, in_file):
+            grown.update(view.outputs)
+        else:
             _complete_shapes(view, source.model, facts, grown)
     drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts))]
     return facts, drafts

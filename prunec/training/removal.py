@@ -12,9 +12,6 @@ import torch
 from torch import nn
 
 from prunec import api
-from prunec.backends.fx import apply_edits
-from prunec.passes.lower import lower
-from prunec.plan import PrunePlan
 from prunec.training.config import RunConfig
 
 
