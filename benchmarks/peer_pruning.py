@@ -16,7 +16,6 @@ import pstats
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -34,9 +33,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     _declare_detection_ops()
-    print(
-        f"{'network':28} {'prunec':>9} {'peer':>9} {'ratio':>7}   (median seconds of {arguments.rounds} interleaved runs)"
-    )
+    print(f"median seconds of {arguments.rounds} interleaved runs, one thread")
+    print(f"{'network':28} {'prunec':>9} {'peer':>9} {'ratio':>7}")
     for name in arguments.names:
         _row(name, arguments.rounds)
     _profile(arguments.names[0])

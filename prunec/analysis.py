@@ -303,7 +303,7 @@ def _why_it_ends(node: Node) -> str:
     if node.op in ("add", "sub", "rsub", "maximum", "minimum"):
         return "its other operand still varies (a residual stream that is constant in part)"
     if node.op in ("conv", "conv_transpose") and not any(node.attrs["pads"]):
-        return "its constant is not the same at every position"
+        return "it is not constant where it is read"
     if node.op in ("conv", "conv_transpose"):
         return "zero padding leaves the constant uneven at the border"
     if node.op == "concat":

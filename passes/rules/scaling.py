@@ -6,7 +6,6 @@ passes/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and wh
 contraction sums over) is that pass's affair.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

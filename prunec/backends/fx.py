@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from prunec.backends.fx_rewrite import REWRITES, Site, add_buffer, call
 from prunec.edits import CannotRewrite, Edits
 from prunec.frontends.fx import Ref, Traced, eval_mode
+from prunec.frontends.meta import MetaMode
 from prunec.graph import Node, Shape
 
 _ORIGIN = "prunec_origin"
@@ -353,10 +353,10 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
         CannotRewrite: naming the first node that fails or has another shape.
     """
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
-    with eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with eval_mode(module), torch.no_grad(), MetaMode():
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
         inputs = [
-            torch.empty(next(rest), dtype=i.dtype, device=i.device) if isinstance(i, Tensor) else i
+            torch.empty(next(rest), dtype=i.dtype, device="meta") if isinstance(i, Tensor) else i
             for i in traced.example_inputs
         ]
         _Check(module, traced, edits).run(*inputs)

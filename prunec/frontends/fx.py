@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
+from prunec.frontends.meta import MetaMode
 from prunec.graph import Graph, Node, Param, Value
 from prunec.ops import BINARY
 
@@ -201,10 +201,9 @@ def _record(
     module: fx.GraphModule, inputs: tuple[Any, ...], example_inputs: tuple[Any, ...], name: str, *, exported: bool
 ) -> Traced:
     recorder = _Recorder(module)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        fakes = tuple(fake.from_tensor(i) if isinstance(i, Tensor) else i for i in inputs)
-        with recorder:
-            _Walk(module, recorder).run(*fakes)
+    shapes = tuple(recorder.twin(i) if isinstance(i, Tensor) else i for i in inputs)
+    with recorder:
+        _Walk(module, recorder).run(*shapes)
     graph = recorder.graph(name or module.__class__.__name__)
     return Traced(
         graph=graph,
@@ -260,11 +259,11 @@ class _Walk(fx.Interpreter):
         return lambda args, kwargs, result: recorder.opaque_module(module, args, kwargs, result)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(MetaMode):
     """Builds the IR from the aten calls that it sees."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
+        super().__init__()
         self.results: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self._nodes: list[Node] = []
@@ -295,7 +294,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = self.compute(func, args, kwargs)
         if not self._paused:
             self._call(func, args, kwargs, result)
         return result

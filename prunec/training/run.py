@@ -288,7 +288,7 @@ class _Run:
         self.window.load_state_dict(resumed["window"])
         if self.controller is not None:
             self.controller.load_state_dict(resumed["controller"])
-        pass
+        torch.set_rng_state(resumed["rng"])
 
 
 _NOTHING_REMOVED = "no channel was removed: no gamma reached zero; raise rho, lower alpha or train longer"
