@@ -285,7 +285,7 @@ def _rounding(again: _Run, values: Feed, index: int, output: Array) -> float:
     """Return how far the first model is from itself; 0 where that cannot be told."""
     try:
         other = again(values)[index]
-    except Exception:  # an optimiser's own failure says nothing about the comparison
+    except Exception:  # noqa: BLE001 - an optimiser's own failure says nothing about the comparison
         return 0.0
     return difference(output, other, 0.0)[0] if other.shape == output.shape and output.dtype.kind == "f" else 0.0
 

@@ -15,7 +15,7 @@ from prunec.passes.channels import channels
 from prunec.training.controller import WINDOW, Controller, Reading, planned_size
 from prunec.training.sparsity import plan_sparsity
 from prunec.training.tasks import gamma_values
-from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, gamma_facts
+from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, choose_rho_in_time, gamma_facts
 
 CHANCE = math.log(10)
 
@@ -128,17 +128,29 @@ def test_the_controller_remembers_across_a_checkpoint() -> None:
 
 
 def test_rho_is_chosen_so_that_the_penalty_is_comparable_to_the_loss() -> None:
-    facts = GammaFacts(weighted=4019.0, mean=1.0, mean_penalty=4.65)
+    facts = GammaFacts(weighted=4019.0, mean=1.0, mean_penalty=4.65, reach=0.23)
     rho = choose_rho(facts, alpha=1.0, chance_loss=CHANCE).value
     assert rho == pytest.approx(0.0002, rel=0.25), "the paper's ConvNet starts at 0.0002"
     assert rho * facts.weighted == pytest.approx(0.3 * CHANCE, rel=0.05)
 
 
 def test_alpha_is_chosen_so_that_gammas_reach_zero_within_a_hundred_steps_or_so() -> None:
-    facts = GammaFacts(weighted=200.0, mean=0.5, mean_penalty=1.0)
+    facts = GammaFacts(weighted=200.0, mean=0.5, mean_penalty=1.0, reach=0.5)
     assert choose_alpha(facts, mu=0.01, rho=0.02, chance_loss=CHANCE).value == pytest.approx(0.1)
     assert choose_alpha(facts, mu=0.01, rho=0.2, chance_loss=CHANCE).value == pytest.approx(1.0)
     assert choose_alpha(facts, mu=0.0005, rho=0.01, chance_loss=CHANCE).value == pytest.approx(0.001)
+
+
+def test_a_short_run_gets_a_larger_rho_within_bounds() -> None:
+    facts = GammaFacts(weighted=110.0, mean=1.0, mean_penalty=0.7, reach=1.4)
+    paper = choose_rho(facts, 1.0, CHANCE).value
+
+    def rho(steps: int) -> float:
+        return choose_rho_in_time(facts, 1.0, CHANCE, mu=0.2, steps=steps).value
+
+    assert rho(30_000) == paper
+    assert rho(500) == pytest.approx(1.4 / (0.2 * 500 / 3), rel=0.03)
+    assert rho(5) == pytest.approx(10 * paper, rel=0.05)
 
 
 def test_gamma_facts_are_those_of_the_penalised_gammas() -> None:
@@ -151,4 +163,6 @@ def test_gamma_facts_are_those_of_the_penalised_gammas() -> None:
     first, second = plan.penalty[plan.gammas[0].classes[0]], plan.penalty[plan.gammas[1].classes[0]]
     assert facts.weighted == pytest.approx(4 * first + 6 * second)
     assert facts.mean == pytest.approx(1.0)
+    ratios = [1 / first, 2 / first, 0.0, 1 / first] + [1 / second] * 6
+    assert facts.reach == pytest.approx(np.median(ratios))
     assert facts.mean_penalty == pytest.approx(np.mean([first] * 4 + [second] * 6))

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec.backends.fx_rewrite import REWRITES, Site, add_buffer, call
 from prunec.edits import CannotRewrite, Edits
@@ -352,11 +354,19 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     Raises:
         CannotRewrite: naming the first node that fails or has another shape.
     """
+    try:
+        _check_shapes(traced, edits, module, MetaMode())
+    except CannotRewrite:
+        # Some kernels (LSTM) want their parameters where their input is: fake tensors pretend that they are.
+        _check_shapes(traced, edits, module, FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule, mode: TorchDispatchMode) -> None:
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
-    with eval_mode(module), torch.no_grad(), MetaMode():
+    with eval_mode(module), torch.no_grad(), mode:
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
         inputs = [
-            torch.empty(next(rest), dtype=i.dtype, device="meta") if isinstance(i, Tensor) else i
+            torch.empty(next(rest), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
             for i in traced.example_inputs
         ]
         _Check(module, traced, edits).run(*inputs)

@@ -26,6 +26,9 @@ class Emitter(Protocol):
     def emit(self, op: str, inputs: Sequence[Operand], outputs: Sequence[Any], **attrs: Any) -> list[str]:
         """Add a node; ``outputs`` are result tensors, or shapes for values that only the IR has."""
 
+    def alias(self, source: Tensor, result: Tensor) -> None:
+        """Give a result the name of what it equals, without a node."""
+
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
         """Return the content of a parameter or buffer; None for computed tensors."""
 
@@ -268,6 +271,8 @@ def _slice(call: Call, to: Emitter) -> None:
     axis = _axis(call.get("dim", 0), x.dim())
     size = x.shape[axis]
     start, end, step = slice(call.get("start"), call.args.get("end"), call.get("step", 1)).indices(size)
+    if (start, end, step) == (0, size, 1):
+        return to.alias(x, call.out)  # the ":" of an indexing expression
     to.emit("slice", [x], call.results, axes=[axis], starts=[start], ends=[max(start, end)], steps=[step])
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -201,9 +202,12 @@ def _record(
     module: fx.GraphModule, inputs: tuple[Any, ...], example_inputs: tuple[Any, ...], name: str, *, exported: bool
 ) -> Traced:
     recorder = _Recorder(module)
-    shapes = tuple(recorder.twin(i) if isinstance(i, Tensor) else i for i in inputs)
-    with recorder:
-        _Walk(module, recorder).run(*shapes)
+    try:
+        recorder.walk(inputs)
+    except Exception:  # noqa: BLE001  # some kernels (LSTM) want their parameters where their input is
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            recorder = _Recorder(module, fake)
+            recorder.walk(inputs)
     graph = recorder.graph(name or module.__class__.__name__)
     return Traced(
         graph=graph,
@@ -262,8 +266,10 @@ class _Walk(fx.Interpreter):
 class _Recorder(MetaMode):
     """Builds the IR from the aten calls that it sees."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, fake: FakeTensorMode | None = None) -> None:
         super().__init__()
+        self._module = module
+        self._fake = fake
         self.results: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self._nodes: list[Node] = []
@@ -284,6 +290,13 @@ class _Recorder(MetaMode):
             self.tensors.setdefault(name, tensor)
             self._names.setdefault(id(tensor), name)
 
+    def walk(self, inputs: tuple[Any, ...]) -> None:
+        """Run the module on tensors of the inputs' shapes, and record."""
+        convert = self.twin if self._fake is None else self._fake.from_tensor
+        shapes = tuple(convert(i) if isinstance(i, Tensor) else i for i in inputs)
+        with self:
+            _Walk(self._module, self).run(*shapes)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         self._paused = True
@@ -294,7 +307,7 @@ class _Recorder(MetaMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = self.compute(func, args, kwargs)
+        result = self.compute(func, args, kwargs) if self._fake is None else func(*args, **kwargs)
         if not self._paused:
             self._call(func, args, kwargs, result)
         return result
@@ -346,6 +359,12 @@ class _Recorder(MetaMode):
         if op in ("reshape", "identity") and names[0] in self._contents:
             self._contents[out_names[0]] = self._contents[names[0]].reshape(self._values[out_names[0]].shape)
         return out_names
+
+    def alias(self, source: Tensor, result: Tensor) -> None:
+        """Give a result the name of what it equals; see prunec.frontends.aten.Emitter."""
+        self._names[id(result)] = self._name(source)
+        self._alive.append(result)
+        self._by_storage.setdefault(_storage(result), []).append(result)
 
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
         """Return the content of a parameter, buffer or a reshaped one; None for computed tensors."""

@@ -122,10 +122,10 @@ def _walk(
     views = [View(node, facts) for node in nodes]
     grown: set[str] = set()
     for view in views:
-        if _learn(view, source, facts, in_file):
-            grown.update(view.outputs)
-        else:
+        if not _learn(view, source, facts, in_file):
             _complete_shapes(view, source.model, facts, grown)
+        elif view.op != "Constant":  # inference sees stored tensors itself
+            grown.update(view.outputs)
     drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts))]
     return facts, drafts
 

@@ -101,7 +101,7 @@ class Controller:
         if len(self.readings) >= WINDOW:
             last = self.readings[-1]
             for name, holds, sentence in (
-                ("lasso", last.progress >= 0.5 and self._lasso_falls_alone(), _LOWER_ALPHA),
+                ("lasso", last.progress >= 0.7 and self._lasso_falls_alone(), _LOWER_ALPHA),
                 ("sparsity", last.sparsity > 0.97, _LOWER_RHO),
                 ("loss", last.loss > 0.95 * self.chance_loss > self.readings[0].loss, _LOWER_MU),
             ):

@@ -33,10 +33,10 @@ from prunec.training.results import RunResult, write_results
 from prunec.training.setup import Setup, prepare, start_run_folder
 from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
-from prunec.training.tuning import Choice, choose_alpha, choose_rho, gamma_facts
+from prunec.training.tuning import Choice, choose_alpha, choose_rho_in_time, gamma_facts
 
-FINETUNE = 2
-"""Index of the fine-tuning phase."""
+ISTA, FINETUNE = 1, 2
+"""Indices of the phases."""
 _STATISTICS_BATCHES = 20
 
 
@@ -171,9 +171,10 @@ class _Run:
             alpha = choose_alpha(facts, mu, config.rho, setup.chance_loss)
         else:
             alpha = Choice(1.0, "training starts from scratch")
-        rho = (
-            Choice(config.rho, "given") if config.rho is not None else choose_rho(facts, alpha.value, setup.chance_loss)
-        )
+        if config.rho is not None:
+            rho = Choice(config.rho, "given")
+        else:
+            rho = choose_rho_in_time(facts, alpha.value, setup.chance_loss, mu, setup.phases[ISTA].steps)
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
         chosen["reasons"] = [f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]

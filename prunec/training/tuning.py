@@ -21,6 +21,12 @@ REGULARISER_SHARE = 0.3
 """The regulariser's start, as a share of the loss of guessing. The paper's ConvNet starts at 0.35 by this measure."""
 
 
+REACH_SHARE = 1 / 3
+"""Share of the ISTA steps within which a gamma without use should reach zero."""
+MOST_TIMES = 10.0
+"""By how much a short run may raise ρ above the paper's rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A value and the sentence that explains it."""
@@ -37,11 +43,13 @@ class GammaFacts:
         weighted: Σ λ_G·‖γ_G‖₂ over the penalised classes.
         mean: mean |γ| over them.
         mean_penalty: mean λ.
+        reach: median of ‖γ_G‖₂/λ_G: a gamma without use is zero after α·reach/(μ·ρ) steps.
     """
 
     weighted: float
     mean: float
     mean_penalty: float
+    reach: float
 
 
 def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
@@ -56,7 +64,12 @@ def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
     norms = np.sqrt(squares)
     used = plan.penalised & (plan.penalty > 0)
     every = np.concatenate(magnitudes)
-    return GammaFacts(float((plan.penalty * norms).sum()), float(every.mean()), float(plan.penalty[used].mean()))
+    return GammaFacts(
+        weighted=float((plan.penalty * norms).sum()),
+        mean=float(every.mean()),
+        mean_penalty=float(plan.penalty[used].mean()),
+        reach=float(np.median(norms[used] / plan.penalty[used])),
+    )
 
 
 def choose_rho(facts: GammaFacts, alpha: float, chance_loss: float) -> Choice:
@@ -65,6 +78,21 @@ def choose_rho(facts: GammaFacts, alpha: float, chance_loss: float) -> Choice:
     rho = REGULARISER_SHARE * chance_loss / weighted
     share = f"{REGULARISER_SHARE:g} of the loss of guessing ({chance_loss:.3g})"
     return Choice(_two_digits(rho), f"the penalty starts at {share}; Σλ|γ| is {weighted:.3g}")
+
+
+def choose_rho_in_time(facts: GammaFacts, alpha: float, chance_loss: float, mu: float, steps: int) -> Choice:
+    """Choose ρ as ``choose_rho``, or larger where gammas without use would not reach zero within a third of ``steps``.
+
+    The paper's ρ are made for tens of thousands of steps. At most ten times its rule: beyond that the
+    penalty drowns the loss, and a longer run is the answer.
+    """
+    comparable = choose_rho(facts, alpha, chance_loss)
+    needed = alpha * facts.reach / (mu * REACH_SHARE * max(1, steps))
+    if needed <= comparable.value:
+        return comparable
+    rho = _two_digits(min(needed, MOST_TIMES * comparable.value))
+    reach = round(alpha * facts.reach / (mu * rho))
+    return Choice(rho, f"a gamma without use then reaches zero within {reach} of the {steps} steps of ISTA")
 
 
 def choose_alpha(facts: GammaFacts, mu: float, rho: float | None, chance_loss: float) -> Choice:

@@ -1,0 +1,124 @@
+"""Make channels of an ONNX model constant: the ground truth for removal on files from the field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx_nets import Array
+
+
+def inject(model: onnx.ModelProto, fraction: float = 0.3, seed: int = 0) -> int:
+    """Make a fraction of the channels of every Conv constant, in place; return how many.
+
+    Gamma 0 with a random beta where a BatchNormalization follows, else a zero filter with a random
+    bias. Weights that the file makes with ConstantOfShape are drawn at random first: one repeated value
+    says nothing.
+    """
+    tensors = _Tensors(model, np.random.default_rng(seed))
+    tensors.make_random()
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    total, done = 0, set()
+    for node in [node for node in model.graph.node if node.op_type in ("Conv", "FusedConv")]:
+        weight = tensors.get(node.input[1])
+        if weight is None or node.input[1] in done:
+            continue
+        done.add(node.input[1])
+        chosen = tensors.rng.choice(len(weight), int(len(weight) * fraction), replace=False)
+        after = readers.get(node.output[0], [])
+        normalised = len(after) == 1 and after[0].op_type == "BatchNormalization" and node.output[0] not in outputs
+        if normalised:
+            tensors.change(after[0].input[1], lambda gamma, chosen=chosen: _put(gamma, chosen, 0))
+            beta = tensors.rng.standard_normal(chosen.size) * 0.3
+            tensors.change(after[0].input[2], lambda old, chosen=chosen, beta=beta: _put(old, chosen, beta))
+        else:
+            tensors.change(node.input[1], lambda old, chosen=chosen: _put(old, chosen, 0))
+            bias = tensors.rng.standard_normal(chosen.size) * 0.1
+            tensors.change_bias(node, len(weight), lambda old, chosen=chosen, bias=bias: _put(old, chosen, bias))
+        total += chosen.size
+    return total
+
+
+def randomize(model: onnx.ModelProto, seed: int = 0) -> None:
+    """Draw the weights that a file makes with ConstantOfShape, in place."""
+    _Tensors(model, np.random.default_rng(seed)).make_random()
+
+
+def _put(array: Array, places: Array, values: float | Array) -> Array:
+    array = np.array(array)
+    array[places] = values
+    return array
+
+
+class _Tensors:
+    """A model's stored tensors, whatever way they are stored."""
+
+    def __init__(self, model: onnx.ModelProto, rng: np.random.Generator) -> None:
+        self.model = model
+        self.rng = rng
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.type == onnx.AttributeProto.TENSOR:
+                        self.stored[node.output[0]] = attribute.t
+
+    def get(self, name: str) -> Array | None:
+        tensor = self.stored.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def change(self, name: str, change: Callable[[Array], Array]) -> None:
+        array = self.get(name)
+        assert array is not None, f"{name} is not stored"
+        tensor = self.stored[name]
+        new = numpy_helper.from_array(change(array).astype(array.dtype), tensor.name)
+        tensor.CopyFrom(new)
+
+    def change_bias(self, node: onnx.NodeProto, size: int, change: Callable[[Array], Array]) -> None:
+        if len(node.input) > 2 and node.input[2]:
+            self.change(node.input[2], change)
+            return
+        name = f"{node.output[0]}_injected"
+        made = helper.make_node(
+            "Constant", [], [name], value=numpy_helper.from_array(change(np.zeros(size, np.float32)))
+        )
+        self.model.graph.node.insert(0, made)
+        if len(node.input) < 3:
+            node.input.append(name)
+        else:
+            node.input[2] = name
+
+    def make_random(self) -> None:
+        """Draw the weights that ConstantOfShape makes, as initialisation would."""
+        for node in list(self.model.graph.node):
+            for slot, name in enumerate(node.input):
+                maker = self.makers.get(name)
+                if maker is None or maker.op_type != "ConstantOfShape" or node.op_type not in _PARAMETERS:
+                    continue
+                shape = self.get(maker.input[0])
+                if shape is not None and np.prod(shape) < 3e7:
+                    self._become(maker, self._draw(node.op_type, slot, tuple(shape)))
+
+    def _draw(self, op: str, slot: int, shape: tuple[int, ...]) -> Array:
+        if op == "BatchNormalization":
+            return np.full(shape, 1.0 if slot in (1, 4) else 0.0, np.float32)
+        if slot == 1:
+            return (self.rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+        return np.zeros(shape, np.float32)
+
+    def _become(self, node: onnx.NodeProto, array: Array) -> None:
+        node.op_type = "Constant"
+        del node.input[:]
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array)))
+        self.stored[node.output[0]] = node.attribute[0].t
+
+
+_PARAMETERS = ("Conv", "BatchNormalization", "Gemm", "MatMul")
