@@ -97,6 +97,7 @@ def with_random_weights(path: Path, folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row per file, then the median ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.onnx")
     parser.add_argument("--repeats", type=int, default=5)
@@ -118,10 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     steps = "  ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in row["steps"].items())
-    return (
-        f"{row['file']:32s} {row['megabytes']:7.1f} MB {row['nodes']:5d} nodes  baseline {1000 * row['baseline']:7.1f} ms  "
-        f"prune {1000 * row['prune']:7.1f} ms  ratio {row['ratio']:5.2f}  ({steps})  gs {1000 * row['graphsurgeon']:.0f}"
-    )
+    times = "  ".join(f"{name} {1000 * row[name]:.1f} ms" for name in ("baseline", "prune", "graphsurgeon"))
+    size = f"{row['megabytes']:7.1f} MB  {row['nodes']:5d} nodes"
+    return f"{row['file']:32s} {size}  {times}  ratio {row['ratio']:.2f}  ({steps})"
 
 
 if __name__ == "__main__":

@@ -244,6 +244,10 @@ class _Where:
         """Return the indices that stay on one axis of a value; None where all do."""
         return self.keeps.get(name, {}).get(axis)
 
+    def size(self, name: str, axis: int) -> int:
+        """Return the size of a labelled axis before pruning; shape inference may have left it open."""
+        return int(self.classes.labels[name].on(axis)[0].shape[axis])
+
     @property
     def x(self) -> str:
         return self.node.inputs[0]
@@ -306,8 +310,7 @@ def _slice(at: _Where) -> _Changes:
     for number, (axis, step) in enumerate(zip(attrs["axes"], attrs["steps"], strict=True)):
         index = at.kept(at.x, axis)
         if index is not None and step == 1:
-            size = (at.graph.shape(at.x) or ())[axis]
-            assert isinstance(size, int), "a labelled axis has a known size"
+            size = at.size(at.x, axis)
             start, end, _ = slice(starts[number], ends[number], step).indices(size)
             starts[number], ends[number] = _rank(index, start), _rank(index, end)
     yield "starts", starts
@@ -340,8 +343,7 @@ def _pad(at: _Where) -> _Changes:
     pads = list(at.node.attrs["pads"])
     rank = len(pads) // 2
     for axis, index in at.keeps.get(at.out, {}).items():
-        size = (at.graph.shape(at.out) or ())[axis]
-        assert isinstance(size, int), "a labelled axis has a known size"
+        size = at.size(at.out, axis)
         if pads[axis] > 0:
             pads[axis] = _rank(index, pads[axis])
         if pads[rank + axis] > 0:
@@ -353,8 +355,7 @@ def _crop(at: _Where, pads: list[int]) -> _Changes:
     """Negative padding crops: it counts what stays of the channels that are cut off."""
     rank = len(pads) // 2
     for axis, index in at.keeps.get(at.x, {}).items():
-        size = (at.graph.shape(at.x) or ())[axis]
-        assert isinstance(size, int), "a labelled axis has a known size"
+        size = at.size(at.x, axis)
         if pads[axis] < 0:
             pads[axis] = -_rank(index, -pads[axis])
         if pads[rank + axis] < 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunec.graph import Node
 from prunec.labels import Label, Pin
+from prunec.passes.channels import GRAPH_OUTPUT
 from prunec.passes.cost import Cost as PassCost
 from prunec.passes.cost import class_cost, cost
 from prunec.passes.groups import group_classes
@@ -209,7 +210,7 @@ def pin_reports(facts: Facts) -> tuple[PinReport, ...]:
 
 
 def _pin_key(pin: Pin) -> tuple[str, str, str]:
-    op = (pin.node.source or pin.node.op) if pin.node is not None else ""
+    op = (pin.node.source or pin.node.op) if pin.node is not None else ("output" if pin.reason == GRAPH_OUTPUT else "")
     return pin.where, op, pin.reason
 
 

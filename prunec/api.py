@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 Border = Literal["exact", "bias"]
 Criterion = Literal["l1", "gamma", "taylor", "random"]
 
+PROVABLE = "removed what is provably constant or dead"
+
 MAX_REWRITES = 50
 """Calls found unrewritable, one after another, before prunec gives up on a network."""
 
@@ -103,7 +105,7 @@ def choose(
     """
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
-        return chosen, "removed what is provably constant or dead"
+        return chosen, PROVABLE
     scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
     chosen = select_budget(
         facts,
@@ -279,7 +281,7 @@ def _checked_files(
 
     result = validate_onnx(original, pruned, provider="cpu", tolerance=tolerance, input_shapes=input_shapes, seed=seed)
     _refuse_difference(made, result, tolerance)
-    return replace(report, validation=result, border_error=None if made.exact else result.max_rel_error)
+    return replace(report, validation=result, border_error=_border_error(made, report, result))
 
 
 def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
@@ -312,7 +314,12 @@ def _checked(
 
     result = validate_modules(module, pruned, tuple(example_inputs), tolerance=tolerance)
     _refuse_difference(made, result, tolerance)
-    return replace(report, validation=result, border_error=None if made.exact else result.max_rel_error)
+    return replace(report, validation=result, border_error=_border_error(made, report, result))
+
+
+def _border_error(made: PrunePlan, report: PruneReport, result: Validation) -> float | None:
+    """Return the measured error where accepting it at borders is all that a plan gives up."""
+    return None if made.exact or report.reason != PROVABLE else result.max_rel_error
 
 
 def _refuse_difference(made: PrunePlan, result: Validation, tolerance: float) -> None:

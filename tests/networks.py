@@ -18,7 +18,9 @@ from torch.nn import functional as F
 # --- building blocks ----------------------------------------------------------------------------------
 
 
-def cbr(inp: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def cbr(
+    inp: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
     """Convolution (zero padding that keeps the size), BatchNorm, activation."""
     conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out), act())
@@ -105,7 +107,10 @@ class ShuffleUnit(nn.Module):
         inp = channels if stride == 2 else half
         out = channels if stride == 2 else half
         self.right = nn.Sequential(
-            cbr(inp, out, 1), nn.Conv2d(out, out, 3, stride, 1, groups=out, bias=False), nn.BatchNorm2d(out), cbr(out, out, 1)
+            cbr(inp, out, 1),
+            nn.Conv2d(out, out, 3, stride, 1, groups=out, bias=False),
+            nn.BatchNorm2d(out),
+            cbr(out, out, 1),
         )
         if stride == 2:
             depthwise = nn.Conv2d(inp, inp, 3, 2, 1, groups=inp, bias=False)
@@ -186,7 +191,9 @@ def googlenet() -> nn.Module:
 
 
 def mobilenetv2() -> nn.Module:
-    blocks = [InvertedResidual(*c) for c in ((8, 8, 1, 1), (8, 12, 2, 2), (12, 12, 1, 3), (12, 16, 2, 3), (16, 16, 1, 3))]
+    blocks = [
+        InvertedResidual(*c) for c in ((8, 8, 1, 1), (8, 12, 2, 2), (12, 12, 1, 3), (12, 16, 2, 3), (16, 16, 1, 3))
+    ]
     return nn.Sequential(cbr(3, 8, act=nn.ReLU6), *blocks, cbr(16, 32, 1, act=nn.ReLU6), nn.Dropout(0.2), Head(32))
 
 
@@ -271,7 +278,9 @@ class TwoInputs(nn.Module):
 
 
 def flatten_head() -> nn.Module:
-    return nn.Sequential(cbr(3, 8, stride=2), cbr(8, 12, stride=2), nn.Flatten(), nn.Linear(12 * 16, 20), nn.ReLU(), nn.Linear(20, 10))
+    return nn.Sequential(
+        cbr(3, 8, stride=2), cbr(8, 12, stride=2), nn.Flatten(), nn.Linear(12 * 16, 20), nn.ReLU(), nn.Linear(20, 10)
+    )
 
 
 class ResNeXtBlock(nn.Module):
@@ -280,7 +289,10 @@ class ResNeXtBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            cbr(channels, 16, 1), cbr(16, 16, groups=groups), nn.Conv2d(16, channels, 1, bias=False), nn.BatchNorm2d(channels)
+            cbr(channels, 16, 1),
+            cbr(16, 16, groups=groups),
+            nn.Conv2d(16, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -359,21 +371,21 @@ def prelu() -> nn.Module:
 
 def pixel_shuffle() -> nn.Module:
     """Super-resolution: the channels that become one pixel block go together."""
-    return nn.Sequential(cbr(3, 8), cbr(8, 16), nn.PixelShuffle(2), cbr(4, 8), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
+    return nn.Sequential(
+        cbr(3, 8), cbr(8, 16), nn.PixelShuffle(2), cbr(4, 8), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2)
+    )
 
 
 def conv1d() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
-        nn.Conv1d(8, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.SiLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 5),
-    )  # fmt: skip
+    first = [nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2)]
+    second = [nn.Conv1d(8, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.SiLU(), nn.AdaptiveAvgPool1d(1)]
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(12, 5))
 
 
 def conv3d() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv3d(3, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.MaxPool3d(2),
-        nn.Conv3d(6, 8, 3, padding=1, bias=False), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5),
-    )  # fmt: skip
+    first = [nn.Conv3d(3, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.MaxPool3d(2)]
+    second = [nn.Conv3d(6, 8, 3, padding=1, bias=False), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(1)]
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(8, 5))
 
 
 class ExportOnly(nn.Module):
@@ -456,7 +468,11 @@ NETWORKS: Mapping[str, Net] = MappingProxyType(
         "unet": Net(UNet),
         "squeeze_excite": Net(lambda: nn.Sequential(cbr(3, 8), cbr(8, 12), SqueezeExcite(12), cbr(12, 8), Head(8))),
         "repvgg": Net(lambda: nn.Sequential(RepBlock(3, 8), RepBlock(8, 8), RepBlock(8, 12), Head(12))),
-        "weight_norm": Net(lambda: nn.Sequential(WeightNorm(3, 8), nn.BatchNorm2d(8), nn.ReLU(), WeightNorm(8, 6), nn.BatchNorm2d(6), nn.ReLU(), Head(6))),
+        "weight_norm": Net(
+            lambda: nn.Sequential(
+                WeightNorm(3, 8), nn.BatchNorm2d(8), nn.ReLU(), WeightNorm(8, 6), nn.BatchNorm2d(6), nn.ReLU(), Head(6)
+            )
+        ),
         "shared_module": Net(SharedModule),
         "two_inputs": Net(TwoInputs, ((3, 16, 16), (3, 16, 16))),
         "flatten_head": Net(flatten_head, any_size=False),

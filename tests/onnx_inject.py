@@ -82,9 +82,10 @@ class _Tensors:
         tensor.CopyFrom(new)
 
     def change_bias(self, node: onnx.NodeProto, size: int, change: Callable[[Array], Array]) -> None:
-        if len(node.input) > 2 and node.input[2]:
+        if len(node.input) > 2 and node.input[2] in self.stored:
             self.change(node.input[2], change)
             return
+        # No bias, or one that an exporter shares through an Identity: a new one.
         name = f"{node.output[0]}_injected"
         made = helper.make_node(
             "Constant", [], [name], value=numpy_helper.from_array(change(np.zeros(size, np.float32)))

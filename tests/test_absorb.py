@@ -165,7 +165,10 @@ def test_a_dense_concat_chooses_the_fewest_carriers_that_serve_all_readers() -> 
     t = Tiny()
     a, b = silent(t, [NAN, 1.0, 2.0]), silent(t, [NAN, 0.5, 0.7])
     joined = t.node("concat", [a, b], ("N", 6, 8, 8), axis=1)
-    outs = [t.conv(joined, weight(2, 6, 3, 3), ("N", 2, 8, 8), pad=1), t.conv(b, weight(2, 3, 3, 3), ("N", 2, 8, 8), pad=1)]
+    outs = [
+        t.conv(joined, weight(2, 6, 3, 3), ("N", 2, 8, 8), pad=1),
+        t.conv(b, weight(2, 3, 3, 3), ("N", 2, 8, 8), pad=1),
+    ]
     selection, made = planned(t.graph(*outs))
     assert selection.carriers.sum() == 1, "a constant of b serves both readers"
     assert [(fold.kind, fold.carrier) for fold in made.folds] == [("carrier", 5), ("carrier", 2)]
@@ -263,7 +266,9 @@ def test_other_paddings_are_exact_too(mode: str) -> None:
     assert_same_function(net, result.module, x, torch.randn(1, 3, 14, 14))
 
 
-@pytest.mark.parametrize("layer", [nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.MaxPool2d(3, 2, 1)])
+@pytest.mark.parametrize(
+    "layer", [nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.MaxPool2d(3, 2, 1)]
+)
 def test_pools_between_a_constant_and_its_reader_are_exact(layer: nn.Module) -> None:
     torch.manual_seed(0)
     net = silence(nn.Sequential(cbr(3, 8), layer, nn.Conv2d(8, 4, 3, padding=1)))

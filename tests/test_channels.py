@@ -51,9 +51,9 @@ def pinned_on(classes: ChannelClasses, param: str, axis: int = 0) -> list[bool]:
 
 def reasons(classes: ChannelClasses) -> set[tuple[str, str]]:
     """Return (node, reason) of the pins that hold channels."""
-    return {
-        (pin.where, pin.reason) for pin in classes.pins if classes.is_channel[classes.class_of[pin.ids]].any()
-    } - {(pin.where, pin.reason) for pin in classes.pins if pin.reason == "is an output of the network"}
+    return {(pin.where, pin.reason) for pin in classes.pins if classes.is_channel[classes.class_of[pin.ids]].any()} - {
+        (pin.where, pin.reason) for pin in classes.pins if pin.reason == "is an output of the network"
+    }
 
 
 def test_every_rule_says_first_which_of_four_things_it_does() -> None:
@@ -138,7 +138,9 @@ def test_a_grouped_convolution_asks_for_balance_and_ties_nothing() -> None:
 
 def test_a_transposed_convolution_contracts_axis_0_and_makes_axis_1() -> None:
     t = Tiny()
-    x = t.conv(conv(t, t.input(*IMAGE), 3, 4), weight(4, 5, 2, 2), ("N", 5, 8, 8), op="conv_transpose", bias=np.zeros(5))
+    x = t.conv(
+        conv(t, t.input(*IMAGE), 3, 4), weight(4, 5, 2, 2), ("N", 5, 8, 8), op="conv_transpose", bias=np.zeros(5)
+    )
     graph = ended(t, x, 5)
     classes = channels(graph)
     assert classes_on(classes, param_of(graph, 0), 0) == classes_on(classes, param_of(graph, 1), 0)
@@ -168,7 +170,9 @@ def test_a_linear_layer_contracts_the_weights_input_axis(transposed: bool) -> No
 def test_attention_ties_queries_to_keys_and_passes_values() -> None:
     t = Tiny()
     x = t.input("N", 10, 3)
-    q, k, v = (t.node("matmul", [x, t.param(weight(3, n), name)], ("N", 10, n)) for name, n in (("q", 4), ("k", 4), ("v", 5)))
+    q, k, v = (
+        t.node("matmul", [x, t.param(weight(3, n), name)], ("N", 10, n)) for name, n in (("q", 4), ("k", 4), ("v", 5))
+    )
     y = t.node("attention", [q, k, v], ("N", 10, 5))
     graph = t.graph(t.node("matmul", [y, t.param(weight(5, 2), "out")], ("N", 10, 2)))
     classes = channels(graph)
@@ -251,7 +255,9 @@ def test_one_slope_for_all_channels_ties_nothing() -> None:
 def test_a_group_norm_of_single_channels_is_per_channel() -> None:
     t = Tiny()
     a = conv(t, t.input(*IMAGE), 3, 4)
-    a = t.node("group_norm", [a, t.param(weight(4), "g"), t.param(weight(4), "b")], ("N", 4, 8, 8), axis=1, num_groups=4)
+    a = t.node(
+        "group_norm", [a, t.param(weight(4), "g"), t.param(weight(4), "b")], ("N", 4, 8, 8), axis=1, num_groups=4
+    )
     graph = ended(t, a, 4)
     classes = channels(graph)
     assert pinned_on(classes, param_of(graph, 0)) == [False] * 4
@@ -483,7 +489,15 @@ def test_a_written_slice_carries_the_sources_channels() -> None:
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool", "resize", "relu", "clip", "identity", "cast"])
 def test_channels_pass_pools_resizes_and_activations(op: str) -> None:
     t = Tiny()
-    attrs = {"pads": [0] * 4, "ceil": False, "counts_padding": True, "keeps_constants": True, "min": 0.0, "max": 6.0, "to": "float32"}
+    attrs = {
+        "pads": [0] * 4,
+        "ceil": False,
+        "counts_padding": True,
+        "keeps_constants": True,
+        "min": 0.0,
+        "max": 6.0,
+        "to": "float32",
+    }
     a = t.node(op, [conv(t, t.input(*IMAGE), 3, 4)], ("N", 4, 8, 8), **attrs)
     graph = ended(t, a, 4)
     classes = channels(graph)

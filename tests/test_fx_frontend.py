@@ -1,4 +1,4 @@
-"""The FX frontend: what is traced, how calls of every spelling become canonical ops, and what it says when it cannot."""
+"""The FX frontend: what is traced, how calls of every spelling become canonical ops, what it says when it cannot."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ NAMES = (
 def lines(found: Analysis) -> Iterator[str]:
     """Write an analysis as lines that do not depend on floating-point rounding."""
     counts, gone = found.channels, found.removable
-    yield f"{found.model}: {found.nodes} nodes, {found.params} params, {found.macs} MACs, {found.activations} activations"
+    sizes = f"{found.params} params, {found.macs} MACs, {found.activations} activations"
+    yield f"{found.model}: {found.nodes} nodes, {sizes}"
     yield (
         f"channels: {counts.total} total, {counts.prunable} prunable, {counts.pinned} pinned, "
         f"{counts.constant} constant, {counts.dead} dead"
@@ -30,7 +31,8 @@ def lines(found: Analysis) -> Iterator[str]:
     yield "layers:"
     for layer in found.layers:
         state = f"{layer.channels} channels ({layer.pinned} pinned, {layer.constant} constant, {layer.dead} dead)"
-        yield f"  {layer.node} {layer.op}: {state} groups {list(layer.groups)} from {list(layer.inputs)} {layer.note}".rstrip()
+        where = f"groups {list(layer.groups)} from {list(layer.inputs)}"
+        yield f"  {layer.node} {layer.op}: {state} {where} {layer.note}".rstrip()
     yield "groups:"
     for group in found.groups:
         members = ", ".join(f"{m.param}[{m.axis}]x{m.count}" for m in group.members)
@@ -47,7 +49,9 @@ def test_analysis_is_what_it_was(name: str, update_golden: bool) -> None:
     path = GOLDEN / f"{name}.txt"
     if update_golden:
         path.write_text(text, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == text, "if the change is meant: pytest tests/test_golden.py --update-golden"
+    assert path.read_text(encoding="utf-8") == text, (
+        "if the change is meant: pytest tests/test_golden.py --update-golden"
+    )
 
 
 def test_no_golden_file_is_left_over() -> None:

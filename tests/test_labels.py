@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from prunec.graph import Node
 from prunec.labels import ChannelClasses, Label, Member, Ties, spread, varying
 

@@ -41,7 +41,7 @@ MODULES = dict(sources())
 
 
 def imports(name: str, *, lazy: bool) -> set[str]:
-    """Return the modules that a module imports; ``lazy`` adds those inside functions. Type-checking blocks never count."""
+    """Return the modules that a module imports, type-checking blocks left out; ``lazy`` adds those inside functions."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -97,11 +97,15 @@ def test_data_types_import_downward_only(name: str) -> None:
 def test_a_pass_knows_no_frontend_and_no_framework(name: str) -> None:
     found = imports(name, lazy=True)
     assert not {entry for entry in found if layer(entry) in ("frontends", "backends", "cli", "training", "models")}
-    assert not {entry for entry in found if entry.split(".")[0] in ("torch", "onnx", "onnx_graphsurgeon", "onnxruntime")}
+    assert not {
+        entry for entry in found if entry.split(".")[0] in ("torch", "onnx", "onnx_graphsurgeon", "onnxruntime")
+    }
     assert {entry for entry in ours(name) if layer(entry) == "core"} == set()
 
 
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if "prunec.passes.rules" in n and n != "prunec.passes.rules"))
+@pytest.mark.parametrize(
+    "name", sorted(n for n in MODULES if "prunec.passes.rules" in n and n != "prunec.passes.rules")
+)
 def test_a_rule_knows_no_pass(name: str) -> None:
     inside = {entry for entry in ours(name) if entry.startswith("prunec.passes")}
     assert all(entry.startswith("prunec.passes.rules") for entry in inside)
@@ -123,7 +127,11 @@ def test_a_backend_decides_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) != "cli"))
 def test_only_the_command_line_knows_the_command_line(name: str) -> None:
-    assert not {entry for entry in imports(name, lazy=True) if entry.startswith("prunec.cli") or entry in ("click", "rich.click")}
+    assert not {
+        entry
+        for entry in imports(name, lazy=True)
+        if entry.startswith("prunec.cli") or entry in ("click", "rich.click")
+    }
 
 
 @pytest.mark.parametrize("name", ["prunec", "prunec.graph", "prunec.api", "prunec.passes.select", "prunec.cli.main"])

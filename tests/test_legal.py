@@ -27,7 +27,7 @@ def weight(*shape: int) -> np.ndarray[Any, Any]:
 
 
 def grouped(out: int = 6) -> Graph:
-    """conv 3->8, grouped conv 8->out in two groups, conv out->2."""
+    """Conv 3->8, grouped conv 8->out in two groups, conv out->2."""
     t = Tiny()
     x = t.conv(t.input("N", 3, 8, 8), weight(8, 3, 1, 1), ("N", 8, 8, 8))
     x = t.conv(x, weight(out, 4, 1, 1), ("N", out, 8, 8), groups=2)

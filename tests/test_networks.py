@@ -262,7 +262,11 @@ def test_frozen_parameters_train_mode_and_no_grad_change_nothing() -> None:
     training = make("resnet18").train()
     with torch.no_grad():
         without = prune_module(make("resnet18"), inputs, validate=False)
-    for other in (prune_module(frozen, inputs, validate=False), prune_module(training, inputs, validate=False), without):
+    for other in (
+        prune_module(frozen, inputs, validate=False),
+        prune_module(training, inputs, validate=False),
+        without,
+    ):
         assert other.plan == plain.plan
         state = plain.module.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in other.module.state_dict().items())
@@ -404,7 +408,14 @@ def test_a_keep_pattern_that_matches_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "criterion"),
-    [("densenet", "l1"), ("shufflenetv2", "gamma"), ("resnext", "random"), ("attention", "l1"), ("unet", "gamma"), ("resnet18", "random")],
+    [
+        ("densenet", "l1"),
+        ("shufflenetv2", "gamma"),
+        ("resnext", "random"),
+        ("attention", "l1"),
+        ("unet", "gamma"),
+        ("resnet18", "random"),
+    ],
 )
 def test_a_budget_is_reached_and_not_overshot(name: str, criterion: str) -> None:
     net, case = make(name, 0.0), NETWORKS[name]

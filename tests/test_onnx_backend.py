@@ -466,6 +466,8 @@ def sorted_model(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> None:
     # What an ONNX file computes from constants is folded: standardised weights are plain weights there.
     assume(not any(step.kind == "standardised" for step in spec.steps))
+    # PyTorch takes InstanceNorm apart with a reshape that merges batch and channels; ONNX has it whole.
+    assume(not any(("norm", "in") in step.options for step in spec.steps))
     net, x, model = random_model(spec, workshop, dynamic=False)
     found = []
     for graph in (read_module(net, (x,)).graph, fuse_permutations(trace_onnx(model).graph)):

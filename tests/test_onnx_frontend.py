@@ -197,6 +197,14 @@ def clipped_by_inputs(net: Net, x: str) -> str:
     return str(net.op("Clip", x, net.const(-0.3, np.float32), net.const(0.4, np.float32)))
 
 
+def clamped(net: Net, x: str) -> str:
+    return str(net.op("Min", net.op("Max", x, net.const(0.1, np.float32)), net.const(0.9, np.float32)))
+
+
+def grid_sampled(net: Net, x: str) -> str:
+    return str(net.op("GridSample", x, net.const(net.rng.uniform(-1, 1, (2, 5, 5, 2)).astype(np.float32))))
+
+
 def chosen(net: Net, x: str) -> str:
     return str(net.op("Where", net.op("Greater", x, net.const(0.1, np.float32)), x, net.const(-0.2, np.float32)))
 
@@ -258,9 +266,9 @@ def microsoft(kind: str) -> Build:
 PASSES: Mapping[str, tuple[int, Build]] = {
     **{
         name.lower(): (17, elementwise(name))
-        for name in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp", "Abs", "Neg", "Sign", "Floor", "Ceil", "Round",
-                     "Erf", "Sin", "Cos", "Atan", "Sinh", "Elu", "Celu", "Selu", "LeakyRelu", "HardSigmoid", "HardSwish",
-                     "ThresholdedRelu", "Identity", "GlobalAveragePool", "GlobalMaxPool")
+        for name in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp", "Abs", "Neg", "Sign", "Floor", "Ceil",
+                     "Round", "Erf", "Sin", "Cos", "Atan", "Sinh", "Elu", "Celu", "Selu", "LeakyRelu", "HardSigmoid",
+                     "HardSwish", "ThresholdedRelu", "Identity", "GlobalAveragePool", "GlobalMaxPool")
     },
     "mish": (18, elementwise("Mish")),
     "gelu": (20, elementwise("Gelu", approximate="tanh")),
@@ -282,7 +290,7 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "mul-per-channel-first": (13, with_constant("Mul", 1, CHANNELS, 1, 1, first=True)),
     "sub-scalar-first": (13, with_constant("Sub", first=True)),
     "div": (13, with_constant("Div", 1, CHANNELS, 1, 1)),
-    "max-min": (13, lambda net, x: net.op("Min", net.op("Max", x, net.const(0.1, np.float32)), net.const(0.9, np.float32))),
+    "max-min": (13, clamped),
     "sum": (13, summed),
     "mean": (13, averaged),
     "batch-norm-7": (7, batch_norm),
@@ -380,7 +388,7 @@ DEAD_PASSES: Mapping[str, tuple[int, Build]] = {
     "cumulative-sum": (14, lambda net, x: net.op("CumSum", x, net.const(3, np.int64))),
     "grid-sample": (
         16,
-        lambda net, x: net.op("GridSample", x, net.const(net.rng.uniform(-1, 1, (2, 5, 5, 2)).astype(np.float32))),
+        grid_sampled,
     ),
     "top-k-over-space": (13, lambda net, x: net.op("TopK", x, net.ints(4), axis=-1, outputs=2)[0]),
     "cubic-resize": (13, lambda net, x: net.op("Resize", x, "", net.const([1, 1, 2, 2], np.float32), mode="cubic")),

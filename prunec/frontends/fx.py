@@ -7,11 +7,12 @@ involved: frozen parameters, train or eval mode and no_grad make no difference.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -126,7 +127,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
 
-@contextmanager
+@contextlib.contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put every submodule in eval mode for the time of the trace, then each back as it was."""
     modes = [(sub, sub.training) for sub in module.modules()]
@@ -159,8 +160,8 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | 
     batch = {0: torch.export.Dim.AUTO}
     dynamic = tuple(batch if isinstance(i, Tensor) and i.dim() else None for i in inputs)
     last: BaseException | None = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
         for shapes in (dynamic, None):
             try:
                 program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
@@ -297,7 +298,7 @@ class _Recorder(MetaMode):
         with self:
             _Walk(self._module, self).run(*shapes)
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         self._paused = True
         try:

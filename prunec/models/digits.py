@@ -24,7 +24,7 @@ class DigitsNet(nn.Module):
     channels of two layers, offset, in front of one convolution.
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 16) -> None:
+    def __init__(self, num_classes: int = 10, width: int = 32) -> None:
         super().__init__()
         self.stem = ConvBn(1, width, 3, stride=2)
         self.residual1 = ConvBn(width, width, 3)

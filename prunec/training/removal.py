@@ -34,6 +34,7 @@ def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, 
         name=config.model_spec,
         border=border_of(config, finetune_steps),
         keep=config.keep,
+        multiple_of=config.multiple_of,
     )
 
 
