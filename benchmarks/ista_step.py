@@ -28,7 +28,10 @@ Step = Callable[[], tuple[float, float]]
 
 def make_step(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> Step:
     """Return a function that trains one step and tells the seconds of the step and of its update."""
-    synchronise = torch.cuda.synchronize if x.is_cuda else lambda: None
+
+    def synchronise() -> None:
+        if x.is_cuda:
+            torch.cuda.synchronize()
 
     def step() -> tuple[float, float]:
         synchronise()
@@ -53,12 +56,11 @@ def measure(name: str, batch: int, rounds: int, device: str, residual: str) -> d
     ista_net = copy.deepcopy(plain_net)
     x = torch.randn(batch, *architecture.input_shape, device=device)
     y = torch.randint(0, architecture.num_classes, (batch,), device=device)
-    options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
-    sgd = torch.optim.SGD(plain_net.parameters(), **options)
+    sgd = torch.optim.SGD(plain_net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     ista = sparsify(
         ista_net,
         architecture.example_inputs(),
-        torch.optim.SGD(ista_net.parameters(), **options),
+        torch.optim.SGD(ista_net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4),
         rho=1e-4,
         residual="keep" if residual == "keep" else "group",
     )

@@ -18,7 +18,7 @@ from prunec.training.data import load
 from prunec.training.evaluate import accuracy
 
 PARAMETERS = {
-    "digits": 44_378,
+    "digits": 175_274,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,

@@ -9,6 +9,7 @@ precision stay. Decides nothing about pruning: that is in the edits (passes/lowe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from prunec.backends.onnx_surgeon import Surgeon
 from prunec.edits import CannotRewrite, Edits
 from prunec.errors import InternalError
 from prunec.frontends.onnx import OnnxSource, TracedOnnx
+from prunec.frontends.onnx_check import contradiction
 from prunec.frontends.onnx_nodes import SourceNode, read_nodes
 from prunec.frontends.onnx_shapes import infer
 from prunec.frontends.onnx_view import Facts, View
@@ -42,6 +44,7 @@ def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
     """
     if not _anything(edits):
         return traced.source
+    _check_operands(traced, edits)
     surgeon = Surgeon(traced)
     graph = {node.name: node for node in traced.graph.nodes}
     facts = _facts(traced)
@@ -62,6 +65,29 @@ def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
     pruned = surgeon.finish(edits.shapes)
     _check_shapes(traced, edits, pruned)
     return pruned
+
+
+def _check_operands(traced: TracedOnnx, edits: Edits) -> None:
+    """Check that what is left of each node's operands fits together.
+
+    Raises:
+        CannotRewrite: it does not, as when the groups of a convolution keep different counts.
+    """
+    for node in traced.graph.nodes:
+        constant = [(node.name, index) in edits.constant_inputs for index in range(len(node.inputs))]
+        if node.name in edits.removed or node.name in edits.dropped_inputs or any(constant):
+            continue
+        shapes = [_new_shape(traced, edits, name) for name in node.inputs]
+        changed = replace(node, attrs={**node.attrs, **edits.attrs.get(node.name, {})})
+        wrong = contradiction(changed, shapes)
+        if wrong:
+            raise CannotRewrite(node.origin, wrong)
+
+
+def _new_shape(traced: TracedOnnx, edits: Edits, name: str) -> Shape | None:
+    if name in edits.params:
+        return tuple(edits.params[name].shape)
+    return edits.shapes.get(name, traced.graph.shape(name)) if name else None
 
 
 def _anything(edits: Edits) -> bool:

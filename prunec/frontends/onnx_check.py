@@ -24,11 +24,10 @@ def check_graph(graph: Graph) -> None:
         BadInput: two of them cannot be true together; the node is named.
     """
     for node in graph.nodes:
-        check = CHECKS.get(node.op)
-        if check is None:
+        if node.op not in CHECKS:
             continue
         shapes = [graph.shape(name) if name else None for name in node.inputs]
-        wrong = check(node, shapes)
+        wrong = contradiction(node, shapes)
         if wrong:
             text = ", ".join(f"{name} {_text(shape)}" for name, shape in zip(node.inputs, shapes, strict=True) if name)
             raise BadInput(
@@ -36,6 +35,12 @@ def check_graph(graph: Graph) -> None:
                 why=f"it reads {text}",
                 do="the file or the given input shape is wrong: check both with onnx.checker and ONNX Runtime",
             )
+
+
+def contradiction(node: Node, shapes: list[Shape | None]) -> str:
+    """Tell what is wrong with a node that reads operands of these shapes; "" if nothing is."""
+    check = CHECKS.get(node.op)
+    return "" if check is None else check(node, shapes)
 
 
 def _text(shape: Shape | None) -> str:

@@ -136,7 +136,18 @@ class RunConfig:
 
 _STARTING = ("output", "resume", "force")
 _UNIT_INTERVAL = ("target_macs", "target_params")
-_POSITIVE = ("batch_size", "epochs", "steps", "lr", "gamma_lr", "finetune_lr", "alpha", "log_every", "checkpoint_every", "multiple_of")
+_POSITIVE = (
+    "batch_size",
+    "epochs",
+    "steps",
+    "lr",
+    "gamma_lr",
+    "finetune_lr",
+    "alpha",
+    "log_every",
+    "checkpoint_every",
+    "multiple_of",
+)
 _NOT_NEGATIVE = ("momentum", "weight_decay", "rho", "rho_warmup", "ema_decay", "seed")
 
 
