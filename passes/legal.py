@@ -40,7 +40,7 @@ def legalise(
         for balance in classes.balances:
             _record(given, balance.node.name, _balance(balance, classes, keep, priority))
         wanted = needs(graph, classes, constants, keep)
-        for node in graph.nodes:
+        for node in reversed(graph.nodes):  # what a reader gets back, its source need not give back once more
             if node.name in wanted.nodes:
                 _record(given, node.name, _fill(node, wanted, classes, keep, priority))
         if (keep == before).all():

@@ -75,6 +75,14 @@ def keep_mask(classes: ChannelClasses, plan: PrunePlan) -> Mask:
         gone = np.ones(axis_keep.size, dtype=bool)
         gone[list(axis_keep.keep)] = False
         keep[classes.class_of[member.ids[gone]]] = False
+    grouped = {item.param: item.keep for item in plan.grouped}
+    for balance in classes.balances:
+        # Channels that only a grouped weight reads (padding) lie on no parameter axis of their own.
+        slots = grouped.get(balance.node.inputs[1])
+        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
+        for ids, kept in zip(shared, slots or (), strict=False):
+            gone = np.setdiff1d(np.arange(ids.size), np.asarray(kept, dtype=np.int64))
+            keep[classes.class_of[ids[gone]]] = False
     if not keep[classes.pinned].all():
         raise BadPlan(
             "the plan removes channels that must stay in this model",

@@ -29,7 +29,8 @@ def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = ""
 
 
 def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
-    """Read an ONNX file (see ``prunec.frontends.onnx``)."""
+    """Read an ONNX file (see ``prunec.frontends.onnx``) and rewrite its channel shuffles."""
     from prunec.frontends.onnx import load_onnx, trace_onnx
 
-    return trace_onnx(load_onnx(path), input_shapes or {})
+    traced = trace_onnx(load_onnx(path), input_shapes or {})
+    return replace(traced, graph=fuse_permutations(traced.graph))

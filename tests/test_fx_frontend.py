@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, make
+from networks import NETWORKS, make, shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -398,7 +398,7 @@ def test_export_and_fx_see_the_same_network() -> None:
             self.first, self.second, self.head = net.first, net.second, net.head
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.second(F.max_pool2d(self.first(x), 2)))  # type: ignore[no-any-return]
+            return self.head(self.second(F.max_pool2d(shuffle(self.first(x), 2), 2)))  # type: ignore[no-any-return]
 
     inputs = NETWORKS["export_only"].inputs()
     exported, plain = trace(net, inputs), trace(Plain(), inputs)

@@ -129,6 +129,15 @@ def test_a_layer_that_is_read_keeps_one_channel() -> None:
     assert given
 
 
+def test_one_channel_serves_every_layer_that_would_be_empty() -> None:
+    t = Tiny()
+    x = t.conv(t.input("N", 3, 8, 8), weight(5, 3, 1, 1), ("N", 5, 8, 8))
+    part = t.node("slice", [x], ("N", 2, 8, 8), axes=[1], starts=[1], ends=[3], steps=[1])
+    facts = gather_facts(t.graph(t.conv(part, weight(2, 2, 1, 1), ("N", 2, 8, 8))))
+    keep, _ = legal(facts, without(facts, *owners(facts, 0)))
+    assert stays(facts, keep, 0) == [False, True, False, False, False]
+
+
 def test_legalising_only_ever_keeps_more_and_is_stable() -> None:
     rng = np.random.default_rng(0)
     facts = gather_facts(grouped(8))

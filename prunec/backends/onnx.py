@@ -139,13 +139,12 @@ def _may_change(traced: TracedOnnx, edits: Edits) -> Callable[[str], bool]:
 
 def _place_fused(surgeon: Surgeon, traced: TracedOnnx, edits: Edits) -> None:
     """Put a Gather in the place of a channel shuffle (passes/permutations.py) whose channels change."""
-    makers = {name: node for node in traced.nodes for name in node.outputs}
     for node in traced.graph.nodes:
         value = node.outputs[0] if node.outputs else ""
         changes = node.name in edits.attrs or value in edits.shapes or node.inputs[0] in edits.shapes
         if node.attrs.get("fused") and changes and node.name not in edits.removed:
             indices = edits.attrs.get(node.name, {}).get("indices", node.attrs["indices"])
-            end = makers[value]
+            end = surgeon.makers[value]
             surgeon.take_over(end.place, _gather(surgeon, node, indices, node.attrs["axis"], f"{end.name}_gather"))
 
 
@@ -170,7 +169,7 @@ def _replace_params(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: M
 
 def _store_param(surgeon: Surgeon, traced: TracedOnnx, name: str, array: Array) -> str:
     """Store a tensor's new content; one that the file casts from a shorter type stays short if it loses nothing."""
-    source = next((node for node in traced.nodes if name in node.outputs), None)
+    source = surgeon.makers.get(name)
     before = traced.known.get(source.inputs[0]) if source is not None and source.op == "Cast" else None
     if source is None or before is None or before.dtype.itemsize >= array.dtype.itemsize:
         return surgeon.store(array, name)

@@ -48,6 +48,7 @@ class Surgeon:
         self._stored: dict[str, _Stored] = {}
         self._replaced: dict[str, str] = {}
         self._taken = _all_names(traced)
+        self.makers = {name: node for node in traced.nodes for name in node.outputs if name}
         self._members: dict[int, list[int]] = {}
         for node in traced.nodes:
             if node.call >= 0:
@@ -214,7 +215,7 @@ class Surgeon:
         read = _read_names(nodes) | {value.name for value in old.output}
         tensors = {name: _tensor(name, stored.array, files) for name, stored in self._stored.items()}
         known = {tensor.name for tensor in old.initializer}
-        as_nodes = [name for name in tensors if name not in known and (model.ir_version < 4 or self._was_node(name))]
+        as_nodes = [name for name in tensors if name not in known and (model.ir_version < 4 or name in self.makers)]
         for name in as_nodes:
             graph.node.extend(self._constant_nodes(name, tensors[name]))
         graph.node.extend(nodes)
@@ -224,15 +225,12 @@ class Surgeon:
         self._copy_values(graph, shapes, read)
         return OnnxSource(model, files, source.path)
 
-    def _was_node(self, name: str) -> bool:
-        return any(name in node.outputs for node in self.traced.nodes)
-
     def _constant_nodes(self, name: str, tensor: TensorProto) -> list[onnx.NodeProto]:
         """Return what makes a tensor, under the name of the node that made it before.
 
         That is a Constant; for one value repeated, where ConstantOfShape made it, a ConstantOfShape.
         """
-        origin = next((node.proto.name for node in self.traced.nodes if name in node.outputs), "")
+        origin = self.makers[name].proto.name if name in self.makers else ""
         array, before = self._stored[name].array, self.traced.known.get(self._stored[name].like)
         repeats = before is not None and before.size > 1 and not any(before.strides)
         if not repeats or array.size < 2 or not (array == array.flat[0]).all():

@@ -157,12 +157,13 @@ def _symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule 
 
 
 def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
-    batch = {0: torch.export.Dim.AUTO}
-    dynamic = tuple(batch if isinstance(i, Tensor) and i.dim() else None for i in inputs)
+    # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
+    open_sizes = tuple(_open_axes(i, lambda axis: axis != 1) for i in inputs)
+    open_batch = tuple(_open_axes(i, lambda axis: axis == 0) for i in inputs)
     last: BaseException | None = None
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
-        for shapes in (dynamic, None):
+        for shapes in (open_sizes, open_batch, None):
             try:
                 program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
                 # Guards compare with the shapes before pruning; they have no place in a pruned module.
@@ -176,6 +177,12 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | 
     if failure is not None:
         raise _cannot_run(inputs, failure)
     raise _untraceable(reason, last) from last
+
+
+def _open_axes(value: Any, chosen: Callable[[int], bool]) -> dict[int, Any] | None:
+    if not isinstance(value, Tensor):
+        return None
+    return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if chosen(axis)} or None
 
 
 def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
