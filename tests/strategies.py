@@ -211,7 +211,7 @@ def _run(step: Step, layer: nn.Module | None, ins: list[Tensor]) -> Tensor:
     if kind == "concat":
         return torch.cat(ins, dim=1)
     if kind == "split":
-        return x.chunk(2, dim=1)[0] if x.shape[1] % 2 else torch.split(x, x.shape[1] // 2, dim=1)[step["piece"]]
+        return torch.split(x, x.shape[1] // 2, dim=1)[step["piece"]]
     if kind == "slice":
         return x[:, step["start"] : step["end"]]
     if kind == "padded":
