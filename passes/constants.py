@@ -74,12 +74,7 @@ def constants(graph: Graph, rules: Mapping[str, Rule] = CONSTANT_RULES) -> Const
 
 def made_of_params(graph: Graph) -> frozenset[str]:
     """Return the values that are computed from parameters alone (weight standardisation and its like)."""
-    made: set[str] = set()
-    for node in graph.nodes:
-        sources = [name for name in node.inputs if name]
-        if sources and node.op != "opaque" and all(name in graph.params or name in made for name in sources):
-            made.update(name for name in node.outputs if name)
-    return frozenset(made)
+    return graph.fixed_values() - set(graph.params)
 
 
 def _evaluate(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.errors import BudgetNotMet, EmptyNetwork
+from prunec.errors import BudgetNotMet
 from prunec.graph import Graph, Shape
 from prunec.labels import ChannelClasses
 from prunec.passes.absorb import absorptions, choose_carriers, clashes, folds
@@ -261,20 +261,3 @@ def _new_biases(facts: Facts, selection: Selection, rest: Graph, shape_of: Calla
         if isinstance(size, int):
             sizes[node.inputs[1]] = size
     return sum(sizes.values())
-
-
-def refuse_empty(facts: Facts, wish: Mask) -> None:
-    """Raise EmptyNetwork where a wish (bool[num_classes], True stays) would leave a coupled group without channels.
-
-    Raises:
-        EmptyNetwork: naming the parameter.
-    """
-    for group in group_classes(facts.classes):
-        members = np.asarray(group)
-        if not wish[members].any():
-            name = next(m.param for m in facts.classes.members if facts.classes.class_of[m.ids[0]] in group)
-            raise EmptyNetwork(
-                f"every channel of {name} would be removed",
-                why="all of its gammas reached zero",
-                do="lower rho, or stop training earlier",
-            )

@@ -129,8 +129,8 @@ class Graph:
         """Return the names of the parameters and of all values computed from parameters alone."""
         found = set(self.params)
         for node in self.nodes:
-            if any(node.inputs) and all(name in found for name in node.inputs if name):
-                found.update(node.outputs)
+            if node.op != "opaque" and any(node.inputs) and all(name in found for name in node.inputs if name):
+                found.update(name for name in node.outputs if name)
         return frozenset(found)
 
     def text(self, around: Node | None = None, radius: int = 3) -> str:

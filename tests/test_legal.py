@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from assertions import assert_same_function, outputs_of
 from networks import NETWORKS, cbr, make
@@ -13,11 +12,10 @@ from tiny import Tiny
 from torch import nn
 
 from prunec.api import Pruned, gather_facts, prune_module
-from prunec.errors import EmptyNetwork
 from prunec.graph import Graph
 from prunec.passes.groups import group_classes
 from prunec.passes.legal import legalise, round_up
-from prunec.passes.select import Facts, refuse_empty, select
+from prunec.passes.select import Facts, select
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -173,21 +171,6 @@ def test_a_wish_never_removes_what_is_pinned() -> None:
     facts = gather_facts(chain())
     nothing = np.zeros(facts.classes.num_classes, dtype=bool)
     assert (select(facts, nothing).keep >= facts.classes.pinned).all()
-
-
-def test_an_empty_group_is_refused_by_name() -> None:
-    facts = gather_facts(chain())
-    refuse_empty(facts, without(facts, *owners(facts, 0)[1:]))
-    with pytest.raises(EmptyNetwork) as error:
-        refuse_empty(facts, without(facts, *owners(facts, 0)))
-    assert str(error.value) == (
-        f"error[empty-network]: every channel of {facts.graph.nodes[0].inputs[1]} would be removed\n"
-        "  why: all of its gammas reached zero\n"
-        "  do:  lower rho, or stop training earlier"
-    )
-
-
-# --- on whole networks ------------------------------------------------------------------------------------
 
 
 def resnext(zeros: tuple[int, ...]) -> tuple[nn.Module, Pruned]:

@@ -134,7 +134,7 @@ def test_a_class_with_one_living_gamma_is_kept() -> None:
     assert keep.all()
 
 
-def alive(module: nn.Module) -> None:
+def assert_alive(module: nn.Module) -> None:
     plan = plan_of(module)
     check_alive(plan.graph, plan.classes, keep_mask(plan, zero_gammas(plan, gamma_values(plan, module))), rho=0.5)
 
@@ -143,14 +143,14 @@ def test_a_layer_that_a_shortcut_leads_around_may_vanish() -> None:
     module = ResidualConcat()
     with torch.no_grad():
         module.inner[1].weight.zero_()
-    alive(module)
+    assert_alive(module)
 
 
 def test_one_of_two_concatenated_branches_may_vanish() -> None:
     module = ResidualConcat()
     with torch.no_grad():
         module.left[1].weight.zero_()
-    alive(module)
+    assert_alive(module)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_network_whose_output_no_longer_depends_on_its_input_is_refused(names:
         for name in names:
             module.get_parameter(f"{name}.1.weight").zero_()
     with pytest.raises(EmptyNetwork, match=f"in front of {layer}") as error:
-        alive(module)
+        assert_alive(module)
     assert "0.125" in error.value.do
 
 

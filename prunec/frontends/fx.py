@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -545,14 +544,3 @@ def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     array = array.view()
     array.flags.writeable = False
     return array
-
-
-def is_size_query(node: fx.Node) -> bool:
-    """Tell whether an FX node reads sizes: ``x.size(…)``, ``x.shape``, ``aten.sym_size``."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel")
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    return node.target is operator.getitem or "sym_size" in str(node.target)
