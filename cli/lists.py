@@ -13,22 +13,35 @@ from prunec.cli.options import debug_option, json_option
 def archs(as_json: bool) -> None:
     """List the built-in architectures."""
     from prunec.cli.render import show_json, show_rows
-    from prunec.models import ARCHITECTURES, count_parameters
+    from prunec.models import ARCHITECTURES, count_macs, count_parameters
     from prunec.report import readable
 
-    params = {name: count_parameters(architecture.build()) for name, architecture in ARCHITECTURES.items()}
+    found = [
+        {
+            "name": name,
+            "task": arch.task,
+            "input_shape": arch.input_shape,
+            "params": count_parameters(arch.skeleton()),
+            "macs": count_macs(arch),
+            "description": arch.description,
+        }
+        for name, arch in ARCHITECTURES.items()
+    ]
     if as_json:
-        found = [
-            {"name": name, "input_shape": arch.input_shape, "params": params[name], "description": arch.description}
-            for name, arch in ARCHITECTURES.items()
-        ]
         show_json(found)
         return
     rows = [
-        (name, "x".join(map(str, arch.input_shape)), readable(params[name]), arch.description)
-        for name, arch in ARCHITECTURES.items()
+        (
+            row["name"],
+            row["task"],
+            "x".join(map(str, row["input_shape"])),
+            readable(row["params"]),
+            readable(row["macs"]),
+            row["description"],
+        )
+        for row in found
     ]
-    show_rows(rows, "architecture", "input", "params>", "")
+    show_rows(rows, "architecture", "task", "input", "params>", "MACs>", "")
 
 
 @click.command()

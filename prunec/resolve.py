@@ -154,9 +154,9 @@ def _module(spec: str) -> tuple[torch.nn.Module, Any]:
         return _from_library(prefix, name)
     if colon:
         return _from_factory(spec, prefix, name)
-    from prunec.models import ARCHITECTURES
+    from prunec.models import ARCHITECTURES, find
 
-    architecture = ARCHITECTURES.get(spec)
+    architecture = find(spec)
     if architecture is not None:
         return architecture.build(), architecture.input_shape
     near = difflib.get_close_matches(spec, ARCHITECTURES, n=3, cutoff=0.5)

@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from prunec.api import prune_module
 from prunec.errors import BadInput
-from prunec.models import ARCHITECTURES, build, count_parameters
+from prunec.frontends.fx import trace
+from prunec.models import ARCHITECTURES, build, count_macs, count_parameters, find
 from prunec.models.convnet import ConvNet
+from prunec.models.segnet import SegNet
+from prunec.passes.cost import cost
 from prunec.training.augment import NO_AUGMENT, pipeline
 from prunec.training.data import load
 from prunec.training.evaluate import accuracy
@@ -24,19 +28,65 @@ PARAMETERS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    "densenet_bc100": 769_162,
+    "densenet121": 7_978_856,
+    "googlenet": 6_624_904,
 }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name: str) -> None:
-    assert count_parameters(build(name)) == PARAMETERS[name]
+    assert count_parameters(ARCHITECTURES[name].skeleton()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_architecture_takes_its_input_and_gives_its_classes(name: str) -> None:
+def test_an_architecture_takes_its_input_and_gives_what_its_task_asks(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    scores = architecture.build()(*architecture.example_inputs(3))
-    assert scores.shape == (3, architecture.num_classes)
+    (images,) = architecture.example_inputs(3)
+    found = architecture.skeleton()(images.to("meta"))
+    size = images.shape[2:] if architecture.task == "segmentation" else ()
+    assert found.shape == (3, architecture.num_classes, *size)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "googlenet", "densenet_bc100"])
+def test_macs_agree_with_the_graph(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    traced = trace(architecture.build(), architecture.example_inputs(1))
+    assert count_macs(architecture) == cost(traced.graph).macs
+
+
+def test_spelling_of_an_architecture_does_not_matter() -> None:
+    assert find("DenseNet-BC-100") is ARCHITECTURES["densenet_bc100"]
+    assert find("resnet21") is None
+
+
+def test_segnet_has_the_papers_size() -> None:
+    assert count_parameters(ARCHITECTURES["segnet"].skeleton()) == pytest.approx(1.0e7, rel=0.05)
+    assert count_macs(ARCHITECTURES["segnet"]) < 3e9
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+def test_segnet_is_fully_convolutional(size: tuple[int, int]) -> None:
+    logits = SegNet(width=0.25).eval()(torch.zeros(1, 3, *size))
+    assert logits.shape == (1, 1, *size)
+
+
+def test_segnet_can_learn() -> None:
+    torch.manual_seed(0)
+    net = SegNet(width=0.125)
+    images = torch.randn(4, 3, 64, 64)
+    masks = torch.zeros(4, 1, 64, 64)
+    masks[:, :, 16:40, 8:32] = 1
+    images += 2 * masks
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        loss = F.binary_cross_entropy_with_logits(net(images), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_the_convnet_has_the_papers_parameters() -> None:
