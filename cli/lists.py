@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from prunec.cli.options import debug_option, json_option
@@ -16,7 +18,7 @@ def archs(as_json: bool) -> None:
     from prunec.models import ARCHITECTURES, count_macs, count_parameters
     from prunec.report import readable
 
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": name,
             "task": arch.task,

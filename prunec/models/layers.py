@@ -45,8 +45,9 @@ class ConvBn(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Initialise one layer as He et al. (arXiv:1502.01852) do for ReLU networks; BatchNorms start at γ 1, β 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
-        mode = "fan_out" if isinstance(module, nn.Conv2d) else "fan_in"
-        nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+        nn.init.kaiming_normal_(
+            module.weight, mode="fan_out" if isinstance(module, nn.Conv2d) else "fan_in", nonlinearity="relu"
+        )
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

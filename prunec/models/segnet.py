@@ -41,7 +41,7 @@ class InceptionBranch(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the coarse features."""
-        x = self.stem(images)
+        x: torch.Tensor = self.stem(images)
         for name in TABLE:
             if name in ("3a", "4a", "5a"):
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
