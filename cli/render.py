@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.report import Cost, percent, readable
+from prunec.report import SCORE_NAMES, Cost, percent, readable
 
 if TYPE_CHECKING:
     from prunec.health import Findings
@@ -212,8 +212,9 @@ def show_run(result: RunResult) -> None:
         out.print(layers)
     out.print()
     names = {"before": "before", "removed": "right after removal", "after": "at the end"}
-    accuracies = [f"{names[key]} {100 * value:.2f}%" for key, value in result.accuracy.items() if key in names]
-    out.print(f"test accuracy: {', '.join(accuracies)}")
+    for score, moments in result.scores.items():
+        values = [f"{names[key]} {100 * value:.2f}%" for key, value in moments.items() if key in names]
+        out.print(f"test {SCORE_NAMES.get(score, score)}: {', '.join(values)}")
     _print_errors(out, result.validation, "the trained network")
     _print_latency(out, result.validation)
     for sentence in (*result.reasons, *result.advice):

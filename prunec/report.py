@@ -10,6 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "foreground_iou": "foreground IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""What people read for each score's key in summary.json and metrics.jsonl."""
+
 
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON data: dataclasses become objects, tuples become arrays."""

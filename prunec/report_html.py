@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from prunec.charts import Series, Span, heatmap, kept_bars, line_chart, stacked_bar, text
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json, read_lines, write_text
-from prunec.report import percent, readable
+from prunec.report import SCORE_NAMES, percent, readable
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -142,9 +142,10 @@ def _headline(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         if before.get(key) and after.get(key) is not None:
             share = f"{100 * (after[key] / before[key] - 1):+.1f}%".replace("-", "−")
             yield share, f"{name}: {readable(before[key])} → {readable(after[key])}", ""
-    accuracy = summary.get("accuracy") or {}
-    if _is_number(accuracy.get("before")) and _is_number(accuracy.get("after")):
-        yield f"{100 * accuracy['after']:.2f}%", f"accuracy, from {100 * accuracy['before']:.2f}%", ""
+    for key, name in SCORE_NAMES.items():
+        score = summary.get(key) or {}
+        if _is_number(score.get("before")) and _is_number(score.get("after")):
+            yield f"{100 * score['after']:.2f}%", f"{name}, from {100 * score['before']:.2f}%", ""
     check = summary.get("validation") or {}
     if _is_number(check.get("max_rel_error")):
         css = "good" if check.get("passed") else "bad"
@@ -193,9 +194,12 @@ def _curves(metrics: Rows) -> str:
         return line(key, name, colour, 1 / first)
 
     size = [relative("params_if_pruned", "parameters", "c1"), relative("macs_if_pruned", "MACs", "c2")]
+    colours = ("c3", "c3", "c6", "c7")
+    named = [line(key, name, colour) for (key, name), colour in zip(SCORE_NAMES.items(), colours, strict=True)]
+    scores = [score for score in named if score.x]
     charts = (
         line_chart("Loss", [line("loss", "loss", "c1")], x_range=ends, spans=spans),
-        line_chart("Accuracy", [line("accuracy", "accuracy", "c3")], x_range=ends, spans=spans, percent=True),
+        line_chart("On training images", scores, x_range=ends, spans=spans, percent=True),
         line_chart("Sparsity of γ", [line("sparsity", "γ at zero", "c4")], x_range=ends, spans=spans, percent=True),
         line_chart("Lasso Σ ρλ|γ|", [line("lasso", "lasso", "c2")], x_range=ends, spans=spans),
         line_chart("Size if pruned now", size, x_range=ends, spans=spans, percent=True),

@@ -19,7 +19,8 @@ from prunec.models.segnet import SegNet
 from prunec.passes.cost import cost
 from prunec.training.augment import NO_AUGMENT, pipeline
 from prunec.training.data import load
-from prunec.training.evaluate import accuracy
+from prunec.training.evaluate import evaluate
+from prunec.training.objective import Classification
 
 PARAMETERS = {
     "digits": 175_274,
@@ -113,8 +114,9 @@ def test_published_weights_load_and_are_as_good_as_published(shared_data: Path, 
     module = build(name)
     module.load_state_dict(load_file(shared_data / "weights" / f"cifar10-{name}.safetensors"), strict=True)
     images = load(str(shared_data / "cifar10-ci"), (3, 32, 32))
-    found = accuracy(module, images.test, pipeline("imagenet", NO_AUGMENT, images.mean, images.std, 3))
-    assert found == pytest.approx(right, abs=0.004)
+    published = pipeline("imagenet", NO_AUGMENT, images.mean, images.std, 3)
+    found = evaluate(module, images.test, published, Classification(images.classes))
+    assert found["accuracy"] == pytest.approx(right, abs=0.004)
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:

@@ -240,7 +240,7 @@ def test_without_fine_tuning_the_removal_is_exact(tmp_path: Path, bars: Path) ->
     plan = PrunePlan.load(tmp_path / "run" / "plan.json")
     assert plan.exact
     assert not plan.is_empty
-    assert result.accuracy["after"] == result.accuracy["removed"]
+    assert result.score["after"] == result.score["removed"]
 
 
 def test_pretrained_weights_are_measured_first_and_rescaled(tmp_path: Path, bars: Path) -> None:
@@ -249,7 +249,7 @@ def test_pretrained_weights_are_measured_first_and_rescaled(tmp_path: Path, bars
     save_file(module.state_dict(), tmp_path / "weights.safetensors")
     given = {"weights": str(tmp_path / "weights.safetensors"), "rho": None, "shares": (0.0, 0.7, 0.3)}
     result = train_prune(config(tmp_path / "run", bars, alpha=0.1, **given))
-    assert result.accuracy["before"] < result.accuracy["after"]
+    assert result.score["before"] < result.score["after"]
     assert any(re.match(r"rho [\d.]+: .*(loss of guessing|reaches zero)", reason) for reason in result.reasons)
 
 

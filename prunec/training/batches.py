@@ -41,21 +41,22 @@ class Batches:
         self.steps_per_epoch = max(1, len(images) // self._batch_size)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs float32[N, C, H, W] and labels int64[N] of a step of the run, counted from 0."""
+        """Return the inputs float32[N, C, H, W] and the targets of a step of the run, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self._images), generator=generator(self._seed, "order", epoch))
             self._order, self._epoch = order.to(self._images.pixels.device), epoch
         chosen = self._order[position * self._batch_size : (position + 1) * self._batch_size]
         augmented = self._pipeline.train(self._images.pixels[chosen], generator(self._seed, "augment", step))
-        return augmented, self._images.labels[chosen]
+        return augmented, self._images.targets[chosen]
 
 
 def plain_batches(
     images: Images, pipeline: Pipeline, batch_size: int, most: int | None = None
-) -> Iterator[torch.Tensor]:
-    """Yield inputs without augmentation, in order: all of them, or those of ``most`` batches."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield inputs and targets without augmentation, in order: all of them, or those of ``most`` batches."""
     for index, start in enumerate(range(0, len(images), batch_size)):
         if most is not None and index >= most:
             return
-        yield pipeline.test(images.pixels[start : start + batch_size])
+        chosen = slice(start, start + batch_size)
+        yield pipeline.test(images.pixels[chosen]), images.targets[chosen]

@@ -16,7 +16,7 @@ from prunec.files import RunFolder, replacing
 from prunec.training.ema import EmaState
 from prunec.training.metrics import WindowState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = "state.pt"
 
 

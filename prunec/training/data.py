@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,22 +17,27 @@ import torch
 from prunec.errors import BadInput, MissingDependency
 from prunec.training import imagefiles
 
+Task = Literal["classification", "segmentation"]
+
 _DIGITS_TEST = 360
 _DIGITS_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """Labelled images: ``pixels`` uint8[N, C, H, W], ``labels`` int64[N], on one device."""
+    """Images with what is wanted of them, on one device.
+
+    ``pixels`` is uint8[N, C, H, W]; ``targets`` is int64[N] class labels or uint8[N, H, W] masks.
+    """
 
     pixels: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])
 
     def to(self, device: torch.device) -> Images:
-        return Images(self.pixels.to(device), self.labels.to(device))
+        return Images(self.pixels.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +48,8 @@ class ImageSet:
         name: for messages and reports.
         train, test: disjoint.
         classes: the labels' names; label k is ``classes[k]``.
+        task: ``classification`` (labels) or ``segmentation`` (masks).
+        shares: of the training pixels, per class; () for labels.
         mean, std: of the training pixels in 0..1, per channel.
     """
 
@@ -51,6 +59,8 @@ class ImageSet:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: Task = "classification"
+    shares: tuple[float, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -19,7 +19,6 @@ from torch import nn
 
 from prunec.errors import CheckFailed
 from prunec.training.ema import Ema
-from prunec.training.evaluate import scores_of
 from prunec.training.metrics import MetricsFile, Window
 from prunec.training.progress import Progress
 from prunec.training.setup import Phase, Setup
@@ -33,7 +32,7 @@ class State:
         phase: index into the run's phases.
         phase_step: steps done in that phase.
         step: steps done in all.
-        facts: what was measured or chosen once (accuracies, ρ, α, reasons); plain data.
+        facts: what was measured or chosen once (scores, ρ, α, reasons); plain data.
     """
 
     phase: int = 0
@@ -99,21 +98,22 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
 
 
 def _step(tools: Tools, state: State) -> None:
-    inputs, labels = tools.setup.batches.at(state.step)
-    scores = scores_of(tools.module(inputs))
-    loss = nn.functional.cross_entropy(scores, labels)
+    objective = tools.setup.objective
+    inputs, targets = tools.setup.batches.at(state.step)
+    logits = objective.logits(tools.module(inputs))
+    loss = objective.loss(logits, targets)
     tools.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     tools.optimizer.step()
     tools.ema.update()
-    tools.window.add(loss, scores, labels)
+    tools.window.add(loss, logits, targets)
     state.step += 1
     state.phase_step += 1
     tools.progress.step(state.phase_step)
 
 
 def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
-    loss, accuracy = tools.window.read()
+    loss, scores = tools.window.read()
     if not math.isfinite(loss):
         raise CheckFailed(
             f"the loss is not a number at step {state.step} ({phase.name})",
@@ -125,7 +125,7 @@ def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
         "epoch": round(state.step / tools.setup.batches.steps_per_epoch, 4),
         "phase": phase.name,
         "loss": loss,
-        "accuracy": accuracy,
+        **scores,
         **task.measure(state.phase_step / phase.steps, loss),
     }
     tools.metrics.append(row)

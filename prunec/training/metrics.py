@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import torch
 
 from prunec.files import read_lines, write_text
+from prunec.training.objective import Objective
 
 Row = Mapping[str, Any]
 
@@ -57,45 +58,44 @@ class WindowState(TypedDict):
     """What is saved of a ``Window``."""
 
     loss: float
-    correct: int
+    tally: torch.Tensor
     batches: int
-    images: int
 
 
 class Window:
-    """Sums of loss and hits since the last log step, kept on the device so that no step waits for it."""
+    """Sums of loss and tallies since the last log step, kept on the device so that no step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, objective: Objective) -> None:
+        self._objective = objective
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._tally = objective.no_tally(device)
         self._batches = 0
-        self._images = 0
 
     @torch.no_grad()
-    def add(self, loss: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in one batch: its mean loss, float[N, classes] and int64[N]."""
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Take in one batch: its mean loss, what the network said and what was wanted."""
         self._loss += loss.detach()
-        self._correct += (scores.argmax(1) == labels).sum()
+        self._tally += self._objective.tally(logits.detach(), targets)
         self._batches += 1
-        self._images += len(labels)
 
-    def read(self) -> tuple[float, float]:
-        """Return mean loss and accuracy since the last call, and start afresh. This waits for the device."""
-        state = self.state_dict()
-        self.load_state_dict({"loss": 0.0, "correct": 0, "batches": 0, "images": 0})
-        return state["loss"] / max(1, state["batches"]), state["correct"] / max(1, state["images"])
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Return mean loss and scores since the last call, and start afresh. This waits for the device."""
+        loss, scores = float(self._loss) / max(1, self._batches), self._objective.scores(self._tally)
+        self._loss.zero_()
+        self._tally.zero_()
+        self._batches = 0
+        return loss, scores
 
     def state_dict(self) -> WindowState:
         """Return the sums."""
         return {
             "loss": float(self._loss),
-            "correct": int(self._correct),
+            "tally": self._tally.cpu().clone(),
             "batches": self._batches,
-            "images": self._images,
         }
 
     def load_state_dict(self, state: WindowState) -> None:
         """Go on from saved sums."""
         self._loss.fill_(state["loss"])
-        self._correct.fill_(state["correct"])
-        self._batches, self._images = state["batches"], state["images"]
+        self._tally.copy_(state["tally"])
+        self._batches = state["batches"]

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from prunec.report import SCORE_NAMES
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -119,7 +121,9 @@ def for_stream(stream: TextIO | None = None) -> Progress:
 
 def describe(row: Mapping[str, Any], full_params: int) -> str:
     """Return the numbers of a log row on one short line."""
-    parts = [f"loss {row['loss']:.3f}", f"accuracy {row['accuracy']:.1%}"]
+    parts = [f"loss {row['loss']:.3f}"]
+    # The first score in a row is the one that counts.
+    parts += [f"{name} {row[key]:.1%}" for key, name in SCORE_NAMES.items() if row.get(key) is not None][:1]
     if row.get("sparsity") is not None:
         parts.append(f"sparsity {row['sparsity']:.1%}")
         parts.append(f"lasso {row['lasso']:.3g}")

@@ -26,6 +26,9 @@ from prunec.report_html import write_run_page
 from prunec.training.progress import Progress
 from prunec.training.setup import Setup
 
+MOMENTS = ("before", "removed", "after")
+"""When a network is scored: the given weights (or the network before the penalty), right after removal, and the
+exported network."""
 _TOLERANCE = 1e-4
 _LATENCY_RUNS = 30
 _INPUT, _OUTPUT = "images", "scores"
@@ -39,8 +42,8 @@ class RunResult:
         model: what was trained.
         output: the run folder.
         before, after: params, macs, activations and channels, recounted on the result.
-        accuracy: of the test images, in 0..1: ``before`` (the given weights, or the network before the
-            penalty), ``removed`` (right after removal), ``after`` (the exported network).
+        metric: the score that counts: ``accuracy``, or ``miou`` for masks.
+        scores: of the test images, by name, each in 0..1 at the MOMENTS; in JSON each stands under its own name.
         layers: node, op and output channels before and after, per contraction.
         validation: the exported file against the module; its latency is that of the unpruned network
             (a) and the pruned one (b) in ONNX Runtime.
@@ -54,7 +57,8 @@ class RunResult:
     output: str
     before: Mapping[str, int]
     after: Mapping[str, int]
-    accuracy: Mapping[str, float]
+    metric: str
+    scores: Mapping[str, Mapping[str, float]]
     layers: tuple[Mapping[str, Any], ...]
     validation: Validation
     reasons: tuple[str, ...]
@@ -62,9 +66,15 @@ class RunResult:
     blocked: tuple[Mapping[str, Any], ...]
     files: tuple[str, ...]
 
+    @property
+    def score(self) -> Mapping[str, float]:
+        """The score that counts, at the MOMENTS."""
+        return self.scores[self.metric]
+
     def to_json_dict(self) -> dict[str, Any]:
         """Return the result as JSON data."""
         document = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        document |= document.pop("scores")
         return {"format": "prunec-summary", "version": 1, **document, "validation": self.validation.to_json_dict()}
 
 
@@ -124,14 +134,18 @@ def _with_latency(
 
 def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> RunResult:
     folder, report = setup.folder, facts["report"]
-    accuracy = {key: facts[f"accuracy_{key}"] for key in ("before", "removed", "after") if f"accuracy_{key}" in facts}
+    measured: Mapping[str, Mapping[str, float]] = facts["scores"]
+    scores = {
+        name: {moment: measured[moment][name] for moment in MOMENTS if moment in measured} for name in measured["after"]
+    }
     files = (folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config)
     return RunResult(
         model=setup.config.model_spec,
         output=str(folder.path),
         before=report["before"],
         after=report["after"],
-        accuracy=accuracy,
+        metric=setup.objective.metric,
+        scores=scores,
         layers=tuple(report["layers"]),
         validation=validation,
         reasons=tuple(facts.get("reasons", ())),

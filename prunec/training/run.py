@@ -21,7 +21,7 @@ from prunec.training.checkpoint import Checkpoint
 from prunec.training.config import RunConfig
 from prunec.training.controller import Controller
 from prunec.training.ema import Ema
-from prunec.training.evaluate import accuracy
+from prunec.training.evaluate import evaluate
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, run_phase
@@ -80,7 +80,7 @@ class _Run:
         self.config = setup.config
         self.state = State()
         self.plan: PrunePlan | None = None
-        self.window = Window(setup.device)
+        self.window = Window(setup.device, setup.objective)
         self.controller: Controller | None = None
         self.module: nn.Module = setup.module
         self.optimizer: torch.optim.Optimizer
@@ -117,7 +117,7 @@ class _Run:
         facts = self.state.facts
         if resumed is None:
             if self.config.weights:
-                facts["accuracy_before"] = accuracy(self.module, setup.data.test, setup.pipeline)
+                self._score("before")
             self._choose()
         rescaling = Rescaling.of(self.module, setup.scaling, facts["alpha"])
         if resumed is None:
@@ -133,7 +133,7 @@ class _Run:
             self.config.rho_warmup,
             self.config.target_macs or self.config.target_params,
             self.config.stop_on_plateau,
-            setup.chance_loss,
+            setup.objective.chance_loss,
         )
         self._restore(resumed)
         while self.state.phase < FINETUNE:
@@ -155,8 +155,9 @@ class _Run:
         # From scratch, the measure is the network as it was before the penalty or, for want of a warm-up,
         # the unpruned network after ISTA.
         trained = is_ista or self.setup.phases[0].steps > 0
-        if trained and "accuracy_before" not in self.state.facts:
-            self.state.facts["accuracy_before"] = self._averaged_accuracy()
+        if trained and "before" not in self.state.facts.get("scores", {}):
+            with self.ema.swapped_in():
+                self._score("before")
         if self.state.phase < FINETUNE:
             self._save()
 
@@ -168,13 +169,13 @@ class _Run:
         if config.alpha is not None:
             alpha = Choice(config.alpha, "given")
         elif config.weights:
-            alpha = choose_alpha(facts, mu, config.rho, setup.chance_loss)
+            alpha = choose_alpha(facts, mu, config.rho, setup.objective.chance_loss)
         else:
             alpha = Choice(1.0, "training starts from scratch")
         if config.rho is not None:
             rho = Choice(config.rho, "given")
         else:
-            rho = choose_rho_in_time(facts, alpha.value, setup.chance_loss, mu, setup.phases[ISTA].steps)
+            rho = choose_rho_in_time(facts, alpha.value, setup.objective.chance_loss, mu, setup.phases[ISTA].steps)
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
         chosen["reasons"] = [f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
@@ -203,7 +204,7 @@ class _Run:
             self._settle_statistics()
         facts = self.state.facts
         facts["report"] = pruned.report.to_json_dict()
-        facts["accuracy_removed"] = accuracy(self.module, setup.data.test, setup.pipeline)
+        self._score("removed")
         removed, left = pruned.report.removed_channels, pruned.report.after.params / pruned.report.before.params
         self.progress.note(f"removed {removed} channels: {left:.1%} of the parameters are left")
         if pruned.plan.is_empty:
@@ -230,7 +231,7 @@ class _Run:
         if self.setup.phases[FINETUNE].steps and self.config.ema_decay:
             self.ema.copy_to_module()
         self._settle_statistics()
-        self.state.facts["accuracy_after"] = accuracy(self.module, self.setup.data.test, self.setup.pipeline)
+        self._score("after")
         assert self.plan is not None, "removal comes before the end"
         return write_results(self.setup, self.module.to("cpu").eval(), self.plan, self.state.facts, self.progress)
 
@@ -251,13 +252,15 @@ class _Run:
         self.state.phase += 1
         self.state.phase_step = 0
 
-    def _averaged_accuracy(self) -> float:
-        with self.ema.swapped_in():
-            return accuracy(self.module, self.setup.data.test, self.setup.pipeline)
+    def _score(self, moment: str) -> None:
+        """Measure the network as it is now; ``moment`` is one of results.MOMENTS."""
+        setup = self.setup
+        scores = evaluate(self.module, setup.data.test, setup.pipeline, setup.objective)
+        self.state.facts.setdefault("scores", {})[moment] = scores
 
     def _settle_statistics(self) -> None:
         batches = plain_batches(self.setup.data.train, self.setup.pipeline, self.config.batch_size, _STATISTICS_BATCHES)
-        reestimate(self.module, batches)
+        reestimate(self.module, (inputs for inputs, _ in batches))
 
     def _save(self) -> None:
         self.metrics.flush_to_disk()

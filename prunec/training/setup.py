@@ -7,11 +7,11 @@ file is written.
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +26,8 @@ from prunec.training.augment import AUGMENTS, Pipeline, pipeline
 from prunec.training.batches import Batches
 from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet, load
-from prunec.training.evaluate import scores_of
 from prunec.training.footprint import Size, size_under
+from prunec.training.objective import Objective, make_objective
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
 
@@ -51,12 +51,12 @@ class Setup:
         module: the network, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
+        objective: loss and scores.
         pipeline, batches: how images become inputs.
         phases: warm-up, ISTA, fine-tuning.
         sparsity: which gammas are penalised, and λ.
         scaling: where γ–W rescaling is possible.
         full: the network's size.
-        chance_loss: cross-entropy of guessing.
     """
 
     config: RunConfig
@@ -65,13 +65,13 @@ class Setup:
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
     data: ImageSet
+    objective: Objective
     pipeline: Pipeline
     batches: Batches
     phases: tuple[Phase, Phase, Phase]
     sparsity: Sparsity
     scaling: Scaling
     full: Size
-    chance_loss: float
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -87,10 +87,9 @@ def prepare(config: RunConfig) -> Setup:
     example_inputs = (torch.zeros(2, *image_shape),)
     graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
-    outputs = _count_outputs(module, example_inputs)
-    require_some(sparsity)
     data = load(config.data, image_shape)
-    _check_classes(outputs, data)
+    objective = make_objective(_output(module, example_inputs), data.task, data.classes, data.shares)
+    require_some(sparsity)
     data = data.to(device)
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
     batches = Batches(data.train, config.batch_size, images, config.seed)
@@ -103,13 +102,13 @@ def prepare(config: RunConfig) -> Setup:
         module=module,
         example_inputs=example_inputs,
         data=data,
+        objective=objective,
         pipeline=images,
         batches=batches,
         phases=plan_phases(config, batches.steps_per_epoch),
         sparsity=sparsity,
         scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
         full=everything,
-        chance_loss=math.log(max(2, len(data.classes))),
     )
 
 
@@ -157,17 +156,9 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
     return resolved.module, (channels_in, height, width)
 
 
-def _count_outputs(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> int:
+def _output(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Any:
     with torch.no_grad(), evaluating(module):
-        return scores_of(module(*example_inputs)).shape[1]
-
-
-def _check_classes(count: int, data: ImageSet) -> None:
-    if count < len(data.classes):
-        raise BadInput(
-            f"the network tells {count} classes apart, {data.name} has {len(data.classes)}",
-            do="give a network with an output per class, or other data",
-        )
+        return module(*example_inputs)
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
