@@ -80,7 +80,17 @@ def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict
         raise InternalError(
             "channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)
         ) from error
-    labels.update((name, label) for name, label in zip(node.outputs, results, strict=False) if name)
+    for name, label in zip(node.outputs, results, strict=False):
+        if name:
+            labels[name] = _of_known_rank(label, ties)
+
+
+def _of_known_rank(label: Label, ties: Ties) -> Label:
+    """Pin the channels of a value of unknown rank: who reads it cannot tell on which axis they lie."""
+    if label.shape is None and label.fields:
+        ties.pin(list(label.fields), "has no known rank")
+        return Label(None)
+    return label
 
 
 def _pin_kept(

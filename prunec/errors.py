@@ -6,7 +6,6 @@ Owns the exception tree and its one text form; does not print or exit (cli/main.
     ├── BadInput               a file, shape, weight set or option value that cannot be used
     ├── UntraceableModel       neither torch.fx nor torch.export can read the module
     ├── UnsupportedModel       a model that was read but that prunec cannot work on
-    ├── DynamicChannels        a channel count that is not fixed in the model
     ├── BadPlan                a plan that does not fit the model it is applied to
     ├── MissingDependency      an optional package that this feature needs
     └── CheckFailed            the work was done and failed a check: exit status 1
@@ -64,12 +63,6 @@ class UnsupportedModel(PrunecError):
     """The model was read, but prunec cannot work on it."""
 
     code = "unsupported-model"
-
-
-class DynamicChannels(PrunecError):
-    """A channel count that is not fixed in the model."""
-
-    code = "dynamic-channels"
 
 
 class BadPlan(PrunecError):

@@ -157,7 +157,12 @@ def quiet() -> Iterator[None]:
 
 
 def input_kinds(
-    runner: Runner, shapes: Mapping[str, Sequence[int]] | None = None, *, batch: int = 1, size: int = 224
+    runner: Runner,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    batch: int = 1,
+    channels: int = 3,
+    size: int = 224,
 ) -> tuple[InputKind, ...]:
     """Return a concrete shape and dtype for every input of a model.
 
@@ -165,7 +170,8 @@ def input_kinds(
         runner: the model.
         shapes: the user's shapes by input name; the key "" is the only (or the next) input.
         batch: for an open first axis.
-        size: for any other open axis, except a channel axis, which gets 3. One symbol gets one size.
+        channels: for an open axis 1 of an input that looks like images.
+        size: for any other open axis. One symbol gets one size.
 
     Raises:
         BadInput: a name that is no input, or a shape that the model does not allow.
@@ -178,7 +184,7 @@ def input_kinds(
         wanted = given.get(name)
         if wanted is not None:
             _check_shape(name, shape, wanted)
-        filled = wanted if wanted is not None else _fill(shape, batch, size, symbols)
+        filled = wanted if wanted is not None else _fill(shape, batch, channels, size, symbols)
         kinds.append(InputKind(name, filled, _dtype(name, onnx_type)))
     return tuple(kinds)
 
@@ -199,6 +205,25 @@ def name_shapes(names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> di
             raise BadInput("there is a shape too many", why=f"inputs: {', '.join(names) or 'none'}")
         given[free[0]] = tuple(int(size) for size in shapes[""])
     return given
+
+
+def first_channels(model: Model) -> int:
+    """Return how many channels the first convolution of an ONNX model takes, 3 where none tells."""
+    import onnx
+
+    try:
+        if isinstance(model, bytes):
+            graph = onnx.load_from_string(model).graph
+        else:
+            graph = onnx.load(str(model), load_external_data=False).graph
+    except Exception:  # noqa: BLE001 - ONNX Runtime has taken the model; this is a guess at an input for it
+        return 3
+    dims = {tensor.name: tensor.dims for tensor in graph.initializer}
+    for node in graph.node:
+        weight = dims.get(node.input[1], []) if node.op_type == "Conv" and len(node.input) > 1 else []
+        if len(weight) > 1:
+            return int(weight[1]) * next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return 3
 
 
 def candidate_sizes(runner: Runner, shapes: Mapping[str, Sequence[int]] | None) -> tuple[int, ...]:
@@ -261,8 +286,10 @@ def _dtype(name: str, onnx_type: str) -> str:
 
 
 def _check_shape(name: str, shape: Sequence[int | str | None], wanted: Sequence[int]) -> None:
-    fits = len(shape) == len(wanted) and all(
-        not isinstance(size, int) or size == given for size, given in zip(shape, wanted, strict=True)
+    # ONNX Runtime reports no sizes for an input of unknown rank, as for a number.
+    fits = not shape or (
+        len(shape) == len(wanted)
+        and all(not isinstance(size, int) or size == given for size, given in zip(shape, wanted, strict=True))
     )
     if not fits:
         text = "x".join(str(size) if isinstance(size, int) else "?" for size in shape)
@@ -273,7 +300,9 @@ def _check_shape(name: str, shape: Sequence[int | str | None], wanted: Sequence[
         )
 
 
-def _fill(shape: Sequence[int | str | None], batch: int, size: int, symbols: dict[str, int]) -> tuple[int, ...]:
+def _fill(
+    shape: Sequence[int | str | None], batch: int, channels: int, size: int, symbols: dict[str, int]
+) -> tuple[int, ...]:
     last = shape[-1] if shape else None
     channels_last = isinstance(last, int) and last <= 4
     filled = []
@@ -282,7 +311,7 @@ def _fill(shape: Sequence[int | str | None], batch: int, size: int, symbols: dic
             filled.append(dim)
             continue
         is_channel = axis == 1 and len(shape) >= 4 and not channels_last
-        value = batch if axis == 0 and len(shape) > 1 else 3 if is_channel else size
+        value = batch if axis == 0 and len(shape) > 1 else channels if is_channel else size
         # "None" and "?" are how some exporters write "unknown", not a symbol.
         filled.append(symbols.setdefault(dim, value) if dim not in (None, "", "None", "?") else value)
     return tuple(filled)

@@ -69,7 +69,7 @@ def validate_onnx(
     first = runtime.open_runner(a, _name(a, "the first model"), chosen.name, optimise=False)
     second = runtime.open_runner(b, _name(b, "the second model"), chosen.name, optimise=False)
     _check_interfaces(first, second)
-    feeds = _feeds(first, input_shapes, seed)
+    feeds = _feeds(first, a, input_shapes, seed)
     for index, extra in enumerate(inputs):
         feeds[f"given {index}"] = extra
     rounding = functools.cache(lambda: runtime.open_runner(a, first.name, chosen.name, optimise=True))
@@ -321,17 +321,18 @@ def _changed(a: Array, b: Array) -> bool:
     return difference(a, b, 0.0)[1] > 1e-6
 
 
-def _feeds(runner: Runner, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Feed]:
+def _feeds(runner: Runner, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Feed]:
     """Return inputs that the first model takes: all families at one size, two at another where sizes are open."""
     failure: Exception | None = None
-    for size in runtime.candidate_sizes(runner, shapes):
-        kinds = runtime.input_kinds(runner, shapes, size=size)
-        for small in (False, True):
-            feeds = {family: feed(kinds, family, seed, small=small) for family in FAMILIES}
-            failure = _failure(runner, feeds["noise"])
-            if failure is None:
-                feeds.update(_other_size(runner, shapes, size, seed, small))
-                return feeds
+    for channels in _channel_guesses(model):
+        for size in runtime.candidate_sizes(runner, shapes):
+            kinds = runtime.input_kinds(runner, shapes, channels=channels, size=size)
+            for small in (False, True):
+                feeds = {family: feed(kinds, family, seed, small=small) for family in FAMILIES}
+                failure = _failure(runner, feeds["noise"])
+                if failure is None:
+                    feeds.update(_other_size(runner, shapes, channels, size, seed, small))
+                    return feeds
     assert failure is not None
     raise BadInput(
         f"no input was found that {runner.name} takes",
@@ -340,13 +341,18 @@ def _feeds(runner: Runner, shapes: Mapping[str, Sequence[int]] | None, seed: int
     )
 
 
+def _channel_guesses(model: Model) -> Iterator[int]:
+    yield 3
+    yield runtime.first_channels(model)  # reads the file: only where three would not do
+
+
 def _other_size(
-    runner: Runner, shapes: Mapping[str, Sequence[int]] | None, size: int, seed: int, small: bool
+    runner: Runner, shapes: Mapping[str, Sequence[int]] | None, channels: int, size: int, seed: int, small: bool
 ) -> dict[str, Feed]:
     """Return inputs of another batch and size where the file leaves them open and the model takes them."""
-    base = runtime.input_kinds(runner, shapes, size=size)
+    base = runtime.input_kinds(runner, shapes, channels=channels, size=size)
     for batch, other in ((2, size + 32), (2, size), (1, size + 32)):
-        kinds = runtime.input_kinds(runner, shapes, batch=batch, size=other)
+        kinds = runtime.input_kinds(runner, shapes, batch=batch, channels=channels, size=other)
         values = feed(kinds, "image", seed, small=small)
         if kinds != base and _failure(runner, values) is None:
             return {"image, other size": values}

@@ -47,7 +47,7 @@ class Net:
         self._count += 1
         return f"{stem}{self._count}"
 
-    def input(self, name: str, shape: Dims, dtype: int = FLOAT) -> str:
+    def input(self, name: str, shape: Dims | None, dtype: int = FLOAT) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 

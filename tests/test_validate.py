@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_files import save_conv
 from torch import nn
 
@@ -56,6 +56,18 @@ def test_a_relative_error_is_the_largest_gap_over_the_largest_magnitude(conv_fil
 
 def test_open_sizes_are_tried_at_two_values(conv_file: Path) -> None:
     assert "image, other size" in validate_onnx(conv_file, conv_file, provider="cpu", runs=0).families
+
+
+def test_an_open_channel_axis_gets_what_the_first_convolution_takes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w"], ["y"], name="conv"),
+    ]
+    path = _save(tmp_path / "five.onnx", nodes, {"x": (TensorProto.FLOAT, ["n", "c", "h", "w"])}, ["y"])
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 5, 3, 3), dtype=np.float32), "w"))
+    onnx.save(model, path)
+    assert validate_onnx(path, path, provider="cpu", runs=0).max_rel_error == 0
 
 
 def test_a_second_model_with_a_hard_coded_size_fails(conv_file: Path, tmp_path: Path) -> None:

@@ -92,10 +92,14 @@ def _skeleton(
         else:
             light.name, light.data_type = tensor.name, tensor.data_type
             light.dims.extend(tensor.dims)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for value in model.graph.input:
         entry = graph.input.add()
         entry.CopyFrom(value)
-        _clean(entry.type, input_shapes.get(value.name))
+        given = input_shapes.get(value.name)
+        if given is None and type_shape(value.type) is None:
+            given = _as_it_is_read(value.name, nodes, weights)
+        _clean(entry.type, given)
     for value in model.graph.output:
         entry = graph.output.add()
         entry.name = value.name
@@ -104,6 +108,18 @@ def _skeleton(
         else:
             entry.type.CopyFrom(value.type)
     return skeleton
+
+
+def _as_it_is_read(name: str, nodes: Sequence[SourceNode], weights: Mapping[str, tuple[int, ...]]) -> Shape | None:
+    """Return what a convolution's weight says of its input, for inputs that the file declares without a shape."""
+    for node in nodes:
+        if node.op in ("Conv", "ConvTranspose") and not node.domain and node.inputs[:1] == (name,):
+            weight = weights.get(node.inputs[1] if len(node.inputs) > 1 else "", ())
+            if len(weight) > 2:
+                groups = next((entry.i for entry in node.proto.attribute if entry.name == "group"), 1)
+                channels = weight[1] * groups if node.op == "Conv" else weight[0]
+                return (None, channels, *(None for _ in weight[2:]))
+    return None
 
 
 def _clean(kind: onnx.TypeProto, given: Shape | None) -> None:
