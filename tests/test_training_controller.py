@@ -12,7 +12,7 @@ from training_nets import Chain
 
 from prunec.frontends.fx import trace
 from prunec.passes.channels import channels
-from prunec.training.controller import WINDOW, Controller, Reading, planned_size
+from prunec.training.controller import WINDOW, Controller, Reading, planned_excess
 from prunec.training.sparsity import plan_sparsity
 from prunec.training.tasks import gamma_values
 from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, choose_rho_in_time, gamma_facts
@@ -34,7 +34,7 @@ def course(count: int, **values: object) -> list[Reading]:
     for index in range(count):
         share = (index + 1) / count
         given = {name: float(value(share)) if callable(value) else float(str(value)) for name, value in values.items()}
-        rows.append(Reading(share, **{"loss": 0.1, "sparsity": 0.3, "lasso": 1.0, "size": 1.0, **given}))
+        rows.append(Reading(share, **{"loss": 0.1, "sparsity": 0.3, "lasso": 1.0, **given}))
     return rows
 
 
@@ -95,32 +95,32 @@ def test_a_healthy_run_gets_no_advice() -> None:
 
 
 def test_under_a_budget_rho_follows_the_planned_course() -> None:
-    late, early = Controller(0.1, budget=0.5), Controller(0.1, budget=0.5)
+    late, early = Controller(0.1, budgeted=True), Controller(0.1, budgeted=True)
     feed(late, [Reading(0.5, 0.1, 0, 1, 1.0)])
     feed(early, [Reading(0.2, 0.1, 0.4, 1, 0.6)])
     assert late.rho_at(0.5) > 0.1 > early.rho_at(0.5)
-    assert "budget" in feed(late, [Reading(0.6, 0.1, 0.5, 1, 0.499)])
+    assert "budget" in feed(late, [Reading(0.6, 0.1, 0.5, 1, -0.001)])
 
 
 def test_a_simulated_network_is_brought_to_its_budget() -> None:
-    controller, size = Controller(0.001, budget=0.5, warmup=0.05), 1.0
+    controller, size = Controller(0.001, budgeted=True, warmup=0.05), 1.0
     for step in range(100):
         size = max(0.0, size - 0.2 * controller.rho_at(step / 100))
-        if feed(controller, [Reading(step / 100, 0.1, 1 - size, 1, size)]):
+        if feed(controller, [Reading(step / 100, 0.1, 1 - size, 1, (size - 0.5) / 0.5)]):
             break
     assert 0.45 < size <= 0.5
 
 
 def test_the_planned_course_ends_at_the_budget_before_the_phase_does() -> None:
-    assert planned_size(0.0, 0.3) == 1
-    assert planned_size(0.85, 0.3) == pytest.approx(0.3)
+    assert planned_excess(0.0) == 1
+    assert planned_excess(0.85) == pytest.approx(0)
 
 
 def test_the_controller_remembers_across_a_checkpoint() -> None:
-    first = Controller(0.1, budget=0.5, chance_loss=CHANCE)
-    feed(first, course(15, sparsity=0.99, size=0.9))
+    first = Controller(0.1, budgeted=True, chance_loss=CHANCE)
+    feed(first, course(15, sparsity=0.99, excess=0.9))
     first.advice()
-    second = Controller(0.1, budget=0.5, chance_loss=CHANCE)
+    second = Controller(0.1, budgeted=True, chance_loss=CHANCE)
     second.load_state_dict(first.state_dict())
     assert second.rho_at(0.7) == first.rho_at(0.7)
     assert second.advice() == []

@@ -37,6 +37,7 @@ class Checkpoint(TypedDict):
     ema: EmaState
     window: WindowState
     controller: dict[str, Any]
+    history: dict[str, Any]
     facts: dict[str, Any]
     plan: str
     rng: torch.Tensor

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from prunec.errors import BadInput
 from prunec.passes.penalty import PENALTIES, PenaltyKind
 from prunec.training.augment import AUGMENTS, Normalise
+from prunec.training.budget import Goal
 from prunec.training.sparsity import Residual
 
 Border = Literal["auto", "exact", "bias"]
@@ -97,6 +98,12 @@ class RunConfig:
     checkpoint_every: int = 200
     resume: bool = False
     force: bool = False
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The budget; () where there is none."""
+        given = (("macs", self.target_macs), ("params", self.target_params))
+        return tuple(Goal(name, share) for name, share in given if share is not None)
 
     @property
     def model_spec(self) -> str:

@@ -17,22 +17,25 @@ _LOSS_SETTLED = 0.01
 _LASSO_SETTLED = 0.01
 _SPARSITY_SETTLED = 0.002
 _BUDGET_STEP = 1.15
+_LOSS_ROOM = 0.25
 _BUDGET_START, _BUDGET_END = 0.1, 0.85
+BUDGET_READINGS = 80
+"""Readings that a phase under a budget has at least: each may move ρ by a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One log line of the ISTA phase.
 
-    ``progress`` is the share of the phase's steps done; ``size`` the share of the budgeted quantity (MACs
-    or parameters) that would be left if pruned now.
+    ``progress`` is the share of the phase's steps done; ``excess`` how much of the way to the budget is still to
+    go (see budget.py): 1 for the full network, 0 or less where the budget holds.
     """
 
     progress: float
     loss: float
     sparsity: float
     lasso: float
-    size: float
+    excess: float = 1.0
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Controller:
         rho: the base value.
         factors: continuation; the phase is divided evenly among rho times each of these.
         warmup: share of the phase over which ρ rises linearly from 0.
-        budget: share of the size to reach, or None.
+        budgeted: there is a size to reach.
         stop_on_plateau: end when loss, sparsity and lasso have settled at the last factor.
         chance_loss: the loss of guessing, ln(number of classes).
     """
@@ -51,7 +54,7 @@ class Controller:
     rho: float
     factors: Sequence[float] = (1.0,)
     warmup: float = 0.0
-    budget: float | None = None
+    budgeted: bool = False
     stop_on_plateau: bool = True
     chance_loss: float = math.inf
     readings: list[Reading] = field(default_factory=list)
@@ -67,18 +70,24 @@ class Controller:
     def observe(self, reading: Reading) -> None:
         """Take in a log line; under a budget, move ρ towards the planned course."""
         self.readings.append(reading)
-        if self.budget is not None and reading.progress > self.warmup:
-            behind = reading.size - planned_size(reading.progress, self.budget)
-            if abs(behind) > 0.02:
+        if self.budgeted and reading.progress > self.warmup:
+            behind = reading.excess - planned_excess(reading.progress)
+            if self._hurts(reading):
+                self.budget_factor /= _BUDGET_STEP
+            elif abs(behind) > 0.02:
                 self.budget_factor *= _BUDGET_STEP if behind > 0 else 1 / _BUDGET_STEP
+
+    def _hurts(self, reading: Reading) -> bool:
+        """The loss has gone a quarter of the way to guessing: more penalty would cost more than it decides."""
+        start = self.readings[0].loss
+        return reading.loss > start + _LOSS_ROOM * (self.chance_loss - start)
 
     def is_done(self) -> str:
         """Return why the phase should end now; "" while it should go on."""
         if not self.readings:
             return ""
-        if self.budget is not None:
-            reached = self.readings[-1].size <= self.budget
-            return f"the budget of {self.budget:.0%} is reached" if reached else ""
+        if self.budgeted:
+            return "the budget is reached" if self.readings[-1].excess <= 0 else ""
         if self.stop_on_plateau and self._settled():
             return "loss, sparsity and lasso have settled"
         return ""
@@ -120,7 +129,8 @@ class Controller:
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers, as plain data."""
         return {
-            "readings": [asdict(reading) for reading in self.readings[-4 * WINDOW :]],
+            # The first one too: the loss is compared with the start of the phase.
+            "readings": [asdict(reading) for reading in [*self.readings[:1], *self.readings[1:][-4 * WINDOW :]]],
             "told": list(self.told),
             "budget_factor": self.budget_factor,
         }
@@ -140,13 +150,12 @@ _LOWER_RHO = "almost every gamma has reached zero: rho is too large; lower rho"
 _LOWER_MU = "the loss has risen to that of guessing: lower the gammas' learning rate (mu) or rho"
 
 
-def planned_size(progress: float, budget: float) -> float:
-    """Return the share of the size that should be left at ``progress`` so that the budget is met in time.
+def planned_excess(progress: float) -> float:
+    """Return the excess that there should be at ``progress`` so that the budget is met in time.
 
-    Straight from 1 at a tenth of the phase to the budget at 85%: what is left is for settling.
+    Straight from 1 at a tenth of the phase to 0 at 85%: what is left is for settling.
     """
-    part = min(1.0, max(0.0, (progress - _BUDGET_START) / (_BUDGET_END - _BUDGET_START)))
-    return 1 + part * (budget - 1)
+    return 1 - min(1.0, max(0.0, (progress - _BUDGET_START) / (_BUDGET_END - _BUDGET_START)))
 
 
 def _mean(readings: Sequence[Reading], name: str) -> float:

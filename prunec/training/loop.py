@@ -79,12 +79,13 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
         KeyboardInterrupt: the user asked to stop; a checkpoint has been written.
     """
     config = tools.setup.config
+    log_every = tools.setup.log_every(phase)
     tools.progress.phase(phase.name, phase.steps, state.phase_step)
     tools.module.train()
     while state.phase_step < phase.steps:
         task.before_step(state.phase_step / phase.steps)
         _step(tools, state)
-        if state.step % config.log_every == 0 or state.phase_step == phase.steps:
+        if state.step % log_every == 0 or state.phase_step == phase.steps:
             _log(tools, state, phase, task)
             reason = task.stop_reason()
             if reason:

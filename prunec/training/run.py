@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,11 +18,13 @@ from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
 from prunec.training.batches import plain_batches
 from prunec.training.batchnorm import reestimate
+from prunec.training.budget import in_words, refreshed
 from prunec.training.checkpoint import Checkpoint
 from prunec.training.config import RunConfig
 from prunec.training.controller import Controller
 from prunec.training.ema import Ema
 from prunec.training.evaluate import evaluate
+from prunec.training.fitting import GammaHistory, apply_fit, fit
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, run_phase
@@ -82,6 +85,7 @@ class _Run:
         self.plan: PrunePlan | None = None
         self.window = Window(setup.device, setup.objective)
         self.controller: Controller | None = None
+        self.history = GammaHistory(setup.sparsity) if setup.goals else None
         self.module: nn.Module = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema
@@ -124,6 +128,8 @@ class _Run:
             if facts["alpha"] != 1.0:
                 rescaling.apply(self.module, _on(setup.example_inputs, setup.device))
             values = gamma_values(setup.sparsity, self.module)
+            if self.history is not None:
+                self.history.observe(values)
             facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
         ista = build(setup.sparsity, self.module, sgd(self.module, self.config, self.config.lr), rho=0.0)
         self.optimizer, self.ema = ista, Ema(self.module, self.config.ema_decay)
@@ -131,14 +137,31 @@ class _Run:
             facts["rho"],
             self.config.rho_factors,
             self.config.rho_warmup,
-            self.config.target_macs or self.config.target_params,
+            bool(setup.goals),
             self.config.stop_on_plateau,
             setup.objective.chance_loss,
         )
         self._restore(resumed)
         while self.state.phase < FINETUNE:
             self._run_sparse_phase(ista)
+        self._meet_budget()
         rescaling.undo()
+
+    def _meet_budget(self) -> None:
+        """Bring the network to its budget: give back what went beyond it, take what is missing."""
+        if self.history is None:
+            return
+        setup, plan = self.setup, self.setup.sparsity
+        self.history.observe(gamma_values(plan, self.module))
+        sizer = replace(setup.sizer, graph=refreshed(plan.graph, self.module))
+        chosen = fit(self.history, sizer, setup.goals, setup.full)
+        apply_fit(plan, self.module, self.history, chosen)
+        said = (
+            f"budget: {in_words(setup.goals, chosen.size, setup.full)} are left; of {int(chosen.gone.sum())} channels "
+            f"that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
+        )
+        self.state.facts["reasons"].append(said)
+        self.progress.note(said)
 
     def _run_sparse_phase(self, ista: Ista) -> None:
         is_ista = self.setup.phases[self.state.phase].name == "ista"
@@ -147,6 +170,7 @@ class _Run:
             self.module,
             ista,
             self.controller if is_ista else None,
+            self.history if is_ista else None,
             lr=self.config.lr,
             gamma_lr=self.config.gamma_lr or self.config.lr,
             top=self.state.facts["top"],
@@ -277,6 +301,7 @@ class _Run:
                 "ema": self.ema.state_dict(),
                 "window": self.window.state_dict(),
                 "controller": self.controller.state_dict() if self.controller is not None else {},
+                "history": self.history.state_dict() if self.history is not None else {},
                 "facts": self.state.facts,
                 "plan": self.plan.to_json() if self.plan is not None else "",
                 "rng": torch.get_rng_state(),
@@ -292,6 +317,8 @@ class _Run:
         self.window.load_state_dict(resumed["window"])
         if self.controller is not None:
             self.controller.load_state_dict(resumed["controller"])
+        if self.history is not None and resumed["history"]:
+            self.history.load_state_dict(resumed["history"])
         torch.set_rng_state(resumed["rng"])
 
 

@@ -24,10 +24,14 @@ from prunec.passes.scaling import Scaling, scalable
 from prunec.reading import read_module
 from prunec.training.augment import AUGMENTS, Pipeline, pipeline
 from prunec.training.batches import Batches
+from prunec.training.budget import Goal, Sizer, excess
 from prunec.training.config import RunConfig
+from prunec.training.controller import BUDGET_READINGS
 from prunec.training.data import ImageSet, load
+from prunec.training.fitting import not_met, smallest
 from prunec.training.footprint import Size, size_under
 from prunec.training.objective import Objective, make_objective
+from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
 
@@ -57,6 +61,8 @@ class Setup:
         sparsity: which gammas are penalised, and λ.
         scaling: where γ–W rescaling is possible.
         full: the network's size.
+        goals: the budget; () where there is none.
+        sizer: counts what removal would leave.
     """
 
     config: RunConfig
@@ -72,6 +78,14 @@ class Setup:
     sparsity: Sparsity
     scaling: Scaling
     full: Size
+    goals: tuple[Goal, ...]
+    sizer: Sizer
+
+    def log_every(self, phase: Phase) -> int:
+        """Return the steps between two log rows; under a budget, ISTA's rows are what moves ρ."""
+        if phase.name == "ista" and self.goals:
+            return max(1, min(self.config.log_every, phase.steps // BUDGET_READINGS))
+        return self.config.log_every
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -93,7 +107,10 @@ def prepare(config: RunConfig) -> Setup:
     data = data.to(device)
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
     batches = Batches(data.train, config.batch_size, images, config.seed)
-    everything = size_under(graph, sparsity.classes, sparsity.penalised | True)
+    full = size_under(graph, sparsity.classes, sparsity.penalised | True)
+    phases = plan_phases(config, batches.steps_per_epoch)
+    sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
+    _check_budget(config.goals, sizer, full)
     module.to(device).train()
     return Setup(
         config=config,
@@ -105,10 +122,12 @@ def prepare(config: RunConfig) -> Setup:
         objective=objective,
         pipeline=images,
         batches=batches,
-        phases=plan_phases(config, batches.steps_per_epoch),
+        phases=phases,
         sparsity=sparsity,
         scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
-        full=everything,
+        full=full,
+        goals=config.goals,
+        sizer=sizer,
     )
 
 
@@ -159,6 +178,15 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
 def _output(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Any:
     with torch.no_grad(), evaluating(module):
         return module(*example_inputs)
+
+
+def _check_budget(goals: Sequence[Goal], sizer: Sizer, full: Size) -> None:
+    """Find out before the first step whether pins leave room for the budget."""
+    if goals:
+        gammas = {gamma.param: sizer.graph.params[gamma.param].array for gamma in sizer.plan.gammas}
+        least = smallest(sizer, gammas)
+        if excess(goals, least, full) > 0:
+            raise not_met(goals, least, full)
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:

@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunec.errors import EmptyNetwork
+from prunec.passes.gammas import Mask
+from prunec.training.budget import excess
 from prunec.training.controller import Controller, Reading
-from prunec.training.footprint import check_alive, keep_mask, size_under, zero_gammas
+from prunec.training.fitting import GammaHistory
+from prunec.training.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.setup import Setup
 from prunec.training.sparsity import Sparsity, named_parameters
@@ -34,6 +38,7 @@ class Sparsify:
     Args:
         lr, gamma_lr: constant step sizes of the weights and of the penalised gammas.
         top: right end of the histogram of |γ|.
+        history: what the gammas were before they became zero; given under a budget.
     """
 
     def __init__(
@@ -42,12 +47,14 @@ class Sparsify:
         module: nn.Module,
         ista: Ista,
         controller: Controller | None,
+        history: GammaHistory | None = None,
         *,
         lr: float,
         gamma_lr: float,
         top: float,
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
+        self._history, self._emptied = history, ""
         self._lr, self._gamma_lr = lr, gamma_lr
         self._edges = np.linspace(0.0, top, NUM_BINS + 1)
 
@@ -61,7 +68,7 @@ class Sparsify:
         plan = self._setup.sparsity
         values = gamma_values(plan, self._module)
         keep = keep_mask(plan, zero_gammas(plan, values))
-        size = size_under(plan.graph, plan.classes, keep)
+        size = self._size(values, keep)
         sparsity, lasso = float(self._ista.sparsity()), float(self._ista.lasso())
         row = {
             "sparsity": sparsity,
@@ -72,12 +79,31 @@ class Sparsify:
             "gamma_histogram": self._histogram(values),
         }
         if self._controller is not None:
-            check_alive(plan.graph, plan.classes, keep, self._ista.rho)
-            left = size.params / self._setup.full.params
-            if self._setup.config.target_macs is not None:
-                left = size.macs / self._setup.full.macs
+            self._check_alive(keep)
+            goals = self._setup.goals
+            left = excess(goals, size, self._setup.full) if goals else 1.0
             self._controller.observe(Reading(progress, loss, sparsity, lasso, left))
         return row
+
+    def _size(self, values: Mapping[str, np.ndarray[Any, Any]], keep: Mask) -> Size:
+        """Return what is left if pruned now: counted as removal counts under a budget, else estimated quickly."""
+        plan = self._setup.sparsity
+        if self._history is None:
+            return size_under(plan.graph, plan.classes, keep)
+        self._history.observe(values)
+        parameters = named_parameters(self._module)
+        betas = {g.beta: parameters[g.beta].detach().cpu().numpy() for g in plan.gammas if g.beta in parameters}
+        return self._setup.sizer.size({**values, **betas})
+
+    def _check_alive(self, keep: Mask) -> None:
+        """Refuse to empty the network; under a budget the phase ends instead, and some channels come back."""
+        plan = self._setup.sparsity
+        try:
+            check_alive(plan.graph, plan.classes, keep, self._ista.rho)
+        except EmptyNetwork as error:
+            if self._history is None:
+                raise
+            self._emptied = error.what
 
     def _histogram(self, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[float]]:
         plan = self._setup.sparsity
@@ -86,7 +112,9 @@ class Sparsify:
         return {"edges": self._edges.round(6).tolist(), "counts": counts.tolist()}
 
     def stop_reason(self) -> str:
-        return self._controller.is_done() if self._controller is not None else ""
+        if self._controller is None:
+            return ""
+        return self._controller.is_done() or self._emptied
 
     def advice(self) -> list[str]:
         return self._controller.advice() if self._controller is not None else []

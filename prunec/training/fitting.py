@@ -1,0 +1,218 @@
+"""Which channels go, so that the pruned network meets its budget and is not smaller than it need be.
+
+Owns the last correction of a run under a budget. ISTA brings gammas to zero in bursts, so the network passes
+its budget at some moment by more or less. What is too much comes back (the channels that were zero last), and what
+is missing at the end of the phase goes (the channels that would have been zero next). Counting is budget.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunec.errors import BudgetNotMet, EmptyNetwork
+from prunec.passes.cost import class_cost
+from prunec.passes.gammas import Mask
+from prunec.passes.groups import group_classes
+from prunec.training.budget import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
+from prunec.training.footprint import Size, check_alive, keep_mask, zero_gammas
+from prunec.training.sparsity import Sparsity, named_parameters
+
+CLOSE_ENOUGH = 0.005
+"""Unused share of a budget at which no further channel is given back."""
+_MOST_TRIALS = 80
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class GammaHistory:
+    """Remembers what gammas were before they became zero, and in which order they did.
+
+    Mutable: it sees every reading of a run, and goes into the checkpoint.
+
+    Args:
+        plan: which gammas decide over which classes.
+    """
+
+    def __init__(self, plan: Sparsity) -> None:
+        self._plan = plan
+        self.values: dict[str, np.ndarray[Any, Any]] = {}
+        self.zero_since = np.zeros(plan.classes.num_classes, dtype=np.int64)
+        self._readings = 0
+
+    def observe(self, arrays: Arrays) -> None:
+        """Take in the present gammas, float[C] per parameter."""
+        self._readings += 1
+        alive = keep_mask(self._plan, zero_gammas(self._plan, arrays))
+        self.zero_since = np.where(alive, 0, np.where(self.zero_since > 0, self.zero_since, self._readings))
+        for gamma in self._plan.gammas:
+            now = arrays[gamma.param]
+            before = self.values.get(gamma.param, now)
+            self.values[gamma.param] = np.where(alive[gamma.classes], now, before)
+
+    def norms(self) -> Floats:
+        """Return ‖γ‖₂ of each class as it was when the class was last alive, float64[num_classes]."""
+        squares = np.zeros(self._plan.classes.num_classes)
+        for gamma in self._plan.gammas:
+            mask = self._plan.channels_of(gamma)
+            np.add.at(squares, gamma.classes[mask], self.values[gamma.param][mask].astype(np.float64) ** 2)
+        return np.sqrt(squares)
+
+    def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the penalised classes, the first to go first.
+
+        Zero classes come first, the longest zero before the others; then those that the penalty would bring to
+        zero next: a gamma that is of no use to the loss lasts ‖γ‖/(μρλ) steps.
+        """
+        plan = self._plan
+        lasting = self.norms() / np.maximum(plan.penalty, 1e-30)
+        zero_for = np.where(self.zero_since > 0, self.zero_since, self._readings + 1)
+        candidates = np.flatnonzero(plan.penalised)
+        return candidates[np.lexsort((lasting[candidates], zero_for[candidates]))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it remembers, as tensors and numbers."""
+        values = {name: torch.from_numpy(value.copy()) for name, value in self.values.items()}
+        return {"values": values, "zero_since": torch.from_numpy(self.zero_since.copy()), "readings": self._readings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.values = {name: value.numpy() for name, value in state["values"].items()}
+        self.zero_since, self._readings = state["zero_since"].numpy(), state["readings"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """What goes under a budget.
+
+    Args:
+        gone: bool[num_classes].
+        size: what is left.
+        forced: classes that go although their gammas had not reached zero.
+        revived: classes that had reached zero and stay.
+    """
+
+    gone: Mask
+    size: Size
+    forced: int
+    revived: int
+
+
+def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) -> Fit:
+    """Choose which classes go, so that every goal holds and as little as possible of it is unused.
+
+    Raises:
+        BudgetNotMet: what cannot go costs more than the budget.
+    """
+    plan = sizer.plan
+    zero = history.zero_since > 0
+    order = history.order()
+    order = order[~_protected(plan, order, zero)[order]]
+
+    def measured(gone: Mask) -> Size:
+        return sizer.size(with_zeros(plan, history.values, gone))
+
+    def first(count: int) -> Mask:
+        gone = np.zeros(plan.classes.num_classes, dtype=bool)
+        gone[order[:count]] = True
+        return gone
+
+    count = _fewest(order.size, lambda n: excess(goals, measured(first(n)), full) <= 0)
+    if count is None:
+        raise not_met(goals, measured(first(order.size)), full)
+    gone = _filled(first(count), order[:count], plan, goals, full, measured)
+    return Fit(gone, measured(gone), int((gone & ~zero).sum()), int((zero & ~gone & plan.penalised).sum()))
+
+
+def not_met(goals: Sequence[Goal], smallest: Size, full: Size) -> BudgetNotMet:
+    """Return the error for a budget below what has to stay."""
+    return BudgetNotMet(
+        f"at the least {in_words(goals, smallest, full)} must stay",
+        why="the rest is in channels that cannot be trained away: pinned or kept ones, and the last of each layer",
+        do="raise the target, pin fewer channels with --keep, or prune residual streams too (--residual group); "
+        "`prunec analyze` names what pins a channel",
+    )
+
+
+def smallest(sizer: Sizer, arrays: Arrays) -> Size:
+    """Return the size with every class gone that may go: no budget below it can be met."""
+    plan = sizer.plan
+    order = np.flatnonzero(plan.penalised)
+    gone = plan.penalised & ~_protected(plan, order, np.zeros_like(plan.penalised))
+    return sizer.size(with_zeros(plan, arrays, gone))
+
+
+def apply_fit(plan: Sparsity, module: nn.Module, history: GammaHistory, chosen: Fit) -> None:
+    """Give the module's gammas their values: zero for what goes, what they last were for what stays."""
+    parameters = named_parameters(module)
+    with torch.no_grad():
+        for name, array in with_zeros(plan, history.values, chosen.gone).items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+def _protected(plan: Sparsity, order: np.ndarray[Any, np.dtype[np.int64]], zero: Mask) -> Mask:
+    """Return bool[num_classes]: the last of each coupled group, unless it is zero and the network does without."""
+    protected = np.zeros(plan.classes.num_classes, dtype=bool)
+    rank = np.full(plan.classes.num_classes, -1, dtype=np.int64)
+    rank[order] = np.arange(order.size)
+    for group in group_classes(plan.classes):
+        members = np.asarray(group)
+        if plan.penalised[members].all():
+            protected[members[np.argmax(rank[members])]] = True
+    try:
+        check_alive(plan.graph, plan.classes, ~(zero & plan.penalised), 0.0)
+    except EmptyNetwork:
+        return protected
+    return protected & ~zero
+
+
+def _fewest(most: int, holds: Any) -> int | None:
+    """Bisect for the smallest count for which ``holds``; None if it does not for ``most``."""
+    if not holds(most):
+        return None
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _filled(
+    gone: Mask,
+    order: np.ndarray[Any, np.dtype[np.int64]],
+    plan: Sparsity,
+    goals: Sequence[Goal],
+    full: Size,
+    measured: Any,
+) -> Mask:
+    """Give back single channels that still fit, the last to go first."""
+    costs = class_cost(plan.graph, plan.classes)
+    by_name = {"macs": costs.macs, "params": costs.params}
+    left = slack(goals, measured(gone), full)
+    trials = 0
+    for channel in order[::-1].tolist():
+        if left <= CLOSE_ENOUGH or trials == _MOST_TRIALS:
+            break
+        # First-order costs are those in the full network; in a pruned one a channel costs about that share less.
+        likely = all(
+            by_name[g.quantity][channel] * g.share <= 1.5 * left * g.share * getattr(full, g.quantity)
+            for g in goals
+            if g.quantity in by_name
+        )
+        if not likely:
+            continue
+        trials += 1
+        candidate = gone.copy()
+        candidate[channel] = False
+        now = slack(goals, measured(candidate), full)
+        if 0 <= now < left:
+            gone, left = candidate, now
+    return gone
