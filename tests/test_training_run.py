@@ -244,7 +244,7 @@ def test_a_budget_that_overshoots_gives_back_what_went_last(tmp_path: Path, bars
 
 
 def test_a_budget_below_what_is_pinned_is_refused_before_training(tmp_path: Path, bars: Path) -> None:
-    with pytest.raises(BudgetNotMet, match="at the least .* of the MACs .* must stay") as error:
+    with pytest.raises(BudgetNotMet, match=r"at the least .* of the MACs .* must stay") as error:
         train_prune(config(tmp_path / "run", bars, target_macs=0.2, keep=("*outer*", "*stem*")))
     assert error.value.exit_status == 1
     assert not (tmp_path / "run").exists()
