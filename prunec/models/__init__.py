@@ -21,6 +21,9 @@ from prunec.models.convnet import ConvNet
 from prunec.models.densenet import DenseNet
 from prunec.models.digits import DigitsNet
 from prunec.models.googlenet import GoogLeNet
+from prunec.models.inception_v3 import InceptionV3
+from prunec.models.mobilenet_v2 import MobileNetV2
+from prunec.models.resnet import BasicBlock, Bottleneck, ResNet
 from prunec.models.resnet_cifar import CifarResNet
 from prunec.models.segnet import SegNet
 
@@ -85,8 +88,21 @@ _ALL = (
         10,
         "CIFAR DenseNet-BC, depth 100, growth 12",
     ),
-    Architecture("densenet121", partial(DenseNet, (6, 12, 24, 16), 32), _IMAGENET, 1000, "DenseNet-BC, growth 32"),
+    *(
+        Architecture(name, partial(ResNet, block, blocks), _IMAGENET, 1000, f"ImageNet ResNet, {what}")
+        for name, block, blocks, what in (
+            ("resnet18", BasicBlock, (2, 2, 2, 2), "blocks of two 3x3"),
+            ("resnet34", BasicBlock, (3, 4, 6, 3), "blocks of two 3x3"),
+            ("resnet50", Bottleneck, (3, 4, 6, 3), "bottleneck blocks"),
+            ("resnet101", Bottleneck, (3, 4, 23, 3), "bottleneck blocks"),
+        )
+    ),
+    Architecture(
+        "densenet121", partial(DenseNet, (6, 12, 24, 16), 32), _IMAGENET, 1000, "ImageNet DenseNet-BC, growth 32"
+    ),
     Architecture("googlenet", GoogLeNet, _IMAGENET, 1000, "Inception-v1 with BatchNorm"),
+    Architecture("inception_v3", InceptionV3, (3, 299, 299), 1000, "Inception-v3, factorised convolutions"),
+    Architecture("mobilenet_v2", MobileNetV2, _IMAGENET, 1000, "inverted residuals with depthwise convolutions"),
     Architecture(
         "segnet",
         SegNet,
