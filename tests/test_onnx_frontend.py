@@ -781,3 +781,19 @@ def test_an_input_of_unknown_rank_is_never_guessed_at(first: str, tmp_path: Path
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 5, 9, 7)).astype(np.float32)}
     assert_same_outputs(before, after, feeds)
     assert (num_removed(made) > 0) == (first == "conv")
+
+
+def test_a_bias_that_is_cast_like_the_data_is_known(tmp_path: Path) -> None:
+    """As PyTorch's exporter writes a convolution without bias when it does not optimise."""
+    net = Net(opset=18)
+    x = net.input("x", ["n", 3, "h", "w"])
+    weight = net.weight(CHANNELS, 3, 3, 3)
+    weight[list(SILENT)] = 0
+    name = net.const(weight)
+    size = net.op("Expand", net.op("Shape", name, start=0, end=1), net.ints(1))
+    bias = net.op("Expand", net.op("CastLike", net.const(0.5, np.float64), x), size)
+    x = net.op("Relu", net.op("Conv", x, name, bias, pads=[1] * 4))
+    net.output(net.conv(x, CHANNELS, 4), shape=["n", 4, "h", "w"])
+    traced, made, _ = prune_and_compare(net.model(), tmp_path, [{"h": 8, "w": 6}])
+    assert num_removed(made) >= len(SILENT) - 1
+    assert not [node.origin for node in traced.graph.nodes if node.source == "CastLike"]

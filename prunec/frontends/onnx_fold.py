@@ -20,7 +20,7 @@ from onnx import helper
 from prunec.frontends import onnx_symbols as sym
 from prunec.frontends.onnx_symbols import Product
 from prunec.frontends.onnx_view import Array, View, ints, positive
-from prunec.graph import Dim
+from prunec.graph import Dim, Value
 
 MAX_NEW_ELEMENTS = 2**24
 """Above this nothing is computed; views of what the model holds are free."""
@@ -33,7 +33,7 @@ Fold = Callable[[View, Sequence[Array]], Array | Sequence[Array] | None]
 
 _ABSENT: Array = np.zeros(0)
 _BY_REFERENCE = frozenset(
-    {"Abs", "And", "ArgMax", "ArgMin", "BitShift", "CastLike", "Clip", "Compress", "Cos", "CumSum", "Erf", "Exp",
+    {"Abs", "And", "ArgMax", "ArgMin", "BitShift", "Clip", "Compress", "Cos", "CumSum", "Erf", "Exp",
      "GatherElements", "GatherND", "Gemm", "GreaterOrEqual", "LessOrEqual", "Log", "MatMul", "Max", "Mean", "Min",
      "Mod", "NonZero", "Or", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSumSquare", "Relu",
      "ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Softmax", "Sum", "Tanh", "TopK", "Trilu", "Unique",
@@ -53,6 +53,8 @@ def fold(view: View, dtype: str) -> Sequence[Array] | None:
         result = _shape(view) if view.op == "Shape" else _size(view)
         return None if result is None else [_settle(result, "int64")]
     known = [view.data(index) for index in range(len(view.inputs))]
+    if view.op == "CastLike" and len(known) == 2 and known[1] is None:
+        known[1] = _of_type(view.facts.values.get(view.inputs[1]))  # only its type is read
     if not all(array is not None or not name for array, name in zip(known, view.inputs, strict=True)):
         return None
     arrays = [_ABSENT if array is None else array for array in known]
@@ -60,6 +62,11 @@ def fold(view: View, dtype: str) -> Sequence[Array] | None:
     if results is None:
         return None
     return [_settle(array, dtype or "int64") for array in results]
+
+
+def _of_type(value: Value | None) -> Array | None:
+    """Return an empty array of a value's type, None where that is not known."""
+    return np.zeros(0, value.dtype) if value is not None and value.dtype not in ("", "object") else None
 
 
 def _evaluate(view: View, arrays: Sequence[Array]) -> Sequence[Array] | None:
@@ -312,6 +319,12 @@ def _cast(view: View, arrays: Sequence[Array]) -> Array | None:
     return arrays[0].astype(helper.tensor_dtype_to_np_dtype(view.attrs["to"]))
 
 
+def _cast_like(_: View, arrays: Sequence[Array]) -> Array | None:
+    if arrays[0].dtype == object or arrays[0].size > MAX_NEW_ELEMENTS:
+        return None
+    return arrays[0].astype(arrays[1].dtype)
+
+
 # --- arithmetic -------------------------------------------------------------------------------------
 
 
@@ -456,6 +469,7 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "Tile": _tile,
         "Split": _split,
         "Cast": _cast,
+        "CastLike": _cast_like,
         "Add": _elementwise(np.add, sym.plus),
         "Sub": _elementwise(np.subtract, sym.minus),
         "Mul": _elementwise(np.multiply, sym.times),
