@@ -109,11 +109,9 @@ def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: 
     """
     by_param: dict[str, Read] = {}
     for read in found:
-        for name in read.node.inputs[1:3]:
-            if name not in graph.params or len(graph.consumers(name)) < 2:
-                continue
+        for name in {graph.stored(name) for name in read.node.inputs[1:3] if name} - {""}:
             first = by_param.setdefault(name, read)
-            if first is read:
+            if first.node is read.node:
                 continue
             owners = classes.class_of[read.ids.ravel()]
             values = [_folded(r, owners.size) for r in (first, read)]
@@ -173,7 +171,7 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
 def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
     """Return (kind, target): the bias if there is one, else a BatchNorm's running mean, else a new bias."""
     if len(node.inputs) > 2 and node.inputs[2]:
-        return "bias", node.inputs[2]
+        return "bias", graph.stored(node.inputs[2])
     readers = graph.consumers(node.outputs[0])
     if len(readers) == 1 and node.outputs[0] not in graph.outputs:
         norm = readers[0]

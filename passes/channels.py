@@ -86,10 +86,13 @@ def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict
 
 
 def _of_known_rank(label: Label, ties: Ties) -> Label:
-    """Pin the channels of a value of unknown rank: who reads it cannot tell on which axis they lie."""
+    """Pin the channels of a value whose rank is not what its ids have: who reads it cannot tell where they lie."""
     if label.shape is None and label.fields:
         ties.pin(list(label.fields), "has no known rank")
         return Label(None)
+    if label.shape is not None and any(field.ndim != label.rank for field in label.fields):
+        ties.pin(list(label.fields), "its result has another rank than the file declares")
+        return Label(label.shape)
     return label
 
 

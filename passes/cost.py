@@ -200,7 +200,7 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids, int]]:
     """Yield the slices of grouped weights that no axis carries by itself: (group, slot) is an index there."""
     for balance in classes.balances:
-        weight = graph.params.get(balance.node.inputs[1])
+        weight = graph.params.get(graph.stored(balance.node.inputs[1]))
         ids = balance.in_ids if balance.node.op == "conv" else balance.out_ids
         if weight is not None:
             yield ids, weight.array.size // max(1, ids.size)

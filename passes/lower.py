@@ -18,6 +18,7 @@ from prunec.errors import BadPlan
 from prunec.graph import Graph, Node
 from prunec.labels import ChannelClasses
 from prunec.passes.constants import Constants, constants
+from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.needs import Needs, needs
 from prunec.passes.shapes import pruned_shapes
 from prunec.plan import Fold, PrunePlan
@@ -35,7 +36,7 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     Raises:
         BadPlan: the plan names parameters or sizes that the graph does not have.
     """
-    keep = keep_mask(classes, plan)
+    keep = keep_mask(graph, classes, plan)
     known = constants(graph) if known is None else known
     wanted = _needs(graph, classes, known, keep, plan)
     keeps = _keeps(classes, keep)
@@ -59,7 +60,7 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     )
 
 
-def keep_mask(classes: ChannelClasses, plan: PrunePlan) -> Mask:
+def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
     """Return bool[num_classes] from what the plan keeps of each parameter axis."""
     keep = np.ones(classes.num_classes, dtype=bool)
     members = {(member.param, member.axis): member for member in classes.members}
@@ -78,7 +79,7 @@ def keep_mask(classes: ChannelClasses, plan: PrunePlan) -> Mask:
     grouped = {item.param: item.keep for item in plan.grouped}
     for balance in classes.balances:
         # Channels that only a grouped weight reads (padding) lie on no parameter axis of their own.
-        slots = grouped.get(balance.node.inputs[1])
+        slots = grouped.get(graph.stored(balance.node.inputs[1]) or balance.node.inputs[1])
         shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
         for ids, kept in zip(shared, slots or (), strict=False):
             gone = np.setdiff1d(np.arange(ids.size), np.asarray(kept, dtype=np.int64))
@@ -138,8 +139,9 @@ def _fold_all(
         node = nodes.get(fold.node)
         if node is None:
             raise BadPlan(f"the plan folds constants into {fold.node}, which the model does not have")
-        key = (node.inputs[1], f"{fold.kind}:{fold.target or node.inputs[1]}:{fold.positions[:1]}")
-        if fold.kind != "running_mean" and node.inputs[1] in graph.params and key in done:
+        weight_name = graph.stored(node.inputs[1])
+        key = (weight_name, f"{fold.kind}:{fold.target or node.inputs[1]}:{fold.positions[:1]}")
+        if fold.kind != "running_mean" and weight_name and key in done:
             continue  # a module that is called twice: its tensors take the fold once
         done.add(key)
         if fold.kind == "carrier":
@@ -148,6 +150,8 @@ def _fold_all(
             folded[node.inputs[1]] = _carry(node, base, fold)
             continue
         total = _total(known, node, fold)
+        if is_integer(graph, node) and (step := bias_step(graph, node, known)) is not None:
+            total = np.rint(total / step)
         if fold.target:
             base = folded.get(fold.target, graph.params[fold.target].array.astype(np.float64))
             folded[fold.target] = base - total if fold.kind == "running_mean" else base + total
@@ -164,6 +168,8 @@ def _fold_all(
 
 
 def _dtype_of(graph: Graph, node: Node) -> np.dtype[Any]:
+    if is_integer(graph, node):
+        return np.dtype(np.int32)
     param = graph.params.get(node.inputs[1])
     return param.array.dtype if param is not None else numpy_dtype(graph.values[node.outputs[0]].dtype)
 

@@ -1,5 +1,8 @@
 """Reads: where channels end, and what is known of them there.
 
+A scale that spans all values of a tensor (dynamic quantisation) reads its channels, too: what leaves must have
+been zero.
+
 Owns the list of contraction operands with the state of each channel (dead, constant, varying) and the
 rule that follows from it: a class can be removed exactly when every read of it is dead or absorbable.
 Select and absorb are built on it; constants.py and liveness.py feed it.
@@ -14,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Graph, Node
-from prunec.labels import ChannelClasses, Ids, varying
+from prunec.labels import ChannelClasses, Ids, Label, varying
 from prunec.ops import CONTRACTIONS
 from prunec.passes.constants import Constants
+from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+READERS = (*CONTRACTIONS, "dynamic_quantize")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +83,7 @@ def reads(graph: Graph, classes: ChannelClasses, constants: Constants, liveness:
     return tuple(
         read
         for node in graph.nodes
-        if node.op in CONTRACTIONS
+        if node.op in READERS
         for read in _reads_of(graph, node, classes, constants, liveness, made_of_params)
     )
 
@@ -88,14 +94,20 @@ def _reads_of(
     for index, name in enumerate(node.inputs[:2]):
         if not name or name in weights:
             continue
-        label = classes.labels[name]
-        axis = contracted_axis(node, index, label.rank) if label.shape is not None else None
-        if axis is None or not label.on(axis):
-            continue
-        ids = label.on(axis)[0]
-        live = np.broadcast_to(_any_outside(liveness.of(name), ids), ids.shape)
-        absorbs, border = _absorption(graph, node, index, constants)
-        yield Read(node, index, axis, ids, channel_constants(constants, name, ids), ~live, absorbs, border)
+        for axis, ids in _fields_read(node, index, classes.labels[name]):
+            live = np.broadcast_to(_any_outside(liveness.of(name), ids), ids.shape)
+            absorbs, border = _absorption(graph, node, index, constants)
+            yield Read(node, index, axis, ids, channel_constants(constants, name, ids), ~live, absorbs, border)
+
+
+def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:
+    """Return what a node reads of an operand's channels: the axis, and the ids that vary along it."""
+    if label.shape is None:
+        return []
+    if node.op == "dynamic_quantize":
+        return [(varying(ids)[0], ids) for ids in label.fields]
+    axis = contracted_axis(node, index, label.rank)
+    return [] if axis is None else [(axis, ids) for ids in label.on(axis)[:1]]
 
 
 def channel_constants(constants: Constants, name: str, ids: Ids) -> Floats:
@@ -122,7 +134,13 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
     """Return (a constant can be folded here, doing so needs a carrier to be exact)."""
     if index or node.name not in constants.weights or node.op not in ("conv", "conv_transpose", "matmul"):
         return False, False
-    if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in graph.params:
+    if node.attrs.get("bias_type") == "none":
+        return False, False
+    if is_integer(graph, node):
+        able = bias_step(graph, node, constants) is not None
+    else:
+        able = len(node.inputs) < 3 or not node.inputs[2] or node.inputs[2] in graph.params
+    if not able:
         return False, False
     if node.op == "matmul":
         plain = node.attrs.get("alpha", 1) == 1 and node.attrs.get("beta", 1) == 1

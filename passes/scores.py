@@ -6,12 +6,14 @@ group, so that groups of different scale compare. Selection under a budget is se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from prunec.errors import BadInput
+from prunec.labels import Ids
 from prunec.passes.groups import group_classes
 from prunec.passes.select import Facts
 
@@ -35,7 +37,7 @@ def score(
         if saliency is None:
             raise BadInput("the taylor criterion needs gradients", do="give data, or use l1, gamma or random")
         return _per_group(facts, _mean_over(facts, _makers(facts) | _gammas(facts), saliency))
-    magnitudes = _mean_over(facts, _makers(facts), None)
+    magnitudes = _mean_over(facts, _makers(facts), None, _computed(facts))
     if criterion == "gamma":
         by_gamma = _mean_over(facts, _gammas(facts), None)
         magnitudes = np.where(np.isnan(by_gamma), magnitudes, by_gamma)
@@ -52,6 +54,8 @@ def _makers(facts: Facts) -> set[tuple[str, int]]:
             found.add((node.inputs[1], 0))
         elif node.op == "conv_transpose":
             found.add((node.inputs[1], 1))
+        elif node.op == "matmul" and node.inputs[1] not in facts.graph.params and _is_matrix(facts, node.inputs[1]):
+            found.add((node.inputs[1], 0 if node.attrs.get("transpose_b") else 1))
         elif node.op == "matmul":
             found.update(
                 (member.param, member.axis)
@@ -59,6 +63,10 @@ def _makers(facts: Facts) -> set[tuple[str, int]]:
                 if _makes(facts, node.outputs[0], member.ids)
             )
     return found
+
+
+def _is_matrix(facts: Facts, name: str) -> bool:
+    return len(facts.graph.shape(name) or ()) == 2
 
 
 def _makes(facts: Facts, value: str, ids: np.ndarray[Any, Any]) -> bool:
@@ -73,22 +81,43 @@ def _gammas(facts: Facts) -> set[tuple[str, int]]:
 
 
 def _mean_over(
-    facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None
+    facts: Facts,
+    members: set[tuple[str, int]],
+    content: Mapping[str, np.ndarray[Any, Any]] | None,
+    further: Iterable[tuple[Ids, Floats]] = (),
 ) -> Floats:
-    """Return the mean magnitude of each class over the chosen parameter axes; NaN where it has none."""
+    """Return the mean magnitude of each class over the chosen parameter axes and ``further`` slices; NaN for none."""
     total = np.zeros(facts.classes.num_classes)
     count = np.zeros(facts.classes.num_classes)
-    for member in facts.classes.members:
-        if (member.param, member.axis) not in members:
-            continue
-        array = np.abs(
-            (facts.graph.params[member.param].array if content is None else content[member.param]).astype(np.float64)
-        )
-        means = array.mean(axis=tuple(axis for axis in range(array.ndim) if axis != member.axis))
-        owners = facts.classes.class_of[member.ids]
+    for owners, means in itertools.chain(_slices(facts, members, content), further):
         np.add.at(total, owners, means)
         np.add.at(count, owners, 1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _slices(
+    facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None
+) -> Iterator[tuple[Ids, Floats]]:
+    """Yield the classes along each chosen parameter axis, and the mean magnitude of each slice."""
+    for member in facts.classes.members:
+        if (member.param, member.axis) in members:
+            array = facts.graph.params[member.param].array if content is None else content[member.param]
+            magnitude = np.abs(array.astype(np.float64))
+            others = tuple(axis for axis in range(array.ndim) if axis != member.axis)
+            yield facts.classes.class_of[member.ids], magnitude.mean(axis=others)
+
+
+def _computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:
+    """Yield the same for weights that are computed from parameters: integers with scales, standardised weights."""
+    for name, axis in sorted(_makers(facts)):
+        known, label = facts.constants.known.get(name), facts.classes.labels.get(name)
+        shape = facts.graph.shape(name)
+        if name in facts.graph.params or known is None or label is None or not label.on(axis) or shape is None:
+            continue
+        magnitude = np.abs(known).mean(axis=tuple(other for other in range(known.ndim) if other != axis))
+        ids = label.on(axis)[0].ravel()
+        if not np.isnan(magnitude).any() and ids.size == shape[axis]:
+            yield facts.classes.class_of[ids], np.broadcast_to(magnitude, ids.shape)
 
 
 def _per_group(facts: Facts, values: Floats) -> Floats:

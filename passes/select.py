@@ -123,7 +123,7 @@ def plan(
     return PrunePlan(
         inputs=tuple(inputs),
         keeps=_axis_keeps(classes, keep),
-        grouped=_grouped_keeps(classes, keep),
+        grouped=_grouped_keeps(graph, classes, keep),
         folds=folds(graph, classes, facts.reads, selection.wanted, keep, border, selection.exact),
         constant_inputs=_constant_inputs(facts, selection),
         exact=not lossy and not inexact,
@@ -140,7 +140,7 @@ def _axis_keeps(classes: ChannelClasses, keep: Mask) -> tuple[AxisKeep, ...]:
     return tuple(result)
 
 
-def _grouped_keeps(classes: ChannelClasses, keep: Mask) -> tuple[GroupedKeep, ...]:
+def _grouped_keeps(graph: Graph, classes: ChannelClasses, keep: Mask) -> tuple[GroupedKeep, ...]:
     """The per-group axis of a grouped weight: inputs for a convolution, outputs for a transposed one."""
     result: dict[str, GroupedKeep] = {}
     for balance in classes.balances:
@@ -148,7 +148,8 @@ def _grouped_keeps(classes: ChannelClasses, keep: Mask) -> tuple[GroupedKeep, ..
         kept = keep[classes.class_of[shared]]
         if not kept.all():
             slots = tuple(tuple(np.flatnonzero(row).tolist()) for row in kept)
-            result[balance.node.inputs[1]] = GroupedKeep(balance.node.inputs[1], 1, slots)
+            weight = graph.stored(balance.node.inputs[1]) or balance.node.inputs[1]
+            result[weight] = GroupedKeep(weight, 1, slots)
     return tuple(result.values())
 
 

@@ -20,7 +20,9 @@ def pruned_shapes(
     per_group: dict[str, int] = {}
     for balance in classes.balances:
         shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
-        per_group[balance.node.inputs[1]] = int(keep[classes.class_of[shared]].sum(axis=1).max())
+        weight = balance.node.inputs[1]
+        count = int(keep[classes.class_of[shared]].sum(axis=1).max())
+        per_group.update(dict.fromkeys((weight, graph.stored(weight)), count))
     cache: dict[str, Shape | None] = {}
 
     def shape_of(name: str) -> Shape | None:

@@ -125,6 +125,18 @@ class Graph:
         value = self.values.get(name)
         return None if value is None else value.shape
 
+    def stored(self, name: str) -> str:
+        """Return the parameter that ``name`` is, or is made of element by element; "" where there is none.
+
+        A quantised weight is stored as integers, and dequantised where it is read.
+        """
+        while name not in self.params:
+            node = self.producer(name)
+            if node is None or node.op not in _ELEMENT_BY_ELEMENT:
+                return ""
+            name = node.inputs[0]
+        return name
+
     def fixed_values(self) -> frozenset[str]:
         """Return the names of the parameters and of all values computed from parameters alone."""
         found = set(self.params)
@@ -140,6 +152,10 @@ class Graph:
             at = nodes.index(around)
             nodes = nodes[max(0, at - radius) : at + radius + 1]
         return "\n".join(f"{'>' if node is around else ' '} {node}" for node in nodes)
+
+
+_ELEMENT_BY_ELEMENT = ("dequantize", "cast", "identity")
+"""Ops through which a stored tensor is still the same tensor: its axes are sliced as they are."""
 
 
 def _short(value: Any) -> str:

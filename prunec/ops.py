@@ -9,6 +9,7 @@ Contractions
     conv_transpose  x, weight[C_in, C_out/g, *k], bias?   the same, and output_padding
     matmul          a, b, bias?      transpose_a, transpose_b; numpy.matmul semantics on the last two axes
     attention       q, k, v, mask?   scaled dot product over the last axis of q and k
+      bias_type (conv, matmul): "int32" where sums are added up in integers, "none" where nothing can be added
     rnn             x, W, ...        x[..., I] is read by W[dirs, gates·H, I]; nothing else is followed
 Normalisation
     batch_norm      x, gamma?, beta?, mean?, var?   axis, eps, training (True: batch statistics)
@@ -19,6 +20,7 @@ Normalisation
 Elementwise: UNARY (alpha, beta, min, max, approximate … as attributes), BINARY, prelu(x, slope), where(c, a, b)
     quantize        x, scale, zero_point?           axis (of a per-channel scale)
     dequantize      x, scale, zero_point?           axis
+    dynamic_quantize  x -> x / scale rounded, scale, zero_point   one scale, which spans all values of x and 0
 Movement
     reshape shape · transpose perm · slice axes starts ends steps · split axis sizes · concat axis
     gather axis indices · expand shape · tile repeats · pad pads (begin per axis, end per axis) mode value
@@ -74,5 +76,5 @@ CHANNELWISE: Final = ("max_pool", "avg_pool", "resize", "sample")
 
 OPS: Final = (
     *CONTRACTIONS, *NORMALISATIONS, *ELEMENTWISE, *MOVEMENTS, *CHANNELWISE,
-    "quantize", "dequantize", "reduce", "along", "arg_reduce", "shape_of", "opaque",
+    "quantize", "dequantize", "dynamic_quantize", "reduce", "along", "arg_reduce", "shape_of", "opaque",
 )  # fmt: skip

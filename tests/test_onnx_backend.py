@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx_masks import with_masks
 from onnx_nets import (
     Net,
     assert_same_outputs,
@@ -31,7 +32,7 @@ from prunec.api import gather_facts
 from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import model_bytes, save_onnx, staged_onnx
 from prunec.edits import CannotRewrite
-from prunec.frontends.onnx import TracedOnnx, load_onnx, trace_onnx
+from prunec.frontends.onnx import load_onnx, trace_onnx
 from prunec.passes.lower import lower
 from prunec.passes.permutations import fuse_permutations
 from prunec.passes.select import Facts, plan, select
@@ -435,30 +436,6 @@ def some_classes(facts: Facts, seed: int) -> Mask:
     for read in facts.reads:
         wish[facts.classes.class_of[read.ids[~np.isnan(read.constant)]]] = True
     return wish
-
-
-def with_masks(model: onnx.ModelProto, traced: TracedOnnx, facts: Facts, keep: Mask) -> onnx.ModelProto:
-    """Return the model with removed channels multiplied by zero wherever a contraction reads them."""
-    masked = onnx.ModelProto()
-    masked.CopyFrom(model)
-    places = {node.name: node.place for node in traced.nodes}
-    for number, read in enumerate(facts.reads):
-        mask = np.ones(read.ids.shape, np.float32)
-        mask[~keep[facts.classes.class_of[read.ids]] & np.isnan(read.constant)] = 0
-        rank = len(traced.graph.shape(read.node.inputs[0]) or ())
-        shape = [mask.size if axis == read.axis else 1 for axis in range(rank)]
-        node = masked.graph.node[places[read.node.origin]]
-        masked.graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), f"mask{number}"))
-        masked.graph.node.append(helper.make_node("Mul", [node.input[0], f"mask{number}"], [f"masked{number}"]))
-        node.input[0] = f"masked{number}"
-    return sorted_model(masked)
-
-
-def sorted_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    nodes = [node.proto for node in trace_onnx(model).nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
 
 
 @given(specs())

@@ -291,6 +291,13 @@ def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     return [Label(outputs[0], (*Label.along(x.shape, axis, ids).fields, *others)), *(Label(s) for s in outputs[1:])]
 
 
+def dynamic_quantize(
+    node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties
+) -> Sequence[Label]:
+    """Move: each element stays where it is; the scale, which spans them all, is not made of channels."""
+    return [Label(shape, inputs[0].fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+
+
 def instance_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Unify gamma and beta with the channel axis; refuse labelled positions, which it averages over."""
     axis = node.attrs.get("axis", 1)
@@ -599,6 +606,7 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         **dict.fromkeys(("max_pool", "avg_pool", "resize", "sample"), channelwise),
         "quantize": per_channel,
         "dequantize": per_channel,
+        "dynamic_quantize": dynamic_quantize,
         "reduce": reduces,
         "arg_reduce": reduces,
         "along": mixes,

@@ -259,7 +259,7 @@ def _affine(call: Call, normal: Array, axis: int) -> Array | None:
 
 
 def lrn(call: Call) -> Known:
-    """Zero stays zero; the divisor of anything else is made of its neighbours."""
+    """Zero stays zero; the divisor (LRN) or scale of anything else is made of other values."""
     return [None if call.known[0] is None else np.where(call.known[0] == 0, 0.0, np.nan)]
 
 
@@ -515,6 +515,7 @@ CONSTANT_RULES: Mapping[str, Rule] = MappingProxyType(
         "sample": sample,
         "quantize": quantize,
         "dequantize": dequantize,
+        "dynamic_quantize": lrn,
         "reduce": reduce,
         "along": nothing,
         "arg_reduce": nothing,

@@ -385,6 +385,7 @@ LIVENESS_RULES: Mapping[str, Rule] = MappingProxyType(
         "sample": sample,
         "quantize": first_like_output,
         "dequantize": first_like_output,
+        "dynamic_quantize": everything,
         "reduce": reduce,
         "along": mixing,
         "arg_reduce": reduce,

@@ -162,7 +162,7 @@ SCALING_RULES: Mapping[str, Rule] = MappingProxyType(
         "full": full,
         **dict.fromkeys(("max_pool", "avg_pool", "sample"), passes),
         "resize": resize,
-        **dict.fromkeys(("quantize", "dequantize"), blocks),
+        **dict.fromkeys(("quantize", "dequantize", "dynamic_quantize"), blocks),
         "reduce": reduce,
         **dict.fromkeys(("along", "arg_reduce", "shape_of", "opaque"), blocks),
     }

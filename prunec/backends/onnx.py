@@ -27,8 +27,12 @@ from prunec.frontends.onnx_view import Facts, View
 from prunec.graph import Node, Shape
 
 Array = np.ndarray[Any, Any]
-_BIASED = ("Conv", "ConvTranspose", "com.microsoft.FusedConv", "Gemm")
-"""Sources whose input 2 is a bias."""
+_BIASED = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv", "com.microsoft.FusedGemm"), 2),
+    **dict.fromkeys(("QLinearConv", "com.microsoft.QLinearConv"), 8),
+    "com.microsoft.QGemm": 6,
+}
+"""Source -> which of its inputs is a bias."""
 _SCALED = ("Gemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
 """Sources that multiply their product by attribute alpha before anything else."""
 
@@ -187,14 +191,17 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
     """Give a contraction a bias: its own input where it has one, an Add behind it elsewhere."""
     place, name = view.node.place, f"{node.inputs[1]}_bias"
     scaled = view.attrs.get("alpha", 1.0) != 1.0
-    if node.source in _BIASED and not scaled and not view.has(2):
+    slot = _BIASED.get(node.source, -1)
+    if slot >= 0 and not scaled and not view.has(slot):
         surgeon.set_attribute(place, "beta", None)
-        surgeon.read(place, 2, surgeon.store(bias, name))
+        surgeon.read(place, slot, surgeon.store(bias, name))
         return
     if scaled and node.source in _SCALED:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
     elif node.outputs[0] != view.outputs[0]:
         raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
+    if node.op == "conv":  # behind a convolution that takes no bias, channels are axis 1 of what comes out
+        bias = bias.reshape(-1, *(1 for _ in node.attrs["strides"]))
     surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")
 
 

@@ -12,12 +12,12 @@ from types import MappingProxyType
 from prunec.frontends import onnx_compute as compute
 from prunec.frontends import onnx_move as move
 from prunec.frontends import onnx_pointwise as point
+from prunec.frontends import onnx_quantised as quantised
 from prunec.frontends.onnx_draft import Draft, Translate, opaque, refuse
 from prunec.frontends.onnx_view import View
 
 BODY = "it runs a graph of its own, which prunec does not enter"
 BY_VALUE = "what it selects depends on the values"
-INTEGER = "its integer arithmetic rounds: its channels stay as they are"
 RANDOM = "its values are random"
 
 ONNX: Mapping[str, Translate] = MappingProxyType(
@@ -117,10 +117,13 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "Hardmax": point.along("hardmax", -1, flat_before=13),
         "CumSum": point.cumulative_sum,
         # quantisation
-        "QuantizeLinear": point.quantize("quantize"),
-        "DequantizeLinear": point.quantize("dequantize"),
-        "DynamicQuantizeLinear": refuse("its scale is computed over all channels"),
-        **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), refuse(INTEGER)),
+        "QuantizeLinear": quantised.quantize("quantize"),
+        "DequantizeLinear": quantised.quantize("dequantize"),
+        "DynamicQuantizeLinear": quantised.dynamic_quantize,
+        "QLinearConv": quantised.qlinear_conv,
+        "QLinearMatMul": quantised.qlinear_matmul,
+        "ConvInteger": quantised.conv_integer,
+        "MatMulInteger": quantised.matmul_integer,
         # experimental ops that exporters of 2017 and 2018 wrote
         "Crop": move.crop,
         "Affine": point.affine,
@@ -150,13 +153,22 @@ MICROSOFT: Mapping[str, Translate] = MappingProxyType(
         "FastGelu": point.biased("gelu", approximate="tanh"),
         "BiasGelu": point.biased("gelu", approximate="none"),
         "QuickGelu": point.unary("silu", alpha=1.702),
-        **dict.fromkeys(
-            ("QLinearAdd", "QLinearMul", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearSigmoid",
-             "QLinearLeakyRelu", "QLinearSoftmax", "QLinearConcat", "QLinearConv", "QLinearMatMul"),
-            refuse(INTEGER),
-        ),
-        "QuantizeLinear": point.quantize("quantize"),
-        "DequantizeLinear": point.quantize("dequantize"),
+        # quantisation
+        "QuantizeLinear": quantised.quantize("quantize"),
+        "DequantizeLinear": quantised.quantize("dequantize"),
+        "QLinearConv": quantised.qlinear_conv,
+        "QGemm": quantised.qgemm,
+        "MatMulIntegerToFloat": quantised.scaled_product,
+        "DynamicQuantizeMatMul": quantised.dynamic_product,
+        "QLinearAdd": quantised.binary("add"),
+        "QLinearMul": quantised.binary("mul"),
+        "QLinearConcat": quantised.concat,
+        "QLinearLeakyRelu": quantised.between(point.unary("leaky_relu", alpha=0.01)),
+        "QLinearSigmoid": quantised.between(point.unary("sigmoid")),
+        "QLinearSoftmax": quantised.softmax,
+        "QLinearAveragePool": quantised.between(compute.average_pool),
+        "QLinearGlobalAveragePool": quantised.between(compute.global_pool("mean")),
+        "QLinearReduceMean": quantised.reduce_mean,
     }
 )  # fmt: skip
 

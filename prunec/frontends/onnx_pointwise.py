@@ -1,4 +1,4 @@
-"""Elementwise ops, reductions, quantisation: ONNX -> canonical ops.
+"""Elementwise ops and reductions: ONNX -> canonical ops.
 
 Each function makes or is one row of the table in onnx_ops.py.
 """
@@ -12,7 +12,7 @@ from onnx import helper
 
 from prunec.frontends.onnx_draft import INNER, Draft, Translate, inner, literal, one, opaque, scalar
 from prunec.frontends.onnx_symbols import broadcast
-from prunec.frontends.onnx_view import View, at, ints, positive
+from prunec.frontends.onnx_view import View, ints, positive
 
 NO_RANK = "the rank of its input is not known"
 
@@ -242,24 +242,6 @@ def cumulative_sum(view: View) -> Sequence[Draft]:
     if place is None:
         return opaque(view, "the axis that it sums along is computed")
     return one(view, "along", kind="cumsum", axes=[place])
-
-
-# --- quantisation -----------------------------------------------------------------------------------
-
-
-def quantize(op: str) -> Translate:
-    """Return the translation of QuantizeLinear or DequantizeLinear, with one scale or one per channel."""
-
-    def translate(view: View) -> Sequence[Draft]:
-        scale, axis = view.shape(1), view.axis(1)
-        if scale is None or len(scale) > 1 or view.attrs.get("block_size", 0):
-            return opaque(view, "its scales are per block")
-        if axis is None:
-            return opaque(view, NO_RANK)
-        per_channel = len(scale) == 1 and at(scale, 0) != 1
-        return one(view, op, (0, 1, 2), axis=axis if per_channel else min(axis, max((view.rank() or 1) - 1, 0)))
-
-    return translate
 
 
 UNARY_NAMES: Mapping[str, str] = {

@@ -142,7 +142,10 @@ def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
     if entry is None:
         return None
     op, inputs, attrs = entry
-    names = [node.inputs[index] for index in inputs if index < len(node.inputs)]
+    if isinstance(inputs, slice):
+        names = list(node.inputs[inputs])
+    else:
+        names = [node.inputs[index] for index in inputs if index < len(node.inputs)]
     stand_in = helper.make_node(op, names, list(node.outputs[:1]))
     stand_in.attribute.extend(a for a in node.proto.attribute if a.name in attrs)
     return stand_in
@@ -151,7 +154,7 @@ def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
 _CONV = ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad")
 _POOL = ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "count_include_pad")
 _MICROSOFT = "com.microsoft"
-_STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...], tuple[str, ...]]] = MappingProxyType(
+_STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[str, ...]]] = MappingProxyType(
     {
         (_MICROSOFT, "FusedConv"): ("Conv", (0, 1, 2), _CONV),
         (_MICROSOFT, "FusedGemm"): ("Gemm", (0, 1, 2), ("transA", "transB", "alpha", "beta")),
@@ -160,6 +163,9 @@ _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...], tuple[str, ...]
         **{(_MICROSOFT, op): ("Add", (0, 3), ()) for op in ("QLinearAdd", "QLinearMul")},
         (_MICROSOFT, "QLinearAveragePool"): ("AveragePool", (0,), _POOL),
         (_MICROSOFT, "QLinearGlobalAveragePool"): ("GlobalAveragePool", (0,), ()),
+        (_MICROSOFT, "QLinearConcat"): ("Concat", slice(2, None, 3), ("axis",)),
+        (_MICROSOFT, "QGemm"): ("Gemm", (0, 3), ("transA", "transB")),
+        (_MICROSOFT, "QLinearConv"): ("QLinearConv", tuple(range(9)), _CONV),
         **{
             ("", op): ("Identity", (0,), ())
             for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale")

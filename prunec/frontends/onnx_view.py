@@ -27,6 +27,7 @@ class Facts:
             whose shapes were read for it.
         marks: for the same contents, bool of their shape: which elements those are. Open sizes are never
             marked, for pruning does not change them.
+        centred: (integers, their zero point) -> the value of their difference, where one node makes both.
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
     """
 
@@ -36,6 +37,7 @@ class Facts:
         self.known: dict[str, Array] = {}
         self.roots: dict[str, frozenset[str]] = {}
         self.marks: dict[str, Array] = {}
+        self.centred: dict[tuple[str, str], str] = {}
 
     def shape(self, name: str) -> Shape | None:
         array = self.known.get(name)
