@@ -25,7 +25,7 @@ from prunec.cli.prune import prune
 from prunec.cli.report import report
 from prunec.cli.train_prune import train_prune
 from prunec.cli.validate import validate
-from prunec.errors import InternalError, PrunecError
+from prunec.errors import InternalError, Interrupted, PrunecError
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -61,9 +61,10 @@ def execute(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        return _INTERRUPTED
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps Ctrl-C
+        click.echo(str(cause or "") or "interrupted", err=True)
+        return cause.exit_status if isinstance(cause, Interrupted) else _INTERRUPTED
     except BrokenPipeError:
         # The reader has left (`prunec … | head`); keep Python from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

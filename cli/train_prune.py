@@ -33,7 +33,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR, with the settings it was started with.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho and --device may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option
 @json_option
@@ -57,8 +57,7 @@ def train_prune(
     from prunec.training.run import train_prune as run
 
     if resume:
-        _refuse_settings(given, input_shapes, keep)
-        config = resume_config(output)
+        config = resume_config(output, **_given_anew(given, input_shapes, keep))
     else:
         given["keep"] = keep or None
         given["input_shape"] = _image_shape(input_shapes)
@@ -86,13 +85,7 @@ def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     return shape[1:]
 
 
-def _refuse_settings(given: dict[str, Any], shapes: dict[str, tuple[int, ...]], keep: tuple[str, ...]) -> None:
-    from prunec.errors import BadInput
-
-    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
-    names += ["--input-shape"] * bool(shapes) + ["--keep"] * bool(keep)
-    if names:
-        raise BadInput(
-            f"--resume goes on with the settings of the run; {', '.join(names)} cannot change them",
-            do="leave them out, or start a new run in another folder",
-        )
+def _given_anew(given: dict[str, Any], shapes: dict[str, tuple[int, ...]], keep: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings that stand beside ``--resume``."""
+    everything = {**given, "input_shape": shapes or None, "keep": keep or None}
+    return {name: value for name, value in everything.items() if value is not None and value is not False}

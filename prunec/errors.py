@@ -8,11 +8,13 @@ Owns the exception tree and its one text form; does not print or exit (cli/main.
     ├── UnsupportedModel       a model that was read but that prunec cannot work on
     ├── BadPlan                a plan that does not fit the model it is applied to
     ├── MissingDependency      an optional package that this feature needs
+    ├── WriteFailed            the disk is full, or will be: nothing half-written stays
     └── CheckFailed            the work was done and failed a check: exit status 1
         ├── ValidationFailed   the pruned network's outputs differ too much
         ├── BudgetNotMet       the asked-for size could not be reached
         └── EmptyNetwork       pruning would leave no channels in a layer that is needed
     InternalError              prunec's own fault: it names the pass; exit status 70
+    Interrupted                the user (Ctrl-C) or the system (SIGTERM) asked a run to stop; exit status 130, 143
 
 Each class has a heading of its ``code`` in docs/errors.md.
 """
@@ -77,6 +79,12 @@ class MissingDependency(PrunecError):
     code = "missing-dependency"
 
 
+class WriteFailed(PrunecError):
+    """A file could not be written: the disk is full, over quota or read-only."""
+
+    code = "write-failed"
+
+
 class CheckFailed(PrunecError):
     """The work was done, and its result failed a check."""
 
@@ -100,6 +108,19 @@ class EmptyNetwork(CheckFailed):
     """Pruning would leave no channels in a layer that the network needs."""
 
     code = "empty-network"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and says how to go on.
+
+    Args:
+        message: a sentence or two.
+        signal_number: what asked.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
 
 
 class InternalError(Exception):

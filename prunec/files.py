@@ -7,15 +7,22 @@ ever left under its final name. Does not know what is in the files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunec.errors import BadInput
+from prunec.errors import BadInput, WriteFailed
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_ASIDE = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\..*)?", re.DOTALL)
+"""The names that ``_aside`` makes."""
 
 
 def check_output(path: str | Path, *, force: bool = False, inputs: Iterable[str | Path] = ()) -> Path:
@@ -81,6 +88,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The file is written in the same folder and flushed to disk before it is renamed, so ``path`` is at
     every moment absent, the old file or the whole new one. When the block raises, nothing remains.
     A symbolic link keeps pointing where it points: its target is replaced.
+
+    Raises:
+        WriteFailed: the disk is full, over quota or read-only.
     """
     final = Path(os.path.realpath(path))
     aside = _aside(final)
@@ -89,9 +99,78 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _flush(aside)
         os.replace(aside, final)
         _flush(final.parent)
+    except Exception as error:
+        reason = _disk_reason(error)
+        if reason:
+            raise write_failed(final, reason) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()
+
+
+def write_failed(path: Path, reason: str) -> WriteFailed:
+    """Return the error of a disk that took no more; what was there before is as it was."""
+    return WriteFailed(f"cannot write {path}", why=reason, do="free some space, or give a folder on another disk")
+
+
+def _disk_reason(error: BaseException) -> str:
+    """Return what the system says if ``error`` comes from a disk that takes no more, else "".
+
+    Libraries hide it: torch.save raises a RuntimeError in its place, safetensors has only the text.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    numbers = (number for number in _DISK_ERRORS if f"(os error {number})" in str(error))
+    return next((os.strerror(number) for number in numbers), "")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line in one write, so that no reader sees half of it; a write that fails leaves nothing.
+
+    Raises:
+        WriteFailed: the disk is full, over quota or read-only.
+    """
+    data = line.encode("utf-8")
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise write_failed(path, error.strerror or str(error)) from error
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Find out whether ``needed`` bytes fit on the disk of ``folder``, which exists.
+
+    Raises:
+        WriteFailed: they do not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WriteFailed(
+            f"{folder} has {free / 2**20:,.0f} MiB free, {what} needs about {needed / 2**20:,.0f} MiB",
+            why="a full disk would be found only when the work is done",
+            do="free some space, or give a folder on another disk",
+        )
+
+
+def is_aside(path: Path) -> bool:
+    """Tell whether ``path`` has the name of a file that was being written when its process was killed."""
+    return _ASIDE.fullmatch(path.name) is not None
+
+
+def clear_asides(folder: Path) -> None:
+    """Remove what killed processes left half-written in ``folder``."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_aside(path):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -71,6 +71,8 @@ def ours(name: str) -> set[str]:
 def layer(name: str) -> str:
     if name in BASE:
         return "base"
+    if name == "prunec.__main__":
+        return "cli"
     for package in ("frontends", "backends", "passes", "cli", "training", "models"):
         if name.startswith(f"prunec.{package}"):
             return package

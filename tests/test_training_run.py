@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_nets import tiny
 
-from prunec.errors import BadInput, BudgetNotMet, CheckFailed, EmptyNetwork, UnsupportedModel
+from prunec.errors import BadInput, BudgetNotMet, CheckFailed, EmptyNetwork, Interrupted, UnsupportedModel, WriteFailed
 from prunec.files import read_lines
 from prunec.plan import PrunePlan
 from prunec.training import run as run_module
@@ -179,6 +183,116 @@ def test_ctrl_c_saves_at_the_step_it_came_in_and_the_run_goes_on_from_there(
     assert (folder / "pruned.safetensors").read_bytes() == (finished / "pruned.safetensors").read_bytes()
 
 
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse to write files beyond ``size`` bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_checkpoint_is_found_before_the_first_step(tmp_path: Path, bars: Path) -> None:
+    steps: list[int] = []
+
+    class Counting(Silent):
+        def step(self, done: int) -> None:
+            steps.append(done)
+
+    with largest_file(4096), pytest.raises(WriteFailed, match=r"state\.pt") as error:
+        train_prune(config(tmp_path / "run", bars), Counting())
+    assert error.value.why == os.strerror(errno.EFBIG)
+    assert steps == []
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["checkpoint", "config.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("file", ["checkpoint/state.pt", "metrics.jsonl"])
+def test_a_disk_that_fills_up_leaves_the_checkpoint_and_the_run_goes_on_when_there_is_space(
+    tmp_path: Path, bars: Path, finished: Path, file: str
+) -> None:
+    folder = tmp_path / "run"
+    full = ExitStack()
+
+    class FullAt(StopAt):
+        def step(self, done: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                full.enter_context(largest_file((folder / file).stat().st_size - 1))
+
+    with full, pytest.raises(WriteFailed, match=f"cannot write {re.escape(str(folder / file))}") as error:
+        train_prune(config(folder, bars), FullAt(35))
+    assert f"go on from the last checkpoint: prunec train-prune -o {folder} --resume" in error.value.do
+    assert torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["step"] == 30
+    assert not list(folder.rglob("*.tmp*"))
+    train_prune(resume_config(str(folder)))
+    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_too_little_space_is_found_before_anything_is_written(
+    tmp_path: Path, bars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(WriteFailed, match=r"has 1 MiB free, the run needs about 16 MiB"):
+        train_prune(config(tmp_path / "run", bars))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(tmp_path: Path, bars: Path) -> None:
+    class PressTwiceAt(StopAt):
+        def step(self, done: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail("the second one was not immediate")
+
+    folder = tmp_path / "my run"
+    with pytest.raises(Interrupted, match="go on from the last checkpoint with: ") as error:
+        train_prune(config(folder, bars), PressTwiceAt(33))
+    assert f"prunec train-prune -o '{folder}' --resume" in str(error.value)
+    assert error.value.exit_status == 130
+    assert torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["step"] == 30
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path, bars: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.0123456789ab.tmp.json").write_text("{")
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars), StopAt(15))
+    (folder / "checkpoint" / ".state.0123456789ab.tmp.pt").write_bytes(b"half")
+    train_prune(resume_config(str(folder)))
+    assert not list(folder.rglob("*.tmp*"))
+
+
+def test_a_run_that_diverges_goes_on_with_a_smaller_learning_rate(tmp_path: Path, bars: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars, log_every=1), StopAt(15))
+    with pytest.raises(CheckFailed, match="loss is not a number") as error:
+        train_prune(resume_config(str(folder), lr=1e30))
+    assert f"prunec train-prune -o {folder} --resume --lr" in error.value.do
+    state = torch.load(folder / "checkpoint" / "state.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["module"].values())
+    result = train_prune(resume_config(str(folder), lr=0.05, rho=0.03))
+    assert "lr 0.05 from step" not in " ".join(result.reasons)  # what the checkpoint was made with
+    assert any(reason.startswith("rho 0.03 from step ") for reason in result.reasons)
+    rows = read_lines(folder / "metrics.jsonl")
+    assert max(row["rho"] for row in rows) == pytest.approx(0.03)
+    assert json.loads((folder / "config.json").read_text())["rho"] == 0.03
+
+
+def test_settings_that_shape_the_run_cannot_change_when_it_goes_on(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(Stop):
+        train_prune(config(tmp_path / "run", bars), StopAt(15))
+    with pytest.raises(BadInput, match="batch_size cannot change them"):
+        resume_config(str(tmp_path / "run"), batch_size=8)
+
+
 def test_the_callers_random_numbers_are_left_alone(tmp_path: Path, bars: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -329,8 +443,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, bars: Path) -
     folder = tmp_path / "run"
     with pytest.raises(Stop):
         train_prune(config(folder, bars), StopAt(15))
-    with pytest.raises(BadInput, match="belongs to other settings"):
-        train_prune(config(folder, bars, lr=0.01, resume=True))
+    with pytest.raises(BadInput, match="belongs to other settings: batch_size"):
+        train_prune(config(folder, bars, batch_size=8, resume=True))
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path, bars: Path) -> None:

@@ -6,6 +6,7 @@ with the same result bit for bit on the CPU. Nothing in the file is code: it is 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,6 +14,7 @@ import torch
 
 from prunec.errors import BadInput
 from prunec.files import RunFolder, replacing
+from prunec.training.config import CHANGEABLE, RunConfig
 from prunec.training.ema import EmaState
 from prunec.training.metrics import WindowState
 
@@ -46,8 +48,9 @@ class Checkpoint(TypedDict):
 def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
     """Replace the folder's checkpoint in one step."""
     folder.checkpoint.mkdir(exist_ok=True)
-    with replacing(folder.checkpoint / _NAME) as aside:
-        torch.save(dict(checkpoint), aside)
+    # Through a file of Python's: torch's own writer hides why a write failed.
+    with replacing(folder.checkpoint / _NAME) as aside, open(aside, "wb") as file:
+        torch.save(dict(checkpoint), file)
 
 
 def exists(folder: RunFolder) -> bool:
@@ -55,11 +58,11 @@ def exists(folder: RunFolder) -> bool:
     return (folder.checkpoint / _NAME).is_file()
 
 
-def load(folder: RunFolder, config: str) -> Checkpoint:
+def load(folder: RunFolder, config: RunConfig) -> Checkpoint:
     """Read the folder's checkpoint, onto the CPU.
 
     Args:
-        config: the fingerprint of the settings that the run goes on with.
+        config: the settings that the run goes on with.
 
     Raises:
         BadInput: there is none, it is damaged, of another version, or of other settings.
@@ -69,18 +72,25 @@ def load(folder: RunFolder, config: str) -> Checkpoint:
         raise BadInput(f"{folder.path} has no checkpoint to resume from", do="start the run without --resume")
     try:
         state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version, saved = state["version"], state["config"]
+        version, _ = state["version"], state["config"]
     except Exception as error:  # unpickling a damaged file raises anything
         raise _unreadable(path, error) from error
     if version != FORMAT_VERSION:
         raise BadInput(f"the checkpoint {path} has format version {version}", do="resume with the prunec that wrote it")
-    if saved != config:
+    other = [name for name in changed_settings(state, config) if name not in CHANGEABLE]
+    if other:
         raise BadInput(
-            f"the checkpoint {path} belongs to other settings",
+            f"the checkpoint {path} belongs to other settings: {', '.join(other)}",
             why="a resumed run must end as if it had never stopped",
             do="resume without other options, or start a new run in another folder",
         )
     return state
+
+
+def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
+    """Return the names of the settings in which ``config`` differs from the run that wrote the checkpoint."""
+    before, now = json.loads(checkpoint["config"]), json.loads(config.to_json())
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

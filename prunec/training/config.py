@@ -133,14 +133,13 @@ class RunConfig:
             raise BadInput(f"config.json has settings that this prunec does not know: {', '.join(sorted(unknown))}")
         return check(cls(output=output, resume=resume, **given))
 
-    def fingerprint(self) -> str:
-        """Return a text that two configs share exactly if a checkpoint of one fits the other."""
-        document = self.to_json_dict()
-        for name in ("device", "log_every", "checkpoint_every"):
-            document.pop(name)
-        return json.dumps(document, sort_keys=True)
+    def to_json(self) -> str:
+        """Return ``to_json_dict`` as a text, for checkpoints."""
+        return json.dumps(self.to_json_dict(), sort_keys=True)
 
 
+CHANGEABLE = ("lr", "gamma_lr", "finetune_lr", "rho", "device", "log_every", "checkpoint_every")
+"""What ``--resume`` may be given anew: a checkpoint still fits."""
 _STARTING = ("output", "resume", "force")
 _UNIT_INTERVAL = ("target_macs", "target_params")
 _POSITIVE = (

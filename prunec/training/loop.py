@@ -7,9 +7,12 @@ phases there are and what happens between them is run.py's. No step waits for th
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -17,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from prunec.errors import CheckFailed
+from prunec.errors import CheckFailed, Interrupted
 from prunec.training.ema import Ema
 from prunec.training.metrics import MetricsFile, Window
 from prunec.training.progress import Progress
@@ -76,7 +79,7 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
 
     Raises:
         CheckFailed: the loss is no longer a number; the last good checkpoint stays.
-        KeyboardInterrupt: the user asked to stop; a checkpoint has been written.
+        Interrupted: a stop was asked for; a checkpoint has been written.
     """
     config = tools.setup.config
     log_every = tools.setup.log_every(phase)
@@ -90,12 +93,17 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
             reason = task.stop_reason()
             if reason:
                 return reason
+        if interrupt.requested or state.step % config.checkpoint_every == 0:
+            tools.save()
         if interrupt.requested:
-            tools.save()
-            raise KeyboardInterrupt
-        if state.step % config.checkpoint_every == 0:
-            tools.save()
+            how = resume_command(config.output)
+            raise Interrupted(f"interrupted at step {state.step}, and saved; go on with: {how}", interrupt.requested)
     return ""
+
+
+def resume_command(output: str) -> str:
+    """Return the command line that goes on with the run in ``output``."""
+    return f"prunec train-prune -o {shlex.quote(output)} --resume"
 
 
 def _step(tools: Tools, state: State) -> None:
@@ -116,11 +124,7 @@ def _step(tools: Tools, state: State) -> None:
 def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
     loss, scores = tools.window.read()
     if not math.isfinite(loss):
-        raise CheckFailed(
-            f"the loss is not a number at step {state.step} ({phase.name})",
-            why="the network diverged",
-            do="lower the learning rate (--lr) or rho; the last good checkpoint is in the run folder",
-        )
+        raise diverged(tools.setup.config.output, state.step, phase.name)
     row = {
         "step": state.step,
         "epoch": round(state.step / tools.setup.batches.steps_per_epoch, 4),
@@ -136,26 +140,53 @@ def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
         tools.progress.note(f"advice: {sentence}")
 
 
+def diverged(output: str, step: int, phase: str) -> CheckFailed:
+    """Return the error of a run whose numbers are no longer any."""
+    return CheckFailed(
+        f"the loss is not a number at step {step} ({phase})",
+        why="the network diverged",
+        do=f"go on from the last good checkpoint with a smaller learning rate or rho: {resume_command(output)} --lr LR",
+    )
+
+
 class Interrupt:
-    """Turns the first Ctrl-C into a request that is honoured between two steps; the second one is immediate.
+    """Turns the first Ctrl-C or SIGTERM into a request that is honoured between two steps; the second is immediate.
 
     Used as a context manager. Outside the main thread, where signals cannot be caught, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.requested = 0
+        self._patient = False
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Let the body look at ``requested`` (the signal's number, or 0) and end in its own time.
+
+        Elsewhere signals stop the run at once.
+        """
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+            raise Interrupted("", self.requested)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested or not self._patient:
+            raise Interrupted("", number)
+        self.requested = number
+        # Nothing that takes a lock or a buffer: this runs between any two instructions.
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from prunec.files import read_lines, write_text
+from prunec.files import append_line, read_lines, write_text
 from prunec.training.objective import Objective
 
 Row = Mapping[str, Any]
@@ -36,9 +36,7 @@ class MetricsFile:
 
     def append(self, row: Row) -> None:
         """Write one row; numbers that are not finite become null."""
-        # One write of a whole line to a file opened for appending: a reader never sees half of it.
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(_line(row).encode())
+        append_line(self._path, _line(row))
 
     def flush_to_disk(self) -> None:
         """Make sure that the rows outlive a power cut; called with each checkpoint."""

@@ -5,6 +5,7 @@ Owns ``PRESETS`` and the rule that turns a preset and what the user gave into a 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json
-from prunec.training.config import RunConfig, check
+from prunec.training.config import CHANGEABLE, RunConfig, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +183,25 @@ _HOW_TO_GIVE = {
 }
 
 
-def resume_config(output: str) -> RunConfig:
+def resume_config(output: str, **changes: Any) -> RunConfig:
     """Read the settings of the run in ``output``, to go on with it.
 
+    Args:
+        output: the run folder.
+        changes: settings to go on with instead, of config.CHANGEABLE; those that are None stay.
+
     Raises:
-        BadInput: the folder holds no run.
+        BadInput: the folder holds no run, or a setting that cannot change.
     """
-    return RunConfig.from_json_dict(read_json(RunFolder(Path(output)).config), output=output, resume=True)
+    given = {name: value for name, value in changes.items() if value is not None}
+    fixed = sorted(set(given) - set(CHANGEABLE))
+    if fixed:
+        raise BadInput(
+            f"--resume goes on with the settings of the run; {', '.join(fixed)} cannot change them",
+            do=f"leave them out, or start a new run in another folder; what may change: {', '.join(CHANGEABLE)}",
+        )
+    config = RunConfig.from_json_dict(read_json(RunFolder(Path(output)).config), output=output, resume=True)
+    return check(dataclasses.replace(config, **given))
 
 
 def _default(given: Mapping[str, Any]) -> str:

@@ -6,14 +6,18 @@ of its own; what can be wrong with a run is found in setup.py, what it leaves be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from prunec.apply import apply_plan
+from prunec.errors import Interrupted, WriteFailed
+from prunec.files import RunFolder, clear_asides, write_json
 from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
 from prunec.training.batches import plain_batches
@@ -27,7 +31,7 @@ from prunec.training.evaluate import evaluate
 from prunec.training.fitting import GammaHistory, apply_fit, fit
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
-from prunec.training.loop import Interrupt, State, Tools, run_phase
+from prunec.training.loop import Interrupt, State, Tools, diverged, resume_command, run_phase
 from prunec.training.metrics import MetricsFile, Window
 from prunec.training.progress import Progress, Silent
 from prunec.training.removal import remove, sgd
@@ -57,14 +61,31 @@ def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResul
         PrunecError: the settings, the data or the network cannot be used: nothing was written.
         CheckFailed: the run failed a check (no channels left, loss not a number, budget not met, the
             exported network differs).
-        KeyboardInterrupt: stopped by the user, with a checkpoint.
+        Interrupted: stopped by the user or the system; says how to go on.
+        WriteFailed: the disk is full; what was saved before is whole.
     """
     progress = progress if progress is not None else Silent()
     try:
         with _own_randomness(), Interrupt() as interrupt:
-            return _Run(prepare(config), progress, interrupt).run()
+            setup = prepare(config)
+            try:
+                return _Run(setup, progress, interrupt).run()
+            except (Interrupted, WriteFailed) as stop:
+                raise _with_the_way_on(stop, config) from stop
     finally:
         progress.close()
+
+
+def _with_the_way_on(stop: Interrupted | WriteFailed, config: RunConfig) -> Interrupted | WriteFailed:
+    """Return the error with the command that goes on with the run, where there is a checkpoint to go on from."""
+    if not checkpoints.exists(RunFolder(Path(config.output))):
+        return stop
+    how = resume_command(config.output)
+    if isinstance(stop, WriteFailed):
+        return WriteFailed(stop.what, why=stop.why, do=f"free some space, then go on from the last checkpoint: {how}")
+    if str(stop):
+        return stop
+    return Interrupted(f"interrupted; go on from the last checkpoint with: {how}", stop.exit_status - 128)
 
 
 @contextmanager
@@ -97,22 +118,37 @@ class _Run:
             torch.manual_seed(self.config.seed)
         else:
             self.state = State(resumed["phase"], resumed["phase_step"], resumed["step"], resumed["facts"])
+            self._take_in_changes(checkpoints.changed_settings(resumed, self.config))
         self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step)
-        if self.state.phase < FINETUNE:
-            self._train_sparse(resumed)
-            self._remove()
-            resumed = None
-        else:
-            assert resumed is not None, "a run begins with its first phase"
-            self._rebuild(resumed)
-        self._finetune(resumed)
+        with self.interrupt.between_steps():
+            if self.state.phase < FINETUNE:
+                self._train_sparse(resumed)
+                self._remove()
+                resumed = None
+            else:
+                assert resumed is not None, "a run begins with its first phase"
+                self._rebuild(resumed)
+            self._finetune(resumed)
         return self._finish()
 
     def _resumed(self) -> Checkpoint | None:
         """Return the checkpoint to go on from; a run killed before its first one starts anew."""
         if self.config.resume and checkpoints.exists(self.setup.folder):
-            return checkpoints.load(self.setup.folder, self.config.fingerprint())
+            return checkpoints.load(self.setup.folder, self.config)
         return None
+
+    def _take_in_changes(self, changed: Sequence[str]) -> None:
+        """Go on with settings that ``--resume`` was given anew."""
+        folder, facts = self.setup.folder, self.state.facts
+        for path in (folder.path, folder.checkpoint):
+            clear_asides(path)
+        write_json(folder.config, self.config.to_json_dict())
+        if "rho" in changed and self.config.rho is not None:
+            facts["rho"] = self.config.rho
+        for name in changed:
+            sentence = f"{name.replace('_', '-')} {getattr(self.config, name)} from step {self.state.step} on: given"
+            facts.setdefault("reasons", []).append(sentence)
+            self.progress.note(sentence)
 
     # --- warm-up and ISTA ---------------------------------------------------------------------------
 
@@ -142,6 +178,9 @@ class _Run:
             setup.objective.chance_loss,
         )
         self._restore(resumed)
+        if resumed is None:
+            # Shows before the first step that a checkpoint can be written, whatever quotas there are.
+            self._save()
         while self.state.phase < FINETUNE:
             self._run_sparse_phase(ista)
         self._meet_budget()
@@ -287,12 +326,14 @@ class _Run:
         reestimate(self.module, (inputs for inputs, _ in batches))
 
     def _save(self) -> None:
+        if not _all_finite(self.module):
+            raise diverged(self.config.output, self.state.step, self.setup.phases[self.state.phase].name)
         self.metrics.flush_to_disk()
         checkpoints.save(
             self.setup.folder,
             {
                 "version": checkpoints.FORMAT_VERSION,
-                "config": self.config.fingerprint(),
+                "config": self.config.to_json(),
                 "phase": self.state.phase,
                 "phase_step": self.state.phase_step,
                 "step": self.state.step,
@@ -320,6 +361,12 @@ class _Run:
         if self.history is not None and resumed["history"]:
             self.history.load_state_dict(resumed["history"])
         torch.set_rng_state(resumed["rng"])
+
+
+def _all_finite(module: nn.Module) -> bool:
+    """Tell whether every parameter is a number; waits for the device once."""
+    largest = torch._foreach_norm([p.detach() for p in module.parameters()], ord=math.inf)
+    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
 
 
 _NOTHING_REMOVED = "no channel was removed: no gamma reached zero; raise rho, lower alpha or train longer"

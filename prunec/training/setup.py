@@ -18,7 +18,7 @@ from torch import nn
 
 from prunec import resolve
 from prunec.errors import BadInput, UnsupportedModel
-from prunec.files import RunFolder, check_folder, write_json
+from prunec.files import RunFolder, check_folder, check_space, clear_asides, is_aside, write_json
 from prunec.passes.channels import channels
 from prunec.passes.scaling import Scaling, scalable
 from prunec.reading import read_module
@@ -34,6 +34,9 @@ from prunec.training.objective import Objective, make_objective
 from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
+
+_LOG_BYTES = 16 << 20
+"""Room for metrics.jsonl and the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def prepare(config: RunConfig) -> Setup:
     check_run_folder(folder, config)
     device = choose_device(config.device)
     module, image_shape = _model(config)
+    _check_disk(folder, module)
     example_inputs = (torch.zeros(2, *image_shape),)
     graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
@@ -203,17 +207,33 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         return
     if path.exists() and not path.is_dir():
         raise BadInput(f"the output {path} is a file", do="give a folder")
-    if path.is_dir() and any(path.iterdir()) and not config.force:
+    if path.is_dir() and not all(map(is_aside, path.iterdir())) and not config.force:
         what = "already holds a run" if folder.config.is_file() else "is not empty"
         raise BadInput(
             f"the folder {path} {what}", do="give another folder, --resume to go on, or --force to replace the run"
         )
-    check_folder(next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.is_dir()))
+    check_folder(_existing(path))
+
+
+def _existing(path: Path) -> Path:
+    """Return ``path`` or the nearest of its parents that is there."""
+    return next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.is_dir())
+
+
+def _check_disk(folder: RunFolder, module: nn.Module) -> None:
+    """Check that checkpoints and results will fit.
+
+    A checkpoint holds the weights, their average and up to two moments of the optimiser, and is whole before the
+    one before it goes; then come the ONNX file, the weights and a log.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    check_space(_existing(folder.path), (2 * 4 + 2) * weights + _LOG_BYTES, "the run")
 
 
 def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
     """Make the folder, clear away what a replaced run left, and write the settings."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    clear_asides(folder.path)
     results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report)
     for file in results:
         with contextlib.suppress(FileNotFoundError):
