@@ -68,6 +68,20 @@ keep_option = click.option(
 )
 
 
+inputs_option = click.option(
+    "--inputs",
+    metavar="FOLDER",
+    help="Compare on the inputs in this folder (.npy or .npz, named after the inputs) instead of random ones.",
+)
+
+normalise_option = click.option(
+    "--normalise",
+    type=click.Choice(["imagenet", "unit", "signed", "raw", "standardise"]),
+    help="How image files become inputs: ImageNet's mean and deviation, 0..1, -1..1, 0..255, or each image to mean 0 "
+    "and deviation 1.  [default: imagenet]",
+)
+
+
 def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}

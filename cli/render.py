@@ -21,7 +21,16 @@ from prunec.report import SCORE_NAMES, Cost, percent, readable
 
 if TYPE_CHECKING:
     from prunec.health import Findings
-    from prunec.report import Analysis, Blocked, Group, LayerSummary, PinReport, PruneReport, Validation
+    from prunec.report import (
+        Analysis,
+        Blocked,
+        CalibrationReport,
+        Group,
+        LayerSummary,
+        PinReport,
+        PruneReport,
+        Validation,
+    )
     from prunec.training.results import RunResult
 
 _ROWS = 20
@@ -159,8 +168,12 @@ def show_prune(report: PruneReport, output: str) -> None:
     out = console()
     out.print(Text(report.model, style="bold"), Text(report.reason, style="dim"))
     out.print(cost_table(report.before, report.after))
-    kind = "computes the same function" if report.exact else "an approximation: the function has changed"
+    kind = "an approximation: the function has changed"
+    if report.exact or report.exact_on_data:
+        kind = "computes the same function" + ("" if report.exact else " on the data, elsewhere it may differ")
     out.print(f"removed {report.removed_channels:,} channels; {kind}")
+    if report.calibration is not None:
+        _print_calibration(out, report.calibration)
     if report.carriers:
         out.print(f"constant channels that stay as carriers, so that padded borders remain exact: {report.carriers:,}")
     changed = [layer for layer in report.layers if layer.before != layer.after]
@@ -180,13 +193,33 @@ def show_prune(report: PruneReport, output: str) -> None:
     out.print(Text(f"wrote {output}"))
 
 
+def _print_calibration(out: Console, found: CalibrationReport) -> None:
+    out.print(
+        f"{found.samples:,} samples from {found.data}: {found.constant_channels:,} channels stay within "
+        f"{found.tolerance:g} of a constant; {found.removed_channels:,} output channels went for that reason alone"
+    )
+    if found.held_out:
+        out.print(
+            f"{found.contradicted_channels:,} more looked constant until the {found.held_out:,} held-out samples"
+            + (": more data may well contradict others" if found.contradicted_channels else "")
+        )
+    else:
+        tell("note: too few samples to hold some out: nothing says whether other data would agree")
+
+
 def _print_check(out: Console, report: PruneReport) -> None:
     """Print how the result compares; what is meant to differ from the original is not shown as a failure."""
     assert report.validation is not None
     if report.border_error is not None:
         out.print(f"differs from the original: relative error {report.border_error:.2g}, measured")
-    if report.validation.passed:
-        _print_errors(out, report.validation, "the original" if report.exact else "the pruned module")
+    on_data = "data" in report.validation.families
+    where = " on the data" if on_data else ""
+    if report.validation.passed or report.exact or report.exact_on_data:
+        _print_errors(
+            out, report.validation, f"the original{where}" if report.exact or on_data else "the pruned module"
+        )
+    elif on_data:
+        out.print(f"differs from the original{where}: relative error {report.validation.max_rel_error:.2g}")
     _print_latency(out, report.validation)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunec.cli.options import debug_option, json_option, shape_option
+from prunec.cli.options import debug_option, inputs_option, json_option, shape_option
 
 if TYPE_CHECKING:
     from prunec.runtime import ProviderName
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "--runs", type=click.IntRange(min=0), default=30, show_default=True, help="Timed runs of each file; 0: no latency."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@inputs_option
 @shape_option
 @json_option
 @debug_option
@@ -43,6 +44,7 @@ def validate(
     tolerance: float,
     runs: int,
     seed: int,
+    inputs: str | None,
     input_shapes: dict[str, tuple[int, ...]],
     as_json: bool,
 ) -> None:
@@ -50,12 +52,20 @@ def validate(
 
     The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
     """
+    from prunec.api import onnx_samples
     from prunec.cli.render import show_json, show_validation
     from prunec.errors import ValidationFailed
     from prunec.validate import validate_onnx
 
     result = validate_onnx(
-        a, b, provider=provider, tolerance=tolerance, runs=runs, input_shapes=input_shapes, seed=seed
+        a,
+        b,
+        provider=provider,
+        tolerance=tolerance,
+        runs=runs,
+        input_shapes=input_shapes,
+        inputs=None if inputs is None else onnx_samples(a, inputs, input_shapes),
+        seed=seed,
     )
     if as_json:
         show_json({"a": a, "b": b, **result.to_json_dict()})

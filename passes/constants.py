@@ -8,7 +8,7 @@ fixpoint after one round each: a constant never depends on an element that nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from prunec.graph import Graph, Node, Param
 from prunec.ops import MOVEMENTS, OPS
-from prunec.passes.rules.arrays import MAX_ELEMENTS, tidy
+from prunec.passes.rules.arrays import MAX_ELEMENTS, lift, tidy
 from prunec.passes.rules.constants import CONSTANT_RULES, Call, Rule
 from prunec.passes.rules.weights import Weight, weight_of
 
@@ -36,11 +36,14 @@ class Constants:
         params: the graph's parameters, known as they are.
         weights: per contraction (IR node name), its weight as [group, output, input, tap]. Missing
             where the weight is computed from the input.
+        observed: per value name, bool of the shape of what is known: elements that no rule told, but a run
+            over data (see ``constants``). They hold only while what computes them stays.
     """
 
     known: Mapping[str, Array]
     params: Mapping[str, Param]
     weights: Mapping[str, Weight]
+    observed: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
 
     def of(self, name: str) -> Array | None:
         """Return what is known of a value or parameter; None where that is nothing."""
@@ -50,15 +53,29 @@ class Constants:
         param = self.params.get(name)
         return None if param is None else _numbers(param.array)
 
+    def by_rule(self, name: str) -> Array | None:
+        """Return what is known of a value without the elements that were only observed."""
+        found, seen = self.known.get(name), self.observed.get(name)
+        return found if found is None or seen is None else np.where(seen, np.nan, found)
 
-def constants(graph: Graph, rules: Mapping[str, Rule] = CONSTANT_RULES) -> Constants:
+
+def constants(
+    graph: Graph,
+    rules: Mapping[str, Rule] = CONSTANT_RULES,
+    observed: Mapping[str, Array] = MappingProxyType({}),
+) -> Constants:
     """Find every value, or part of one, that is the same for all inputs.
+
+    Args:
+        observed: by value name, what a run over data found constant: floats that broadcast against the value,
+            NaN where it varies. Taken where no rule knows better, and carried on by the rules from there.
 
     Requires: nodes in topological order.
     Ensures:  each array broadcasts against its value's shape and holds no infinity; computed in float64.
     Cost: linear in nodes and weights. Compare sparse conditional constant propagation; per channel here.
     """
     known: dict[str, Array] = {}
+    seen: dict[str, Array] = {}
     found = Constants(MappingProxyType(known), graph.params, {})
     weights: dict[str, Weight] = {}
     views: dict[tuple[Any, ...], Weight | None] = {}
@@ -69,7 +86,17 @@ def constants(graph: Graph, rules: Mapping[str, Rule] = CONSTANT_RULES) -> Const
             if weight is not None:
                 weights[node.name] = weight
             known.update(_evaluate(graph, node, found, weight, rules))
-    return Constants(MappingProxyType(known), graph.params, MappingProxyType(weights))
+            for name in observed.keys() & set(node.outputs):
+                known[name], seen[name] = _merged(known.get(name), observed[name])
+    return Constants(MappingProxyType(known), graph.params, MappingProxyType(weights), MappingProxyType(seen))
+
+
+def _merged(known: Array | None, observed: Array) -> tuple[Array, Array]:
+    """Return what is known with the observations where there was nothing, and bool: where that was."""
+    told = lift(np.full((), np.nan) if known is None else known, observed.ndim)
+    told, observed = np.broadcast_arrays(told, observed)
+    added = np.isnan(told) & ~np.isnan(observed)
+    return np.where(added, observed, told), added
 
 
 def made_of_params(graph: Graph) -> frozenset[str]:

@@ -63,7 +63,7 @@ def liveness(graph: Graph, constants: Constants, rules: Mapping[str, Rule] = LIV
         if from_params.issuperset(node.outputs):
             continue  # it reads parameters, and what it computes may be as large as they are
         lives = tuple(live.get(name) for name in node.outputs)
-        needs = tuple(_needed(read, constants.known.get(name)) for name, read in zip(node.outputs, lives, strict=True))
+        needs = tuple(_needed(read, constants.by_rule(name)) for name, read in zip(node.outputs, lives, strict=True))
         idle = all(need is None for need in needs) and not _has_effects(node)
         if idle and all(read is None for read in lives):
             continue
@@ -114,7 +114,10 @@ def _read_constants(
 
 
 def _needed(live: Array | None, known: Array | None) -> Array | None:
-    """Return what an output's producer must really compute: live, and not constant."""
+    """Return what an output's producer must really compute: live, and not constant by a rule.
+
+    What was only observed to be constant is so because of all that its producer reads.
+    """
     if live is None or known is None:
         return live
     need: Array = live & np.isnan(known)

@@ -1,7 +1,8 @@
 """Scores: how much each channel class matters, by a named criterion. Lossy pruning starts here.
 
-Owns the criteria. A score is a mean over the slices of a class, divided by the mean over its coupled
-group, so that groups of different scale compare. Selection under a budget is select.py's.
+Owns the criteria. A magnitude is a mean over the slices of a class, divided by the mean over its coupled
+group, so that groups of different scale compare; saliencies compare as they are. Selection under a budget is
+select.py's.
 """
 
 from __future__ import annotations
@@ -28,18 +29,28 @@ def score(
     Criteria:
         l1: mean |w| of the weight slices that make the channel (Li et al., ICLR 2017).
         gamma: mean |gamma| of the BatchNorms on the channel (Liu et al., ICCV 2017); l1 where there is none.
-        taylor: sum of the given saliency over the slices of the channel (Molchanov et al., CVPR 2019).
+        taylor: sum of the given saliency over all slices of the channel (Molchanov et al., CVPR 2019).
         random: a seeded draw, the baseline.
+
+    Raises:
+        BadInput: no such criterion, taylor without a saliency, or gamma where no BatchNorm is left.
     """
     if criterion == "random":
         return np.random.default_rng(seed).random(facts.classes.num_classes)
     if criterion == "taylor":
         if saliency is None:
             raise BadInput("the taylor criterion needs gradients", do="give data, or use l1, gamma or random")
-        return _per_group(facts, _mean_over(facts, _makers(facts) | _gammas(facts), saliency))
-    magnitudes = _mean_over(facts, _makers(facts), None, _computed(facts))
+        return _total_over(facts, _makers(facts) | _gammas(facts), saliency)
+    magnitudes = _mean_over(facts, _makers(facts), _computed(facts))
     if criterion == "gamma":
-        by_gamma = _mean_over(facts, _gammas(facts), None)
+        if not _gammas(facts):
+            raise BadInput(
+                "the gamma criterion needs BatchNorms, and the network has none",
+                why="exporters fold them into the convolutions before them",
+                do="use --criterion l1 or taylor, or export with BatchNorms kept (torch.onnx.export: "
+                "training=TrainingMode.PRESERVE, do_constant_folding=False)",
+            )
+        by_gamma = _mean_over(facts, _gammas(facts))
         magnitudes = np.where(np.isnan(by_gamma), magnitudes, by_gamma)
     elif criterion != "l1":
         raise BadInput(f"there is no criterion {criterion!r}", do="use l1, gamma, taylor or random")
@@ -80,31 +91,39 @@ def _gammas(facts: Facts) -> set[tuple[str, int]]:
     return {(node.inputs[1], 0) for node in facts.graph.nodes if node.op == "batch_norm" and len(node.inputs) > 1}
 
 
-def _mean_over(
-    facts: Facts,
-    members: set[tuple[str, int]],
-    content: Mapping[str, np.ndarray[Any, Any]] | None,
-    further: Iterable[tuple[Ids, Floats]] = (),
-) -> Floats:
+def _mean_over(facts: Facts, members: set[tuple[str, int]], further: Iterable[tuple[Ids, Floats]] = ()) -> Floats:
     """Return the mean magnitude of each class over the chosen parameter axes and ``further`` slices; NaN for none."""
     total = np.zeros(facts.classes.num_classes)
     count = np.zeros(facts.classes.num_classes)
-    for owners, means in itertools.chain(_slices(facts, members, content), further):
+    for owners, means in itertools.chain(_slices(facts, members), further):
         np.add.at(total, owners, means)
         np.add.at(count, owners, 1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _slices(
-    facts: Facts, members: set[tuple[str, int]], content: Mapping[str, np.ndarray[Any, Any]] | None
-) -> Iterator[tuple[Ids, Floats]]:
+def _total_over(facts: Facts, members: set[tuple[str, int]], saliency: Mapping[str, np.ndarray[Any, Any]]) -> Floats:
+    """Return the sum of a saliency over all slices of each class; infinite where it has none."""
+    total = np.full(facts.classes.num_classes, np.inf)
+    for member in facts.classes.members:
+        found = saliency.get(member.param)
+        if (member.param, member.axis) not in members or found is None:
+            continue
+        owners = facts.classes.class_of[member.ids]
+        total[owners] = np.where(np.isinf(total[owners]), 0.0, total[owners])
+        np.add.at(total, owners, found.sum(axis=_others(found.ndim, member.axis)))
+    return total
+
+
+def _others(rank: int, axis: int) -> tuple[int, ...]:
+    return tuple(other for other in range(rank) if other != axis)
+
+
+def _slices(facts: Facts, members: set[tuple[str, int]]) -> Iterator[tuple[Ids, Floats]]:
     """Yield the classes along each chosen parameter axis, and the mean magnitude of each slice."""
     for member in facts.classes.members:
         if (member.param, member.axis) in members:
-            array = facts.graph.params[member.param].array if content is None else content[member.param]
-            magnitude = np.abs(array.astype(np.float64))
-            others = tuple(axis for axis in range(array.ndim) if axis != member.axis)
-            yield facts.classes.class_of[member.ids], magnitude.mean(axis=others)
+            magnitude = np.abs(facts.graph.params[member.param].array.astype(np.float64))
+            yield facts.classes.class_of[member.ids], magnitude.mean(axis=_others(magnitude.ndim, member.axis))
 
 
 def _computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:

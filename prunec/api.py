@@ -7,39 +7,47 @@ does not load it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunec.analysis import analysis, prune_report
-from prunec.edits import CannotRewrite, Edits
-from prunec.errors import BadInput, InternalError, ValidationFailed
+from prunec.calibration import Calibration, Observed
+from prunec.errors import BadInput, ValidationFailed
 from prunec.graph import Graph
 from prunec.passes.channels import channels
-from prunec.passes.constants import constants
-from prunec.passes.liveness import liveness
-from prunec.passes.lower import lower
-from prunec.passes.reads import reads
-from prunec.passes.scores import score
-from prunec.passes.select import Facts, Selection, plan, select, select_budget
+from prunec.passes.select import EXACT, select
 from prunec.plan import InputSpec, PrunePlan
-from prunec.report import Analysis, PruneReport, Validation
+from prunec.planning import PROVABLE, SHOWN, Border, Job, Options, choose, gather_facts, plan_and_apply
+from prunec.probes import Feed
+from prunec.report import Analysis, CalibrationReport, PruneReport, Validation
+from prunec.samples import Samples
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
-Result = TypeVar("Result")
-Border = Literal["exact", "bias"]
-Criterion = Literal["l1", "gamma", "taylor", "random"]
+    from prunec.frontends.fx import Traced
 
-PROVABLE = "removed what is provably constant or dead"
-
-MAX_REWRITES = 50
-"""Calls found unrewritable, one after another, before prunec gives up on a network."""
+__all__ = [
+    "Border",
+    "Calibration",
+    "Options",
+    "Pruned",
+    "analyze_graph",
+    "analyze_module",
+    "analyze_onnx",
+    "choose",
+    "gather_facts",
+    "input_specs",
+    "onnx_samples",
+    "open_specs",
+    "prune_module",
+    "prune_onnx",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,75 +63,6 @@ class Pruned:
     module: fx.GraphModule
     plan: PrunePlan
     report: PruneReport
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to prune; see ``prune_module``."""
-
-    border: Border = "exact"
-    keep: tuple[str, ...] = ()
-    criterion: Criterion | None = None
-    target_macs: float | None = None
-    target_params: float | None = None
-    multiple_of: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.border not in ("exact", "bias"):
-            raise BadInput(f"border is {self.border!r}", do="use exact or bias")
-        if self.multiple_of < 1:
-            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
-        for name in ("target_macs", "target_params"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
-        budget = self.target_macs is not None or self.target_params is not None
-        if self.criterion is not None and not budget:
-            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
-        if budget and self.criterion is None:
-            raise BadInput(
-                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
-            )
-
-
-def gather_facts(graph: Graph, keep: Sequence[str] = (), frozen: Mapping[str, str] | None = None) -> Facts:
-    """Run the analysis passes over a graph."""
-    classes = channels(graph, keep, frozen)
-    known = constants(graph)
-    live = liveness(graph, known)
-    return Facts(graph, classes, known, live, reads(graph, classes, known, live))
-
-
-def choose(
-    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
-) -> tuple[Selection, str]:
-    """Return what to keep, and in one sentence how that was chosen.
-
-    Args:
-        saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
-    """
-    if options.criterion is None:
-        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
-        return chosen, PROVABLE
-    scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
-    chosen = select_budget(
-        facts,
-        scores,
-        target_macs=options.target_macs,
-        target_params=options.target_params,
-        border=options.border,
-        multiple_of=options.multiple_of,
-    )
-    goals = [
-        f"{value:.0%} of the {what}"
-        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
-        if value is not None
-    ]
-    return (
-        chosen,
-        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
-    )
 
 
 def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis:
@@ -159,6 +98,8 @@ def prune_module(
     validate: bool = True,
     tolerance: float = 1e-4,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    calibration: Calibration | None = None,
+    inputs: str | Path | None = None,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -168,7 +109,9 @@ def prune_module(
         example_inputs: positional inputs; also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
-        saliency: see ``choose``.
+        saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
+        calibration: data on which channels that are constant there are removed too.
+        inputs: a folder of inputs to compare on, instead of random ones.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
             "random") with target_macs or target_params (fractions that stay), multiple_of, seed.
 
@@ -177,41 +120,68 @@ def prune_module(
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx import apply_edits
+    from prunec.observing import module_slots, observe_module
     from prunec.reading import read_module
+    from prunec.sample_files import read_samples
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     traced = read_module(module, example_inputs)
     specs = input_specs(traced.graph, example_inputs)
-    facts, selection, made, pruned = _plan_and_apply(
-        traced.graph, specs, chosen, saliency, partial(apply_edits, traced)
-    )
-    report = prune_report(facts, selection, made, name or type(module).__name__)
+    given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
+    samples, observed = None, None
+    if calibration is not None:
+        samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
+        observed = observe_module(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+    if chosen.criterion == "taylor" and saliency is None:
+        saliency = _module_saliency(traced, samples)
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_edits, traced), observed)
+    report = _report(job, name or type(module).__name__, calibration, observed)
     if validate:
-        report = _checked(module, pruned, example_inputs, made, report, tolerance)
-    return Pruned(pruned, made, report)
+        feeds = given or (samples if job.by_data else None)
+        report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)
+    return Pruned(job.result, job.plan, report)
 
 
-def _plan_and_apply(
-    graph: Graph,
-    inputs: tuple[InputSpec, ...],
-    options: Options,
-    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
-    apply: Callable[[Edits], Result],
-) -> tuple[Facts, Selection, PrunePlan, Result]:
-    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again."""
-    frozen: dict[str, str] = {}
-    while True:
-        facts = gather_facts(graph, options.keep, frozen)
-        selection, reason = choose(facts, options, saliency)
-        made = plan(facts, selection, inputs, border=options.border, reason=reason)
-        try:
-            return facts, selection, made, apply(lower(graph, facts.classes, made, facts.constants))
-        except CannotRewrite as error:
-            if error.origin in frozen or len(frozen) == MAX_REWRITES:
-                raise InternalError(
-                    "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
-                ) from error
-            frozen[error.origin] = error.reason
+def _module_saliency(traced: Traced, samples: Samples | None) -> Mapping[str, np.ndarray[Any, Any]]:
+    if samples is None:
+        raise _no_gradients()
+    from prunec.saliency import module_saliency
+
+    return module_saliency(traced, samples)
+
+
+def _no_gradients() -> BadInput:
+    return BadInput(
+        "the taylor criterion needs gradients, and these need data",
+        do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
+    )
+
+
+def _report(job: Job[Any], name: str, calibration: Calibration | None, observed: Observed | None) -> PruneReport:
+    report = prune_report(job.facts, job.selection, job.plan, name)
+    if calibration is None or observed is None:
+        return report
+    before = report
+    if job.proven is not None:
+        before = prune_report(job.proven.facts, job.proven.selection, job.proven.plan, name)
+    return replace(
+        report,
+        exact_on_data=job.plan.exact or _holds_on_data(job),
+        calibration=CalibrationReport(
+            data=str(calibration.data),
+            tolerance=calibration.tolerance,
+            samples=observed.samples,
+            held_out=observed.held_out,
+            constant_channels=observed.constant,
+            contradicted_channels=observed.contradicted,
+            removed_channels=report.removed_channels - before.removed_channels,
+        ),
+    )
+
+
+def _allowed(job: Job[Any], tolerance: float, calibration: Calibration | None) -> float:
+    """Return the largest relative error that passes: what the user allowed activations, outputs may have too."""
+    return max(tolerance, calibration.tolerance) if calibration is not None and job.by_data else tolerance
 
 
 def analyze_onnx(
@@ -237,6 +207,8 @@ def prune_onnx(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     validate: bool = True,
     tolerance: float = 1e-4,
+    calibration: Calibration | None = None,
+    inputs: str | Path | None = None,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -248,40 +220,67 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        options: as for ``prune_module``.
+        calibration, inputs, options: as for ``prune_module``.
 
     Raises:
         ValidationFailed, BudgetNotMet, BadInput, UnsupportedModel: see there.
     """
     from prunec.backends.onnx import apply_onnx
     from prunec.backends.onnx_save import staged_onnx
+    from prunec.observing import observe_onnx
     from prunec.reading import read_onnx
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    if chosen.criterion == "taylor" and calibration is None:
+        raise _no_gradients()
     traced = read_onnx(path, input_shapes)
+    given = onnx_samples(path, inputs, input_shapes) if inputs is not None else None
+    samples, observed, saliency = None, None, None
+    if calibration is not None:
+        samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
+        observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+        if chosen.criterion == "taylor":
+            raise BadInput("the taylor criterion is for modules", do="use l1, gamma or random")
     specs = open_specs(traced.graph)
-    facts, selection, made, pruned = _plan_and_apply(traced.graph, specs, chosen, None, partial(apply_onnx, traced))
-    report = prune_report(facts, selection, made, str(path))
-    with staged_onnx(pruned, output) as staged:
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_onnx, traced), observed)
+    report = _report(job, str(path), calibration, observed)
+    with staged_onnx(job.result, output) as staged:
         if validate:
-            report = _checked_files(Path(path), staged, input_shapes, made, report, tolerance, chosen.seed)
+            feeds = given or (samples if job.by_data else None)
+            allowed = _allowed(job, tolerance, calibration)
+            report = _checked_files(Path(path), staged, input_shapes, job, report, allowed, feeds, chosen.seed)
     return report
+
+
+def onnx_samples(
+    path: str | Path, data: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, normalise: str | None = None
+) -> Samples:
+    """List the samples of a folder for an ONNX file, in batches that it takes."""
+    from prunec import runtime
+    from prunec.sample_files import read_samples
+
+    runner = runtime.open_runner(path, str(path), "cpu", optimise=False)
+    samples = read_samples(data, runtime.slots(runner, input_shapes), normalise=normalise)
+    return samples.that_run(runner, str(path))
 
 
 def _checked_files(
     original: Path,
     pruned: Path,
     input_shapes: Mapping[str, Sequence[int]] | None,
-    made: PrunePlan,
+    job: Job[Any],
     report: PruneReport,
     tolerance: float,
+    feeds: Iterable[Feed] | None,
     seed: int,
 ) -> PruneReport:
     from prunec.validate import validate_onnx
 
-    result = validate_onnx(original, pruned, provider="cpu", tolerance=tolerance, input_shapes=input_shapes, seed=seed)
-    _refuse_difference(made, result, tolerance)
-    return replace(report, validation=result, border_error=_border_error(made, report, result))
+    result = validate_onnx(
+        original, pruned, provider="cpu", tolerance=tolerance, input_shapes=input_shapes, inputs=feeds, seed=seed
+    )
+    _refuse_difference(job, result, tolerance)
+    return replace(report, validation=result, border_error=_border_error(job, report, result))
 
 
 def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
@@ -305,26 +304,56 @@ def _checked(
     module: nn.Module,
     pruned: fx.GraphModule,
     example_inputs: Sequence[Any],
-    made: PrunePlan,
+    job: Job[Any],
     report: PruneReport,
     tolerance: float,
+    samples: Samples | None,
 ) -> PruneReport:
-    """Compare the outputs with the original's; an exact plan must agree."""
+    """Compare the outputs with the original's; a plan that keeps the function must agree."""
     from prunec.validate import validate_modules
 
-    result = validate_modules(module, pruned, tuple(example_inputs), tolerance=tolerance)
-    _refuse_difference(made, result, tolerance)
-    return replace(report, validation=result, border_error=_border_error(made, report, result))
+    places = [str(index) for index, value in enumerate(example_inputs) if hasattr(value, "shape")]
+    feeds = None
+    if samples is not None:
+        feeds = _Renamed(samples, dict(zip((slot.name for slot in samples.slots), places, strict=True)))
+    result = validate_modules(module, pruned, tuple(example_inputs), tolerance=tolerance, inputs=feeds)
+    _refuse_difference(job, result, tolerance)
+    return replace(report, validation=result, border_error=_border_error(job, report, result))
 
 
-def _border_error(made: PrunePlan, report: PruneReport, result: Validation) -> float | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Renamed:
+    """Samples under other input names; read anew each time it is iterated."""
+
+    samples: Samples
+    names: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Feed]:
+        return ({self.names[key]: value for key, value in feed.items()} for feed in self.samples)
+
+
+def _border_error(job: Job[Any], report: PruneReport, result: Validation) -> float | None:
     """Return the measured error where accepting it at borders is all that a plan gives up."""
-    return None if made.exact or report.reason != PROVABLE else result.max_rel_error
+    return None if job.plan.exact or report.reason != PROVABLE else result.max_rel_error
 
 
-def _refuse_difference(made: PrunePlan, result: Validation, tolerance: float) -> None:
-    if made.exact and not result.passed:
+def _holds_on_data(job: Job[Any]) -> bool:
+    """Tell whether a plan promises the same function on the data: nothing went by score, no border was given up."""
+    return job.by_data and job.plan.reason == SHOWN and job.selection.border == EXACT
+
+
+def _refuse_difference(job: Job[Any], result: Validation, tolerance: float) -> None:
+    if result.passed:
+        return
+    if job.plan.exact:
         raise ValidationFailed(
             f"the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), allowed is {tolerance:.0e}",
             do="please report this with the model; --no-validate gives the result all the same",
+        )
+    if _holds_on_data(job):
+        raise ValidationFailed(
+            f"on the data the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), "
+            f"allowed is {tolerance:.0e}",
+            why="channels that are nearly constant add up",
+            do="lower --tolerance; --no-validate gives the result all the same",
         )

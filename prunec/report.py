@@ -244,6 +244,31 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What data added to what could be proven.
+
+    Args:
+        data: the folder.
+        tolerance: largest distance from its constant at which a channel counted as constant, as a fraction of
+            its tensor's largest magnitude over all data.
+        samples: how many were run.
+        held_out: how many of them were held out to test the others' verdict; 0 where there are too few.
+        constant_channels: coupled channels that are constant on all samples.
+        contradicted_channels: further ones that looked constant until the held-out samples; they stay. Many
+            of them mean that other data may contradict removed channels too.
+        removed_channels: output channels of contractions that only the data allowed to remove.
+    """
+
+    data: str
+    tolerance: float
+    samples: int
+    held_out: int
+    constant_channels: int
+    contradicted_channels: int
+    removed_channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What one pruning did.
 
@@ -260,6 +285,9 @@ class PruneReport:
         border_error: in ``bias`` mode, the largest relative output difference that was measured.
         validation: the check against the original; None where it was refused.
         message: what a person must know; always set where nothing was removed.
+        calibration: what was learnt from data; None where there were none.
+        exact_on_data: the result computes the same function at least on the calibration data, within the
+            tolerance; that was checked unless validation was refused.
     """
 
     model: str
@@ -275,6 +303,8 @@ class PruneReport:
     border_error: float | None = None
     validation: Validation | None = None
     message: str = ""
+    calibration: CalibrationReport | None = None
+    exact_on_data: bool = False
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.probes import Array, Feed, InputKind
+from prunec.samples import Slot
 
 ProviderName = Literal["auto", "cpu", "cuda"]
 Model = str | Path | bytes
@@ -187,6 +188,24 @@ def input_kinds(
         filled = wanted if wanted is not None else _fill(shape, batch, channels, size, symbols)
         kinds.append(InputKind(name, filled, _dtype(name, onnx_type)))
     return tuple(kinds)
+
+
+def slots(runner: Runner, shapes: Mapping[str, Sequence[int]] | None = None) -> tuple[Slot, ...]:
+    """Return what a user's samples must fill: every input, with sizes left open where file and user leave them.
+
+    Raises:
+        BadInput, UnsupportedModel: see ``input_kinds``.
+    """
+    given = name_shapes([name for name, _, _ in runner.inputs], shapes or {})
+    found = []
+    for name, shape, onnx_type in runner.inputs:
+        wanted = given.get(name)
+        if wanted is not None:
+            _check_shape(name, shape, wanted)
+            # A batch size that the user gives is one to start from: samples bring their own.
+            shape = (shape[0], *wanted[1:]) if shape else shape
+        found.append(Slot(name, shape, _dtype(name, onnx_type)))
+    return tuple(found)
 
 
 def name_shapes(names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

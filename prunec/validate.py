@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def validate_onnx(
     tolerance: float = 1e-4,
     runs: int = 30,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: Sequence[Feed] = (),
+    inputs: Iterable[Feed] | None = None,
     seed: int = 0,
 ) -> Validation:
     """Run two ONNX models on the same inputs, compare their outputs and time both.
@@ -57,7 +57,7 @@ def validate_onnx(
         tolerance: largest relative error that passes; see report.Validation for what that is.
         runs: timed runs of each model; 0 measures no latency.
         input_shapes: by input name; "" stands for the only one.
-        inputs: further inputs to compare on, each a full feed.
+        inputs: full feeds to compare on, instead of random inputs; read one at a time.
         seed: of the random inputs.
 
     Raises:
@@ -69,9 +69,7 @@ def validate_onnx(
     first = runtime.open_runner(a, _name(a, "the first model"), chosen.name, optimise=False)
     second = runtime.open_runner(b, _name(b, "the second model"), chosen.name, optimise=False)
     _check_interfaces(first, second)
-    feeds = _feeds(first, a, input_shapes, seed)
-    for index, extra in enumerate(inputs):
-        feeds[f"given {index}"] = extra
+    feeds = _given(inputs) if inputs is not None else _feeds(first, a, input_shapes, seed).items()
     rounding = functools.cache(lambda: runtime.open_runner(a, first.name, chosen.name, optimise=True))
     comparison = _compare(first, second, first.outputs, feeds, tolerance, again=lambda values: rounding()(values))
     if chosen.note and provider == "cuda":
@@ -82,7 +80,8 @@ def validate_onnx(
         fast = [
             runtime.open_runner(model, run.name, chosen.name, optimise=True) for model, run in ((a, first), (b, second))
         ]
-        latency = runtime.interleaved_latency(fast[0], fast[1], next(iter(feeds.values())), runs)
+        timed_on = next(iter(_given(inputs) if inputs is not None else feeds))[1]
+        latency = runtime.interleaved_latency(fast[0], fast[1], timed_on, runs)
     ran = first.provider
     if chosen.name == "cuda" and ran == "cpu":
         comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
@@ -128,7 +127,7 @@ def validate_module_against_onnx(
 
     feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
     with evaluating(module):
-        comparison = _compare(_module_run(module, example_inputs), run, runner.outputs, feeds, tolerance)
+        comparison = _compare(_module_run(module, example_inputs), run, runner.outputs, feeds.items(), tolerance)
     return comparison.verdict(tolerance, asked="cpu", ran="cpu")
 
 
@@ -139,6 +138,7 @@ def validate_modules(
     *,
     sizes: Sequence[Sequence[int]] = (),
     tolerance: float = 1e-5,
+    inputs: Iterable[Feed] | None = None,
     seed: int = 0,
 ) -> Validation:
     """Compare two modules, in eval mode and without gradients; both are left as they were.
@@ -149,6 +149,8 @@ def validate_modules(
         example_inputs: positional arguments that both take.
         sizes: further spatial sizes (H, W) to try, for every input of rank 4; the last two axes change.
         tolerance: largest relative error that passes.
+        inputs: feeds to compare on, instead of random inputs; read one at a time. Keys are the positions
+            of tensors among the arguments ("0", "1", …).
         seed: of the random inputs.
 
     Raises:
@@ -162,7 +164,7 @@ def validate_modules(
         feeds.update({f"{family} {text}": feed(resized, family, seed) for family in ("noise", "image")})
     with evaluating(a), evaluating(b):
         run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
-        comparison = _compare(run_a, run_b, (), feeds, tolerance)
+        comparison = _compare(run_a, run_b, (), feeds.items() if inputs is None else _given(inputs), tolerance)
     return comparison.verdict(tolerance, asked="torch", ran="torch")
 
 
@@ -228,7 +230,7 @@ def _compare(
     run_a: _Run,
     run_b: _Run,
     names: Sequence[str],
-    feeds: Mapping[str, Feed],
+    feeds: Iterable[tuple[str, Feed]],
     tolerance: float,
     again: _Run | None = None,
 ) -> _Comparison:
@@ -241,7 +243,8 @@ def _compare(
     seen = _Comparison()
     reference: list[Array] = []
     varies: list[bool] = []
-    for family, values in feeds.items():
+    count = 0
+    for count, (family, values) in enumerate(feeds, start=1):  # noqa: B007 - counted for what follows the loop
         outputs_a = run_a(values)
         try:
             outputs_b = run_b(values)
@@ -266,11 +269,12 @@ def _compare(
             worst = max(worst, relative)
             seen.passed = seen.passed and passes
             varies[index] = varies[index] or _changed(reference[index], x)
-        seen.families[family] = worst
+        seen.families[family] = max(worst, seen.families.get(family, 0.0))
         seen.max_rel = max(seen.max_rel, worst)
     seen.num_outputs = len(reference)
     labels = names or [str(index) for index in range(len(reference))]
-    seen.silent = [label for label, moved in zip(labels, varies, strict=True) if not moved]
+    # A single feed leaves nothing to compare an output with.
+    seen.silent = [label for label, moved in zip(labels, varies, strict=True) if not moved and count > 1]
     if any(output.dtype == np.float16 for output in reference):
         seen.notes.append(f"float16 outputs: a relative error of {_HALF_TOLERANCE:g} passes")
     return seen
@@ -312,6 +316,11 @@ def difference(a: Array, b: Array, tolerance: float) -> tuple[float, float, bool
     relative = absolute / max(magnitude, _TINY)
     allowed = max(tolerance, _HALF_TOLERANCE) if a.dtype == np.float16 else tolerance
     return absolute, relative, relative <= allowed
+
+
+def _given(inputs: Iterable[Feed]) -> Iterator[tuple[str, Feed]]:
+    """Yield the user's inputs, all of one family."""
+    return (("data", values) for values in inputs)
 
 
 def _changed(a: Array, b: Array) -> bool:

@@ -1,0 +1,187 @@
+"""Graph, options, data -> a plan, and what a backend made of it.
+
+Owns the order of the analysis passes and the loop around a backend that cannot rewrite a node. Reading,
+checking and reporting are api.py's; the choice itself is made in passes/select.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from prunec.calibration import Observed
+from prunec.edits import CannotRewrite, Edits
+from prunec.errors import BadInput, InternalError
+from prunec.graph import Graph
+from prunec.passes.channels import channels
+from prunec.passes.constants import constants
+from prunec.passes.liveness import liveness
+from prunec.passes.lower import lower
+from prunec.passes.reads import reads
+from prunec.passes.scores import score
+from prunec.passes.select import Facts, Selection, plan, select, select_budget
+from prunec.plan import InputSpec, PrunePlan
+
+Result = TypeVar("Result")
+Border = Literal["exact", "bias"]
+Criterion = Literal["l1", "gamma", "taylor", "random"]
+
+PROVABLE = "removed what is provably constant or dead"
+SHOWN = "removed what is constant or dead, provably or on the calibration data"
+
+MAX_REWRITES = 50
+"""Calls found unrewritable, one after another, before prunec gives up on a network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to prune; see ``prune_module``."""
+
+    border: Border = "exact"
+    keep: tuple[str, ...] = ()
+    criterion: Criterion | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
+    multiple_of: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.border not in ("exact", "bias"):
+            raise BadInput(f"border is {self.border!r}", do="use exact or bias")
+        if self.multiple_of < 1:
+            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
+        for name in ("target_macs", "target_params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
+        budget = self.target_macs is not None or self.target_params is not None
+        if self.criterion is not None and not budget:
+            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
+        if budget and self.criterion is None:
+            raise BadInput(
+                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+            )
+
+
+def gather_facts(
+    graph: Graph,
+    keep: Sequence[str] = (),
+    frozen: Mapping[str, str] | None = None,
+    observed: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({}),
+) -> Facts:
+    """Run the analysis passes over a graph.
+
+    Args:
+        keep: shell patterns of parameters and nodes to leave alone.
+        frozen: nodes that a backend cannot rewrite, and why.
+        observed: what calibration found constant; see passes.constants.
+    """
+    classes = channels(graph, keep, frozen)
+    known = constants(graph, observed=observed)
+    live = liveness(graph, known)
+    return Facts(graph, classes, known, live, reads(graph, classes, known, live))
+
+
+def choose(
+    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> tuple[Selection, str]:
+    """Return what to keep, and in one sentence how that was chosen.
+
+    Args:
+        saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
+    """
+    if options.criterion is None:
+        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
+        return chosen, PROVABLE
+    scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    chosen = select_budget(
+        facts,
+        scores,
+        target_macs=options.target_macs,
+        target_params=options.target_params,
+        border=options.border,
+        multiple_of=options.multiple_of,
+    )
+    goals = [
+        f"{value:.0%} of the {what}"
+        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
+        if value is not None
+    ]
+    return (
+        chosen,
+        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job(Generic[Result]):
+    """A pruning that was carried out.
+
+    Args:
+        proven: what would have been planned without data, where they allowed more; None where not.
+    """
+
+    facts: Facts
+    selection: Selection
+    plan: PrunePlan
+    result: Result
+    proven: Job[Any] | None = None
+
+    @property
+    def by_data(self) -> bool:
+        """The plan rests on what data showed: it keeps the function on them, and is not proven beyond."""
+        return self.proven is not None
+
+
+def plan_and_apply(
+    graph: Graph,
+    inputs: tuple[InputSpec, ...],
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    apply: Callable[[Edits], Result],
+    observed: Observed | None = None,
+) -> Job[Result]:
+    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again."""
+    frozen: dict[str, str] = {}
+    while True:
+        planned = _planned(graph, inputs, options, saliency, frozen, observed)
+        facts, made = planned.facts, planned.plan
+        try:
+            return replace(planned, result=apply(lower(graph, facts.classes, made, facts.constants)))
+        except CannotRewrite as error:
+            if error.origin in frozen or len(frozen) == MAX_REWRITES:
+                raise InternalError(
+                    "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
+                ) from error
+            frozen[error.origin] = error.reason
+
+
+def _planned(
+    graph: Graph,
+    inputs: tuple[InputSpec, ...],
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    frozen: Mapping[str, str],
+    observed: Observed | None,
+) -> Job[Any]:
+    """Plan on what is proven and, where data were given, on what they show as well."""
+
+    def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
+        facts = gather_facts(graph, options.keep, frozen, found)
+        selection, reason = choose(facts, options, saliency)
+        made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        return Job(facts, selection, made, None)
+
+    proven = planned({})
+    if observed is None or not observed.constants:
+        return proven
+    shown = planned(observed.constants)
+    if shown.plan == proven.plan:
+        return proven
+    reason = shown.plan.reason.replace(PROVABLE, SHOWN)
+    made = replace(shown.plan, exact=False, reason=reason)
+    return replace(shown, plan=made, proven=proven)
