@@ -203,7 +203,7 @@ def slots(runner: Runner, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         if wanted is not None:
             _check_shape(name, shape, wanted)
             # A batch size that the user gives is one to start from: samples bring their own.
-            shape = (shape[0], *wanted[1:]) if shape else shape
+            shape = (shape[0] if shape else None, *wanted[1:])
         found.append(Slot(name, shape, _dtype(name, onnx_type)))
     return tuple(found)
 
