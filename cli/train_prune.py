@@ -31,6 +31,9 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--border", metavar="KIND", help="Removed constants at zero padding: auto, exact or bias.")
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
+@click.option(
+    "--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default), adjust or stop."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho and --device may change.")

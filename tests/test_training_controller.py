@@ -12,8 +12,9 @@ from training_nets import Chain
 
 from prunec.frontends.fx import trace
 from prunec.passes.channels import channels
-from prunec.training.controller import WINDOW, Controller, Reading, planned_excess
+from prunec.training.controller import Controller, planned_excess
 from prunec.training.sparsity import plan_sparsity
+from prunec.training.symptoms import LASSO, LOSS, SPARSITY, WINDOW, Reading
 from prunec.training.tasks import gamma_values
 from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, choose_rho_in_time, gamma_facts
 
@@ -68,30 +69,64 @@ def test_a_plateau_before_the_last_stage_of_the_continuation_does_not_end_the_ph
     assert feed(controller, course(4 * WINDOW)[: 3 * WINDOW]) == ""
 
 
-def test_symptom_lasso_falls_in_a_line_while_nothing_is_zero() -> None:
+SYMPTOMS: dict[str, list[Reading]] = {
+    "lasso": course(30, sparsity=0, lasso=lambda share: 10 - 5 * share),
+    "sparsity": course(WINDOW, sparsity=0.99),
+    "loss": course(WINDOW, loss=lambda share: 0.3 + 2 * share),
+}
+
+
+@pytest.mark.parametrize("name", SYMPTOMS)
+def test_each_symptom_is_told_once(name: str) -> None:
     controller = Controller(0.1, chance_loss=CHANCE)
-    feed(controller, course(30, sparsity=0, lasso=lambda share: 10 - 5 * share))
-    assert len(controller.advice()) == 1
-    assert controller.advice() == [], "advice is given once"
-    assert controller.told == ["lasso"]
+    feed(controller, SYMPTOMS[name])
+    assert [symptom.name for symptom in controller.symptoms()] == [name]
+    assert controller.symptoms() == []
+    assert (controller.rho_factor, controller.mu_factor) == (1, 1), "a warning changes nothing"
 
 
-def test_symptom_everything_is_zero() -> None:
+def test_a_lasso_that_will_reach_zero_within_the_phase_is_no_symptom() -> None:
     controller = Controller(0.1, chance_loss=CHANCE)
-    feed(controller, course(WINDOW, sparsity=0.99))
-    assert "lower rho" in controller.advice()[0]
+    feed(controller, course(30, sparsity=0, lasso=lambda share: 10.1 - 10.2 * share)[:20])
+    assert controller.symptoms() == []
 
 
-def test_symptom_the_loss_rises_to_chance() -> None:
-    controller = Controller(0.1, chance_loss=CHANCE)
-    feed(controller, course(WINDOW, loss=lambda share: 0.3 + 2 * share))
-    assert "guessing" in controller.advice()[0]
+def test_the_lasso_is_not_judged_while_rho_still_rises() -> None:
+    controller = Controller(0.1, warmup=0.9, chance_loss=CHANCE)
+    feed(controller, SYMPTOMS["lasso"])
+    assert controller.symptoms() == []
 
 
-def test_a_healthy_run_gets_no_advice() -> None:
+def test_a_healthy_run_shows_no_symptom() -> None:
     controller = Controller(0.1, chance_loss=CHANCE)
     feed(controller, course(30, sparsity=lambda share: 0.5 * share, lasso=lambda share: 1 / (1 + share)))
-    assert controller.advice() == []
+    assert controller.symptoms() == []
+
+
+@pytest.mark.parametrize(("name", "symptom"), [("lasso", LASSO), ("sparsity", SPARSITY), ("loss", LOSS)])
+def test_adjusting_lowers_what_the_paper_says(name: str, symptom: object) -> None:
+    controller = Controller(0.1, chance_loss=CHANCE, on_symptom="adjust")
+    feed(controller, SYMPTOMS[name])
+    before = controller.rho_at(0.9)
+    (found,) = controller.symptoms()
+    assert found is symptom
+    assert controller.rho_at(0.9) == pytest.approx(before * found.rho)
+    assert controller.mu_factor == found.mu
+    assert min(found.rho, found.mu, found.alpha) < 1
+
+
+def test_adjusting_waits_before_it_adjusts_again() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE, on_symptom="adjust")
+    feed(controller, SYMPTOMS["sparsity"])
+    assert sum(bool(controller.symptoms()) for _ in range(WINDOW)) == 1
+    assert controller.symptoms() == [SPARSITY]
+    assert controller.rho_factor == pytest.approx(SPARSITY.rho**2)
+
+
+def test_a_layer_without_channels_is_a_symptom_at_once() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE, on_symptom="adjust")
+    feed(controller, course(1))
+    assert controller.symptoms(emptied=True) == [SPARSITY]
 
 
 def test_under_a_budget_rho_follows_the_planned_course() -> None:
@@ -117,13 +152,13 @@ def test_the_planned_course_ends_at_the_budget_before_the_phase_does() -> None:
 
 
 def test_the_controller_remembers_across_a_checkpoint() -> None:
-    first = Controller(0.1, budgeted=True, chance_loss=CHANCE)
+    first = Controller(0.1, budgeted=True, chance_loss=CHANCE, on_symptom="adjust")
     feed(first, course(15, sparsity=0.99, excess=0.9))
-    first.advice()
-    second = Controller(0.1, budgeted=True, chance_loss=CHANCE)
+    first.symptoms()
+    second = Controller(0.1, budgeted=True, chance_loss=CHANCE, on_symptom="adjust")
     second.load_state_dict(first.state_dict())
     assert second.rho_at(0.7) == first.rho_at(0.7)
-    assert second.advice() == []
+    assert second.symptoms() == []
     assert second.readings == first.readings
 
 

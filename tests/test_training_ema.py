@@ -71,3 +71,19 @@ def test_nothing_is_forgotten_where_there_is_no_data() -> None:
     before = module[0].running_mean.clone()
     reestimate(module, [])
     assert torch.equal(module[0].running_mean, before)
+
+
+def test_a_change_of_the_module_can_be_made_to_the_average_too() -> None:
+    module = nn.Linear(2, 1)
+    ema = Ema(module, 0.5)
+    with torch.no_grad():
+        module.weight.add_(1)
+    ema.update()
+    live = module.weight.detach().clone()
+    with ema.swapped_in():
+        averaged = module.weight.detach().clone()
+    with torch.no_grad():
+        ema.change_both(lambda: module.weight.mul_(3))
+    assert torch.equal(module.weight, 3 * live)
+    with ema.swapped_in():
+        assert torch.equal(module.weight, 3 * averaged)

@@ -18,6 +18,7 @@ from prunec.passes.penalty import PENALTIES, PenaltyKind
 from prunec.training.augment import AUGMENTS, Normalise
 from prunec.training.budget import Goal
 from prunec.training.sparsity import Residual
+from prunec.training.symptoms import OnSymptom
 
 Border = Literal["auto", "exact", "bias"]
 
@@ -52,6 +53,7 @@ class RunConfig:
             follows (as in the paper) and ``exact`` when it does not.
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
         target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
+        on_symptom: what is done about a symptom of wrong settings: ``warn``, ``adjust`` or ``stop``; see symptoms.py.
         stop_on_plateau: end the ISTA phase early when loss, sparsity and lasso have settled.
         ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
         seed: of everything random.
@@ -90,6 +92,7 @@ class RunConfig:
     multiple_of: int = 1
     target_macs: float | None = None
     target_params: float | None = None
+    on_symptom: OnSymptom = "warn"
     stop_on_plateau: bool = True
     ema_decay: float = 0.999
     seed: int = 0
@@ -182,6 +185,7 @@ def check(config: RunConfig) -> RunConfig:
     _require("rho_factors", config.rho_factors, lambda _: factors_fit, "positive factors")
     _choose("penalty", config.penalty, PENALTIES)
     _choose("residual", config.residual, get_args(Residual))
+    _choose("on_symptom", config.on_symptom, get_args(OnSymptom))
     _choose("border", config.border, get_args(Border))
     _choose("normalise", config.normalise, get_args(Normalise))
     _choose("augment", config.augment, tuple(AUGMENTS))

@@ -1,7 +1,7 @@
-"""What ρ is at each step, when ISTA ends, and what the curves say is going wrong.
+"""What ρ is at each step, when ISTA ends, and what is done when the curves show that something is wrong.
 
-Owns the decisions; pure numbers, no tensors. The loop feeds it one ``Reading`` per log line. Everything it
-remembers goes into the checkpoint and comes back.
+Owns the decisions; pure numbers, no tensors. How symptoms are recognised is symptoms.py's. The loop feeds it one
+``Reading`` per log line. Everything it remembers goes into the checkpoint and comes back.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-WINDOW = 10
-"""Readings that are compared with the same number before them."""
+from prunec.training.symptoms import SPARSITY, WINDOW, OnSymptom, Reading, Symptom, find_symptoms
+
 _LOSS_SETTLED = 0.01
 _LASSO_SETTLED = 0.01
 _SPARSITY_SETTLED = 0.002
@@ -21,21 +21,6 @@ _LOSS_ROOM = 0.25
 _BUDGET_START, _BUDGET_END = 0.1, 0.85
 BUDGET_READINGS = 80
 """Readings that a phase under a budget has at least: each may move ρ by a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One log line of the ISTA phase.
-
-    ``progress`` is the share of the phase's steps done; ``excess`` how much of the way to the budget is still to
-    go (see budget.py): 1 for the full network, 0 or less where the budget holds.
-    """
-
-    progress: float
-    loss: float
-    sparsity: float
-    lasso: float
-    excess: float = 1.0
 
 
 @dataclass(slots=True)
@@ -49,6 +34,8 @@ class Controller:
         budgeted: there is a size to reach.
         stop_on_plateau: end when loss, sparsity and lasso have settled at the last factor.
         chance_loss: the loss of guessing, ln(number of classes).
+        on_symptom: ``warn`` tells of each symptom once; ``adjust`` applies its factors, again after a while where
+            it lasts; ``stop`` makes the run end.
     """
 
     rho: float
@@ -57,15 +44,19 @@ class Controller:
     budgeted: bool = False
     stop_on_plateau: bool = True
     chance_loss: float = math.inf
+    on_symptom: OnSymptom = "warn"
     readings: list[Reading] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     budget_factor: float = 1.0
+    rho_factor: float = 1.0
+    mu_factor: float = 1.0
+    resting: int = 0
 
     def rho_at(self, progress: float) -> float:
         """Return ρ at a share of the phase, in [0, 1)."""
         stage = min(int(progress * len(self.factors)), len(self.factors) - 1)
         rise = 1.0 if self.warmup <= 0 else min(1.0, progress / self.warmup)
-        return self.rho * self.factors[stage] * rise * self.budget_factor
+        return self.rho * self.factors[stage] * rise * self.budget_factor * self.rho_factor
 
     def observe(self, reading: Reading) -> None:
         """Take in a log line; under a budget, move ρ towards the planned course."""
@@ -104,27 +95,28 @@ class Controller:
             and abs(_mean(after, "sparsity") - _mean(before, "sparsity")) < _SPARSITY_SETTLED
         )
 
-    def advice(self) -> list[str]:
-        """Return what to tell the user now: each of the paper's three symptoms, once."""
-        found = []
-        if len(self.readings) >= WINDOW:
-            last = self.readings[-1]
-            for name, holds, sentence in (
-                ("lasso", last.progress >= 0.7 and self._lasso_falls_alone(), _LOWER_ALPHA),
-                ("sparsity", last.sparsity > 0.97, _LOWER_RHO),
-                ("loss", last.loss > 0.95 * self.chance_loss > self.readings[0].loss, _LOWER_MU),
-            ):
-                if holds and name not in self.told:
-                    self.told.append(name)
-                    found.append(sentence)
-        return found
+    def symptoms(self, emptied: bool = False) -> list[Symptom]:
+        """Return the symptoms to tell of now. Adjusting moves ρ and μ here; α is the caller's to move.
 
-    def _lasso_falls_alone(self) -> bool:
-        """The lasso falls in a straight line while no gamma has reached zero."""
-        recent = [reading for reading in self.readings if reading.progress > self.warmup][-2 * WINDOW :]
-        if len(recent) < WINDOW or any(reading.sparsity > 0 for reading in recent):
-            return False
-        return recent[-1].lasso < 0.99 * recent[0].lasso and _straightness([r.lasso for r in recent]) > 0.98
+        Args:
+            emptied: a layer has lost its last channel, whatever the others have.
+        """
+        self.resting = max(0, self.resting - 1)
+        found = find_symptoms(self.readings, self.warmup, self.chance_loss)
+        if emptied and SPARSITY not in found:
+            found.append(SPARSITY)
+        if self.on_symptom == "adjust":
+            # What was adjusted needs time to show; a layer without channels cannot wait.
+            found = [s for s in found if not self.resting or (emptied and s is SPARSITY)]
+        else:
+            found = [symptom for symptom in found if symptom.name not in self.told]
+        for symptom in found:
+            self.told.append(symptom.name)
+            if self.on_symptom == "adjust":
+                self.resting = WINDOW
+                self.rho_factor *= symptom.rho
+                self.mu_factor *= symptom.mu
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers, as plain data."""
@@ -133,21 +125,17 @@ class Controller:
             "readings": [asdict(reading) for reading in [*self.readings[:1], *self.readings[1:][-4 * WINDOW :]]],
             "told": list(self.told),
             "budget_factor": self.budget_factor,
+            "rho_factor": self.rho_factor,
+            "mu_factor": self.mu_factor,
+            "resting": self.resting,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.readings = [Reading(**reading) for reading in state["readings"]]
         self.told = list(state["told"])
-        self.budget_factor = state["budget_factor"]
-
-
-_LOWER_ALPHA = (
-    "the lasso falls in a straight line while no gamma reaches zero: the gammas are large for this step size; "
-    "lower alpha (or train longer)"
-)
-_LOWER_RHO = "almost every gamma has reached zero: rho is too large; lower rho"
-_LOWER_MU = "the loss has risen to that of guessing: lower the gammas' learning rate (mu) or rho"
+        for name in ("budget_factor", "rho_factor", "mu_factor", "resting"):
+            setattr(self, name, state[name])
 
 
 def planned_excess(progress: float) -> float:
@@ -165,13 +153,3 @@ def _mean(readings: Sequence[Reading], name: str) -> float:
 def _relative_change(before: Sequence[Reading], after: Sequence[Reading], name: str) -> float:
     was, now = _mean(before, name), _mean(after, name)
     return abs(now - was) / max(abs(was), 1e-12)
-
-
-def _straightness(values: Sequence[float]) -> float:
-    """Return R² of a straight line through ``values`` over their positions."""
-    count = len(values)
-    xs = [index - (count - 1) / 2 for index in range(count)]
-    mean = sum(values) / count
-    covariance = sum(x * (value - mean) for x, value in zip(xs, values, strict=True))
-    spread = sum((value - mean) ** 2 for value in values)
-    return 0.0 if spread == 0 else covariance**2 / (sum(x * x for x in xs) * spread)

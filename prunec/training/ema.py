@@ -7,7 +7,7 @@ weights are judged with statistics of their own time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypedDict
 
 import torch
@@ -58,6 +58,15 @@ class Ema:
             yield
         finally:
             _copy(self._live, live)
+
+    def change_both(self, change: Callable[[], None]) -> None:
+        """Carry out a change of the module's values on the averaged ones too."""
+        live = [value.detach().clone() for value in self._live]
+        self.copy_to_module()
+        change()
+        _copy(self._average, self._live)
+        _copy(self._live, live)
+        change()
 
     def copy_to_module(self) -> None:
         """Give the module the averaged values for good."""

@@ -75,6 +75,14 @@ class GammaHistory:
         candidates = np.flatnonzero(plan.penalised)
         return candidates[np.lexsort((lasting[candidates], zero_for[candidates]))]
 
+    def undo_last(self, module: nn.Module) -> int:
+        """Give the classes that are zero since the last reading only the gammas they had; return how many."""
+        back = self._plan.penalised & (self.zero_since == self._readings)
+        gone = self._plan.penalised & (self.zero_since > 0) & ~back
+        set_gammas(self._plan, module, self.values, gone)
+        self.zero_since[back] = 0
+        return int(back.sum())
+
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers, as tensors and numbers."""
         values = {name: torch.from_numpy(value.copy()) for name, value in self.values.items()}
@@ -147,11 +155,11 @@ def smallest(sizer: Sizer, arrays: Arrays) -> Size:
     return sizer.size(with_zeros(plan, arrays, gone))
 
 
-def apply_fit(plan: Sparsity, module: nn.Module, history: GammaHistory, chosen: Fit) -> None:
-    """Give the module's gammas their values: zero for what goes, what they last were for what stays."""
+def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) -> None:
+    """Give the module's gammas their values: zero where the class is ``gone``, else those of ``arrays``."""
     parameters = named_parameters(module)
     with torch.no_grad():
-        for name, array in with_zeros(plan, history.values, chosen.gone).items():
+        for name, array in with_zeros(plan, arrays, gone).items():
             parameters[name].copy_(torch.from_numpy(array))
 
 

@@ -59,6 +59,9 @@ class Task(Protocol):
     def advice(self) -> list[str]:
         """Return what to tell the user now."""
 
+    def failure(self) -> CheckFailed | None:
+        """Return what the run should end with now, its checkpoint written."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tools:
@@ -78,7 +81,7 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
     """Run a phase from where ``state`` says it is; return why it ended early, or "".
 
     Raises:
-        CheckFailed: the loss is no longer a number; the last good checkpoint stays.
+        CheckFailed: the loss is no longer a number (the last good checkpoint stays), or the task says so.
         Interrupted: a stop was asked for; a checkpoint has been written.
     """
     config = tools.setup.config
@@ -90,6 +93,10 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
         _step(tools, state)
         if state.step % log_every == 0 or state.phase_step == phase.steps:
             _log(tools, state, phase, task)
+            failure = task.failure()
+            if failure is not None:
+                tools.save()
+                raise failure
             reason = task.stop_reason()
             if reason:
                 return reason

@@ -28,7 +28,7 @@ from prunec.training.config import RunConfig
 from prunec.training.controller import Controller
 from prunec.training.ema import Ema
 from prunec.training.evaluate import evaluate
-from prunec.training.fitting import GammaHistory, apply_fit, fit
+from prunec.training.fitting import GammaHistory, fit, set_gammas
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, diverged, resume_command, run_phase
@@ -106,7 +106,7 @@ class _Run:
         self.plan: PrunePlan | None = None
         self.window = Window(setup.device, setup.objective)
         self.controller: Controller | None = None
-        self.history = GammaHistory(setup.sparsity) if setup.goals else None
+        self.history = GammaHistory(setup.sparsity)
         self.module: nn.Module = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema
@@ -159,13 +159,12 @@ class _Run:
             if self.config.weights:
                 self._score("before")
             self._choose()
-        rescaling = Rescaling.of(self.module, setup.scaling, facts["alpha"])
         if resumed is None:
             if facts["alpha"] != 1.0:
+                rescaling = Rescaling.of(self.module, setup.scaling, facts["alpha"])
                 rescaling.apply(self.module, _on(setup.example_inputs, setup.device))
             values = gamma_values(setup.sparsity, self.module)
-            if self.history is not None:
-                self.history.observe(values)
+            self.history.observe(values)
             facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
         ista = build(setup.sparsity, self.module, sgd(self.module, self.config, self.config.lr), rho=0.0)
         self.optimizer, self.ema = ista, Ema(self.module, self.config.ema_decay)
@@ -176,6 +175,7 @@ class _Run:
             bool(setup.goals),
             self.config.stop_on_plateau,
             setup.objective.chance_loss,
+            self.config.on_symptom,
         )
         self._restore(resumed)
         if resumed is None:
@@ -184,17 +184,26 @@ class _Run:
         while self.state.phase < FINETUNE:
             self._run_sparse_phase(ista)
         self._meet_budget()
-        rescaling.undo()
+        # Of the α that the run has ended with: adjusting may have lowered it.
+        Rescaling.of(self.module, setup.scaling, facts["alpha"]).undo()
+
+    def _rescale(self, factor: float) -> None:
+        """Multiply α while ISTA goes on. The optimiser's memory was of weights of another size: it starts anew."""
+        rescaling = Rescaling.of(self.module, self.setup.scaling, factor)
+        inputs = _on(self.setup.example_inputs, self.setup.device)
+        self.ema.change_both(lambda: rescaling.apply(self.module, inputs))
+        self.optimizer.state.clear()
+        self.state.facts["alpha"] *= factor
 
     def _meet_budget(self) -> None:
         """Bring the network to its budget: give back what went beyond it, take what is missing."""
-        if self.history is None:
+        if not self.setup.goals:
             return
         setup, plan = self.setup, self.setup.sparsity
         self.history.observe(gamma_values(plan, self.module))
         sizer = replace(setup.sizer, graph=refreshed(plan.graph, self.module))
         chosen = fit(self.history, sizer, setup.goals, setup.full)
-        apply_fit(plan, self.module, self.history, chosen)
+        set_gammas(plan, self.module, self.history.values, chosen.gone)
         said = (
             f"budget: {in_words(setup.goals, chosen.size, setup.full)} are left; of {int(chosen.gone.sum())} channels "
             f"that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
@@ -209,7 +218,8 @@ class _Run:
             self.module,
             ista,
             self.controller if is_ista else None,
-            self.history if is_ista else None,
+            self.history,
+            self._rescale,
             lr=self.config.lr,
             gamma_lr=self.config.gamma_lr or self.config.lr,
             top=self.state.facts["top"],
@@ -342,7 +352,7 @@ class _Run:
                 "ema": self.ema.state_dict(),
                 "window": self.window.state_dict(),
                 "controller": self.controller.state_dict() if self.controller is not None else {},
-                "history": self.history.state_dict() if self.history is not None else {},
+                "history": self.history.state_dict(),
                 "facts": self.state.facts,
                 "plan": self.plan.to_json() if self.plan is not None else "",
                 "rng": torch.get_rng_state(),
@@ -358,8 +368,7 @@ class _Run:
         self.window.load_state_dict(resumed["window"])
         if self.controller is not None:
             self.controller.load_state_dict(resumed["controller"])
-        if self.history is not None and resumed["history"]:
-            self.history.load_state_dict(resumed["history"])
+        self.history.load_state_dict(resumed["history"])
         torch.set_rng_state(resumed["rng"])
 
 

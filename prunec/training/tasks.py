@@ -6,22 +6,23 @@ Owns the two ``Task``s of loop.py. The decisions are controller.py's, the sizes 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunec.errors import EmptyNetwork
+from prunec.errors import CheckFailed, EmptyNetwork
 from prunec.passes.gammas import Mask
 from prunec.training.budget import excess
-from prunec.training.controller import Controller, Reading
+from prunec.training.controller import Controller
 from prunec.training.fitting import GammaHistory
 from prunec.training.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.setup import Setup
 from prunec.training.sparsity import Sparsity, named_parameters
+from prunec.training.symptoms import SPARSITY, OnSymptom, Reading, Symptom
 
 NUM_BINS = 24
 
@@ -38,7 +39,8 @@ class Sparsify:
     Args:
         lr, gamma_lr: constant step sizes of the weights and of the penalised gammas.
         top: right end of the histogram of |γ|.
-        history: what the gammas were before they became zero; given under a budget.
+        history: what the gammas were before they became zero.
+        rescale: multiplies α by a factor.
     """
 
     def __init__(
@@ -47,22 +49,26 @@ class Sparsify:
         module: nn.Module,
         ista: Ista,
         controller: Controller | None,
-        history: GammaHistory | None = None,
+        history: GammaHistory,
+        rescale: Callable[[float], None],
         *,
         lr: float,
         gamma_lr: float,
         top: float,
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
-        self._history, self._emptied = history, ""
+        self._history, self._rescale = history, rescale
+        self._emptied = ""
+        self._found: list[Symptom] = []
         self._lr, self._gamma_lr = lr, gamma_lr
         self._edges = np.linspace(0.0, top, NUM_BINS + 1)
 
     def before_step(self, progress: float) -> None:
         for group in self._ista.param_groups:
             group["lr"] = self._lr
-        self._ista.param_groups[-1]["lr"] = self._gamma_lr
-        self._ista.rho = self._controller.rho_at(progress) if self._controller is not None else 0.0
+        controller = self._controller
+        self._ista.param_groups[-1]["lr"] = self._gamma_lr * (controller.mu_factor if controller is not None else 1.0)
+        self._ista.rho = controller.rho_at(progress) if controller is not None else 0.0
 
     def measure(self, progress: float, loss: float) -> Mapping[str, Any]:
         plan = self._setup.sparsity
@@ -79,31 +85,46 @@ class Sparsify:
             "gamma_histogram": self._histogram(values),
         }
         if self._controller is not None:
-            self._check_alive(keep)
+            self._history.observe(values)
+            emptied = self._is_emptied(keep)
             goals = self._setup.goals
             left = excess(goals, size, self._setup.full) if goals else 1.0
             self._controller.observe(Reading(progress, loss, sparsity, lasso, left))
+            self._found = self._controller.symptoms(emptied)
+            row["symptoms"] = [self._told(symptom) for symptom in self._found]
         return row
+
+    def _told(self, symptom: Symptom) -> str:
+        """Return a symptom's name, with what is done about it."""
+        if self._setup.config.on_symptom != "adjust":
+            return symptom.name
+        if symptom.alpha != 1:
+            self._rescale(symptom.alpha)
+        if symptom is SPARSITY:
+            self._history.undo_last(self._module)
+        return f"{symptom.name}: {symptom.adjustment}"
 
     def _size(self, values: Mapping[str, np.ndarray[Any, Any]], keep: Mask) -> Size:
         """Return what is left if pruned now: counted as removal counts under a budget, else estimated quickly."""
         plan = self._setup.sparsity
-        if self._history is None:
+        if not self._setup.goals:
             return size_under(plan.graph, plan.classes, keep)
-        self._history.observe(values)
         parameters = named_parameters(self._module)
         betas = {g.beta: parameters[g.beta].detach().cpu().numpy() for g in plan.gammas if g.beta in parameters}
         return self._setup.sizer.size({**values, **betas})
 
-    def _check_alive(self, keep: Mask) -> None:
-        """Refuse to empty the network; under a budget the phase ends instead, and some channels come back."""
+    def _is_emptied(self, keep: Mask) -> bool:
+        """Refuse to empty the network; adjusting takes it as a symptom, and under a budget the phase ends."""
         plan = self._setup.sparsity
         try:
             check_alive(plan.graph, plan.classes, keep, self._ista.rho)
         except EmptyNetwork as error:
-            if self._history is None:
+            if self._setup.config.on_symptom != "warn":
+                return True
+            if not self._setup.goals:
                 raise
             self._emptied = error.what
+        return False
 
     def _histogram(self, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[float]]:
         plan = self._setup.sparsity
@@ -117,7 +138,20 @@ class Sparsify:
         return self._controller.is_done() or self._emptied
 
     def advice(self) -> list[str]:
-        return self._controller.advice() if self._controller is not None else []
+        return [_advice(symptom, self._setup.config.on_symptom) for symptom in self._found]
+
+    def failure(self) -> CheckFailed | None:
+        if not self._found or self._setup.config.on_symptom != "stop":
+            return None
+        return CheckFailed(
+            "; ".join(symptom.sentence.partition(":")[0] for symptom in self._found),
+            why="the run was to stop at a symptom (--on-symptom stop)",
+            do=f"{self._found[0].sentence.partition('; ')[2]}; or go on from the checkpoint with --resume",
+        )
+
+
+def _advice(symptom: Symptom, on_symptom: OnSymptom) -> str:
+    return f"{symptom.sentence}; adjusted: {symptom.adjustment}" if on_symptom == "adjust" else symptom.sentence
 
 
 class FineTune:
@@ -145,3 +179,6 @@ class FineTune:
 
     def advice(self) -> list[str]:
         return []
+
+    def failure(self) -> CheckFailed | None:
+        return None
