@@ -378,7 +378,7 @@ def test_a_budget_is_met_even_where_the_penalty_does_nothing(tmp_path: Path, bar
     result = train_prune(config(tmp_path / "run", bars, rho=1e-9, target_macs=0.5, steps=8))
     assert result.after["macs"] <= 0.5 * result.before["macs"]
     (said,) = (reason for reason in result.reasons if reason.startswith("budget: "))
-    assert re.search(r"of (\d+) channels that go, \1 had not reached zero", said)
+    assert re.search(r"of (\d+) channel classes that go, \1 had not reached zero", said)
 
 
 def test_a_budget_that_overshoots_gives_back_what_went_last(tmp_path: Path, bars: Path) -> None:

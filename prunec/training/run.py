@@ -205,8 +205,8 @@ class _Run:
         chosen = fit(self.history, sizer, setup.goals, setup.full)
         set_gammas(plan, self.module, self.history.values, chosen.gone)
         said = (
-            f"budget: {in_words(setup.goals, chosen.size, setup.full)} are left; of {int(chosen.gone.sum())} channels "
-            f"that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
+            f"budget: {in_words(setup.goals, chosen.size, setup.full)} are left; of {int(chosen.gone.sum())} "
+            f"channel classes that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
         )
         self.state.facts["reasons"].append(said)
         self.progress.note(said)
