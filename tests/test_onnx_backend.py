@@ -15,7 +15,7 @@ import torch
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx_masks import with_masks
+from onnx_masks import some_classes, with_masks
 from onnx_nets import (
     Net,
     assert_same_outputs,
@@ -35,7 +35,7 @@ from prunec.edits import CannotRewrite
 from prunec.frontends.onnx import load_onnx, trace_onnx
 from prunec.passes.lower import lower
 from prunec.passes.permutations import fuse_permutations
-from prunec.passes.select import Facts, plan, select
+from prunec.passes.select import plan, select
 from prunec.reading import read_module
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -428,14 +428,6 @@ def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: in
     pruned = onnx.load_from_string(model_bytes(source))
     normalised = any(("norm", "in") in step.options for step in spec.steps)
     assert_close(masked, pruned, random_feeds(model), 1e-2 if normalised else 1e-4)
-
-
-def some_classes(facts: Facts, seed: int) -> Mask:
-    """Keep two thirds of the classes, and all that are constant at one reader: those the plan folds instead."""
-    wish = np.random.default_rng(seed).random(facts.classes.num_classes) > 0.35
-    for read in facts.reads:
-        wish[facts.classes.class_of[read.ids[~np.isnan(read.constant)]]] = True
-    return wish
 
 
 @given(specs())

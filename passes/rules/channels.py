@@ -128,19 +128,28 @@ def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
     if inputs[1].rank == 2:
         ties.channel(vector(b, rank - 1, ties))
     fields = []
-    for operand, other, free, gone in ((a, b, rank - 2, rank - 1), (b, a, rank - 1, rank - 2)):
+    for operand, free, gone in ((a, rank - 2, rank - 1), (b, rank - 1, rank - 2)):
         for field in operand.fields:
             if field.shape[gone] != 1:
                 continue
-            if field.shape[free] != 1 or all(_extent(other, axis) == 1 for axis in varying(field)):
+            if field.shape[free] != 1:
                 fields.append(field)
-            else:
-                ties.pin(field, "a batch axis of a matrix product is not a channel")
+    fields.extend(_batch_fields(a, b, out_shape, ties))
     drop = [axis for axis, gone in ((rank - 2, lone_a), (rank - 1, lone_b)) if gone]
     product = Label(out_shape, tuple(np.squeeze(field, axis=tuple(drop)) if drop else field for field in fields))
     if len(inputs) > 2 and inputs[2].shape is not None:
         return [merge([product, inputs[2]], out_shape, ties)]
     return [product]
+
+
+def _batch_fields(a: Label, b: Label, out_shape: Shape, ties: Ties) -> tuple[Ids, ...]:
+    """Unify the ids that lie along the batch axes of a matrix product: it takes one product for each."""
+    rank = a.rank
+    batches = [
+        Label((*_known(v.shape)[: rank - 2], 1, 1), tuple(f for f in v.fields if f.shape[rank - 2 :] == (1, 1)))
+        for v in (a, b)
+    ]
+    return merge(batches, (*(1,) * (rank - len(out_shape)), *out_shape), ties).fields if rank > 2 else ()
 
 
 def _swapped(label: Label, swap: bool) -> Label:

@@ -144,9 +144,10 @@ def _may_change(traced: TracedOnnx, edits: Edits) -> Callable[[str], bool]:
 def _place_fused(surgeon: Surgeon, traced: TracedOnnx, edits: Edits) -> None:
     """Put a Gather in the place of a channel shuffle (passes/permutations.py) whose channels change."""
     for node in traced.graph.nodes:
-        value = node.outputs[0] if node.outputs else ""
-        changes = node.name in edits.attrs or value in edits.shapes or node.inputs[0] in edits.shapes
-        if node.attrs.get("fused") and changes and node.name not in edits.removed:
+        if not node.attrs.get("fused") or node.name in edits.removed:
+            continue
+        value = node.outputs[0]
+        if node.name in edits.attrs or value in edits.shapes or node.inputs[0] in edits.shapes:
             indices = edits.attrs.get(node.name, {}).get("indices", node.attrs["indices"])
             end = surgeon.makers[value]
             surgeon.take_over(end.place, _gather(surgeon, node, indices, node.attrs["axis"], f"{end.name}_gather"))

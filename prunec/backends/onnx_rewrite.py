@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from prunec.backends.onnx_surgeon import Surgeon
 from prunec.edits import CannotRewrite
-from prunec.frontends.onnx_view import View
+from prunec.frontends.onnx_view import Cut, View
 from prunec.graph import Node, Shape
 
 Array = np.ndarray[Any, Any]
@@ -223,14 +223,30 @@ def _split(site: Site) -> Sequence[int]:
 
 def _slice(site: Site) -> Sequence[int]:
     """Slice's starts and ends, by the axis that each is for."""
-    cuts = site.view.cuts()
-    if cuts is None or site.view.op != "Slice":
-        raise site.cannot("the axes that it slices are not its own")
+    cuts = site.view.cuts() if site.view.op == "Slice" else None
+    if cuts is None:
+        if site.attrs:
+            raise site.cannot("the axes that it slices are not its own")
+        return ()
     at = {cut.axis: place for place, cut in enumerate(cuts)}
     for slot, name in ((1, "starts"), (2, "ends")):
         entries = {at[site.node.attrs["axes"][place]]: number for place, number in site.differences(name).items()}
-        write_entries(site, slot, entries, name)
+        write_entries(site, slot, {**_counted_from_the_end(site, cuts, name), **entries}, name)
     return (1, 2)
+
+
+def _counted_from_the_end(site: Site, cuts: Sequence[Cut], name: str) -> Entries:
+    """Return the places that a file counts from the end of an axis that gets shorter, counted from its start."""
+    before, after = site.view.shape(0), site.shapes.get(site.node.inputs[0])
+    if before is None or after is None:
+        return {}
+    written = {cut.axis: (place, cut.start if name == "starts" else cut.end) for place, cut in enumerate(cuts)}
+    numbers = zip(site.node.attrs["axes"], site.attrs.get(name, site.node.attrs[name]), strict=True)
+    return {
+        written[axis][0]: number
+        for axis, number in numbers
+        if before[axis] != after[axis] and isinstance(written[axis][1], int) and written[axis][1] < 0 <= number
+    }
 
 
 def _gather(site: Site) -> Sequence[int]:
@@ -270,7 +286,7 @@ def _resize(site: Site) -> Sequence[int]:
     return (3,)
 
 
-_BY_SHAPE = ("resize",)
+_BY_SHAPE = ("resize", "slice")
 """Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
 
 REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(

@@ -13,12 +13,13 @@ from prunec.frontends import onnx_compute as compute
 from prunec.frontends import onnx_move as move
 from prunec.frontends import onnx_pointwise as point
 from prunec.frontends import onnx_quantised as quantised
-from prunec.frontends.onnx_draft import Draft, Translate, opaque, refuse
+from prunec.frontends.onnx_draft import Draft, Translate, one, opaque, refuse
 from prunec.frontends.onnx_view import View
 
 BODY = "it runs a graph of its own, which prunec does not enter"
 BY_VALUE = "what it selects depends on the values"
 RANDOM = "its values are random"
+SEQUENCE = "it makes or reads a sequence of tensors"
 
 ONNX: Mapping[str, Translate] = MappingProxyType(
     {
@@ -69,9 +70,10 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "LessOrEqual": point.binary("less_equal"),
         "Greater": point.binary("greater"),
         "GreaterOrEqual": point.binary("greater_equal"),
-        "And": point.binary("and"),
-        "Or": point.binary("or"),
-        "Xor": point.binary("xor"),
+        **dict.fromkeys(("And", "BitwiseAnd"), point.binary("and")),
+        **dict.fromkeys(("Or", "BitwiseOr"), point.binary("or")),
+        **dict.fromkeys(("Xor", "BitwiseXor"), point.binary("xor")),
+        "BitwiseNot": point.unary("not"),
         "Where": point.where,
         "Sum": point.variadic("add"),
         "Mean": point.variadic("add", mean=True),
@@ -115,7 +117,10 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "Softmax": point.along("softmax", -1, flat_before=13),
         "LogSoftmax": point.along("log_softmax", -1, flat_before=13),
         "Hardmax": point.along("hardmax", -1, flat_before=13),
-        "CumSum": point.cumulative_sum,
+        "CumSum": point.cumulative("cumsum"),
+        "CumProd": point.cumulative("cumprod"),
+        "Trilu": point.triangle,
+        **dict.fromkeys(("Shape", "Size"), lambda view: one(view, "shape_of")),
         # quantisation
         "QuantizeLinear": quantised.quantize("quantize"),
         "DequantizeLinear": quantised.quantize("dequantize"),
@@ -140,6 +145,13 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
             ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"),
             refuse(RANDOM),
         ),
+        **dict.fromkeys(
+            ("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
+             "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
+            refuse(SEQUENCE),
+        ),
+        **dict.fromkeys(("Range", "CenterCropPad"), refuse("the shape of its result is computed")),
+        "Col2Im": refuse("it adds up blocks that overlap"),
         "DeformConv": refuse("its sampling offsets are computed"),
     }
 )  # fmt: skip
@@ -153,6 +165,18 @@ MICROSOFT: Mapping[str, Translate] = MappingProxyType(
         "FastGelu": point.biased("gelu", approximate="tanh"),
         "BiasGelu": point.biased("gelu", approximate="none"),
         "QuickGelu": point.unary("silu", alpha=1.702),
+        "Pad": move.pad,
+        "GridSample": compute.sample,
+        **dict.fromkeys(
+            ("SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+            refuse("it averages over its channels"),
+        ),
+        "BiasSoftmax": refuse("softmax mixes its channels"),
+        **dict.fromkeys(
+            ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedMultiHeadAttention"),
+            refuse(compute.PACKED_HEADS),
+        ),
+        **dict.fromkeys(("MatMulNBits", "GatherBlockQuantized"), refuse("its weight is packed")),
         # quantisation
         "QuantizeLinear": quantised.quantize("quantize"),
         "DequantizeLinear": quantised.quantize("dequantize"),

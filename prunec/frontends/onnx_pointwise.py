@@ -235,13 +235,25 @@ def along(kind: str, default: int, flat_before: int = 0) -> Translate:
     return translate
 
 
-def cumulative_sum(view: View) -> Sequence[Draft]:
-    """CumSum; its axis is an input."""
-    axis = view.constant(1)
-    place = positive(int(axis.ravel()[0]), view.rank()) if axis is not None and axis.size == 1 else None
-    if place is None:
-        return opaque(view, "the axis that it sums along is computed")
-    return one(view, "along", kind="cumsum", axes=[place])
+def cumulative(kind: str) -> Translate:
+    """Return the translation of CumSum or CumProd; their axis is an input."""
+
+    def translate(view: View) -> Sequence[Draft]:
+        axis = view.constant(1)
+        place = positive(int(axis.ravel()[0]), view.rank()) if axis is not None and axis.size == 1 else None
+        if place is None:
+            return opaque(view, "the axis that it runs along is computed")
+        return one(view, "along", kind=kind, axes=[place])
+
+    return translate
+
+
+def triangle(view: View) -> Sequence[Draft]:
+    """Trilu: which elements of the last two axes become zero depends on where they lie."""
+    rank = view.rank()
+    if rank is None or rank < 2:
+        return opaque(view, NO_RANK)
+    return one(view, "along", kind="a triangular mask", axes=[rank - 2, rank - 1])
 
 
 UNARY_NAMES: Mapping[str, str] = {

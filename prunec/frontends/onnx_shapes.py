@@ -183,6 +183,8 @@ def refine(
     view: View, opsets: Sequence[onnx.OperatorSetIdProto], ir_version: int
 ) -> Sequence[tuple[Shape | None, str]]:
     """Return shape and type of each output of one node from what is known of its inputs now, as far as that goes."""
+    if view.node.domain == _MICROSOFT and (fused := _MICROSOFT_RULES.get(view.op)) is not None:
+        return [fused(view)]
     rule = _RULES.get(view.op) if view.node.domain == "" else None
     if rule is not None:
         before = view.facts.values.get(view.inputs[0]) if view.op != "ConstantOfShape" else None
@@ -337,6 +339,11 @@ def _crop(view: View) -> Shape | None:
     return (*before[:2], *after)
 
 
+def _same(view: View) -> Shape | None:
+    """Ops that ONNX defines by a function of other ops, which inference does not always enter."""
+    return view.shape(0)
+
+
 _RULES: Mapping[str, Callable[[View], Shape | None]] = MappingProxyType(
     {
         "Reshape": _reshape,
@@ -348,6 +355,43 @@ _RULES: Mapping[str, Callable[[View], Shape | None]] = MappingProxyType(
         "Slice": _slice,
         "Flatten": _flatten,
         "Crop": _crop,
+        **dict.fromkeys(("GroupNormalization", "RMSNormalization", "Swish", "Mish", "HardSwish", "Celu"), _same),
+    }
+)
+
+
+def _product(dtype: str = "") -> Callable[[View], tuple[Shape | None, str]]:
+    """Return the rule of a matrix product of inputs 0 and 1 whose batch axes are broadcast."""
+
+    def rule(view: View) -> tuple[Shape | None, str]:
+        a, b = view.shape(0), view.shape(1)
+        if a is None or b is None or len(a) < 2 or len(b) < 2:
+            return None, dtype
+        rows = a[-1 if view.attrs.get("transA", 0) else -2]
+        columns = b[-2 if view.attrs.get("transB", 0) else -1]
+        batch = sym.broadcast([a[:-2], b[:-2]])
+        found = view.facts.values.get(view.inputs[0])
+        return (None if batch is None else (*batch, rows, columns)), dtype or (found.dtype if found else "")
+
+    return rule
+
+
+def _reduced(view: View) -> tuple[Shape | None, str]:
+    """QLinearReduceMean: axes are an attribute."""
+    before, found = view.shape(0), view.facts.values.get(view.inputs[0])
+    if before is None:
+        return None, ""
+    axes = {axis % len(before) for axis in view.attrs.get("axes") or range(len(before))}
+    keeps = view.attrs.get("keepdims", 1)
+    after = tuple(1 if axis in axes else size for axis, size in enumerate(before) if keeps or axis not in axes)
+    return after, found.dtype if found else ""
+
+
+_MICROSOFT_RULES: Mapping[str, Callable[[View], tuple[Shape | None, str]]] = MappingProxyType(
+    {
+        **dict.fromkeys(("FusedMatMul", "TransposeMatMul"), _product()),
+        **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _product("float32")),
+        "QLinearReduceMean": _reduced,
     }
 )
 
