@@ -127,13 +127,12 @@ def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
     _meet(_contracted(a, rank - 1, rank - 2, ties), _contracted(b, rank - 2, rank - 1, ties), ties)
     if inputs[1].rank == 2:
         ties.channel(vector(b, rank - 1, ties))
-    fields = []
-    for operand, free, gone in ((a, rank - 2, rank - 1), (b, rank - 1, rank - 2)):
-        for field in operand.fields:
-            if field.shape[gone] != 1:
-                continue
-            if field.shape[free] != 1:
-                fields.append(field)
+    fields = [
+        field
+        for operand, free, gone in ((a, rank - 2, rank - 1), (b, rank - 1, rank - 2))
+        for field in operand.fields
+        if field.shape[free] != 1 and field.shape[gone] == 1
+    ]
     fields.extend(_batch_fields(a, b, out_shape, ties))
     drop = [axis for axis, gone in ((rank - 2, lone_a), (rank - 1, lone_b)) if gone]
     product = Label(out_shape, tuple(np.squeeze(field, axis=tuple(drop)) if drop else field for field in fields))
