@@ -126,7 +126,7 @@ def test_published_weights_load_and_are_as_good_as_published(shared_data: Path, 
     module.load_state_dict(load_file(shared_data / "weights" / f"cifar10-{name}.safetensors"), strict=True)
     images = load(str(shared_data / "cifar10-ci"), (3, 32, 32))
     published = pipeline("imagenet", NO_AUGMENT, images.mean, images.std, 3)
-    found = evaluate(module, images.test, published, Classification(images.classes))
+    found = evaluate(module, images.test, published, Classification(images.classes), (3, 32, 32))
     assert found["accuracy"] == pytest.approx(right, abs=0.004)
 
 

@@ -65,7 +65,7 @@ def test_the_exported_resnet20_agrees_with_torch_on_real_images(run_folder: Path
     (theirs,) = session.run(None, {"images": images.numpy()})
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(ours).max()
     # Agreement means something: after 40 steps the network is far from recovered, and far above chance.
-    assert (ours.argmax(1) == data.test.labels.numpy()).mean() > 0.25
+    assert (ours.argmax(1) == data.test.targets.numpy()).mean() > 0.25
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from prunec.errors import BadInput
 from prunec.training import augment
 from prunec.training.augment import CROP_AND_FLIP, NO_AUGMENT, PAPER_AUGMENT, pipeline
-from prunec.training.batches import Batches
-from prunec.training.data import Images, load
+from prunec.training.batches import Batches, plain_batches
+from prunec.training.data import load
+from prunec.training.sources import Example, Images, Streamed
 
 
 def write_image(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> None:
@@ -39,8 +40,8 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert digits.image_shape == (1, 32, 32)
     again = load("digits", (1, 32, 32))
     assert torch.equal(digits.train.pixels, again.train.pixels)
-    assert torch.equal(digits.test.labels, again.test.labels)
-    assert set(digits.test.labels.tolist()) == set(range(10))
+    assert torch.equal(digits.test.targets, again.test.targets)
+    assert set(digits.test.targets.tolist()) == set(range(10))
 
 
 def test_digits_can_be_had_in_colour() -> None:
@@ -51,7 +52,7 @@ def test_digits_can_be_had_in_colour() -> None:
 def test_a_folder_is_read_by_class_and_name(folder: Path) -> None:
     data = load(str(folder), (3, 8, 8))
     assert data.classes == ("cat", "dog")
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.train.targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.train.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
     assert data.test.pixels[:, 1, 3, 3].tolist() == [0, 1, 100, 101]
     assert data.mean == pytest.approx([51 / 255] * 3)
@@ -66,7 +67,7 @@ def test_without_a_test_folder_every_tenth_image_of_a_class_is_kept_for_testing(
         for index in range(count):
             write_image(tmp_path / name / f"{index:02}.png", index)
     data = load(str(tmp_path), (3, 8, 8))
-    assert data.test.labels.tolist() == [0, 0, 1]
+    assert data.test.targets.tolist() == [0, 0, 1]
     assert len(data.train) == 27
 
 
@@ -93,7 +94,7 @@ def test_cifar_python_and_binary_batches_give_the_same_images(tmp_path: Path) ->
     a, b = load(str(tmp_path / "py"), (3, 32, 32)), load(str(tmp_path / "bin"), (3, 32, 32))
     assert (len(a.train), len(a.test)) == (20, 4)
     assert torch.equal(a.train.pixels, b.train.pixels)
-    assert torch.equal(a.test.labels, b.test.labels)
+    assert torch.equal(a.test.targets, b.test.targets)
     assert a.train.pixels[0].flatten().tolist() == cifar_batch(0)[0][0].tolist()
 
 
@@ -130,9 +131,50 @@ def test_a_set_that_is_not_there_is_refused() -> None:
         load("cifar", (3, 32, 32))
 
 
-def test_too_many_images_for_memory_are_refused_before_decoding(folder: Path) -> None:
-    with pytest.raises(BadInput, match="GiB of memory"):
-        load(str(folder), (3, 20_000, 20_000))
+def test_images_that_do_not_fit_in_memory_are_read_while_training_and_give_the_same_batches(folder: Path) -> None:
+    kept, streamed = load(str(folder), (3, 8, 8)), load(str(folder), (3, 8, 8), memory=500)
+    assert isinstance(kept.train, Images)
+    assert isinstance(streamed.train, Streamed)
+    assert (kept.mean, kept.std, kept.classes) == (streamed.mean, streamed.std, streamed.classes)
+    made = pipeline("standardise", CROP_AND_FLIP, kept.mean, kept.std, 3)
+    ours, theirs = (Batches(data.train, 2, made, seed=1) for data in (kept, streamed))
+    for step in (0, 1, 2, 7, 4):
+        for wanted, found in zip(ours.at(step), theirs.at(step), strict=True):
+            assert torch.equal(wanted, found)
+    for wanted, found in zip(plain_batches(kept.test, made, 3), plain_batches(streamed.test, made, 3), strict=True):
+        assert torch.equal(wanted[0], found[0])
+        assert torch.equal(wanted[1], found[1])
+
+
+def test_an_image_that_cannot_be_read_while_training_is_named(folder: Path) -> None:
+    data = load(str(folder), (3, 8, 8), memory=500)
+    (folder / "test/dog/1.png").write_bytes(b"damaged meanwhile")
+    made = pipeline("standardise", NO_AUGMENT, data.mean, data.std, 3)
+    with pytest.raises(BadInput, match=r"cannot read the image .*1\.png"):
+        list(plain_batches(data.test, made, 2))
+
+
+def test_batches_are_read_ahead_and_what_is_not_wanted_any_more_is_dropped() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def __len__(self) -> int:
+            return 20
+
+        def __call__(self, index: int) -> Example:
+            self.asked.append(index)
+            return np.full((1, 2, 2), index, np.uint8), np.array(index)
+
+    decoder = Counting()
+    source = Streamed(decoder)
+    source.expect([torch.tensor([1, 2]), torch.tensor([3, 4])])
+    first = source.take(torch.tensor([1, 2]))
+    assert first[1].tolist() == [1, 2]
+    assert first[0][:, 0, 0, 0].tolist() == [1, 2]
+    source.expect([torch.tensor([5, 6])])
+    assert source.take(torch.tensor([5, 6]))[1].tolist() == [5, 6]
+    assert decoder.asked.count(1) == decoder.asked.count(5) == 1
 
 
 def pixels(count: int = 6) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from prunec.training.warp import random_warp
+
 Normalise = Literal["standardise", "imagenet", "dataset"]
 """``standardise``: each image to mean 0, deviation 1 (the paper). ``imagenet``, ``dataset``: by fixed mean, std."""
 
@@ -27,12 +29,14 @@ class Augment:
         flip: mirror left-right with probability 1/2.
         brightness: largest shift, as a share of the pixel range (63/255 in the paper's pipeline).
         contrast: (low, high) factor about each image's channel means; None leaves it alone.
+        warp: flip, affine map and colour by kornia; see warp.random_warp.
     """
 
     pad: int = 0
     flip: bool = False
     brightness: float = 0.0
     contrast: tuple[float, float] | None = None
+    warp: bool = False
 
 
 NO_AUGMENT = Augment()
@@ -40,7 +44,9 @@ PAPER_AUGMENT = Augment(pad=4, flip=True, brightness=63 / 255, contrast=(0.2, 1.
 CROP_AND_FLIP = Augment(pad=4, flip=True)
 SHIFT = Augment(pad=2)
 
-AUGMENTS = {"none": NO_AUGMENT, "shift": SHIFT, "crop-flip": CROP_AND_FLIP, "paper": PAPER_AUGMENT}
+SCENE = Augment(warp=True)
+
+AUGMENTS = {"none": NO_AUGMENT, "shift": SHIFT, "crop-flip": CROP_AND_FLIP, "paper": PAPER_AUGMENT, "scene": SCENE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +64,36 @@ class Pipeline:
     std: tuple[float, ...]
     augment: Augment = NO_AUGMENT
 
-    def train(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8[N, C, H, W] -> float32[N, C, H, W], augmented."""
-        images = pixels
-        if self.augment.pad:
-            images = random_crop(images, self.augment.pad, generator)
-        if self.augment.flip:
-            images = random_flip(images, generator)
-        images = images.float() / 255
+    def train(
+        self, pixels: torch.Tensor, targets: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8[N, C, H, W] -> float32[N, C, H, W], augmented, with its targets: masks move along, labels stay."""
+        masked = targets.dim() > 1
+        if masked:
+            pixels, targets = self._shifted_together(pixels, targets, generator)
+        else:
+            pixels = self._shifted(pixels, generator)
+        images = pixels.float() / 255
+        if self.augment.warp:
+            images, masks = random_warp(images, targets if masked else None, generator)
+            targets = masks if masks is not None else targets
         if self.augment.brightness:
             images = random_brightness(images, self.augment.brightness, generator)
         if self.augment.contrast is not None:
             images = random_contrast(images, self.augment.contrast, generator)
-        return self._normalised(images)
+        return self._normalised(images), targets
+
+    def _shifted(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.augment.pad:
+            pixels = random_crop(pixels, self.augment.pad, generator)
+        return random_flip(pixels, generator) if self.augment.flip else pixels
+
+    def _shifted_together(
+        self, pixels: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift images with their masks as one more channel, upside down: the zeros that come in then mean VOID."""
+        moved = self._shifted(torch.cat((pixels, 255 - masks[:, None]), dim=1), generator)
+        return moved[:, :-1], 255 - moved[:, -1]
 
     def test(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8[N, C, H, W] -> float32[N, C, H, W]."""

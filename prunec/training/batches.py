@@ -12,7 +12,10 @@ from collections.abc import Iterator
 import torch
 
 from prunec.training.augment import Pipeline
-from prunec.training.data import Images
+from prunec.training.sources import Source
+
+_AHEAD = 3
+"""Batches that are fetched ahead of need, where they come from files."""
 
 
 def generator(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -25,38 +28,43 @@ class Batches:
     """Training batches: each epoch is a new order of all images, less the last few that fill no batch.
 
     Args:
-        images: on the training device.
+        images: where they come from; batches are on its device.
         batch_size: at most this many; a smaller set is one batch.
         pipeline: makes inputs of pixels.
         seed: of order and augmentation.
     """
 
-    def __init__(self, images: Images, batch_size: int, pipeline: Pipeline, seed: int) -> None:
+    def __init__(self, images: Source, batch_size: int, pipeline: Pipeline, seed: int) -> None:
         self._images = images
         self._pipeline = pipeline
         self._seed = seed
         self._batch_size = min(batch_size, len(images))
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, torch.Tensor] = {}
         self.steps_per_epoch = max(1, len(images) // self._batch_size)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the inputs float32[N, C, H, W] and the targets of a step of the run, counted from 0."""
+        self._images.expect([self._chosen(step + ahead) for ahead in range(_AHEAD + 1)])
+        pixels, targets = self._images.take(self._chosen(step))
+        return self._pipeline.train(pixels, targets, generator(self._seed, "augment", step))
+
+    def _chosen(self, step: int) -> torch.Tensor:
+        """Return the numbers of a step's images."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
+        if epoch not in self._orders:
+            # A batch may be asked for while the next epoch's first ones are fetched already.
+            self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) <= 1}
             order = torch.randperm(len(self._images), generator=generator(self._seed, "order", epoch))
-            self._order, self._epoch = order.to(self._images.pixels.device), epoch
-        chosen = self._order[position * self._batch_size : (position + 1) * self._batch_size]
-        augmented = self._pipeline.train(self._images.pixels[chosen], generator(self._seed, "augment", step))
-        return augmented, self._images.targets[chosen]
+            self._orders[epoch] = order.to(self._images.index_device)
+        return self._orders[epoch][position * self._batch_size : (position + 1) * self._batch_size]
 
 
 def plain_batches(
-    images: Images, pipeline: Pipeline, batch_size: int, most: int | None = None
+    images: Source, pipeline: Pipeline, batch_size: int, most: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield inputs and targets without augmentation, in order: all of them, or those of ``most`` batches."""
-    for index, start in enumerate(range(0, len(images), batch_size)):
-        if most is not None and index >= most:
-            return
-        chosen = slice(start, start + batch_size)
-        yield pipeline.test(images.pixels[chosen]), images.targets[chosen]
+    batches = torch.arange(len(images), device=images.index_device).split(batch_size)[:most]
+    for index, batch in enumerate(batches):
+        images.expect(batches[index : index + _AHEAD + 1])
+        pixels, targets = images.take(batch)
+        yield pipeline.test(pixels), targets

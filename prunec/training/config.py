@@ -34,7 +34,8 @@ class RunConfig:
         arch, model: a built-in architecture, or ``package.module:factory``; one of the two.
         weights: a state dict to start from; "" trains from scratch.
         input_shape: (C, H, W) of the images a ``model`` takes; () asks the model.
-        data: ``digits`` or a folder; see training.data.load.
+        data: ``digits``, ``digits-on-photos`` or a folder; see training.data.load.
+        data_memory: GiB of decoded images to keep in memory; a folder that needs more is read while training.
         preset: the preset that filled in what was not given, for the record.
         normalise, augment: see training.augment.
         batch_size: images per step.
@@ -69,6 +70,7 @@ class RunConfig:
     weights: str = ""
     input_shape: tuple[int, ...] = ()
     data: str = "digits"
+    data_memory: float = 4.0
     preset: str = ""
     normalise: Normalise = "standardise"
     augment: str = "none"
@@ -141,11 +143,12 @@ class RunConfig:
         return json.dumps(self.to_json_dict(), sort_keys=True)
 
 
-CHANGEABLE = ("lr", "gamma_lr", "finetune_lr", "rho", "device", "log_every", "checkpoint_every")
+CHANGEABLE = ("lr", "gamma_lr", "finetune_lr", "rho", "device", "data_memory", "log_every", "checkpoint_every")
 """What ``--resume`` may be given anew: a checkpoint still fits."""
 _STARTING = ("output", "resume", "force")
 _UNIT_INTERVAL = ("target_macs", "target_params")
 _POSITIVE = (
+    "data_memory",
     "batch_size",
     "epochs",
     "steps",

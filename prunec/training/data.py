@@ -1,43 +1,35 @@
-"""Image sets in memory: what ``--data`` may name, and how an image becomes a network's input.
+"""Image sets: what ``--data`` may name, and how an image becomes a network's input.
 
-Owns ``load`` and the types it returns. Reading files is imagefiles.py's, augmentation augment.py's.
-Sets are small (digits, CIFAR-10, an image folder at one size), so they are decoded once to uint8 and live
-on the training device as tensors; no step waits for a disk or a host.
+Owns ``load`` and ``ImageSet``. Reading files is imagefiles.py's and maskfiles.py's, augmentation augment.py's.
+A set that fits in memory (digits, CIFAR-10, most image folders at one size) is decoded once to uint8 and lives on
+the training device as tensors, so that no step waits for a disk or a host; a larger one stays in its files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import torch
 
 from prunec.errors import BadInput, MissingDependency
-from prunec.training import imagefiles
+from prunec.training import imagefiles, maskfiles
+from prunec.training.imagefiles import FileSet
+from prunec.training.photos import make_digits_on_photos
+from prunec.training.sources import Images, Source, Streamed, read_all, read_some
 
 Task = Literal["classification", "segmentation"]
 
+MEMORY = 4 << 30
+"""Bytes of decoded images that are kept in memory unless told otherwise."""
+_LOOKED_AT = 512
+
 _DIGITS_TEST = 360
 _DIGITS_SPLIT_SEED = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Images:
-    """Images with what is wanted of them, on one device.
-
-    ``pixels`` is uint8[N, C, H, W]; ``targets`` is int64[N] class labels or uint8[N, H, W] masks.
-    """
-
-    pixels: torch.Tensor
-    targets: torch.Tensor
-
-    def __len__(self) -> int:
-        return int(self.pixels.shape[0])
-
-    def to(self, device: torch.device) -> Images:
-        return Images(self.pixels.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,51 +42,83 @@ class ImageSet:
         classes: the labels' names; label k is ``classes[k]``.
         task: ``classification`` (labels) or ``segmentation`` (masks).
         shares: of the training pixels, per class; () for labels.
-        mean, std: of the training pixels in 0..1, per channel.
+        mean, std: of the training pixels in 0..1, per channel (of 512 images, where they stay in files).
+        image_shape: (C, H, W).
     """
 
     name: str
-    train: Images
-    test: Images
+    train: Source
+    test: Source
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    image_shape: tuple[int, int, int]
     task: Task = "classification"
     shares: tuple[float, ...] = ()
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        _, channels, height, width = self.train.pixels.shape
-        return channels, height, width
 
     def to(self, device: torch.device) -> ImageSet:
         """Return the set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def load(source: str, image_shape: tuple[int, int, int]) -> ImageSet:
+def load(
+    source: str, image_shape: tuple[int, int, int], *, num_logits: int | None = None, memory: int = MEMORY
+) -> ImageSet:
     """Load a data set at the shape a network takes.
 
     Args:
-        source: ``digits``, or a folder: class folders under ``train`` and ``test`` (or ``val``), class
-            folders alone (every tenth image is then kept for testing), or CIFAR-10's batches, python or binary.
+        source: ``digits``, ``digits-on-photos``, or a folder: class folders under ``train`` and ``test`` (or
+            ``val``), class folders alone (every tenth image is then kept for testing), ``images`` beside ``masks``,
+            or CIFAR-10's batches, python or binary.
         image_shape: (C, H, W); images are converted to grey (C = 1) or RGB (C = 3) and resized.
+        num_logits: per image or pixel, where the network is known; see maskfiles.list_mask_folders.
+        memory: bytes that decoded images may take; a folder that needs more is read again and again while
+            training, ahead of need.
 
     Raises:
-        BadInput: no such set or folder, nothing readable in it, or more than fits in memory.
+        BadInput: no such set or folder, nothing readable in it.
         MissingDependency: scikit-learn (digits) or Pillow (folders) is not installed.
     """
-    if source == "digits":
-        return _digits(image_shape)
+    if source in EMBEDDED:
+        return EMBEDDED[source](image_shape)
     folder = Path(source)
     if not folder.is_dir():
         raise BadInput(
             f"there is no data set {source!r}",
-            do="give `digits`, or a folder with train/CLASS/* and test/CLASS/* images",
+            do=f"give {' or '.join(EMBEDDED)}, a folder with train/CLASS/* and test/CLASS/* images, "
+            "or one with images/ and masks/",
         )
-    raw = imagefiles.read_cifar_batches(folder) or imagefiles.read_class_folders(folder, image_shape)
-    return _image_set(folder.name or str(folder), raw, image_shape)
+    name = folder.name or str(folder)
+    batches = imagefiles.read_cifar_batches(folder)
+    if batches is not None:
+        return _image_set(name, batches, image_shape)
+    masked = maskfiles.list_mask_folders(folder, image_shape, num_logits)
+    return _from_files(name, masked or imagefiles.list_class_folders(folder, image_shape), image_shape, memory)
+
+
+def _from_files(name: str, files: FileSet, image_shape: tuple[int, int, int], memory: int) -> ImageSet:
+    """Decode a folder, or leave it in its files where it is large."""
+    channels, height, width = image_shape
+    per_image = (channels + files.masked) * height * width
+    if (len(files.train) + len(files.test)) * per_image > memory:
+        train: Source = Streamed(files.train)
+        test: Source = Streamed(files.test)
+        looked_at = read_some(files.train, _LOOKED_AT)
+    else:
+        looked_at = train = read_all(files.train)
+        test = read_all(files.test)
+    return _described(name, train, test, files.classes, looked_at, image_shape)
+
+
+def _described(
+    name: str, train: Source, test: Source, classes: tuple[str, ...], looked_at: Images, shape: tuple[int, int, int]
+) -> ImageSet:
+    """Make the set, with the statistics of ``looked_at``: the training images, or some of them."""
+    mean, std = _statistics(looked_at.pixels)
+    masked = looked_at.targets.dim() > 1
+    shares = _shares(looked_at.targets, len(classes)) if masked else ()
+    task: Task = "segmentation" if masked else "classification"
+    return ImageSet(name, train, test, classes, mean, std, shape, task, shares)
 
 
 def _digits(image_shape: tuple[int, int, int]) -> ImageSet:
@@ -116,11 +140,21 @@ def _digits(image_shape: tuple[int, int, int]) -> ImageSet:
     return _image_set("digits", raw, image_shape)
 
 
+def _digits_on_photos(image_shape: tuple[int, int, int]) -> ImageSet:
+    raw = make_digits_on_photos(image_shape[1:])
+    return _image_set("digits-on-photos", raw, image_shape)
+
+
+EMBEDDED: Mapping[str, Callable[[tuple[int, int, int]], ImageSet]] = MappingProxyType(
+    {"digits": _digits, "digits-on-photos": _digits_on_photos}
+)
+"""Sets that come with scikit-learn and need no files, by name."""
+
+
 def _image_set(name: str, raw: imagefiles.RawSet, image_shape: tuple[int, int, int]) -> ImageSet:
     train = Images(_fitted(raw.train[0], image_shape), raw.train[1])
     test = Images(_fitted(raw.test[0], image_shape), raw.test[1])
-    mean, std = _statistics(train.pixels)
-    return ImageSet(name, train, test, raw.classes, mean, std)
+    return _described(name, train, test, raw.classes, train, image_shape)
 
 
 def _fitted(pixels: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
@@ -160,3 +194,12 @@ def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, .
     mean = total.double() / count
     std = (squares.double() / count - mean.square()).clamp(min=0).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).clamp(min=1e-3).tolist())
+
+
+def _shares(masks: torch.Tensor, num_classes: int) -> tuple[float, ...]:
+    """Return each class's share of the pixels that are not void."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in masks.split(256):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    counted = counts[:num_classes].double()
+    return tuple((counted / counted.sum().clamp(min=1)).tolist())

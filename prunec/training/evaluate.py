@@ -7,17 +7,24 @@ from torch import nn
 
 from prunec.training.augment import Pipeline
 from prunec.training.batches import plain_batches
-from prunec.training.data import Images
 from prunec.training.objective import Objective
+from prunec.training.sources import Source
 from prunec.validate import evaluating
+
+_MOST_IMAGES, _MOST_PIXELS = 500, 1 << 20
 
 
 @torch.no_grad()
 def evaluate(
-    module: nn.Module, images: Images, pipeline: Pipeline, objective: Objective, batch_size: int = 500
+    module: nn.Module, images: Source, pipeline: Pipeline, objective: Objective, image_shape: tuple[int, int, int]
 ) -> dict[str, float]:
-    """Return the scores of ``module`` on ``images``, in eval mode; see ``Objective.scores``."""
-    tally = objective.no_tally(images.pixels.device)
+    """Return the scores of ``module`` on ``images``, in eval mode; see ``Objective.scores``.
+
+    Args:
+        image_shape: (C, H, W) of the images; large ones come in small batches.
+    """
+    tally = objective.no_tally(images.device)
+    batch_size = max(1, min(_MOST_IMAGES, _MOST_PIXELS // (image_shape[1] * image_shape[2])))
     with evaluating(module):
         for inputs, targets in plain_batches(images, pipeline, batch_size):
             tally += objective.tally(objective.logits(module(inputs)), targets)

@@ -1,15 +1,14 @@
-"""Image files on disk -> uint8 tensors.
+"""Image files on disk -> uint8 arrays.
 
-Owns the folder layouts that are understood and the decoding. Never unpickles freely: CIFAR-10's python
-batches are read by an unpickler that can make numpy arrays and nothing else.
+Owns the layouts of labelled images that are understood and the decoding; masks are maskfiles.py's. Never
+unpickles freely: CIFAR-10's python batches are read by an unpickler that can make numpy arrays and nothing else.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,38 +17,70 @@ import numpy as np
 import torch
 
 from prunec.errors import BadInput, MissingDependency
+from prunec.training.sources import Decoder, Example
 
 _SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".jp2", ".j2k",
 )  # fmt: skip
-_TEST_NAMES = ("test", "val", "valid", "validation")
+TEST_NAMES = ("test", "val", "valid", "validation")
 _TEST_SHARE = 10
-_MAX_BYTES = 4 << 30
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow is loaded when it is needed
 _CIFAR_ROW = 1 + 3 * 32 * 32
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
-"""uint8[N, C, H, W] and int64[N]."""
+"""uint8[N, C, H, W] and int64[N] labels or uint8[N, H, W] masks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawSet:
-    """What a folder held, not yet fitted to a network."""
+    """What was read whole, not yet fitted to a network."""
 
     train: Labelled
     test: Labelled
     classes: tuple[str, ...]
 
 
-def read_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> RawSet:
-    """Read ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*`` of which every tenth image is for testing.
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """What a folder holds, not yet decoded.
 
-    Classes are numbered in alphabetical order, images read in order of their names, so that the same
-    folder gives the same tensors everywhere. Every image is resized to ``image_shape`` (C, H, W).
+    Args:
+        train, test: decoders that give images at the size a network takes.
+        classes: names.
+        masked: targets are masks, not labels.
+    """
+
+    train: Decoder
+    test: Decoder
+    classes: tuple[str, ...]
+    masked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFiles:
+    """Image files with the numbers of their classes, decoded at ``image_shape`` (C, H, W)."""
+
+    files: Sequence[tuple[Path, int]]
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __call__(self, index: int) -> Example:
+        path, label = self.files[index]
+        return decode(path, self.image_shape), np.array(label, dtype=np.int64)
+
+
+def list_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> FileSet:
+    """List ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*`` of which every tenth image is for testing.
+
+    Classes are numbered in alphabetical order, images taken in order of their names, so that the same
+    folder gives the same set everywhere. Every image will be resized to ``image_shape`` (C, H, W).
 
     Raises:
-        BadInput: no images, classes that differ, unreadable images, or more than fits in memory.
+        BadInput: no images, or classes that differ.
     """
-    test_folder = next((folder / name for name in _TEST_NAMES if (folder / name).is_dir()), None)
+    test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if (folder / "train").is_dir() and test_folder is not None:
         train, classes = _list_classes(folder / "train")
         test, test_classes = _list_classes(test_folder)
@@ -60,10 +91,10 @@ def read_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> RawSe
     if not train or not test:
         raise BadInput(
             f"{folder} has {len(train)} images to train and {len(test)} to test",
-            do="give a folder with train/CLASS/* and test/CLASS/* images, or with CLASS/* of ten images or more each",
+            do="give a folder with train/CLASS/* and test/CLASS/* images, with CLASS/* of ten images or more each, "
+            "or with images/ and masks/",
         )
-    _check_memory(len(train) + len(test), image_shape)
-    return RawSet(_decode_all(train, image_shape), _decode_all(test, image_shape), classes)
+    return FileSet(LabelledFiles(train, image_shape), LabelledFiles(test, image_shape), classes)
 
 
 def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
@@ -71,9 +102,13 @@ def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        paths = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
-        files.extend((path, label) for path in paths)
+        files.extend((path, label) for path in list_images(folder / name))
     return files, tuple(classes)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files anywhere in ``folder``, in order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
 
 
 def _split(files: Sequence[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -95,45 +130,35 @@ def _check_same_classes(folder: Path, train: Sequence[str], test: Sequence[str])
         )
 
 
-def _check_memory(count: int, image_shape: tuple[int, int, int]) -> None:
-    needed = count * int(np.prod(image_shape))
-    if needed > _MAX_BYTES:
-        raise BadInput(
-            f"{count} images of {'x'.join(map(str, image_shape))} need {needed / 2**30:.1f} GiB of memory",
-            why=f"data sets are kept decoded in memory, up to {_MAX_BYTES >> 30} GiB",
-            do="train on a part of the images, or in a loop of your own with prunec.training.sparsify",
-        )
+def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Read an image as uint8[C, H, W], resized to ``image_shape``.
+
+    Raises:
+        BadInput: it cannot be read.
+        MissingDependency: Pillow is not installed.
+    """
+    channels, height, width = image_shape
+    with opened(path) as image:
+        converted = image.convert("L" if channels == 1 else "RGB")
+        if converted.size != (width, height):
+            converted = converted.resize((width, height), _BILINEAR)
+        array = np.asarray(converted, dtype=np.uint8)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _decode_all(files: Sequence[tuple[Path, int]], image_shape: tuple[int, int, int]) -> Labelled:
-    pixels = np.empty((len(files), *image_shape), dtype=np.uint8)
-
-    def decode(index: int) -> None:
-        pixels[index] = _decode(files[index][0], image_shape)
-
-    # Pillow lets go of the interpreter while it decodes, so threads help.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(decode, range(len(files)), chunksize=64))
-    return torch.from_numpy(pixels), torch.tensor([label for _, label in files], dtype=torch.int64)
-
-
-def _decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return uint8[C, H, W]."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open an image file; whatever goes wrong while it is read is told as BadInput."""
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingDependency("image folders need Pillow", do="pip install pillow") from error
-    channels, height, width = image_shape
     try:
         with Image.open(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
-            if converted.size != (width, height):
-                converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(converted, dtype=np.uint8)
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow's readers raise SyntaxError for damaged headers.
         raise BadInput(f"cannot read the image {path}", why=str(error), do="remove or replace the file") from error
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def read_cifar_batches(folder: Path) -> RawSet | None:

@@ -183,10 +183,16 @@ def make_objective(output: Any, task: str, classes: tuple[str, ...], shares: tup
         labels = Classification(classes)
         _check_classes(labels.logits(output).shape[1], classes)
         return labels
-    num_logits = Segmentation(classes, 1, shares).logits(output).shape[1]
-    if num_logits > 1 or len(classes) > 2:
-        _check_classes(num_logits, classes)
-    return Segmentation(classes, num_logits, shares)
+    count = Segmentation(classes, 1, shares).logits(output).shape[1]
+    if count > 1 or len(classes) > 2:
+        _check_classes(count, classes)
+    return Segmentation(classes, count, shares)
+
+
+def num_logits(output: Any) -> int | None:
+    """Return how many scores a network gives per image or pixel; None where it gives no tensor of scores."""
+    scores = first_tensor(output)
+    return scores.shape[1] if scores is not None and scores.dim() in (2, 4) else None
 
 
 def _check_classes(count: int, classes: tuple[str, ...]) -> None:

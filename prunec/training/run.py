@@ -328,7 +328,7 @@ class _Run:
     def _score(self, moment: str) -> None:
         """Measure the network as it is now; ``moment`` is one of results.MOMENTS."""
         setup = self.setup
-        scores = evaluate(self.module, setup.data.test, setup.pipeline, setup.objective)
+        scores = evaluate(self.module, setup.data.test, setup.pipeline, setup.objective, setup.data.image_shape)
         self.state.facts.setdefault("scores", {})[moment] = scores
 
     def _settle_statistics(self) -> None:

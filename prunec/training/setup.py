@@ -30,7 +30,7 @@ from prunec.training.controller import BUDGET_READINGS
 from prunec.training.data import ImageSet, load
 from prunec.training.fitting import not_met, smallest
 from prunec.training.footprint import Size, size_under
-from prunec.training.objective import Objective, make_objective
+from prunec.training.objective import Objective, make_objective, num_logits
 from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
@@ -105,8 +105,9 @@ def prepare(config: RunConfig) -> Setup:
     example_inputs = (torch.zeros(2, *image_shape),)
     graph = read_module(module, example_inputs, config.model_spec).graph
     sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
-    data = load(config.data, image_shape)
-    objective = make_objective(_output(module, example_inputs), data.task, data.classes, data.shares)
+    output = _output(module, example_inputs)
+    data = load(config.data, image_shape, num_logits=num_logits(output), memory=round(config.data_memory * 2**30))
+    objective = make_objective(output, data.task, data.classes, data.shares)
     require_some(sparsity)
     data = data.to(device)
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
