@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.report import SCORE_NAMES, Cost, percent, readable
+from prunec.report import SCORE_NAMES, Cost, constant_in, percent, readable
 
 if TYPE_CHECKING:
     from prunec.health import Findings
@@ -108,8 +108,8 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
     )
     _show_layers(out, analysis.layers, full)
     _show_groups(out, analysis.groups, full)
-    _show_held(out, "Blocked: constant or dead, and yet they stay", analysis.blocked, full)
-    _show_held(out, "Pinned: cannot be removed", analysis.pins, full)
+    _show_blocked(out, analysis.blocked, full)
+    _show_pins(out, analysis.pins, full)
 
 
 def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> None:
@@ -146,14 +146,27 @@ def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
     _tell_rest(out, len(groups) - len(picked), "smaller groups")
 
 
-def _show_held(out: Console, title: str, held: Sequence[PinReport | Blocked], full: bool) -> None:
-    if not held:
+def _show_pins(out: Console, pins: Sequence[PinReport], full: bool) -> None:
+    if not pins:
         return
-    heading(out, title)
+    heading(out, "Pinned: cannot be removed")
     shown = table("node", "op", "channels>", "reason")
-    picked = held if full else sorted(held, key=lambda item: -item.channels)[:_ROWS]
+    picked = pins if full else sorted(pins, key=lambda item: -item.channels)[:_ROWS]
     for item in picked:
         row(shown, item.node, item.op, f"{item.channels:,}", item.reason)
+    out.print(shown)
+    _tell_rest(out, len(pins) - len(picked), "more")
+
+
+def _show_blocked(out: Console, held: Sequence[Blocked], full: bool) -> None:
+    """Print what is constant and stays: the node that holds it, why, and in which layers it is constant."""
+    if not held:
+        return
+    heading(out, "Blocked: constant or dead, and yet they stay")
+    shown = table("held by", "op", "channels>", "reason", "constant in")
+    picked = held if full else sorted(held, key=lambda item: -item.channels)[:_ROWS]
+    for item in picked:
+        row(shown, item.node, item.op, f"{item.channels:,}", item.reason, constant_in(item, *(() if full else (2, 6))))
     out.print(shown)
     _tell_rest(out, len(held) - len(picked), "more")
 
@@ -183,7 +196,7 @@ def show_prune(report: PruneReport, output: str) -> None:
         for layer in changed:
             row(layers, layer.node, layer.op, f"{layer.before:,}", f"{layer.after:,}" if layer.after else "gone")
         out.print(layers)
-    _show_held(out, "Blocked: constant or dead, and yet they stay", report.blocked, full=False)
+    _show_blocked(out, report.blocked, full=False)
     if report.message:
         out.print()
         out.print(Text(report.message, style="yellow"))

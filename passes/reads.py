@@ -95,7 +95,7 @@ def _reads_of(
         if not name or name in weights:
             continue
         for axis, ids in _fields_read(node, index, classes.labels[name]):
-            live = np.broadcast_to(_any_outside(liveness.of(name), ids), ids.shape)
+            live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
             absorbs, border = _absorption(graph, node, index, constants)
             yield Read(node, index, axis, ids, channel_constants(constants, name, ids), ~live, absorbs, border)
 
@@ -123,7 +123,7 @@ def channel_constants(constants: Constants, name: str, ids: Ids) -> Floats:
     return np.broadcast_to(known, ids.shape).astype(np.float64)
 
 
-def _any_outside(live: Mask, ids: Ids) -> Mask:
+def any_outside(live: Mask, ids: Ids) -> Mask:
     """Reduce a liveness array over the axes along which ``ids`` does not vary."""
     live = live.reshape((1,) * (ids.ndim - live.ndim) + live.shape)
     gone = tuple(axis for axis in range(ids.ndim) if ids.shape[axis] == 1)

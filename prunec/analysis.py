@@ -1,23 +1,22 @@
 """What the passes found, turned into reports: counts, groups, pins, blocked channels, layers.
 
-Owns the counting for people; the data types are in prunec/report.py. A channel here is an output
-channel of a contraction: a residual stream that four convolutions write has four times its width.
+Owns the counting for people; the data types are in prunec/report.py, why channels stay is told by
+prunec/survivors.py. A channel here is an output channel of a contraction: a residual stream that four
+convolutions write has four times its width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from prunec.graph import Node
-from prunec.labels import Label, Pin
-from prunec.passes.channels import GRAPH_OUTPUT
 from prunec.passes.cost import Cost as PassCost
 from prunec.passes.cost import class_cost, cost
 from prunec.passes.groups import group_classes
-from prunec.passes.reads import Mask, channel_constants, states
+from prunec.passes.reads import states
 from prunec.passes.select import Facts, Selection, recount
 from prunec.plan import PrunePlan
 from prunec.report import (
@@ -29,10 +28,10 @@ from prunec.report import (
     GroupMember,
     LayerChange,
     LayerSummary,
-    PinReport,
     PruneReport,
     Removable,
 )
+from prunec.survivors import blocked, layer_channels, pin_reports
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -118,32 +117,8 @@ def _why_nothing(facts: Facts, held: tuple[Blocked, ...]) -> str:
 # --- channels and groups ------------------------------------------------------------------------------
 
 
-def _output_classes(facts: Facts, node: Node) -> Ints:
-    """Return the class of each output channel of a contraction, int64[C_out]; empty where it has none."""
-    label = facts.classes.labels.get(node.outputs[0], Label(None))
-    if label.shape is None:
-        return np.zeros(0, dtype=np.int64)
-    axis = label.rank - 1 if node.op == "matmul" else 1
-    if node.op not in ("conv", "conv_transpose", "matmul") or label.rank <= axis:
-        return np.zeros(0, dtype=np.int64)
-    fields = [field for field in label.on(axis) if facts.classes.is_channel[facts.classes.class_of[field]].any()]
-    if not fields:
-        size = label.shape[axis]
-        single = node.op != "matmul" and size == 1
-        return np.zeros(1 if single else 0, dtype=np.int64)
-    field = np.moveaxis(fields[0], axis, 0)
-    return facts.classes.class_of[field.reshape(field.shape[0], -1)[:, 0]]
-
-
-def _contractions(facts: Facts) -> Iterator[tuple[Node, Ints]]:
-    for node in facts.graph.nodes:
-        owners = _output_classes(facts, node)
-        if owners.size:
-            yield node, owners
-
-
 def _all_channels(facts: Facts) -> Ints:
-    return np.concatenate([owners for _, owners in _contractions(facts)] or [np.zeros(0, dtype=np.int64)])
+    return np.concatenate([owners for _, owners in layer_channels(facts)] or [np.zeros(0, dtype=np.int64)])
 
 
 def _readers(facts: Facts) -> Mapping[str, Node]:
@@ -195,125 +170,6 @@ def _groups(facts: Facts) -> Iterator[Group]:
         )
 
 
-# --- pins and blocked channels ------------------------------------------------------------------------
-
-
-def pin_reports(facts: Facts) -> tuple[PinReport, ...]:
-    """List the pins that hold channels, those of one node and reason together, in graph order."""
-    merged: dict[tuple[str, str, str], set[int]] = {}
-    for pin in facts.classes.pins:
-        owners = np.unique(facts.classes.class_of[pin.ids])
-        owners = owners[facts.classes.is_channel[owners]]
-        if owners.size:
-            merged.setdefault(_pin_key(pin), set()).update(owners.tolist())
-    return tuple(PinReport(node, op, reason, len(owners)) for (node, op, reason), owners in merged.items())
-
-
-def _pin_key(pin: Pin) -> tuple[str, str, str]:
-    op = (pin.node.source or pin.node.op) if pin.node is not None else ("output" if pin.reason == GRAPH_OUTPUT else "")
-    return pin.where, op, pin.reason
-
-
-def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
-    """List the channels that are constant (or dead) somewhere and stay all the same, with what holds them."""
-    classes = facts.classes
-    open_classes = _constant_somewhere(facts) & selection.keep & classes.is_channel
-    result: list[Blocked] = []
-    nodes = {node.name: node for node in facts.graph.nodes}
-
-    def report(node: Node | None, where: str, reason: str, mask: Mask) -> None:
-        count = int((mask & open_classes).sum())
-        open_classes[mask] = False
-        if count:
-            result.append(Blocked(where, (node.source or node.op) if node is not None else "", reason, count))
-
-    for pin in classes.pins:
-        report(pin.node, pin.where, pin.reason, _mask(classes.num_classes, classes.class_of[pin.ids]))
-    where = "zero-padded convolutions"
-    report(None, where, "stays as a carrier, so that the zero-padded border is exact", selection.carriers)
-    for name, mask in selection.clashed.items():
-        report(nodes[name], nodes[name].origin, "its weights are shared by calls that read different constants", mask)
-    for name, mask in selection.given_back.items():
-        grouped = nodes[name].attrs.get("conv_groups", 1) > 1
-        reason = (
-            "a grouped convolution keeps equally many channels per group"
-            if grouped
-            else "a layer keeps at least one channel"
-        )
-        report(nodes[name], nodes[name].origin, reason, mask)
-    for node, mask in _where_constants_end(facts):
-        report(node, node.origin, _why_it_ends(node), mask)
-    return tuple(result)
-
-
-def _mask(size: int, owners: Ints) -> Mask:
-    mask = np.zeros(size, dtype=bool)
-    mask[owners] = True
-    return mask
-
-
-def _constant_somewhere(facts: Facts) -> Mask:
-    """Return bool[num_classes]: some activation of the class is constant, or every read of it is dead."""
-    found = np.zeros(facts.classes.num_classes, dtype=bool)
-    weights = facts.graph.fixed_values()
-    for name in facts.constants.known:
-        label = facts.classes.labels.get(name)
-        producer = facts.graph.producer(name)
-        if label is None or producer is None or producer.op == "full" or name in weights:
-            continue
-        for field in label.fields:
-            found[facts.classes.class_of[field[~np.isnan(channel_constants(facts.constants, name, field))]]] = True
-    _, dead = states(facts.classes, facts.reads)
-    return found | dead
-
-
-def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, Mask]]:
-    """Yield nodes, in graph order, whose input is constant in a channel and whose output in that channel is not."""
-    weights = facts.graph.fixed_values()
-    for node in facts.graph.nodes:
-        if weights.issuperset(node.outputs):
-            continue
-        known = _settled(facts, node.inputs, known=True)
-        if known.any():
-            lost = known & _settled(facts, node.outputs, known=False)
-            if lost.any():
-                yield node, lost
-    for read in facts.reads:
-        owners = facts.classes.class_of[read.ids]
-        yield read.node, _mask(facts.classes.num_classes, owners[~read.fine])
-
-
-def _settled(facts: Facts, names: Sequence[str], *, known: bool) -> Mask:
-    """Return bool[num_classes]: some of the values carries the class and is constant (or is not) wherever it does."""
-    result = np.zeros(facts.classes.num_classes, dtype=bool)
-    for name in names:
-        if not name or (known and name not in facts.constants.known):
-            continue
-        for field in facts.classes.labels[name].fields:
-            is_known = ~np.isnan(channel_constants(facts.constants, name, field))
-            owners = facts.classes.class_of[field]
-            mask = _mask(facts.classes.num_classes, owners[is_known == known])
-            mask[owners[is_known != known]] = False
-            result |= mask
-    return result
-
-
-def _why_it_ends(node: Node) -> str:
-    if node.op == "mul":
-        return "a constant times an input-dependent gate (squeeze-excite) is not constant"
-    if node.op in ("add", "sub", "rsub", "maximum", "minimum"):
-        return "its other operand still varies (a residual stream that is constant in part)"
-    if node.op in ("conv", "conv_transpose") and not any(node.attrs["pads"]):
-        return "it is not constant where it is read"
-    if node.op in ("conv", "conv_transpose"):
-        return "zero padding leaves the constant uneven at the border"
-    if node.op == "concat":
-        return "constants of different value lie along one axis"
-    if node.op in ("matmul", "attention", "rnn"):
-        return "a constant that is summed here cannot be folded into a fixed weight"
-    return "what is constant before it varies after it"
-
-
 # --- layers -------------------------------------------------------------------------------------------
 
 
@@ -323,7 +179,7 @@ def _layers(facts: Facts) -> Iterator[LayerSummary]:
     group_of = {channel: number for number, group in enumerate(group_classes(facts.classes)) for channel in group}
     notes = _notes(facts)
     origins = _sources(facts)
-    for node, owners in _contractions(facts):
+    for node, owners in layer_channels(facts):
         pinned = facts.classes.pinned[owners]
         first = next((notes[c] for c in owners[pinned].tolist() if c in notes), "")
         yield LayerSummary(
@@ -354,7 +210,7 @@ def _sources(facts: Facts) -> dict[str, tuple[str, ...]]:
     """Return contraction -> the contractions whose outputs reach it without passing another one."""
     reach: dict[str, tuple[str, ...]] = {}
     result: dict[str, tuple[str, ...]] = {}
-    contractions = {node.name for node, _ in _contractions(facts)}
+    contractions = {node.name for node, _ in layer_channels(facts)}
     for node in facts.graph.nodes:
         arriving = tuple(dict.fromkeys(origin for name in node.inputs for origin in reach.get(name, ())))
         if node.name in contractions:
@@ -366,6 +222,6 @@ def _sources(facts: Facts) -> dict[str, tuple[str, ...]]:
 
 
 def _changes(facts: Facts, selection: Selection) -> Iterator[LayerChange]:
-    for node, owners in _contractions(facts):
+    for node, owners in layer_channels(facts):
         runs = node.name in selection.wanted.nodes
         yield LayerChange(node.origin, node.op, owners.size, int(selection.keep[owners].sum()) if runs else 0)

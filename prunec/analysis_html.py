@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prunec.charts import stacked_bar, text
-from prunec.report import Analysis, Blocked, LayerSummary, PinReport, percent, readable
+from prunec.report import Analysis, Blocked, LayerSummary, PinReport, constant_in, percent, readable
 from prunec.report_html import html_table, page, section, tiles
 
 _NEUTRAL = "var(--c0)"
@@ -42,8 +42,8 @@ def analysis_page(analysis: Analysis) -> str:
         section("Layers", _legend(), _layers(analysis.layers, colours)),
         section("Graph", _drawing(analysis.layers, colours)),
         section("Coupled groups", _groups(analysis, colours)),
-        section("Blocked: constant or dead, and yet they stay", _held(analysis.blocked)),
-        section("Pinned: cannot be removed", _held(analysis.pins)),
+        section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
+        section("Pinned: cannot be removed", _pins(analysis.pins)),
     ]
     return page(f"{analysis.model} analysed", "".join(body))
 
@@ -102,9 +102,17 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
     return html_table(("group", "channels>", "prunable", "params each>", "MACs each>", "members"), rows)
 
 
-def _held(held: Sequence[PinReport | Blocked]) -> str:
-    rows = [(text(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in held]
+def _pins(pins: Sequence[PinReport]) -> str:
+    rows = [(text(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in pins]
     return html_table(("node", "op", "channels>", "reason"), rows)
+
+
+def _blocked(held: Sequence[Blocked]) -> str:
+    rows = [
+        (text(item.node), text(item.op), f"{item.channels:,}", text(item.reason), text(constant_in(item, 4, 12)))
+        for item in held
+    ]
+    return html_table(("held by", "op", "channels>", "reason", "constant in"), rows)
 
 
 def _drawing(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:

@@ -108,13 +108,37 @@ class PinReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerChannels:
+    """Output channels of one contraction, by index."""
+
+    node: str
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Blocked:
-    """Channels that are constant or dead and survive all the same, with the node that holds them."""
+    """Channels that are constant or dead and survive all the same, with the node that holds them.
+
+    ``channels`` counts coupled channels, each once; ``layers`` tells which output channels of which
+    layers are constant or dead among them.
+    """
 
     node: str
     op: str
     reason: str
     channels: int
+    layers: tuple[LayerChannels, ...] = ()
+
+
+def constant_in(item: Blocked, max_layers: int | None = None, max_channels: int | None = None) -> str:
+    """Write the layers in which blocked channels are constant, with the channels' indices."""
+    parts = []
+    for layer in item.layers[:max_layers]:
+        rest = len(layer.channels) - len(layer.channels[:max_channels])
+        indices = ", ".join(map(str, layer.channels[:max_channels]))
+        parts.append(f"{layer.node}: {indices}" + (f" and {rest} more" if rest else ""))
+    layers = len(item.layers) - len(parts)
+    return "; ".join(parts) + (f"; {layers} more layers" if layers else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,7 @@ LAYERS = (
     r"prunec\.(errors|ops|graph|labels|plan|report|files)",
     r"prunec\.(frontends|backends|models|probes|charts)\b.*|prunec\.(runtime|edits)",
     r"prunec\.passes\b.*|prunec\.(validate|resolve|export|report_html|analysis_html|health)",
+    r"prunec\.survivors",
     r"prunec\.(analysis|apply|reading)",
     r"prunec\.(api|training\b.*)",
     r"prunec\.cli\b.*|prunec",

@@ -121,7 +121,7 @@ def test_an_analysis_has_the_promised_keys() -> None:
     assert set(group) == {"id", "channels", "prunable", "params_per_channel", "macs_per_channel", "members"}
     assert set(group["members"][0]) == {"param", "axis", "count", "node", "op"}
     assert set(document["pins"][0]) == {"node", "op", "reason", "channels"}
-    assert set(document["blocked"][0]) == {"node", "op", "reason", "channels"}
+    assert set(document["blocked"][0]) == {"node", "op", "reason", "channels", "layers"}
 
 
 def test_reports_are_json_both_ways() -> None:

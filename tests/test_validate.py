@@ -11,14 +11,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import save_conv
+from onnx_nets import Net
 from torch import nn
 
 from prunec import runtime
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
 from prunec.probes import FAMILIES, InputKind, feed
 from prunec.validate import (
-    difference,
     evaluating,
+    gap,
     validate_module_against_onnx,
     validate_modules,
     validate_onnx,
@@ -102,6 +103,21 @@ def test_an_output_that_never_changes_is_called_vacuous(tmp_path: Path) -> None:
     result = validate_onnx(dead, dead, provider="cpu", runs=0)
     assert result.vacuous
     assert any("says nothing" in note for note in result.notes)
+
+
+def test_an_output_that_vanishes_is_measured_against_what_it_is_for_other_inputs(tmp_path: Path) -> None:
+    paths = []
+    for number, residue in enumerate((0.0, 1e-9)):
+        net = Net()
+        x = net.input("x", [1, 3, 8, 8])
+        bright = net.op("Relu", net.op("Sub", x, net.const(np.float32(150))))  # 0 for all inputs but pixels
+        net.output(net.op("Add", bright, net.const(np.float32(residue))))
+        paths.append(tmp_path / f"{number}.onnx")
+        onnx.save(net.model(), paths[-1])
+    result = validate_onnx(*paths, provider="cpu", runs=0)
+    assert result.passed
+    assert 0 < result.families["image"] < 1e-6
+    assert not result.vacuous
 
 
 def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -> None:
@@ -206,7 +222,7 @@ def test_inputs_that_are_not_numbers_are_refused_by_name(tmp_path: Path) -> None
     ],
 )
 def test_difference_of_floats(a: list[float], b: list[float], relative: float) -> None:
-    assert difference(np.array(a), np.array(b), 1e-4)[1] == relative
+    assert gap(np.array(a), np.array(b)).over() == relative
 
 
 def test_labels_may_flip_at_a_tie_and_not_more() -> None:
@@ -214,8 +230,8 @@ def test_labels_may_flip_at_a_tie_and_not_more() -> None:
     few, many = a.copy(), a.copy()
     few[:5] = 1
     many[:50] = 1
-    assert difference(a, few, 1e-4)[2]
-    assert not difference(a, many, 1e-4)[2]
+    assert gap(a, few).over() <= gap(a, few).allowed(1e-4)
+    assert gap(a, many).over() > gap(a, many).allowed(1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
