@@ -173,8 +173,10 @@ def test_modules_that_handle_files_do_not_load_torch() -> None:
 # The layers, lowest first: a module imports, when it is imported, from its own layer and those below it.
 LAYERS = (
     r"prunec\.(errors|ops|graph|labels|plan|report|files)",
-    r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
-    r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)",
+    (
+        r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
+        r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)"
+    ),
     r"prunec\.passes\b.*|prunec\.(validate|resolve|export|report_html|analysis_html|health|planning|saliency)",
     r"prunec\.survivors",
     r"prunec\.(analysis|apply|reading)",
