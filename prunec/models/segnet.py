@@ -60,19 +60,25 @@ class DenseBranch(nn.Module):
         for index, (layers, growth) in enumerate(_DENSE_BLOCKS, start=1):
             self.add_module(f"denseblock{index}", DenseBlock(channels, layers, _scaled(growth, width)))
             channels += layers * _scaled(growth, width)
+            self.add_module(f"norm{index}", nn.BatchNorm2d(channels))
             outputs.append(channels)
             if index < len(_DENSE_BLOCKS):
                 self.add_module(f"transition{index}", Transition(channels, channels // 2))
                 channels //= 2
-        self.norm = nn.BatchNorm2d(channels)
         self.channels = tuple(outputs)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the features, finest first."""
-        quarter = self.get_submodule("denseblock1")(self.stem(images))
-        eighth = self.get_submodule("denseblock2")(self.get_submodule("transition1")(quarter))
-        sixteenth = self.get_submodule("denseblock3")(self.get_submodule("transition2")(eighth))
-        return quarter, eighth, F.relu(self.norm(sixteenth))
+        x = self.stem(images)
+        features = []
+        for index in range(1, len(_DENSE_BLOCKS) + 1):
+            x = self.get_submodule(f"denseblock{index}")(x)
+            # As a dense layer would: normed first, so that the BatchNorm decides for this reader alone.
+            features.append(F.relu(self.get_submodule(f"norm{index}")(x)))
+            if index < len(_DENSE_BLOCKS):
+                x = self.get_submodule(f"transition{index}")(x)
+        quarter, eighth, sixteenth = features
+        return quarter, eighth, sixteenth
 
 
 class SegNet(nn.Module):
