@@ -228,21 +228,37 @@ def name_shapes(names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> di
 
 def first_channels(model: Model) -> int:
     """Return how many channels the first convolution of an ONNX model takes, 3 where none tells."""
-    import onnx
-
-    try:
-        if isinstance(model, bytes):
-            graph = onnx.load_from_string(model).graph
-        else:
-            graph = onnx.load(str(model), load_external_data=False).graph
-    except Exception:  # noqa: BLE001 - ONNX Runtime has taken the model; this is a guess at an input for it
-        return 3
+    graph = _skeleton(model)
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
     for node in graph.node:
         weight = dims.get(node.input[1], []) if node.op_type == "Conv" and len(node.input) > 1 else []
         if len(weight) > 1:
             return int(weight[1]) * next((entry.i for entry in node.attribute if entry.name == "group"), 1)
     return 3
+
+
+def computes_in_half(model: Model) -> bool:
+    """Tell whether an ONNX model holds or makes 16-bit floats, whatever its outputs are."""
+    graph = _skeleton(model)
+    stored = [tensor.data_type for tensor in graph.initializer]
+    made = [entry.t.data_type for node in graph.node for entry in node.attribute if entry.HasField("t")]
+    cast = [entry.i for node in graph.node if node.op_type == "Cast" for entry in node.attribute if entry.name == "to"]
+    return not _HALF_TYPES.isdisjoint([*stored, *made, *cast])
+
+
+_HALF_TYPES = frozenset({10, 16})  # TensorProto.FLOAT16 and BFLOAT16
+
+
+def _skeleton(model: Model) -> Any:
+    """Return the graph of a model that ONNX Runtime has taken, without what lies in other files."""
+    import onnx
+
+    if isinstance(model, bytes):
+        return onnx.load_from_string(model).graph
+    try:
+        return onnx.load(str(model), load_external_data=False).graph
+    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort): nothing can be told from them
+        return onnx.GraphProto()
 
 
 def candidate_sizes(runner: Runner, shapes: Mapping[str, Sequence[int]] | None) -> tuple[int, ...]:

@@ -75,7 +75,15 @@ def validate_onnx(
     _check_interfaces(first, second)
     feeds = _given(inputs) if inputs is not None else _feeds(first, a, input_shapes, seed).items()
     rounding = functools.cache(lambda: runtime.open_runner(a, first.name, chosen.name, optimise=True))
-    comparison = _compare(first, second, first.outputs, feeds, tolerance, again=lambda values: rounding()(values))
+    comparison = _compare(
+        first,
+        second,
+        first.outputs,
+        feeds,
+        tolerance,
+        again=lambda values: rounding()(values),
+        in_half=functools.cache(lambda: runtime.computes_in_half(a)),
+    )
     if chosen.note and provider == "cuda":
         comparison.notes.insert(0, chosen.note)
     timed = first.provider == second.provider and runs > 0
@@ -200,7 +208,13 @@ class _Comparison:
         if text not in self.notes:
             self.notes.append(text)
 
-    def judge(self, gaps: Sequence[tuple[str, int, Gap, bool]], names: Sequence[str], tolerance: float) -> None:
+    def judge(
+        self,
+        gaps: Sequence[tuple[str, int, Gap, bool]],
+        names: Sequence[str],
+        tolerance: float,
+        in_half: Callable[[], bool],
+    ) -> None:
         """Take (family, output, gap, whether it is the first model's own rounding) of all inputs together."""
         largest: dict[int, float] = {}
         for _, index, found, _ in gaps:
@@ -208,6 +222,9 @@ class _Comparison:
         for family, index, found, is_rounding in gaps:
             relative = found.over(_VANISHING * largest[index])
             passes = relative <= found.allowed(tolerance)
+            if not passes and found.dtype.kind == "f" and relative <= _HALF_TOLERANCE and in_half():
+                self.note(f"the model computes in half precision: a relative error of {_HALF_TOLERANCE:g} passes")
+                passes = True
             if not passes and is_rounding:
                 self.note(
                     f"output {labels_of(names, index)} differs no more than the first model does from itself when its "
@@ -255,12 +272,14 @@ def _compare(
     feeds: Iterable[tuple[str, Feed]],
     tolerance: float,
     again: _Run | None = None,
+    in_half: Callable[[], bool] = lambda: False,
 ) -> _Comparison:
     """Run both on every feed; outputs are compared by position.
 
     Args:
         again: the first model with its arithmetic in another order. Asked only where a comparison fails:
             what differs no more than the model differs from itself is rounding (a saturated sigmoid).
+        in_half: tells whether the first model computes in half precision. Asked only there, too.
     """
     seen = _Comparison()
     reference: list[Array] = []
@@ -285,7 +304,7 @@ def _compare(
             rounding = _rounding(again, values, index, x) if fails and again is not None else 0.0
             gaps.append((family, index, found, fails and found.absolute <= _ROUNDING_FACTOR * rounding))
             varies[index] = varies[index] or _changed(reference[index], x)
-    seen.judge(gaps, names, tolerance)
+    seen.judge(gaps, names, tolerance, in_half)
     seen.num_outputs = len(reference)
     labels = names or [str(index) for index in range(len(reference))]
     # A single feed leaves nothing to compare an output with.

@@ -71,6 +71,30 @@ def test_an_open_channel_axis_gets_what_the_first_convolution_takes(tmp_path: Pa
     assert validate_onnx(path, path, provider="cpu", runs=0).max_rel_error == 0
 
 
+def test_a_model_that_computes_in_half_precision_is_judged_so(tmp_path: Path) -> None:
+    """Its outputs are float32, and rounded to 11 bits on the way."""
+
+    def scaled(name: str, factor: float, half: bool) -> Path:
+        nodes = [
+            helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16 if half else TensorProto.FLOAT),
+            helper.make_node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["f", "k"], ["y"]),
+        ]
+        path = _save(tmp_path / name, nodes, {"x": (TensorProto.FLOAT, [1, 3, 8, 8])}, ["y"])
+        model = onnx.load(path)
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "k"))
+        onnx.save(model, path)
+        return path
+
+    def check(factor: float, half: bool) -> bool:
+        first, second = scaled("a.onnx", 1.0, half), scaled("b.onnx", factor, half)
+        return validate_onnx(first, second, provider="cpu", runs=0).passed
+
+    assert check(1.001, half=True)
+    assert not check(1.001, half=False)
+    assert not check(1.02, half=True)
+
+
 def test_a_second_model_with_a_hard_coded_size_fails(conv_file: Path, tmp_path: Path) -> None:
     nodes = [
         helper.make_node(
