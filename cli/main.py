@@ -20,7 +20,7 @@ from prunec import __version__
 from prunec.cli.analyze import analyze
 from prunec.cli.doctor import doctor
 from prunec.cli.lists import archs, presets
-from prunec.cli.options import Settings, debug_option
+from prunec.cli.options import Settings, debug_option, is_main_process
 from prunec.cli.prune import prune
 from prunec.cli.report import report
 from prunec.cli.train_prune import train_prune
@@ -63,7 +63,8 @@ def execute(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps Ctrl-C
-        click.echo(str(cause or "") or "interrupted", err=True)
+        if is_main_process():
+            click.echo(str(cause or "") or "interrupted", err=True)
         return cause.exit_status if isinstance(cause, Interrupted) else _INTERRUPTED
     except BrokenPipeError:
         # The reader has left (`prunec … | head`); keep Python from complaining when it flushes at exit.
@@ -73,7 +74,9 @@ def execute(arguments: Sequence[str]) -> int:
         if settings.debug:
             traceback.print_exc()
         message, status = _message(error)
-        click.echo(message, err=True)
+        # Ranks share their errors: rank 0 tells them. What only one of them ran into is a fault of ours.
+        if is_main_process() or not isinstance(error, PrunecError):
+            click.echo(message, err=True)
         return status
     return status if isinstance(status, int) else 0
 

@@ -5,6 +5,7 @@ Owns their names, help texts and conversion; what they lead to is each command's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,8 @@ def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     from prunec.resolve import parse_shapes
 
     return parse_shapes(texts)
+
+
+def is_main_process() -> bool:
+    """Tell whether this process is the one that speaks, of those that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from prunec.cli.options import debug_option, json_option, keep_option, shape_option
+from prunec.cli.options import debug_option, is_main_process, json_option, keep_option, shape_option
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
@@ -56,7 +56,7 @@ def train_prune(
     """
     from prunec.cli.render import show_json, show_run
     from prunec.training.presets import make_config, resume_config
-    from prunec.training.progress import for_stream
+    from prunec.training.progress import Silent, for_stream
     from prunec.training.run import train_prune as run
 
     if resume:
@@ -65,11 +65,13 @@ def train_prune(
         given["keep"] = keep or None
         given["input_shape"] = _image_shape(input_shapes)
         config = make_config(output, preset=given.pop("preset") or "", **given)
-    progress = for_stream()
+    progress = for_stream() if is_main_process() else Silent()
     try:
         result = run(config, progress)
     finally:
         progress.close()
+    if not is_main_process():
+        return
     if as_json:
         show_json(result.to_json_dict())
     else:

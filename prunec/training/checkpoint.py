@@ -7,6 +7,7 @@ with the same result bit for bit on the CPU. Nothing in the file is code: it is 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,7 +27,7 @@ class Checkpoint(TypedDict):
     """See the run's own types for the parts.
 
     ``phase`` is the phase's number, ``phase_step`` the steps done in it, ``step`` those of the whole run;
-    ``plan`` is the plan's JSON once channels have been removed, else "".
+    ``plan`` is the plan's JSON once channels have been removed, else ""; ``rng`` the ambient generators of each rank.
     """
 
     version: int
@@ -42,7 +43,7 @@ class Checkpoint(TypedDict):
     history: dict[str, Any]
     facts: dict[str, Any]
     plan: str
-    rng: torch.Tensor
+    rng: list[dict[str, torch.Tensor]]
 
 
 def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
@@ -51,6 +52,21 @@ def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
     # Through a file of Python's: torch's own writer hides why a write failed.
     with replacing(folder.checkpoint / _NAME) as aside, open(aside, "wb") as file:
         torch.save(dict(checkpoint), file)
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the ambient generators that dropout and its like draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Set the generators to what ``rng_state`` returned; the device may be another now."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def exists(folder: RunFolder) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 
 from prunec.errors import CheckFailed, Interrupted
 from prunec.training.ema import Ema
-from prunec.training.metrics import MetricsFile, Window
+from prunec.training.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.progress import Progress
 from prunec.training.setup import Phase, Setup
 
@@ -65,14 +65,18 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tools:
-    """What a phase needs to run: the network, its optimiser, its average, and where to report."""
+    """What a phase needs to run: the network, its optimiser, its average, and where to report.
+
+    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks.
+    """
 
     setup: Setup
     module: nn.Module
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema
     window: Window
-    metrics: MetricsFile
+    metrics: MetricsFile | NoMetrics
     progress: Progress
     save: Callable[[], None]
 
@@ -100,12 +104,21 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
             reason = task.stop_reason()
             if reason:
                 return reason
-        if interrupt.requested or state.step % config.checkpoint_every == 0:
+        asked = _stop_asked(tools, state, log_every, interrupt)
+        if asked or state.step % config.checkpoint_every == 0:
             tools.save()
-        if interrupt.requested:
+        if asked:
             how = resume_command(config.output)
-            raise Interrupted(f"interrupted at step {state.step}, and saved; go on with: {how}", interrupt.requested)
+            raise Interrupted(f"interrupted at step {state.step}, and saved; go on with: {how}", asked)
     return ""
+
+
+def _stop_asked(tools: Tools, state: State, log_every: int, interrupt: Interrupt) -> int:
+    """Return the signal that asked for a stop, or 0: the same on all ranks, which therefore agree at log steps only."""
+    ranks = tools.setup.ranks
+    if ranks.size == 1:
+        return interrupt.requested
+    return max(ranks.gather(interrupt.requested)) if state.step % log_every == 0 else 0
 
 
 def resume_command(output: str) -> str:
@@ -116,8 +129,8 @@ def resume_command(output: str) -> str:
 def _step(tools: Tools, state: State) -> None:
     objective = tools.setup.objective
     inputs, targets = tools.setup.batches.at(state.step)
-    logits = objective.logits(tools.module(inputs))
-    loss = objective.loss(logits, targets)
+    logits = objective.logits(tools.forward(inputs))
+    loss = objective.loss(logits, targets) * tools.setup.batches.loss_weight
     tools.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     tools.optimizer.step()
@@ -159,6 +172,8 @@ def diverged(output: str, step: int, phase: str) -> CheckFailed:
 class Interrupt:
     """Turns the first Ctrl-C or SIGTERM into a request that is honoured between two steps; the second is immediate.
 
+    A launcher may pass on a Ctrl-C as SIGTERM to processes that had it already: that is no second one.
+
     Used as a context manager. Outside the main thread, where signals cannot be caught, it does nothing.
     """
 
@@ -192,8 +207,10 @@ class Interrupt:
             raise Interrupted("", self.requested)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested or not self._patient:
+        if not self._patient or self.requested == number:
             raise Interrupted("", number)
+        if self.requested:
+            return
         self.requested = number
         # Nothing that takes a lock or a buffer: this runs between any two instructions.
         os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")

@@ -16,6 +16,7 @@ import torch
 
 from prunec.files import append_line, read_lines, write_text
 from prunec.training.objective import Objective
+from prunec.training.ranks import Ranks
 
 Row = Mapping[str, Any]
 
@@ -44,6 +45,16 @@ class MetricsFile:
             os.fsync(file.fileno())
 
 
+class NoMetrics:
+    """The log of a rank that writes nothing."""
+
+    def append(self, row: Row) -> None:
+        pass
+
+    def flush_to_disk(self) -> None:
+        pass
+
+
 def _line(row: Row) -> str:
     return json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False) + "\n"
 
@@ -61,10 +72,13 @@ class WindowState(TypedDict):
 
 
 class Window:
-    """Sums of loss and tallies since the last log step, kept on the device so that no step waits for it."""
+    """Sums of loss and tallies since the last log step, kept on the device so that no step waits for it.
 
-    def __init__(self, device: torch.device, objective: Objective) -> None:
-        self._objective = objective
+    They are added up over the ranks when they are read or saved, so that all ranks see the same numbers.
+    """
+
+    def __init__(self, device: torch.device, objective: Objective, ranks: Ranks) -> None:
+        self._objective, self._ranks = objective, ranks
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._tally = objective.no_tally(device)
         self._batches = 0
@@ -78,22 +92,22 @@ class Window:
 
     def read(self) -> tuple[float, dict[str, float]]:
         """Return mean loss and scores since the last call, and start afresh. This waits for the device."""
-        loss, scores = float(self._loss) / max(1, self._batches), self._objective.scores(self._tally)
+        sums = self.state_dict()
         self._loss.zero_()
         self._tally.zero_()
         self._batches = 0
-        return loss, scores
+        return sums["loss"] / max(1, sums["batches"]), self._objective.scores(sums["tally"])
 
     def state_dict(self) -> WindowState:
         """Return the sums."""
         return {
-            "loss": float(self._loss),
-            "tally": self._tally.cpu().clone(),
+            "loss": float(self._ranks.add(self._loss)) / self._ranks.size,
+            "tally": self._ranks.add(self._tally).cpu().clone(),
             "batches": self._batches,
         }
 
     def load_state_dict(self, state: WindowState) -> None:
-        """Go on from saved sums."""
+        """Go on from saved sums; rank 0 keeps the tally for all."""
         self._loss.fill_(state["loss"])
-        self._tally.copy_(state["tally"])
+        self._tally.copy_(state["tally"] if self._ranks.rank == 0 else torch.zeros_like(state["tally"]))
         self._batches = state["batches"]

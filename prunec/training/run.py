@@ -17,13 +17,14 @@ from torch import nn
 
 from prunec.apply import apply_plan
 from prunec.errors import Interrupted, WriteFailed
-from prunec.files import RunFolder, clear_asides, write_json
+from prunec.files import RunFolder
 from prunec.plan import PrunePlan
+from prunec.report import PruneReport
 from prunec.training import checkpoint as checkpoints
 from prunec.training.batches import plain_batches
 from prunec.training.batchnorm import reestimate
 from prunec.training.budget import in_words, refreshed
-from prunec.training.checkpoint import Checkpoint
+from prunec.training.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.config import RunConfig
 from prunec.training.controller import Controller
 from prunec.training.ema import Ema
@@ -32,12 +33,13 @@ from prunec.training.fitting import GammaHistory, fit, set_gammas
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, diverged, resume_command, run_phase
-from prunec.training.metrics import MetricsFile, Window
+from prunec.training.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.progress import Progress, Silent
+from prunec.training.ranks import has_unused, joined
 from prunec.training.removal import remove, sgd
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
-from prunec.training.setup import Setup, prepare, start_run_folder
+from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder
 from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
 from prunec.training.tuning import Choice, choose_alpha, choose_rho_in_time, gamma_facts
@@ -49,6 +51,8 @@ _STATISTICS_BATCHES = 20
 
 def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResult:
     """Train a network towards sparsity, remove what became constant, fine-tune, export and check.
+
+    Processes that torchrun started train together (see ranks.py); each returns the result, rank 0 writes.
 
     Args:
         config: see RunConfig; make one with presets.make_config, or presets.resume_config to go on.
@@ -66,8 +70,10 @@ def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResul
     """
     progress = progress if progress is not None else Silent()
     try:
-        with _own_randomness(), Interrupt() as interrupt:
-            setup = prepare(config)
+        with joined(config.device) as ranks, _own_randomness(), Interrupt() as interrupt:
+            setup = ranks.agree(lambda: prepare(config, ranks))
+            if ranks.rank > 0:
+                progress = Silent()
             try:
                 return _Run(setup, progress, interrupt).run()
             except (Interrupted, WriteFailed) as stop:
@@ -101,25 +107,27 @@ class _Run:
 
     def __init__(self, setup: Setup, progress: Progress, interrupt: Interrupt) -> None:
         self.setup, self.progress, self.interrupt = setup, progress, interrupt
-        self.config = setup.config
+        self.config, self.ranks = setup.config, setup.ranks
         self.state = State()
         self.plan: PrunePlan | None = None
-        self.window = Window(setup.device, setup.objective)
+        self.window = Window(setup.device, setup.objective, setup.ranks)
         self.controller: Controller | None = None
         self.history = GammaHistory(setup.sparsity)
         self.module: nn.Module = setup.module
+        self.forward: nn.Module = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema
 
     def run(self) -> RunResult:
         resumed = self._resumed()
         if resumed is None:
-            start_run_folder(self.setup.folder, self.config)
-            torch.manual_seed(self.config.seed)
+            self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
+            torch.manual_seed(self.config.seed + self.ranks.rank)
         else:
             self.state = State(resumed["phase"], resumed["phase_step"], resumed["step"], resumed["facts"])
             self._take_in_changes(checkpoints.changed_settings(resumed, self.config))
-        self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step)
+        main = self.ranks.rank == 0
+        self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step) if main else NoMetrics()
         with self.interrupt.between_steps():
             if self.state.phase < FINETUNE:
                 self._train_sparse(resumed)
@@ -139,10 +147,8 @@ class _Run:
 
     def _take_in_changes(self, changed: Sequence[str]) -> None:
         """Go on with settings that ``--resume`` was given anew."""
-        folder, facts = self.setup.folder, self.state.facts
-        for path in (folder.path, folder.checkpoint):
-            clear_asides(path)
-        write_json(folder.config, self.config.to_json_dict())
+        facts = self.state.facts
+        self.ranks.on_main(lambda: continue_run_folder(self.setup.folder, self.config))
         if "rho" in changed and self.config.rho is not None:
             facts["rho"] = self.config.rho
         for name in changed:
@@ -181,8 +187,11 @@ class _Run:
         if resumed is None:
             # Shows before the first step that a checkpoint can be written, whatever quotas there are.
             self._save()
+        self._join_ranks()
         while self.state.phase < FINETUNE:
             self._run_sparse_phase(ista)
+        # Gammas are equal on all ranks, running statistics are not.
+        self.ranks.copy_state(self.module)
         self._meet_budget()
         # Of the α that the run has ended with: adjusting may have lowered it.
         Rescaling.of(self.module, setup.scaling, facts["alpha"]).undo()
@@ -269,20 +278,33 @@ class _Run:
         if not finetune_steps:
             self._settle_statistics()
         self.module.to("cpu")
-        pruned = remove(self.module, setup.example_inputs, self.config, finetune_steps)
-        self.plan = pruned.plan
-        self.module = pruned.module.to(setup.device)
+        report = self._apply_removal(finetune_steps)
+        self.module.to(setup.device)
         if finetune_steps:
             # Constants folded into biases shift what the BatchNorms behind them see at the borders.
             self._settle_statistics()
         facts = self.state.facts
-        facts["report"] = pruned.report.to_json_dict()
+        facts["report"] = report.to_json_dict()
         self._score("removed")
-        removed, left = pruned.report.removed_channels, pruned.report.after.params / pruned.report.before.params
-        self.progress.note(f"removed {removed} channels: {left:.1%} of the parameters are left")
-        if pruned.plan.is_empty:
+        left = report.after.params / report.before.params
+        self.progress.note(f"removed {report.removed_channels} channels: {left:.1%} of the parameters are left")
+        if self.plan is not None and self.plan.is_empty:
             facts["reasons"].append(_NOTHING_REMOVED)
             self.progress.note(_NOTHING_REMOVED)
+
+    def _apply_removal(self, finetune_steps: int) -> PruneReport:
+        """Replace the network by the pruned one. Rank 0 plans; the others carry out its plan."""
+        found: list[nn.Module] = []
+
+        def work() -> tuple[str, PruneReport]:
+            pruned = remove(self.module, self.setup.example_inputs, self.config, finetune_steps)
+            found.append(pruned.module)
+            return pruned.plan.to_json(), pruned.report
+
+        text, report = self.ranks.on_main(work)
+        self.plan = PrunePlan.from_json(text)
+        self.module = found[0] if found else apply_plan(self.module, self.plan)
+        return report
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])
@@ -295,6 +317,7 @@ class _Run:
         self.ema = Ema(self.module, self.config.ema_decay)
         self.controller = None
         self._restore(resumed)
+        self._join_ranks()
         if resumed is None:
             self._save()
         after = self.state.facts["report"]["after"]
@@ -306,7 +329,8 @@ class _Run:
         self._settle_statistics()
         self._score("after")
         assert self.plan is not None, "removal comes before the end"
-        return write_results(self.setup, self.module.to("cpu").eval(), self.plan, self.state.facts, self.progress)
+        module, plan = self.module.to("cpu").eval(), self.plan
+        return self.ranks.on_main(lambda: write_results(self.setup, module, plan, self.state.facts, self.progress))
 
     # --- shared -------------------------------------------------------------------------------------
 
@@ -314,7 +338,15 @@ class _Run:
         phase = self.setup.phases[self.state.phase]
         if phase.steps:
             tools = Tools(
-                self.setup, self.module, self.optimizer, self.ema, self.window, self.metrics, self.progress, self._save
+                self.setup,
+                self.module,
+                self.forward,
+                self.optimizer,
+                self.ema,
+                self.window,
+                self.metrics,
+                self.progress,
+                self._save,
             )
             reason = run_phase(tools, self.state, phase, task, self.interrupt)
             if reason:
@@ -325,10 +357,20 @@ class _Run:
         self.state.phase += 1
         self.state.phase_step = 0
 
+    def _join_ranks(self) -> None:
+        """Let steps of the network leave the same gradients on all ranks."""
+        forward = self.module
+        if self.ranks.size > 1:
+            inputs, targets = self.setup.batches.at(self.state.step)
+            forward = self.ranks.parallel(forward, has_unused(forward, inputs, targets, self.setup.objective))
+        self.forward = forward
+
     def _score(self, moment: str) -> None:
         """Measure the network as it is now; ``moment`` is one of results.MOMENTS."""
         setup = self.setup
-        scores = evaluate(self.module, setup.data.test, setup.pipeline, setup.objective, setup.data.image_shape)
+        data = setup.data
+        self.ranks.copy_state(self.module)
+        scores = evaluate(self.module, data.test, setup.pipeline, setup.objective, data.image_shape, self.ranks)
         self.state.facts.setdefault("scores", {})[moment] = scores
 
     def _settle_statistics(self) -> None:
@@ -338,26 +380,24 @@ class _Run:
     def _save(self) -> None:
         if not _all_finite(self.module):
             raise diverged(self.config.output, self.state.step, self.setup.phases[self.state.phase].name)
+        checkpoint: Checkpoint = {
+            "version": checkpoints.FORMAT_VERSION,
+            "config": self.config.to_json(),
+            "phase": self.state.phase,
+            "phase_step": self.state.phase_step,
+            "step": self.state.step,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "window": self.window.state_dict(),
+            "controller": self.controller.state_dict() if self.controller is not None else {},
+            "history": self.history.state_dict(),
+            "facts": self.state.facts,
+            "plan": self.plan.to_json() if self.plan is not None else "",
+            "rng": self.ranks.gather(rng_state(self.setup.device)),
+        }
         self.metrics.flush_to_disk()
-        checkpoints.save(
-            self.setup.folder,
-            {
-                "version": checkpoints.FORMAT_VERSION,
-                "config": self.config.to_json(),
-                "phase": self.state.phase,
-                "phase_step": self.state.phase_step,
-                "step": self.state.step,
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
-                "window": self.window.state_dict(),
-                "controller": self.controller.state_dict() if self.controller is not None else {},
-                "history": self.history.state_dict(),
-                "facts": self.state.facts,
-                "plan": self.plan.to_json() if self.plan is not None else "",
-                "rng": torch.get_rng_state(),
-            },
-        )
+        self.ranks.on_main(lambda: checkpoints.save(self.setup.folder, checkpoint))
 
     def _restore(self, resumed: Checkpoint | None) -> None:
         if resumed is None:
@@ -369,7 +409,11 @@ class _Run:
         if self.controller is not None:
             self.controller.load_state_dict(resumed["controller"])
         self.history.load_state_dict(resumed["history"])
-        torch.set_rng_state(resumed["rng"])
+        if len(resumed["rng"]) == self.ranks.size:
+            set_rng_state(resumed["rng"][self.ranks.rank])
+        else:
+            self.progress.note(f"the run goes on with {self.ranks.size} processes; it had {len(resumed['rng'])}")
+            torch.manual_seed(self.config.seed + self.state.step * self.ranks.size + self.ranks.rank)
 
 
 def _all_finite(module: nn.Module) -> bool:

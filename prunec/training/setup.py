@@ -31,6 +31,7 @@ from prunec.training.data import ImageSet, load
 from prunec.training.fitting import not_met, smallest
 from prunec.training.footprint import Size, size_under
 from prunec.training.objective import Objective, make_objective, num_logits
+from prunec.training.ranks import Ranks
 from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.validate import evaluating
@@ -54,6 +55,7 @@ class Setup:
     Args:
         config: its settings.
         folder: the run folder.
+        ranks: the processes that train together.
         device: where it trains.
         module: the network, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
@@ -70,6 +72,7 @@ class Setup:
 
     config: RunConfig
     folder: RunFolder
+    ranks: Ranks
     device: torch.device
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
@@ -91,7 +94,7 @@ class Setup:
         return self.config.log_every
 
 
-def prepare(config: RunConfig) -> Setup:
+def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     """Load and check everything a run needs.
 
     Raises:
@@ -99,7 +102,7 @@ def prepare(config: RunConfig) -> Setup:
     """
     folder = RunFolder(Path(config.output))
     check_run_folder(folder, config)
-    device = choose_device(config.device)
+    device = ranks.device or choose_device(config.device)
     module, image_shape = _model(config)
     _check_disk(folder, module)
     example_inputs = (torch.zeros(2, *image_shape),)
@@ -111,7 +114,8 @@ def prepare(config: RunConfig) -> Setup:
     require_some(sparsity)
     data = data.to(device)
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
-    batches = Batches(data.train, config.batch_size, images, config.seed)
+    _check_shares(config.batch_size, len(data.train), ranks)
+    batches = Batches(data.train, config.batch_size, images, config.seed, ranks.rank, ranks.size)
     full = size_under(graph, sparsity.classes, sparsity.penalised | True)
     phases = plan_phases(config, batches.steps_per_epoch)
     sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
@@ -120,6 +124,7 @@ def prepare(config: RunConfig) -> Setup:
     return Setup(
         config=config,
         folder=folder,
+        ranks=ranks,
         device=device,
         module=module,
         example_inputs=example_inputs,
@@ -134,6 +139,15 @@ def prepare(config: RunConfig) -> Setup:
         goals=config.goals,
         sizer=sizer,
     )
+
+
+def _check_shares(batch_size: int, num_images: int, ranks: Ranks) -> None:
+    if min(batch_size, num_images) < ranks.size:
+        raise BadInput(
+            f"{ranks.size} processes cannot share a batch of {min(batch_size, num_images)} images",
+            why="--batch-size counts the images of all processes together",
+            do="give a larger --batch-size, or start fewer processes",
+        )
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
@@ -241,4 +255,11 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
             file.unlink()
     if folder.checkpoint.is_dir():
         shutil.rmtree(folder.checkpoint)
+    write_json(folder.config, config.to_json_dict())
+
+
+def continue_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """Clear away what a killed process was writing, and write the settings that the run goes on with."""
+    for path in (folder.path, folder.checkpoint):
+        clear_asides(path)
     write_json(folder.config, config.to_json_dict())
