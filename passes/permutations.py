@@ -48,7 +48,7 @@ def fuse_permutations(graph: Graph) -> Graph:
     if not gathers:
         return graph
     nodes = tuple(gathers.get(node.outputs[0], node) if node.outputs else node for node in graph.nodes)
-    return _without_dead(replace_nodes(graph, nodes))
+    return without_dead(replace_nodes(graph, nodes))
 
 
 def replace_nodes(graph: Graph, nodes: tuple[Node, ...]) -> Graph:
@@ -56,7 +56,8 @@ def replace_nodes(graph: Graph, nodes: tuple[Node, ...]) -> Graph:
     return Graph(nodes, graph.values, graph.params, graph.inputs, graph.outputs, graph.name, graph.frontend)
 
 
-def _without_dead(graph: Graph) -> Graph:
+def without_dead(graph: Graph) -> Graph:
+    """Return the graph without the nodes, values and parameters that nothing reads."""
     read, nodes = set(graph.outputs), []
     for node in reversed(graph.nodes):
         if not any(node.outputs) or any(name in read for name in node.outputs):

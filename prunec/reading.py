@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunec.graph import Graph
+from prunec.passes.paddings import fuse_paddings
 from prunec.passes.permutations import fuse_permutations
 
 if TYPE_CHECKING:
@@ -20,12 +22,17 @@ if TYPE_CHECKING:
     from prunec.frontends.onnx import TracedOnnx
 
 
+def freed(graph: Graph) -> Graph:
+    """Return a graph as the passes see it: channel shuffles as Gathers, zero paddings in the convolutions."""
+    return fuse_paddings(fuse_permutations(graph))
+
+
 def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
     """Trace a module (see ``prunec.frontends.fx.trace``) and rewrite its channel shuffles."""
     from prunec.frontends.fx import trace
 
     traced = trace(module, example_inputs, name)
-    return replace(traced, graph=fuse_permutations(traced.graph))
+    return replace(traced, graph=freed(traced.graph))
 
 
 def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
@@ -33,4 +40,4 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
     from prunec.frontends.onnx import load_onnx, trace_onnx
 
     traced = trace_onnx(load_onnx(path), input_shapes or {})
-    return replace(traced, graph=fuse_permutations(traced.graph))
+    return replace(traced, graph=freed(traced.graph))

@@ -457,6 +457,20 @@ class Net:
         return tuple(torch.randn(size, generator=generator) for size in sizes)
 
 
+def padded_in_front() -> nn.Module:
+    """Padding by modules of its own, uneven at stride 2, as ports of TensorFlow networks have it."""
+    return nn.Sequential(
+        cbr(3, 8),
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(8, 10, 3, 2),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+        nn.ZeroPad2d(1),
+        nn.Conv2d(10, 10, 3, groups=10),
+        Head(10),
+    )
+
+
 NETWORKS: Mapping[str, Net] = MappingProxyType(
     {
         "resnet20": Net(resnet20),
@@ -488,11 +502,12 @@ NETWORKS: Mapping[str, Net] = MappingProxyType(
         "export_only": Net(ExportOnly),
         "opaque_leaf": Net(OpaqueLeaf),
         "in_place": Net(InPlace),
+        "padded_in_front": Net(padded_in_front),
     }
 )
 
 CONSTANT_CHANNEL_NETWORKS = (
-    "resnet20", "resnet18", "densenet", "googlenet", "mobilenetv2", "shufflenetv2", "unet",
+    "resnet20", "resnet18", "densenet", "googlenet", "mobilenetv2", "shufflenetv2", "unet", "padded_in_front",
 )  # fmt: skip
 """Networks of which every kind of convolution must lose channels when gammas are zero."""
 

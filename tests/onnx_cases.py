@@ -309,6 +309,7 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "gather": (13, gathered),
     "channel-shuffle": (13, channel_shuffle),
     "nhwc": (13, to_nhwc_and_back),
+    "pad-constant": (13, padded("constant")),
     "pad-reflect": (13, padded("reflect")),
     "pad-edge": (13, padded("edge")),
     "pad-channels": (13, padded_channels),
@@ -339,7 +340,6 @@ ZERO_PASSES: Mapping[str, tuple[int, Build]] = {
         elementwise("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     ),
     "depthwise": (17, depthwise),
-    "pad-constant": (13, padded("constant")),
     "squeeze-excite": (17, squeeze_excite),
 }
 """Ops after which another constant than zero is no longer uniform: padding joins in, or a gate."""

@@ -16,8 +16,8 @@ from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import model_bytes
 from prunec.frontends.onnx import TracedOnnx, trace_onnx
 from prunec.passes.lower import lower
-from prunec.passes.permutations import fuse_permutations
 from prunec.passes.select import Facts, plan, select
+from prunec.reading import freed
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -49,7 +49,7 @@ def prune_at_random(
         AssertionError: the outputs differ, or the pruned file is not well formed.
     """
     traced = trace_onnx(model)
-    traced = replace(traced, graph=fuse_permutations(traced.graph))
+    traced = replace(traced, graph=freed(traced.graph))
     facts = gather_facts(traced.graph)
     selection = select(facts, some_classes(facts, seed))
     made = plan(facts, selection, ())

@@ -18,9 +18,9 @@ from prunec.backends.onnx_save import save_onnx
 from prunec.edits import CannotRewrite
 from prunec.frontends.onnx import OnnxSource, TracedOnnx, trace_onnx
 from prunec.passes.lower import lower
-from prunec.passes.permutations import fuse_permutations
 from prunec.passes.select import plan
 from prunec.plan import PrunePlan
+from prunec.reading import freed
 
 Array = np.ndarray[Any, Any]
 Dims = Sequence[int | str | None]
@@ -123,7 +123,7 @@ def prune(
 ) -> tuple[TracedOnnx, PrunePlan, OnnxSource]:
     """Trace, plan and prune a model, as the API does."""
     traced = trace_onnx(model, input_shapes or {})
-    traced = replace(traced, graph=fuse_permutations(traced.graph))
+    traced = replace(traced, graph=freed(traced.graph))
     frozen: dict[str, str] = {}
     while True:
         facts = gather_facts(traced.graph, (), frozen)

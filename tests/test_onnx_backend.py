@@ -34,9 +34,8 @@ from prunec.backends.onnx_save import model_bytes, save_onnx, staged_onnx
 from prunec.edits import CannotRewrite
 from prunec.frontends.onnx import load_onnx, trace_onnx
 from prunec.passes.lower import lower
-from prunec.passes.permutations import fuse_permutations
 from prunec.passes.select import plan, select
-from prunec.reading import read_module
+from prunec.reading import freed, read_module
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -415,7 +414,7 @@ def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: in
     """Channels are taken away at random; the reference reads them as zero instead."""
     _, _, model = random_model(spec, workshop, dynamic=False)
     traced = trace_onnx(model)
-    traced = replace(traced, graph=fuse_permutations(traced.graph))
+    traced = replace(traced, graph=freed(traced.graph))
     facts = gather_facts(traced.graph)
     selection = select(facts, some_classes(facts, seed))
     made = plan(facts, selection, ())
@@ -439,7 +438,7 @@ def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> No
     assume(not any(("norm", "in") in step.options for step in spec.steps))
     net, x, model = random_model(spec, workshop, dynamic=False)
     found = []
-    for graph in (read_module(net, (x,)).graph, fuse_permutations(trace_onnx(model).graph)):
+    for graph in (read_module(net, (x,)).graph, freed(trace_onnx(model).graph)):
         facts = gather_facts(graph)
         chosen = select(facts)
         classes = facts.classes

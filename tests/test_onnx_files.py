@@ -21,8 +21,8 @@ from test_onnx_frontend import unknown_reasons
 from prunec.api import gather_facts
 from prunec.backends.onnx_save import save_onnx
 from prunec.frontends.onnx import load_onnx, trace_onnx
-from prunec.passes.permutations import fuse_permutations
 from prunec.plan import PrunePlan
+from prunec.reading import freed
 
 DEPLOYED = (
     "blazeface_front", "bodypix_mnv1_050", "burn_mnist", "dnsmos_v8", "fastestdet", "kws_fp32", "kws_qoperator",
@@ -81,7 +81,7 @@ small_files = pytest.mark.parametrize("file", [*DEPLOYED, *LIGHT[1:7]], indirect
 
 @every_file
 def test_every_file_is_understood(file: Path) -> None:
-    graph = fuse_permutations(trace_onnx(load_onnx(file)).graph)
+    graph = freed(trace_onnx(load_onnx(file)).graph)
     facts = gather_facts(graph)
     free = facts.classes.is_channel & ~facts.classes.pinned
     assert not unknown_reasons(graph)
