@@ -240,7 +240,9 @@ def prune_onnx(
         samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
         observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
         if chosen.criterion == "taylor":
-            raise BadInput("the taylor criterion is for modules", do="use l1, gamma or random")
+            from prunec.saliency import onnx_saliency
+
+            saliency = onnx_saliency(traced, samples)
     specs = open_specs(traced.graph)
     job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_onnx, traced), observed)
     report = _report(job, str(path), calibration, observed)

@@ -5,7 +5,7 @@ Owns the gradients of the ``taylor`` criterion; how they become scores of channe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,18 @@ from torch.utils import _pytree as pytree
 
 from prunec.errors import UnsupportedModel
 from prunec.frontends.fx import Traced
+from prunec.frontends.onnx import TracedOnnx
+from prunec.frontends.torch_build import to_tensor
 from prunec.observing import arguments
+from prunec.probes import Feed
 from prunec.samples import Samples, num_rows
 from prunec.validate import evaluating
 
+Saliency = Mapping[str, np.ndarray[Any, Any]]
+"""Parameter name -> the importance of each of its elements, float64."""
 
-def module_saliency(traced: Traced, samples: Samples) -> Mapping[str, np.ndarray[Any, Any]]:
+
+def module_saliency(traced: Traced, samples: Samples) -> Saliency:
     """Return (w · ∂L/∂w)² of every float parameter, averaged over the batches.
 
     This is the importance of Molchanov et al., CVPR 2019, eq. 8. There are no labels: L is half the squared
@@ -32,17 +38,50 @@ def module_saliency(traced: Traced, samples: Samples) -> Mapping[str, np.ndarray
     Raises:
         UnsupportedModel: no float output depends on the parameters.
     """
+    weights = {name: tensor for name, tensor in traced.parameters.items() if name in traced.graph.params}
+    return _saliency(traced.module, weights, lambda feed: arguments(traced, feed), samples)
+
+
+def onnx_saliency(traced: TracedOnnx, samples: Samples) -> Saliency:
+    """Return the same for the tensors of an ONNX file, by a torch module that computes what the file does.
+
+    Raises:
+        UnsupportedModel: an op that has no gradient here; the message names node and op.
+    """
+    from prunec.frontends.onnx_module import to_module
+
+    first = samples.first()
+    imported = to_module(traced.source, {name: value.shape for name, value in first.items()})
+
+    def positional(feed: Feed) -> list[Any]:
+        return [to_tensor(feed[name]) for name in imported.input_names]
+
+    found = _saliency(imported.module, dict(imported.module.named_parameters()), positional, samples)
+    result = {}
+    for name, origin in imported.origins.items():
+        values = found.get(origin.parameter)
+        if values is not None:
+            result[name] = values.T if origin.transposed else values
+    return result
+
+
+def _saliency(
+    module: torch.nn.Module,
+    parameters: Mapping[str, torch.Tensor],
+    positional: Callable[[Feed], list[Any]],
+    samples: Samples,
+) -> Saliency:
     weights = {
         name: tensor.detach().clone().requires_grad_()
-        for name, tensor in traced.parameters.items()
-        if tensor.is_floating_point() and name in traced.graph.params
+        for name, tensor in parameters.items()
+        if tensor.is_floating_point()
     }
     total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
     batches = 0
-    with evaluating(traced.module), torch.enable_grad():
-        fitting = samples.that_run(lambda feed: traced.module(*arguments(traced, feed)), "the network")
+    with evaluating(module), torch.enable_grad():
+        fitting = samples.that_run(lambda feed: module(*positional(feed)), "the network")
         for feed in fitting:
-            outputs = torch.func.functional_call(traced.module, weights, tuple(arguments(traced, feed)))
+            outputs = torch.func.functional_call(module, weights, tuple(positional(feed)))
             loss = _half_squared_norm(outputs) / num_rows(feed)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):

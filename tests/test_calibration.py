@@ -275,7 +275,7 @@ def test_options_that_do_not_go_together_say_so(
     assert not (tmp_path / "o.onnx").exists()
 
 
-@pytest.mark.parametrize("criterion", ["l1", "random"])
+@pytest.mark.parametrize("criterion", ["l1", "random", "taylor"])
 def test_a_criterion_goes_with_calibration(
     quiet_file: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], criterion: str
 ) -> None:
@@ -304,6 +304,13 @@ def test_taylor_on_a_module_beats_chance(data: Path) -> None:
             return float((net(batch) - pruned.module(batch)).square().mean())
 
     assert error("taylor") < 0.1 * np.mean([error("random", seed) for seed in range(6)])
+
+
+def test_taylor_scores_a_file_as_it_scores_its_module(quiet_file: Path, data: Path, tmp_path: Path) -> None:
+    budget: dict[str, Any] = {"criterion": "taylor", "target_macs": 0.4, "calibration": Calibration(data)}
+    from_file = prune_onnx(quiet_file, tmp_path / "o.onnx", **budget)
+    from_module = prune_module(quiet_relus(), (torch.zeros(1, 3, 12, 12),), **budget).report
+    assert [layer.after for layer in from_file.layers] == [layer.after for layer in from_module.layers]
 
 
 def test_taylor_leaves_a_frozen_module_as_it_is(data: Path) -> None:
