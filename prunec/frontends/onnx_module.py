@@ -223,7 +223,7 @@ def _with_open_batch(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> 
             raise BadInput(f"the rank of input {value.name!r} is not known", do="give it: --input-shape 1x3x224x224")
         if old and isinstance(old[0], int):
             batches.add(old[0])
-        wanted = list(shape) or list(old)
+        wanted = tuple(shape) or old
         dims = value.type.tensor_type.shape.dim
         del dims[:]
         for axis, size in enumerate(wanted):

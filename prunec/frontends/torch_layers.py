@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from prunec.frontends.onnx_compute import window
-from prunec.frontends.onnx_view import View, at
+from prunec.frontends.onnx_view import View, at, known_dims
 from prunec.frontends.torch_build import Builder, Unconvertible, to_tensor
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -256,9 +256,10 @@ def average_pool(view: View, b: Builder) -> fx.Node:
     if not apart or counted:
         return found
     extent = (view.shape(0) or ())[2:]
-    if not all(isinstance(size, int) for size in extent):
+    known = known_dims(extent)
+    if known is None:
         raise Unconvertible("its pads differ at the two ends, and the size of its input is open")
-    share = pool(F.pad(torch.ones(1, 1, *extent), _flat_pads(pads)))
+    share = pool(F.pad(torch.ones(1, 1, *known), _flat_pads(pads)))
     return b.call(torch.div, found, b.stored(f"{view.node.name}_share", share.numpy()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ def _target(view: View) -> tuple[Any, ...] | None:
     lone = isinstance(target[inner[0]], int) and len(inner) == 1
     if lone and target[0] in (before[0], 1) and all(isinstance(size, int) for size in before[1:]):
         # The one size that is left to infer, the batch being the same on both sides.
-        rest = math.prod(size for axis, size in enumerate(target) if axis and axis != inner[0])
+        rest = math.prod(int(str(size)) for axis, size in enumerate(target) if axis and axis != inner[0])
         target[inner[0]] = math.prod(size for size in before[1:] if isinstance(size, int)) // max(1, rest)
         return tuple(target)
     return found
@@ -421,13 +421,21 @@ def _places(old: int, new: int, how: str) -> np.ndarray[Any, np.dtype[np.float64
     return places if how == "half_pixel" or new > 1 else places * 0
 
 
+_ROUND: Mapping[str, Callable[[Any], Any]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda places: np.ceil(places - 0.5),
+    "round_prefer_ceil": lambda places: np.floor(places + 0.5),
+}
+"""Resize's ways to the nearest input."""
+
+
 def _resized(
     view: View, b: Builder, x: fx.Node, axis: int, places: np.ndarray[Any, Any], old: int, mode: str
 ) -> fx.Node:
     name = f"{view.node.name}_{axis}"
     if mode == "nearest":
-        near = {"floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-                "round_prefer_ceil": lambda v: np.floor(v + 0.5)}[_rounding(view)](places)  # fmt: skip
+        near = _ROUND[_rounding(view)](places)
         return b.call(torch.index_select, x, axis, b.stored(f"{name}_near", near.clip(0, old - 1).astype(np.int64)))
     low = np.floor(places)
     share = (places - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(len(view.shape(0) or ()))])
