@@ -18,6 +18,7 @@ import click
 
 from prunec import __version__
 from prunec.cli.analyze import analyze
+from prunec.cli.bench import bench
 from prunec.cli.doctor import doctor
 from prunec.cli.lists import archs, presets
 from prunec.cli.options import Settings, debug_option, is_main_process
@@ -42,7 +43,7 @@ def main() -> None:
     """
 
 
-for _command in (analyze, prune, train_prune, validate, report, archs, presets, doctor):
+for _command in (analyze, prune, train_prune, validate, bench, report, archs, presets, doctor):
     main.add_command(_command)
 
 

@@ -380,6 +380,15 @@ def _changed(a: Array, b: Array) -> bool:
     return gap(a, b).over() > 1e-6
 
 
+def working_feed(runner: Runner, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int = 0) -> Feed:
+    """Return one random input that a model takes, batch 1 where the model leaves that open.
+
+    Raises:
+        BadInput: none was found.
+    """
+    return next(iter(_feeds(runner, model, shapes, seed).values()))
+
+
 def _feeds(runner: Runner, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Feed]:
     """Return inputs that the first model takes: all families at one size, two at another where sizes are open."""
     failure: Exception | None = None
