@@ -15,6 +15,7 @@ from typing import Any
 
 from prunec import api, runtime
 from prunec.errors import BudgetNotMet
+from prunec.planning import Criterion
 from prunec.probes import Feed
 from prunec.resolve import OnnxModel, TorchModel
 from prunec.runtime import ProviderName, Runner
@@ -94,7 +95,7 @@ def bench(
     *,
     fractions: Sequence[float] = DEFAULT_FRACTIONS,
     multiple_of: int | None = None,
-    criterion: api.Criterion = "l1",
+    criterion: Criterion = "l1",
     provider: ProviderName = "auto",
     runs: int = 30,
     seed: int = 0,
