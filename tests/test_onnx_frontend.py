@@ -294,3 +294,13 @@ def test_a_bias_that_is_cast_like_the_data_is_known(tmp_path: Path) -> None:
     traced, made, _ = prune_and_compare(net.model(), tmp_path, [{"h": 8, "w": 6}])
     assert num_removed(made) >= len(SILENT) - 1
     assert not [node.origin for node in traced.graph.nodes if node.source == "CastLike"]
+
+
+def test_a_grouped_convolution_of_an_unknown_value_keeps_its_channels(tmp_path: Path) -> None:
+    net = Net()
+    x = net.op("Relu", net.input("x", None))
+    x = net.op("Relu", net.conv(x, CHANNELS, CHANNELS, silent=SILENT, group=CHANNELS))
+    net.output(net.conv(x, CHANNELS, 3), shape=["n", 3, "h", "w"])
+    traced, made, _ = prune(net.model())
+    assert num_removed(made) == 0
+    assert channels(traced.graph).pins

@@ -74,6 +74,8 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
         ties.unify(in_ids, vector(weight, 1, ties))
     else:
         pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
+        if in_ids.size == 1:  # the input's channel axis is not known; the groups are
+            in_ids = np.repeat(in_ids, groups)
         if in_ids.size == groups:
             ties.unify(np.repeat(in_ids, out_ids.size // groups), out_ids)
         else:

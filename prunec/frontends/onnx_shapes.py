@@ -154,6 +154,7 @@ def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
 _CONV = ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad")
 _POOL = ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "count_include_pad")
 _MICROSOFT = "com.microsoft"
+_SIMPLE_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's own, in the standard domain
 _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[str, ...]]] = MappingProxyType(
     {
         (_MICROSOFT, "FusedConv"): ("Conv", (0, 1, 2), _CONV),
@@ -168,8 +169,9 @@ _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[s
         (_MICROSOFT, "QLinearConv"): ("QLinearConv", tuple(range(9)), _CONV),
         **{
             ("", op): ("Identity", (0,), ())
-            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale")
+            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale", _SIMPLE_NORM)
         },
+        **{(_MICROSOFT, op): ("Identity", (0,), ()) for op in ("SkipLayerNormalization", f"Skip{_SIMPLE_NORM}")},
     }
 )
 
