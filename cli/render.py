@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.report import SCORE_NAMES, Cost, constant_in, percent, readable
+from prunec.report import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in, percent, readable
 
 if TYPE_CHECKING:
     from prunec.health import Findings
@@ -257,9 +257,8 @@ def show_run(result: RunResult) -> None:
             row(layers, layer["node"], layer["op"], f"{layer['before']:,}", f"{layer['after']:,}")
         out.print(layers)
     out.print()
-    names = {"before": "before", "removed": "right after removal", "after": "at the end"}
     for score, moments in result.scores.items():
-        values = [f"{names[key]} {100 * value:.2f}%" for key, value in moments.items() if key in names]
+        values = [f"{MOMENT_NAMES[key]} {100 * value:.2f}%" for key, value in moments.items() if key in MOMENT_NAMES]
         out.print(f"test {SCORE_NAMES.get(score, score)}: {', '.join(values)}")
     _print_errors(out, result.validation, "the trained network")
     _print_latency(out, result.validation)

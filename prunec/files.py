@@ -224,6 +224,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def pictures(self) -> Path:
+        """A sheet of masks; segmentation runs have one."""
+        return self.path / "masks.png"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 

@@ -19,6 +19,10 @@ SCORE_NAMES = {
 """What people read for each score's key in summary.json and metrics.jsonl."""
 
 
+MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
+"""What people read for the moments of a run at which its network is scored."""
+
+
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON data: dataclasses become objects, tuples become arrays."""
     if hasattr(value, "__dataclass_fields__"):

@@ -7,6 +7,7 @@ going on, or that was stopped, shows what there is.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypeGuard
 from prunec.charts import Series, Span, heatmap, kept_bars, line_chart, stacked_bar, text
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json, read_lines, write_text
-from prunec.report import SCORE_NAMES, percent, readable
+from prunec.report import MOMENT_NAMES, SCORE_NAMES, percent, readable
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -47,6 +48,8 @@ svg .tick,svg .phase,svg .legend{fill:var(--soft);font-size:11px}svg .value{font
 svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 svg .was{fill:var(--was)}svg .now{fill:var(--accent)}svg .heat{fill:var(--accent)}svg .box{fill:none;stroke:var(--line)}
 svg .span{fill:var(--shade)}svg .span.odd{fill:var(--shade2)}
+.sheet{display:inline-block;max-width:100%}.sheet img{display:block;max-width:100%;image-rendering:pixelated}
+.captions{display:grid;font-size:12px;color:var(--soft);margin-bottom:4px}
 summary{cursor:pointer;font-weight:600}details>*:not(summary){margin-top:10px}code,pre{font-size:12.5px}
 pre{white-space:pre-wrap;word-break:break-word;margin:0}.chip{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}
 """
@@ -107,11 +110,14 @@ def write_run_page(run: RunFolder, target: str | Path | None = None) -> Path:
     metrics = read_lines(run.metrics) if run.metrics.is_file() else []
     summary = read_json(run.summary) if run.summary.is_file() else {}
     final = run.report if target is None else Path(target)
-    write_text(final, run_page(run.path.resolve().name, config, metrics, summary))
+    pictures = run.pictures.read_bytes() if run.pictures.is_file() else b""
+    write_text(final, run_page(run.path.resolve().name, config, metrics, summary, pictures))
     return final
 
 
-def run_page(name: str, config: Mapping[str, Any], metrics: Rows, summary: Mapping[str, Any]) -> str:
+def run_page(
+    name: str, config: Mapping[str, Any], metrics: Rows, summary: Mapping[str, Any], pictures: bytes = b""
+) -> str:
     """Return the page of a run.
 
     Args:
@@ -119,6 +125,7 @@ def run_page(name: str, config: Mapping[str, Any], metrics: Rows, summary: Mappi
         config: config.json.
         metrics: metrics.jsonl's rows.
         summary: summary.json; empty while the run goes on.
+        pictures: masks.png: a sheet of test images with their masks; b"" where there is none.
     """
     model = str(summary.get("model") or config.get("arch") or config.get("model") or config.get("onnx") or name)
     state = "" if summary else '<p class="soft">This run has not ended: the page shows what it has logged so far.</p>'
@@ -127,6 +134,7 @@ def run_page(name: str, config: Mapping[str, Any], metrics: Rows, summary: Mappi
         f'<p class="soft">prunec train-prune, run {text(name)}</p>{state}',
         tiles(_headline(summary)),
         section("Channels kept per layer", _kept(summary)),
+        section("Masks of test images", _masks(summary, pictures)),
         section("Size", _cost(summary)),
         section("Training", f'<div class="pair">{_curves(metrics)}</div>' if metrics else "", _histogram(metrics)),
         section("Check in ONNX Runtime", _validation(summary.get("validation"))),
@@ -161,6 +169,20 @@ def _kept(summary: Mapping[str, Any]) -> str:
         [str(layer["node"]) for layer in layers],
         [int(layer["before"]) for layer in layers],
         [int(layer["after"]) for layer in layers],
+    )
+
+
+def _masks(summary: Mapping[str, Any], pictures: bytes) -> str:
+    """Return the sheet under the captions of its columns."""
+    moments = summary.get(str(summary.get("metric"))) or {}
+    if not pictures or not moments:
+        return ""
+    columns = ("image", "true mask", *(MOMENT_NAMES.get(moment, moment) for moment in moments))
+    captions = "".join(f"<span>{text(column)}</span>" for column in columns)
+    sheet = base64.b64encode(pictures).decode()
+    return (
+        f'<div class="sheet"><div class="captions" style="grid-template-columns:repeat({len(columns)},1fr)">{captions}'
+        f'</div><img alt="test images, their true masks and those found" src="data:image/png;base64,{sheet}"></div>'
     )
 
 

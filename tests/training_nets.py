@@ -114,6 +114,23 @@ class Curved(nn.Module):
         return scores
 
 
+class Masks(nn.Module):
+    """Two convolutions of stride 2, one at their resolution and a skip: mask logits at the images' size."""
+
+    def __init__(self, num_classes: int = 1) -> None:
+        super().__init__()
+        self.fine, self.coarse, self.inner = conv_bn(3, 12), conv_bn(12, 24), conv_bn(24, 24)
+        self.merge = conv_bn(36, 16)
+        self.head = nn.Conv2d(16, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = F.relu(self.fine(F.avg_pool2d(x, 2)))
+        coarse = F.relu(self.inner(F.relu(self.coarse(F.max_pool2d(fine, 2)))))
+        x = torch.cat((fine, F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)), dim=1)
+        logits: torch.Tensor = self.head(F.relu(self.merge(x)))
+        return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 def trained_like(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give every BatchNorm gammas, betas and statistics as training leaves them, and put it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -132,6 +149,16 @@ def trained_like(module: nn.Module, seed: int = 0) -> nn.Module:
 def tiny() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """For ``--model``: a network and its example input."""
     return ResidualConcat(), (torch.zeros(1, 3, 8, 8),)
+
+
+def masks() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: a segmentation network and its example input."""
+    return Masks(), (torch.zeros(1, 3, 32, 32),)
+
+
+def three_masks() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: the same with three classes."""
+    return Masks(3), (torch.zeros(1, 3, 32, 32),)
 
 
 def without_norms() -> nn.Module:

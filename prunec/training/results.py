@@ -23,6 +23,7 @@ from prunec.files import replacing, write_json, write_text
 from prunec.plan import PrunePlan
 from prunec.report import Validation, plain
 from prunec.report_html import write_run_page
+from prunec.training.pictures import write_sheet
 from prunec.training.progress import Progress
 from prunec.training.setup import Setup
 
@@ -101,12 +102,18 @@ def write_results(
         module, one_image, folder.onnx, tolerance=_TOLERANCE, input_names=(_INPUT,), output_names=(_OUTPUT,)
     )
     validation = _with_latency(validation, setup.module, one_image, folder.onnx)
+    if "masks" in facts:
+        write_sheet(folder.pictures, setup.data.test, _in_order(facts["masks"]))
     result = _result(setup, facts, validation)
     write_json(folder.summary, result.to_json_dict())
     write_run_page(folder)
     progress.note(f"wrote {folder.path}")
     _check_budget(setup, result)
     return result
+
+
+def _in_order(at_moments: Mapping[str, Any]) -> list[Any]:
+    return [at_moments[moment] for moment in MOMENTS if moment in at_moments]
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -138,7 +145,8 @@ def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> R
     scores = {
         name: {moment: measured[moment][name] for moment in MOMENTS if moment in measured} for name in measured["after"]
     }
-    files = (folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config)
+    files = [folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config]
+    files += [folder.pictures] * ("masks" in facts)
     return RunResult(
         model=setup.config.model_spec,
         output=str(folder.path),

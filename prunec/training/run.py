@@ -34,6 +34,8 @@ from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.loop import Interrupt, State, Tools, diverged, resume_command, run_phase
 from prunec.training.metrics import MetricsFile, NoMetrics, Window
+from prunec.training.objective import Segmentation
+from prunec.training.pictures import found_masks
 from prunec.training.progress import Progress, Silent
 from prunec.training.ranks import has_unused, joined
 from prunec.training.removal import remove, sgd
@@ -372,6 +374,9 @@ class _Run:
         self.ranks.copy_state(self.module)
         scores = evaluate(self.module, data.test, setup.pipeline, setup.objective, data.image_shape, self.ranks)
         self.state.facts.setdefault("scores", {})[moment] = scores
+        if isinstance(setup.objective, Segmentation):
+            masks = found_masks(self.module, setup.data.test, setup.pipeline, setup.objective)
+            self.state.facts.setdefault("masks", {})[moment] = masks
 
     def _settle_statistics(self) -> None:
         batches = plain_batches(self.setup.data.train, self.setup.pipeline, self.config.batch_size, _STATISTICS_BATCHES)

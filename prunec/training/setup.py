@@ -249,7 +249,7 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
     """Make the folder, clear away what a replaced run left, and write the settings."""
     folder.path.mkdir(parents=True, exist_ok=True)
     clear_asides(folder.path)
-    results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report)
+    results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures)
     for file in results:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
