@@ -6,7 +6,8 @@ of folds. Which channels are removed is select.py's decision, carrying the folds
 At a contraction that loses channels k with constants c_k, the paper adds Σ_k c_k · Σ_taps W[:, k] to
 the bias (or takes it from the running mean that follows). With zero padding the constant is missing
 in the padded ring, so that is not exact. A carrier r, one constant channel that stays, makes it so:
-W[:, r] += Σ_k (c_k / c_r) · W[:, k] is linear in the padded map itself. Ye et al., ICLR 2018, sec. 4.
+W[:, r] += Σ_k (c_k / c_r) · W[:, k] is linear in the padded map itself. So it is for channels that were
+padded, or averaged with padded zeros, before (passes/profiles.py). Ye et al., ICLR 2018, sec. 4.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ would make weights so large that float32 loses digits."""
 class Absorption:
     """One convolution group of one contraction that loses constants other than zero.
 
-    ``positions`` are indices on the contracted axis, int64; ``classes`` and ``constants`` belong to all
-    positions of the group; ``removed`` and ``constant`` (bool) mark those that go, and those that are
-    constant everywhere and not zero.
+    Channels that are a constant times a map of their own (``Read.profile``) are apart: only one of them can
+    stand for the others. ``positions`` are indices on the contracted axis, int64; ``classes`` and
+    ``constants`` belong to all positions of the group; ``removed`` and ``constant`` (bool) mark those that
+    go, and those that are constant everywhere and not zero.
     """
 
     read: Read
@@ -45,6 +47,12 @@ class Absorption:
     constants: np.ndarray[Any, np.dtype[np.float64]]
     removed: Mask
     constant: Mask
+    profile: int = 0
+
+    @property
+    def border(self) -> bool:
+        """True where a bias alone is not exact."""
+        return self.read.border or self.profile != 0
 
     def carriers(self) -> Mask:
         """Return bool[positions]: constants large enough to stand for those that are removed."""
@@ -64,9 +72,11 @@ def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, k
         if not lost.any():
             continue
         groups = read.node.attrs.get("conv_groups", 1) if read.node.op != "matmul" else 1
-        for rows in np.arange(owners.size).reshape(groups, -1):
-            if lost[rows].any():
-                yield Absorption(read, rows, owners[rows], constants[rows], ~keep[owners[rows]], constant[rows])
+        profile = read.profile.ravel()
+        for group in np.arange(owners.size).reshape(groups, -1):
+            for key in np.unique(profile[group[lost[group]]]).tolist():
+                rows = group[profile[group] == key]
+                yield Absorption(read, rows, owners[rows], constants[rows], ~keep[owners[rows]], constant[rows], key)
 
 
 def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, exact: Mask) -> Mask:
@@ -81,7 +91,7 @@ def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Need
     pending = []
     for absorption in absorptions(classes, found, wanted, keep):
         lost = absorption.removed & absorption.constant & exact[absorption.classes]
-        if absorption.read.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
+        if absorption.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
             pending.append(absorption)
     chosen = np.zeros(classes.num_classes, dtype=bool)
     while pending:
@@ -126,7 +136,8 @@ def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
     if read.ids.size != size:
         return np.full(size, np.nan)
-    return np.where(read.dead.ravel(), 0.0, read.constant.ravel())
+    comparable = np.where(read.profile.ravel() == 0, read.constant.ravel(), np.nan)
+    return np.where(read.dead.ravel(), 0.0, comparable)
 
 
 def folds(
@@ -145,7 +156,7 @@ def folds(
         lost = absorption.removed & absorption.constant
         carried = (
             lost & exact[absorption.classes]
-            if read.border and (border == "exact" or read.node.op == "conv_transpose")
+            if absorption.border and (border == "exact" or read.node.op == "conv_transpose")
             else lost & False
         )
         staying = absorption.carriers() & ~absorption.removed

@@ -10,7 +10,7 @@ Select and absorb are built on it; constants.py and liveness.py feed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from prunec.ops import CONTRACTIONS
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
+from prunec.passes.profiles import Profile, profiles
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -43,6 +44,8 @@ class Read:
         absorbs: a constant other than zero can be folded into this node.
         border: zero padding (or a transposed convolution's uneven overlap) meets the operand, so that a
             bias alone is not exact.
+        profile: int64, shape of ``ids``: 0, or the map that ``constant`` is a factor of (passes/profiles.py):
+            a channel that varies over space in the same way as all others of the same number.
     """
 
     node: Node
@@ -53,6 +56,7 @@ class Read:
     dead: Mask
     absorbs: bool
     border: bool
+    profile: Ids
 
     @property
     def fine(self) -> Mask:
@@ -80,16 +84,23 @@ def contracted_axis(node: Node, index: int, rank: int) -> int | None:
 def reads(graph: Graph, classes: ChannelClasses, constants: Constants, liveness: Liveness) -> tuple[Read, ...]:
     """List every operand of a contraction that carries channels on the axis it is summed over, in graph order."""
     made_of_params = graph.fixed_values()
+    maps = profiles(graph, constants)
     return tuple(
         read
         for node in graph.nodes
         if node.op in READERS
-        for read in _reads_of(graph, node, classes, constants, liveness, made_of_params)
+        for read in _reads_of(graph, node, classes, constants, liveness, made_of_params, maps)
     )
 
 
 def _reads_of(
-    graph: Graph, node: Node, classes: ChannelClasses, constants: Constants, liveness: Liveness, weights: frozenset[str]
+    graph: Graph,
+    node: Node,
+    classes: ChannelClasses,
+    constants: Constants,
+    liveness: Liveness,
+    weights: frozenset[str],
+    maps: Mapping[str, Profile],
 ) -> Iterator[Read]:
     for index, name in enumerate(node.inputs[:2]):
         if not name or name in weights:
@@ -97,7 +108,27 @@ def _reads_of(
         for axis, ids in _fields_read(node, index, classes.labels[name]):
             live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
             absorbs, border = _absorption(graph, node, index, constants)
-            yield Read(node, index, axis, ids, channel_constants(constants, name, ids), ~live, absorbs, border)
+            constant = channel_constants(constants, name, ids)
+            profile = np.zeros(ids.shape, dtype=np.int64)
+            if name in maps and absorbs and _carries(graph, node):
+                constant, profile = _with_profile(maps[name], constant)
+            yield Read(node, index, axis, ids, constant, ~live, absorbs, border, profile)
+
+
+def _carries(graph: Graph, node: Node) -> bool:
+    """Tell whether one channel's weights can take over another's: they are a parameter, of ordinary numbers."""
+    return node.op in ("conv", "conv_transpose") and node.inputs[1] in graph.params and not is_integer(graph, node)
+
+
+def _with_profile(found: Profile, constant: Floats) -> tuple[Floats, Ids]:
+    """Return (constants or coefficients, profile), each of the shape of ``constant``."""
+    for axis, size in enumerate(constant.shape):
+        if size == 1 and found.coefficients.shape[axis] != 1:
+            return constant, np.zeros(constant.shape, dtype=np.int64)
+    coefficients = np.broadcast_to(found.coefficients, constant.shape)
+    shared = np.isnan(constant) & ~np.isnan(coefficients)
+    profile = np.where(shared, np.broadcast_to(found.keys, constant.shape), 0)
+    return np.where(shared, coefficients, constant), profile
 
 
 def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:

@@ -119,7 +119,7 @@ def plan(
     """Write a selection down as data."""
     graph, classes, keep = facts.graph, facts.classes, selection.keep
     lossy = bool((~keep & ~selection.exact).any())
-    inexact = border == BIAS and any(a.read.border for a in absorptions(classes, facts.reads, selection.wanted, keep))
+    inexact = border == BIAS and any(a.border for a in absorptions(classes, facts.reads, selection.wanted, keep))
     return PrunePlan(
         inputs=tuple(inputs),
         keeps=_axis_keeps(classes, keep),
