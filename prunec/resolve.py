@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.errors import BadInput, MissingDependency, PrunecError
+from prunec.errors import BadInput, PrunecError
+from prunec.libraries import LIBRARIES, build_from
 from prunec.runtime import first_line, name_shapes
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input shapes by name; "" is the next input without one."""
-
-_LIBRARIES = ("torchvision", "timm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,40 +117,11 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def import_torchvision() -> Any:
-    """Import torchvision, also where its compiled operators do not match this torch.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    import torch
-
-    if importlib.util.find_spec("torchvision") is None:
-        raise _missing("torchvision")
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    # Without its compiled library torchvision describes operators that nobody has declared.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _DECLARED.append(library)
-    return importlib.import_module("torchvision")
-
-
-# A Library takes its declarations back when it is collected, so it lives as long as the process.
-_DECLARED: list[Any] = []
-
-
 def _module(spec: str) -> tuple[torch.nn.Module, Any]:
     """Return the module and what it says of its inputs: example inputs, a (C, H, W) shape, or None."""
     prefix, colon, name = spec.rpartition(":")
-    if colon and prefix in _LIBRARIES:
-        return _from_library(prefix, name)
+    if colon and prefix in LIBRARIES:
+        return build_from(prefix, name)
     if colon:
         return _from_factory(spec, prefix, name)
     from prunec.models import ARCHITECTURES, find
@@ -167,26 +137,6 @@ def _module(spec: str) -> tuple[torch.nn.Module, Any]:
         if near
         else "`prunec archs` lists the architectures; yours: package.module:factory",
     )
-
-
-def _from_library(library: str, name: str) -> tuple[torch.nn.Module, Any]:
-    if importlib.util.find_spec(library) is None:
-        raise _missing(library)
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # timm imports it too
-    if library == "timm":
-        timm = importlib.import_module("timm")
-        if name not in timm.list_models():
-            raise _unknown(library, name, timm.list_models())
-        module = timm.create_model(name, pretrained=False)
-        return module, tuple(module.pretrained_cfg.get("input_size", (3, 224, 224)))
-    models = importlib.import_module("torchvision.models")
-    known = models.list_models()
-    if name not in known:
-        raise _unknown(library, name, known)
-    extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    module = models.get_model(name, weights=None, **extra)
-    return module, (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
 
 
 def _from_factory(spec: str, module_name: str, attribute: str) -> tuple[torch.nn.Module, Any]:
@@ -302,17 +252,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise BadInput(f"{path} does not hold a state dict", do="save module.state_dict()")
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _missing(library: str) -> MissingDependency:
-    return MissingDependency(f"{library} is not installed", do="pip install 'prunec[real]'")
-
-
-def _unknown(library: str, name: str, known: Sequence[str]) -> BadInput:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return BadInput(
-        f"{library} has no model {name!r}", do=f"did you mean {' or '.join(near)}?" if near else "check the name"
-    )
 
 
 def _told(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from onnx_files import save_conv
 
 from prunec import api, errors
 from prunec.cli.main import execute, main
+from prunec.libraries import import_torchvision
 
 NETWORKS = """
 import torch
@@ -478,6 +481,34 @@ def test_networks_of_other_libraries_are_found_by_name(run: Run, name: str) -> N
     status, out, err = run("analyze", name, "--json")
     assert status == 0, err
     assert json.loads(out)["params"] == 11_689_512
+
+
+@pytest.mark.real
+def test_a_published_file_with_auxiliary_heads_loads_into_torchvisions_network(run: Run, tmp_path: Path) -> None:
+    import_torchvision()
+    published = importlib.import_module("torchvision.models").googlenet(weights=None, init_weights=False)
+    assert "aux1.conv.conv.weight" in published.state_dict()
+    torch.save(published.state_dict(), tmp_path / "googlenet.pth")
+    options = ("--weights", "googlenet.pth", "--input-shape", "1x3x64x64", "--json")
+    status, out, err = run("analyze", "torchvision:googlenet", *options)
+    assert status == 0, err
+    assert json.loads(out)["params"] == 6_624_904
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["torchvision:googlenet", "timm:test_resnet.r160_in1k"])
+def test_a_network_of_another_library_is_trained_and_pruned(run: Run, name: str) -> None:
+    options = ("--steps", 4, "--batch-size", 4, "--input-shape", "1x3x64x64", "--device", "cpu")
+    status, out, err = run("train-prune", "--arch", name, *options, "-o", "run")
+    assert status == 0, err
+    assert "agrees with the trained network" in out
+
+
+@pytest.mark.real
+def test_timms_weight_tags_are_names_too(run: Run) -> None:
+    status, out, err = run("analyze", "timm:resnet18.a1_in1k", "--json")
+    assert status == 0, err
+    assert json.loads(out)["model"] == "timm:resnet18.a1_in1k"
 
 
 @pytest.mark.real
