@@ -262,9 +262,28 @@ def show_run(result: RunResult) -> None:
         out.print(f"test {SCORE_NAMES.get(score, score)}: {', '.join(values)}")
     _print_errors(out, result.validation, "the trained network")
     _print_latency(out, result.validation)
+    _show_milestones(out, result)
     for sentence in (*result.reasons, *result.advice):
         out.print(Text(sentence, style="dim"))
     out.print(Text(f"in {result.output}: {', '.join(result.files)}"))
+
+
+def _show_milestones(out: Console, result: RunResult) -> None:
+    if not result.milestones:
+        return
+    heading(out, "Milestones")
+    name = SCORE_NAMES.get(result.metric, result.metric)
+    shown = table("folder", "parameters>", "MACs>", "of all>", f"{name}>", "speed>")
+    before = result.score.get("before")
+    score = "" if before is None else f"{100 * before:.2f}%"
+    row(shown, "unpruned", readable(result.before["params"]), readable(result.before["macs"]), "100.0%", score, "")
+    for item in result.milestones:
+        share, speed = percent(item["macs"], result.before["macs"]), item["latency_ratio"]
+        row(
+            shown, os.path.basename(item["folder"]), readable(item["params"]), readable(item["macs"]), share,
+            f"{100 * item['score']['after']:.2f}%", "" if speed is None else f"{speed:.2f}×",
+        )  # fmt: skip
+    out.print(shown)
 
 
 def cost_table(before: Cost, after: Cost) -> Table:

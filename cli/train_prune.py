@@ -32,6 +32,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
 @click.option(
+    "--milestones",
+    metavar="F,F,…",
+    callback=lambda _context, _parameter, value: _shares(value),
+    help="Falling fractions of the MACs, 0.7,0.5,0.3: a pruned, fine-tuned network at each, from one run.",
+)
+@click.option(
     "--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default), adjust or stop."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
@@ -76,6 +82,15 @@ def train_prune(
         show_json(result.to_json_dict())
     else:
         show_run(result)
+
+
+def _shares(value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter("give fractions with commas between them: 0.7,0.5,0.3") from error
 
 
 def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:

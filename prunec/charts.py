@@ -103,6 +103,28 @@ def line_chart(
     return _svg(title, width, height, "".join(body))
 
 
+def pareto_chart(title: str, points: Sequence[tuple[str, float, float]], *, width: int = 470, height: int = 260) -> str:
+    """Return scores (0..1) against sizes as named points, with a line through those that none beats in both."""
+    if not points:
+        return ""
+    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    low, high = _padded([min(ys), min(1.0, max(ys) + 1e-9)])
+    frame = _Frame(50, 34, width - 76, height - 66, 0.0, 1.08 * max(xs), low, min(high, 1.02))
+    best = sorted((x, y) for x, y in zip(xs, ys, strict=True) if not _beaten(x, y, points))
+    line = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in best)
+    body = [_axes(frame, percent=True), _tag("polyline", css="line", stroke="var(--c0)", points=line)]
+    for name, x, y in points:
+        tip = _tag("title", text(f"{name}: {short(x)}, {100 * y:.2f}%"))
+        body.append(_tag("circle", tip, cx=frame.x(x), cy=frame.y(y), r=4.5, fill="var(--accent)"))
+        body.append(_label(frame.x(x), frame.y(y) - 9, name, "value", "middle"))
+    return _svg(title, width, height, "".join(body))
+
+
+def _beaten(x: float, y: float, points: Sequence[tuple[str, float, float]]) -> bool:
+    """Tell whether some point is no larger and no worse, and better in one of the two."""
+    return any(px <= x and py >= y and (px, py) != (x, y) for _, px, py in points)
+
+
 def kept_bars(
     title: str,
     labels: Sequence[str],

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from prunec.charts import Series, Span, heatmap, kept_bars, line_chart, stacked_bar, text
+from prunec.charts import Series, Span, heatmap, kept_bars, line_chart, pareto_chart, stacked_bar, text
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json, read_lines, write_text
 from prunec.report import MOMENT_NAMES, SCORE_NAMES, percent, readable
@@ -133,6 +133,7 @@ def run_page(
         f"<h1>{text(model)}</h1>",
         f'<p class="soft">prunec train-prune, run {text(name)}</p>{state}',
         tiles(_headline(summary)),
+        section("Milestones", _milestones(summary)),
         section("Channels kept per layer", _kept(summary)),
         section("Masks of test images", _masks(summary, pictures)),
         section("Size", _cost(summary)),
@@ -184,6 +185,30 @@ def _masks(summary: Mapping[str, Any], pictures: bytes) -> str:
         f'<div class="sheet"><div class="captions" style="grid-template-columns:repeat({len(columns)},1fr)">{captions}'
         f'</div><img alt="test images, their true masks and those found" src="data:image/png;base64,{sheet}"></div>'
     )
+
+
+def _milestones(summary: Mapping[str, Any]) -> str:
+    """Return one table and the plots of score against size, of all networks that the run has made."""
+    made = summary.get("milestones") or []
+    if not made:
+        return ""
+    metric, whole = str(summary.get("metric")), summary["before"]
+    name = SCORE_NAMES.get(metric, metric)
+    networks = [("unpruned", whole, (summary.get(metric) or {}).get("before"), None)]
+    networks += [(Path(m["folder"]).name, m, m["score"].get("after"), m.get("latency_ratio")) for m in made]
+    rows = [
+        (
+            text(label), f"{size['params']:,}", f"{size['macs']:,}", percent(size["macs"], whole["macs"]),
+            f"{100 * score:.2f}%" if _is_number(score) else "", f"{speed:.2f}×" if _is_number(speed) else "",
+        )
+        for label, size, score, speed in networks
+    ]  # fmt: skip
+    plots = [
+        pareto_chart(f"{name} against {what}", [(n, float(s[key]), v) for n, s, v, _ in networks if _is_number(v)])
+        for key, what in (("macs", "MACs"), ("params", "parameters"))
+    ]
+    table = html_table(("folder", "parameters>", "MACs>", "of all>", f"{name}>", "speed>"), rows)
+    return table + f'<div class="pair">{"".join(plots)}</div>'
 
 
 def _cost(summary: Mapping[str, Any]) -> str:

@@ -406,6 +406,65 @@ def test_a_run_under_a_budget_that_is_killed_ends_the_same(tmp_path: Path, bars:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+MILESTONES: dict[str, Any] = {"rho": None, "milestones": (0.8, 0.6), "steps": 160, "shares": (0.2, 0.5, 0.3)}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
+    folder = tmp_path_factory.mktemp("several") / "run"
+    train_prune(config(folder, bars, **MILESTONES))
+    return folder
+
+
+def test_each_milestone_has_a_folder_with_a_network_of_its_size(several: Path) -> None:
+    whole = summary(several)["before"]["macs"]
+    for name, share in (("milestone-80", 0.8), ("milestone-60", 0.6)):
+        assert {path.name for path in (several / name).iterdir()} == RESULTS
+        found = summary(several / name)
+        assert share * 0.9 <= found["after"]["macs"] / whole <= share
+        assert found["validation"]["passed"]
+        assert found["accuracy"]["after"] > 0.6
+        pruned = PrunePlan.load(several / name / "plan.json").apply(tiny()[0])
+        pruned.load_state_dict(load_file(several / name / "pruned.safetensors"))
+
+
+def test_the_run_folder_has_one_table_one_plot_and_the_last_network(several: Path) -> None:
+    found = summary(several)
+    assert [item["target"] for item in found["milestones"]] == [0.8, 0.6]
+    assert [item["macs"] for item in found["milestones"]] == [
+        summary(several / name)["after"]["macs"] for name in ("milestone-80", "milestone-60")
+    ]
+    assert {path.name for path in several.iterdir()} == {*RESULTS, "checkpoint", "milestone-80", "milestone-60"}
+    for name in ("pruned.onnx", "pruned.safetensors", "plan.json"):
+        assert (several / name).read_bytes() == (several / "milestone-60" / name).read_bytes()
+    page = (several / "report.html").read_text()
+    assert page.count("accuracy against MACs") == 2, "the plot and its label"
+    assert "milestone-80" in page
+
+
+def test_ista_goes_on_from_the_network_that_was_not_fine_tuned(several: Path) -> None:
+    rows = read_lines(several / "metrics.jsonl")
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    phases = [row["phase"] for row in rows]
+    assert [b for a, b in zip(["", *phases], phases, strict=False) if a != b] == [
+        "warmup", "ista", "finetune", "ista", "finetune",
+    ]  # fmt: skip
+    sparse = [row for row in rows if row["phase"] == "ista"]
+    second = next(index for index in range(1, len(sparse)) if sparse[index]["step"] > sparse[index - 1]["step"] + 20)
+    assert sparse[second]["macs_if_pruned"] <= 1.1 * sparse[second - 1]["macs_if_pruned"]
+
+
+@pytest.mark.parametrize("step", [45, 70, 95])
+def test_a_run_with_milestones_that_is_killed_ends_the_same(
+    tmp_path: Path, bars: Path, several: Path, step: int
+) -> None:
+    with pytest.raises(Stop):
+        train_prune(config(tmp_path / "run", bars, **MILESTONES), StopAt(step))
+    train_prune(resume_config(str(tmp_path / "run")))
+    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json", "milestone-80/pruned.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (several / name).read_bytes(), name
+
+
 def test_without_fine_tuning_the_removal_is_exact(tmp_path: Path, bars: Path) -> None:
     result = train_prune(config(tmp_path / "run", bars, shares=(0.3, 0.7, 0.0)))
     plan = PrunePlan.load(tmp_path / "run" / "plan.json")

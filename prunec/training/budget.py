@@ -28,10 +28,14 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A share of what the network costs: ``quantity`` is a field of Size, ``share`` in (0, 1) may stay."""
+    """A share of what the network costs: ``quantity`` is a field of Size, ``share`` in (0, 1) may stay.
+
+    ``start`` is the share from which the way to the goal is measured: 1, or the goal before it.
+    """
 
     quantity: str
     share: float
+    start: float = 1.0
 
     def left(self, size: Size, full: Size) -> float:
         """Return the share of the quantity that ``size`` has of ``full``."""
@@ -39,8 +43,8 @@ class Goal:
 
 
 def excess(goals: Sequence[Goal], size: Size, full: Size) -> float:
-    """Return how much of the way to the goals is still to go: 1 for the full network, 0 or less where all hold."""
-    return max((goal.left(size, full) - goal.share) / (1 - goal.share) for goal in goals)
+    """Return how much of the way to the goals is still to go: 1 at their start, 0 or less where all hold."""
+    return max((goal.left(size, full) - goal.share) / (goal.start - goal.share) for goal in goals)
 
 
 def slack(goals: Sequence[Goal], size: Size, full: Size) -> float:

@@ -19,15 +19,17 @@ from prunec.training.config import CHANGEABLE, RunConfig
 from prunec.training.ema import EmaState
 from prunec.training.metrics import WindowState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _NAME = "state.pt"
+_ISTA_NAME = "ista.pt"
 
 
 class Checkpoint(TypedDict):
     """See the run's own types for the parts.
 
-    ``phase`` is the phase's number, ``phase_step`` the steps done in it, ``step`` those of the whole run;
-    ``plan`` is the plan's JSON once channels have been removed, else ""; ``rng`` the ambient generators of each rank.
+    ``phase`` is the phase's number, ``phase_step`` the steps done in it, ``step`` those of the whole run,
+    ``milestone`` the number of the next one; ``plan`` is the plan's JSON once channels have been removed, else "";
+    ``rng`` the ambient generators of each rank.
     """
 
     version: int
@@ -35,6 +37,7 @@ class Checkpoint(TypedDict):
     phase: int
     phase_step: int
     step: int
+    milestone: int
     module: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     ema: EmaState
@@ -46,11 +49,15 @@ class Checkpoint(TypedDict):
     rng: list[dict[str, torch.Tensor]]
 
 
-def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
-    """Replace the folder's checkpoint in one step."""
+def save(folder: RunFolder, checkpoint: Checkpoint, *, milestone: bool = False) -> None:
+    """Replace the folder's checkpoint in one step.
+
+    Args:
+        milestone: keep it aside, as the state from which ISTA goes on once a milestone is done.
+    """
     folder.checkpoint.mkdir(exist_ok=True)
     # Through a file of Python's: torch's own writer hides why a write failed.
-    with replacing(folder.checkpoint / _NAME) as aside, open(aside, "wb") as file:
+    with replacing(folder.checkpoint / (_ISTA_NAME if milestone else _NAME)) as aside, open(aside, "wb") as file:
         torch.save(dict(checkpoint), file)
 
 
@@ -74,16 +81,17 @@ def exists(folder: RunFolder) -> bool:
     return (folder.checkpoint / _NAME).is_file()
 
 
-def load(folder: RunFolder, config: RunConfig) -> Checkpoint:
+def load(folder: RunFolder, config: RunConfig, *, milestone: bool = False) -> Checkpoint:
     """Read the folder's checkpoint, onto the CPU.
 
     Args:
         config: the settings that the run goes on with.
+        milestone: the one that was kept aside.
 
     Raises:
         BadInput: there is none, it is damaged, of another version, or of other settings.
     """
-    path = folder.checkpoint / _NAME
+    path = folder.checkpoint / (_ISTA_NAME if milestone else _NAME)
     if not path.is_file():
         raise BadInput(f"{folder.path} has no checkpoint to resume from", do="start the run without --resume")
     try:

@@ -54,6 +54,8 @@ class RunConfig:
             follows (as in the paper) and ``exact`` when it does not.
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
         target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
+        milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
+            folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
         on_symptom: what is done about a symptom of wrong settings: ``warn``, ``adjust`` or ``stop``; see symptoms.py.
         stop_on_plateau: end the ISTA phase early when loss, sparsity and lasso have settled.
         ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
@@ -94,6 +96,7 @@ class RunConfig:
     multiple_of: int = 1
     target_macs: float | None = None
     target_params: float | None = None
+    milestones: tuple[float, ...] = ()
     on_symptom: OnSymptom = "warn"
     stop_on_plateau: bool = True
     ema_decay: float = 0.999
@@ -179,6 +182,7 @@ def check(config: RunConfig) -> RunConfig:
         _require(name, getattr(config, name), lambda value: 0 <= value < math.inf, "0 or more")
     for name in _UNIT_INTERVAL:
         _require(name, getattr(config, name), lambda value: 0 < value < 1, "between 0 and 1, such as 0.5")
+    _check_milestones(config)
     _require("momentum", config.momentum, lambda value: value < 1, "below 1")
     _require("ema_decay", config.ema_decay, lambda value: value < 1, "below 1")
     _require("rho_warmup", config.rho_warmup, lambda value: value <= 1, "a share of the ISTA steps")
@@ -198,6 +202,14 @@ def check(config: RunConfig) -> RunConfig:
             f"the input shape is {config.input_shape}", do="give channels, height and width: --input-shape 1x3x32x32"
         )
     return config
+
+
+def _check_milestones(config: RunConfig) -> None:
+    shares = config.milestones
+    falling = all(a > b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))
+    _require("milestones", shares, lambda _: falling, "falling shares of the MACs between 1 and 0: 0.7,0.5,0.3")
+    if shares and config.goals:
+        raise BadInput("milestones and a target exclude each other", do="make the target the last of the milestones")
 
 
 def _require(name: str, value: Any, holds: Any, wanted: str) -> None:

@@ -138,6 +138,11 @@ class Controller:
             setattr(self, name, state[name])
 
 
+def restarted(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a controller's state for a phase that goes on to the next goal: what it did to ρ is in ρ by now."""
+    return {**state, "readings": state["readings"][:1], "budget_factor": 1.0, "rho_factor": 1.0}
+
+
 def planned_excess(progress: float) -> float:
     """Return the excess that there should be at ``progress`` so that the budget is met in time.
 

@@ -25,6 +25,9 @@ from prunec.training.sparsity import Sparsity, named_parameters
 
 CLOSE_ENOUGH = 0.005
 """Unused share of a budget at which no further channel is given back."""
+_TOO_FAR = 0.015
+"""Unused share at which the fit is tried anew without the channel that made the last step so large."""
+_ATTEMPTS = 6
 _MOST_TRIALS = 80
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -125,16 +128,25 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
     def measured(gone: Mask) -> Size:
         return sizer.size(with_zeros(plan, history.values, gone))
 
-    def first(count: int) -> Mask:
+    def first(count: int) -> Mask:  # of what ``order`` is at the time
         gone = np.zeros(plan.classes.num_classes, dtype=bool)
         gone[order[:count]] = True
         return gone
 
-    count = _fewest(order.size, lambda n: excess(goals, measured(first(n)), full) <= 0)
-    if count is None:
+    best: Mask | None = None
+    for _ in range(_ATTEMPTS):
+        count = _fewest(order.size, lambda n: excess(goals, measured(first(n)), full) <= 0)
+        if count is None:
+            break
+        gone = _filled(first(count), order[:count], plan, goals, full, measured)
+        if best is None or slack(goals, measured(gone), full) < slack(goals, measured(best), full):
+            best = gone
+        if count == 0 or slack(goals, measured(best), full) <= _TOO_FAR:
+            break
+        order = np.delete(order, count - 1)  # too large a step: it stays, and smaller ones go for it
+    if best is None:
         raise not_met(goals, measured(first(order.size)), full)
-    gone = _filled(first(count), order[:count], plan, goals, full, measured)
-    return Fit(gone, measured(gone), int((gone & ~zero).sum()), int((zero & ~gone & plan.penalised).sum()))
+    return Fit(best, measured(best), int((best & ~zero).sum()), int((zero & ~best & plan.penalised).sum()))
 
 
 def not_met(goals: Sequence[Goal], smallest: Size, full: Size) -> BudgetNotMet:

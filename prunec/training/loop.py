@@ -35,12 +35,14 @@ class State:
         phase: index into the run's phases.
         phase_step: steps done in that phase.
         step: steps done in all.
+        milestone: number of the milestone that the run is on its way to; 0 where there are none.
         facts: what was measured or chosen once (scores, ρ, α, reasons); plain data.
     """
 
     phase: int = 0
     phase_step: int = 0
     step: int = 0
+    milestone: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
 

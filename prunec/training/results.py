@@ -52,6 +52,7 @@ class RunResult:
         advice: what the curves said was going wrong; sentences.
         blocked: channels that were constant and survive, with the node that holds them.
         files: the files that were written, by name.
+        milestones: per milestone its target, folder, params, macs, score and latency ratio.
     """
 
     model: str
@@ -66,6 +67,7 @@ class RunResult:
     advice: tuple[str, ...]
     blocked: tuple[Mapping[str, Any], ...]
     files: tuple[str, ...]
+    milestones: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def score(self) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ of its own; what can be wrong with a run is found in setup.py, what it leaves be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +21,13 @@ from prunec.files import RunFolder
 from prunec.plan import PrunePlan
 from prunec.report import PruneReport
 from prunec.training import checkpoint as checkpoints
+from prunec.training import milestones
 from prunec.training.batches import plain_batches
 from prunec.training.batchnorm import reestimate
 from prunec.training.budget import in_words, refreshed
 from prunec.training.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.config import RunConfig
-from prunec.training.controller import Controller
+from prunec.training.controller import Controller, restarted
 from prunec.training.ema import Ema
 from prunec.training.evaluate import evaluate
 from prunec.training.fitting import GammaHistory, fit, set_gammas
@@ -126,20 +127,51 @@ class _Run:
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
         else:
-            self.state = State(resumed["phase"], resumed["phase_step"], resumed["step"], resumed["facts"])
+            self.state = _state_of(resumed)
             self._take_in_changes(checkpoints.changed_settings(resumed, self.config))
         main = self.ranks.rank == 0
         self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step) if main else NoMetrics()
         with self.interrupt.between_steps():
-            if self.state.phase < FINETUNE:
-                self._train_sparse(resumed)
-                self._remove()
-                resumed = None
-            else:
-                assert resumed is not None, "a run begins with its first phase"
-                self._rebuild(resumed)
-            self._finetune(resumed)
+            while True:
+                self.setup = replace(self.setup, goals=milestones.goals_at(self.config, self.state.milestone))
+                self._to_fine_tuned(resumed)
+                if self.state.milestone + 1 >= len(self.config.milestones):
+                    break
+                resumed = self._next_milestone()
         return self._finish()
+
+    def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
+        """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
+        if self.state.phase < FINETUNE:
+            self._train_sparse(resumed)
+            self._remove()
+            resumed = None
+        else:
+            assert resumed is not None, "a run begins with its first phase"
+            self._rebuild(resumed)
+        self._finetune(resumed)
+
+    def _next_milestone(self) -> Checkpoint:
+        """Write a milestone's result, and return the state from which ISTA goes on to the next one."""
+        self._finish_milestone()
+        kept = checkpoints.load(self.setup.folder, self.config, milestone=True)
+        reached = self.state.facts["milestones"]
+        step = self.state.step
+        self.state = _state_of(kept)
+        self.state.phase, self.state.phase_step, self.state.step = ISTA, 0, step
+        self.state.milestone += 1
+        self.state.facts["milestones"] = reached
+        self.state.facts["rho"] = kept["facts"]["rho_reached"]
+        kept["controller"] = restarted(kept["controller"])
+        self.plan = None
+        self.module = self.setup.module.to(self.setup.device)
+        return kept
+
+    def _finish_milestone(self) -> RunResult:
+        share = self.config.milestones[self.state.milestone]
+        result = self._settled_result(lambda: milestones.open_folder(self.setup, self.state.milestone))
+        self.state.facts.setdefault("milestones", []).append(milestones.entry(result, share))
+        return result
 
     def _resumed(self) -> Checkpoint | None:
         """Return the checkpoint to go on from; a run killed before its first one starts anew."""
@@ -176,17 +208,18 @@ class _Run:
             facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
         ista = build(setup.sparsity, self.module, sgd(self.module, self.config, self.config.lr), rho=0.0)
         self.optimizer, self.ema = ista, Ema(self.module, self.config.ema_decay)
+        first = self.state.milestone == 0
         self.controller = Controller(
             facts["rho"],
-            self.config.rho_factors,
-            self.config.rho_warmup,
+            self.config.rho_factors if first else (1.0,),
+            self.config.rho_warmup if first else 0.0,
             bool(setup.goals),
             self.config.stop_on_plateau,
             setup.objective.chance_loss,
             self.config.on_symptom,
         )
         self._restore(resumed)
-        if resumed is None:
+        if self.state.phase_step == 0:
             # Shows before the first step that a checkpoint can be written, whatever quotas there are.
             self._save()
         self._join_ranks()
@@ -194,6 +227,9 @@ class _Run:
             self._run_sparse_phase(ista)
         # Gammas are equal on all ranks, running statistics are not.
         self.ranks.copy_state(self.module)
+        if self.state.milestone + 1 < len(self.config.milestones):
+            facts["rho_reached"] = ista.rho
+            self._save(milestone=True)
         self._meet_budget()
         # Of the α that the run has ended with: adjusting may have lowered it.
         Rescaling.of(self.module, setup.scaling, facts["alpha"]).undo()
@@ -326,13 +362,21 @@ class _Run:
         self._run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
 
     def _finish(self) -> RunResult:
+        if self.config.milestones:
+            last = self._finish_milestone()
+            entries = self.state.facts["milestones"]
+            return self.ranks.on_main(lambda: milestones.conclude(self.setup, last, entries))
+        return self._settled_result(lambda: self.setup)
+
+    def _settled_result(self, setup: Callable[[], Setup]) -> RunResult:
+        """Bring the network to its last form, score it, and write it where ``setup`` says."""
         if self.setup.phases[FINETUNE].steps and self.config.ema_decay:
             self.ema.copy_to_module()
         self._settle_statistics()
         self._score("after")
         assert self.plan is not None, "removal comes before the end"
-        module, plan = self.module.to("cpu").eval(), self.plan
-        return self.ranks.on_main(lambda: write_results(self.setup, module, plan, self.state.facts, self.progress))
+        module, plan, facts = self.module.to("cpu").eval(), self.plan, self.state.facts
+        return self.ranks.on_main(lambda: write_results(setup(), module, plan, facts, self.progress))
 
     # --- shared -------------------------------------------------------------------------------------
 
@@ -382,7 +426,7 @@ class _Run:
         batches = plain_batches(self.setup.data.train, self.setup.pipeline, self.config.batch_size, _STATISTICS_BATCHES)
         reestimate(self.module, (inputs for inputs, _ in batches))
 
-    def _save(self) -> None:
+    def _save(self, *, milestone: bool = False) -> None:
         if not _all_finite(self.module):
             raise diverged(self.config.output, self.state.step, self.setup.phases[self.state.phase].name)
         checkpoint: Checkpoint = {
@@ -391,6 +435,7 @@ class _Run:
             "phase": self.state.phase,
             "phase_step": self.state.phase_step,
             "step": self.state.step,
+            "milestone": self.state.milestone,
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
@@ -402,7 +447,7 @@ class _Run:
             "rng": self.ranks.gather(rng_state(self.setup.device)),
         }
         self.metrics.flush_to_disk()
-        self.ranks.on_main(lambda: checkpoints.save(self.setup.folder, checkpoint))
+        self.ranks.on_main(lambda: checkpoints.save(self.setup.folder, checkpoint, milestone=milestone))
 
     def _restore(self, resumed: Checkpoint | None) -> None:
         if resumed is None:
@@ -419,6 +464,16 @@ class _Run:
         else:
             self.progress.note(f"the run goes on with {self.ranks.size} processes; it had {len(resumed['rng'])}")
             torch.manual_seed(self.config.seed + self.state.step * self.ranks.size + self.ranks.rank)
+
+
+def _state_of(checkpoint: Checkpoint) -> State:
+    return State(
+        checkpoint["phase"],
+        checkpoint["phase_step"],
+        checkpoint["step"],
+        checkpoint["milestone"],
+        checkpoint["facts"],
+    )
 
 
 def _all_finite(module: nn.Module) -> bool:

@@ -66,7 +66,7 @@ class Setup:
         sparsity: which gammas are penalised, and λ.
         scaling: where γ–W rescaling is possible.
         full: the network's size.
-        goals: the budget; () where there is none.
+        goals: the budget, the last of several; () where there is none.
         sizer: counts what removal would leave.
     """
 
@@ -119,7 +119,8 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     full = size_under(graph, sparsity.classes, sparsity.penalised | True)
     phases = plan_phases(config, batches.steps_per_epoch)
     sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
-    _check_budget(config.goals, sizer, full)
+    goals = config.goals or tuple(Goal("macs", share) for share in config.milestones[-1:])
+    _check_budget(goals, sizer, full)
     module.to(device).train()
     return Setup(
         config=config,
@@ -136,7 +137,7 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         sparsity=sparsity,
         scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
         full=full,
-        goals=config.goals,
+        goals=goals,
         sizer=sizer,
     )
 
@@ -151,7 +152,10 @@ def _check_shares(batch_size: int, num_images: int, ranks: Ranks) -> None:
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
-    """Divide the run's steps among its phases; ISTA has at least one."""
+    """Divide the run's steps among its phases; ISTA has at least one.
+
+    With milestones, ISTA and fine-tuning are the phases of one of them.
+    """
     if config.steps is not None:
         total = config.steps
     else:
@@ -159,7 +163,9 @@ def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, 
         total = max(1, round(config.epochs * steps_per_epoch))
     whole = sum(config.shares)
     warmup, finetune = (int(total * config.shares[index] / whole) for index in (0, 2))
-    return Phase("warmup", warmup), Phase("ista", max(1, total - warmup - finetune)), Phase("finetune", finetune)
+    parts = max(1, len(config.milestones))
+    ista = max(1, (total - warmup - finetune) // parts)
+    return Phase("warmup", warmup), Phase("ista", ista), Phase("finetune", finetune // parts)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -253,8 +259,9 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
     for file in results:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
-    if folder.checkpoint.is_dir():
-        shutil.rmtree(folder.checkpoint)
+    for made in (folder.checkpoint, *folder.path.glob("milestone-*")):
+        if made.is_dir():
+            shutil.rmtree(made)
     write_json(folder.config, config.to_json_dict())
 
 
