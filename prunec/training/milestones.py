@@ -57,8 +57,9 @@ def entry(result: RunResult, share: float) -> dict[str, Any]:
 def conclude(setup: Setup, last: RunResult, entries: list[dict[str, Any]]) -> RunResult:
     """Give the run folder the last milestone's result, and the table of all of them."""
     source = RunFolder(folder_of(setup.folder, setup.config.milestones[-1]).path)
-    for name in ("weights", "plan", "onnx"):
-        _copy_file(source, setup.folder, name)
+    for name in ("weights", "plan", "onnx", "pictures"):
+        if getattr(source, name).is_file():
+            _copy_file(source, setup.folder, name)
     result = dataclasses.replace(last, output=str(setup.folder.path), milestones=tuple(entries))
     write_json(setup.folder.summary, result.to_json_dict())
     write_run_page(setup.folder)
