@@ -18,7 +18,13 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--model", metavar="package.module:factory", help="Your own network: a function that returns a module.")
 @click.option("--weights", metavar="FILE", help="State dict to start from (.safetensors, .pt); default: from scratch.")
 @shape_option
-@click.option("--data", metavar="NAME|DIR", help="digits, a folder of train/CLASS/* and test/CLASS/*, or CIFAR-10.")
+@click.option(
+    "--data",
+    metavar="NAME|DIR",
+    help="digits, digits-on-photos, CIFAR-10, or a folder: train/CLASS/* and test/CLASS/*, or images/ and masks/.",
+)
+@click.option("--augment", metavar="HOW", help="Of training images: none, shift, crop-flip, paper or scene (kornia).")
+@click.option("--data-memory", type=_POSITIVE, metavar="GIB", help="Larger sets stay in their files; default 4.")
 @click.option("--preset", metavar="NAME", help="A named recipe (prunec presets); options override it.")
 @click.option("--epochs", type=_POSITIVE, help="Length of the whole run, in passes over the training images.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the whole run in steps, instead of epochs.")
@@ -58,7 +64,7 @@ def train_prune(
     """Train until channels are constant, remove them, fine-tune.
 
     The result is exported and checked in ONNX Runtime. Without a network it trains the demo,
-    a small one on handwritten digits.
+    a small one on handwritten digits; `--arch segnet` alone trains one that makes masks.
     """
     from prunec.cli.render import show_json, show_run
     from prunec.training.presets import make_config, resume_config

@@ -48,7 +48,7 @@ svg .tick,svg .phase,svg .legend{fill:var(--soft);font-size:11px}svg .value{font
 svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 svg .was{fill:var(--was)}svg .now{fill:var(--accent)}svg .heat{fill:var(--accent)}svg .box{fill:none;stroke:var(--line)}
 svg .span{fill:var(--shade)}svg .span.odd{fill:var(--shade2)}
-.sheet{display:inline-block;max-width:100%}.sheet img{display:block;max-width:100%;image-rendering:pixelated}
+.sheet{max-width:100%}.sheet img{display:block;width:100%;image-rendering:pixelated}
 .captions{display:grid;font-size:12px;color:var(--soft);margin-bottom:4px}
 summary{cursor:pointer;font-weight:600}details>*:not(summary){margin-top:10px}code,pre{font-size:12.5px}
 pre{white-space:pre-wrap;word-break:break-word;margin:0}.chip{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}
@@ -181,10 +181,10 @@ def _masks(summary: Mapping[str, Any], pictures: bytes) -> str:
     columns = ("image", "true mask", *(MOMENT_NAMES.get(moment, moment) for moment in moments))
     captions = "".join(f"<span>{text(column)}</span>" for column in columns)
     sheet = base64.b64encode(pictures).decode()
-    return (
-        f'<div class="sheet"><div class="captions" style="grid-template-columns:repeat({len(columns)},1fr)">{captions}'
-        f'</div><img alt="test images, their true masks and those found" src="data:image/png;base64,{sheet}"></div>'
-    )
+    grid = f"grid-template-columns:repeat({len(columns)},1fr)"
+    image = f'<img alt="test images, their true masks and those found" src="data:image/png;base64,{sheet}">'
+    head = f'<div class="captions" style="{grid}">{captions}</div>'
+    return f'<div class="sheet" style="width:{140 * len(columns)}px">{head}{image}</div>'
 
 
 def _milestones(summary: Mapping[str, Any]) -> str:

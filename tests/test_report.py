@@ -49,7 +49,8 @@ class _Checker(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in self.VOID:
             self.open.append(tag)
-        self.loads += [f"{tag} {name}={value}" for name, value in attrs if name in {"src", "href", "xlink:href"}]
+        sources = [(name, value or "") for name, value in attrs if name in {"src", "href", "xlink:href"}]
+        self.loads += [f"{tag} {name}={value}" for name, value in sources if not value.startswith("data:image/png;")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
@@ -210,6 +211,17 @@ def test_the_run_page_is_self_contained_and_shows_every_section() -> None:
     ):
         assert shown in document
     assert document.count("<polyline") >= 6
+
+
+def test_the_masks_of_a_segmentation_run_are_shown_under_captions_without_loading_anything() -> None:
+    moments = {"before": 0.8, "removed": 0.5, "after": 0.79}
+    summary = {**_summary(), "metric": "miou", "miou": moments, "foreground_iou": moments}
+    document = run_page("run-1", {}, _rows(), summary, pictures=b"png")
+    assert_self_contained(document)
+    assert "data:image/png;base64,cG5n" in document
+    for shown in ("true mask", "right after removal", "79.00%", "mIoU, from 80.00%", "foreground IoU"):
+        assert shown in document
+    assert "Masks of test images" not in run_page("run-1", {}, _rows(), summary)
 
 
 def test_a_run_that_has_not_ended_has_a_page_too() -> None:
