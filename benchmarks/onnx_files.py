@@ -24,53 +24,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from onnx_inject import inject_alive, randomize
+from onnx_inject import inject_alive, randomize, zero_filters
 from onnx_prune import measure
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.errors import BudgetNotMet, PrunecError
 from prunec.report import Analysis, PruneReport, Validation
 from prunec.validate import validate_onnx
-
-ZERO = 1e-6
-"""A filter counts as zero when none of its weights is above this fraction of the layer's median filter.
-
-A filter's magnitude is that of its largest weight.
-"""
-
-
-def zero_filters(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Return convolution -> its output channels whose filters, or whose BatchNormalization's gammas, are zero."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].type == onnx.AttributeProto.TENSOR:
-            stored[node.output[0]] = node.attribute[0].t
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found: dict[str, list[int]] = {}
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "FusedConv") or node.input[1] not in stored:
-            continue
-        zero = _zeros(numpy_helper.to_array(stored[node.input[1]]))
-        after = readers.get(node.output[0], [])
-        if len(after) == 1 and after[0].op_type == "BatchNormalization" and after[0].input[1] in stored:
-            zero = zero | _zeros(numpy_helper.to_array(stored[after[0].input[1]]))
-        if zero.any():
-            found[node.name or node.output[0]] = np.flatnonzero(zero).tolist()
-    return found
-
-
-def _zeros(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    size = np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(axis=1)
-    zero: np.ndarray[Any, np.dtype[np.bool_]] = size <= ZERO * np.median(size)
-    return zero
 
 
 def num_weights(model: onnx.ModelProto) -> int:
@@ -94,17 +58,22 @@ def as_it_is(path: Path, out: Path, analysis: Analysis) -> dict[str, Any]:
     report = prune_onnx(path, out, validate=False)
     check = validate_onnx(path, out, provider="cpu", runs=0)
     after = zero_filters(onnx.load(out))
-    held = {layer.node: f"{item.reason} ({item.node})" for item in report.blocked for layer in item.layers}
-    left = {name: len(rows) for name, rows in after.items()}
-    count, stay = sum(map(len, before.values())), sum(left.values())
+    held = {
+        (layer.node, channel): f"{item.reason} ({item.op})"
+        for item in report.blocked
+        for layer in item.layers
+        for channel in layer.channels
+    }
+    left = [(name, channel) for name, channels in after.items() for channel in channels]
+    count = sum(map(len, before.values()))
     return {
         "channels": analysis.channels.total,
         "prunable": analysis.channels.prunable,
         "pinned": analysis.channels.pinned,
         "zero_filters": count,
-        "removed": count - stay,
-        "explained": sum(number for name, number in left.items() if name in held),
-        "reasons": sorted({held[name] for name in left if name in held}),
+        "removed": count - len(left),
+        "explained": sum(channel in held for channel in left),
+        "reasons": sorted({held[channel] for channel in left if channel in held}),
         "channels_removed": report.removed_channels,
         "error": _error(check),
         "bytes": [path.stat().st_size, out.stat().st_size],
@@ -129,6 +98,8 @@ def injected(path: Path, folder: Path) -> dict[str, Any]:
         "params": fall(*sizes),
         "macs": fall(*macs),
         "error": _error(check),
+        "on": max(check.families, key=lambda family: check.families[family]),
+        "agrees": check.passed,
         "vacuous": check.vacuous,
         "second_size": _other_size(check),
         "blocked": _blocked(report),
@@ -207,7 +178,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
             "With constants injected",
             rows,
             "injected",
-            ("injected", "scale", "removed", "carriers", "params", "macs", "error", "second_size"),
+            ("injected", "scale", "removed", "carriers", "params", "macs", "error", "on", "agrees", "second_size"),
             "blocked",
         ),
         _table("Half of the MACs by score", rows, "by_score", ("macs", "promised", "runs"), "why"),

@@ -19,8 +19,15 @@ Array = np.ndarray[Any, Any]
 SCALES = (1.0, 0.3, 0.1, 0.03)
 """Sizes of the injected constants, as a multiple of the usual, that ``inject_alive`` tries in turn."""
 
-ALIVE = 0.1
+ALIVE = 0.03
 """An output is alive that follows its input by this fraction of what it did before the injection."""
+
+
+ZERO = 1e-6
+"""A filter counts as zero when none of its weights is above this fraction of the layer's median filter.
+
+A filter's magnitude is that of its largest weight.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +94,11 @@ def _feeds(runner: runtime.Runner) -> list[Feed]:
 def inject(model: onnx.ModelProto, fraction: float = 0.3, seed: int = 0, scale: float = 1.0) -> int:
     """Make a fraction of the channels of every Conv constant, in place; return how many.
 
-    Gamma 0 with a random beta where a BatchNormalization follows, else a zero filter with a random
-    bias; their standard deviations are 0.3 and 0.1, times ``scale``. Weights that the file makes with
-    ConstantOfShape are drawn at random first: one repeated value says nothing.
+    Gamma 0 with a random beta where a BatchNormalization or InstanceNormalization follows, else a zero filter
+    with a random bias; their standard deviations are 0.3 and 0.1, times ``scale``. (A zero filter in front of
+    an InstanceNormalization would put the original to the test, which then divides the rounding of a constant
+    channel's mean by the root of its epsilon.) Weights that the file makes with ConstantOfShape are drawn at
+    random first: one repeated value says nothing.
     """
     tensors = _Tensors(model, np.random.default_rng(seed))
     tensors.make_random()
@@ -106,8 +115,8 @@ def inject(model: onnx.ModelProto, fraction: float = 0.3, seed: int = 0, scale: 
         done.add(node.input[1])
         chosen = tensors.rng.choice(len(weight), int(len(weight) * fraction), replace=False)
         after = readers.get(node.output[0], [])
-        normalised = len(after) == 1 and after[0].op_type == "BatchNormalization" and node.output[0] not in outputs
-        if normalised:
+        normalised = len(after) == 1 and after[0].op_type in _NORMALISATIONS and node.output[0] not in outputs
+        if normalised and tensors.get(after[0].input[1]) is not None:
             tensors.change(after[0].input[1], lambda gamma, chosen=chosen: _put(gamma, chosen, 0))
             beta = tensors.rng.standard_normal(chosen.size) * 0.3 * scale
             tensors.change(after[0].input[2], lambda old, chosen=chosen, beta=beta: _put(old, chosen, beta))
@@ -122,6 +131,35 @@ def inject(model: onnx.ModelProto, fraction: float = 0.3, seed: int = 0, scale: 
 def randomize(model: onnx.ModelProto, seed: int = 0) -> bool:
     """Draw the weights that a file makes with ConstantOfShape, in place; tell whether there were any."""
     return _Tensors(model, np.random.default_rng(seed)).make_random()
+
+
+def zero_filters(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return convolution -> its output channels whose filters, or whose BatchNormalization's gammas, are zero."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].type == onnx.AttributeProto.TENSOR:
+            stored[node.output[0]] = node.attribute[0].t
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, list[int]] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "FusedConv") or node.input[1] not in stored:
+            continue
+        zero = _zeros(numpy_helper.to_array(stored[node.input[1]]))
+        after = readers.get(node.output[0], [])
+        if len(after) == 1 and after[0].op_type == "BatchNormalization" and after[0].input[1] in stored:
+            zero = zero | _zeros(numpy_helper.to_array(stored[after[0].input[1]]))
+        if zero.any():
+            found[node.name or node.output[0]] = np.flatnonzero(zero).tolist()
+    return found
+
+
+def _zeros(weight: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    size = np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(axis=1)
+    zero: np.ndarray[Any, np.dtype[np.bool_]] = size <= ZERO * np.median(size)
+    return zero
 
 
 def _put(array: Array, places: Array, values: float | Array) -> Array:
@@ -198,5 +236,7 @@ class _Tensors:
         node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array)))
         self.stored[node.output[0]] = node.attribute[0].t
 
+
+_NORMALISATIONS = ("BatchNormalization", "InstanceNormalization")
 
 _PARAMETERS = ("Conv", "BatchNormalization", "Gemm", "MatMul")

@@ -144,10 +144,11 @@ def num_removed(made: PrunePlan) -> int:
     return sum(keep.size - len(keep.keep) for keep in made.keeps)
 
 
-def run(model: Path | bytes, feeds: Mapping[str, Array]) -> list[Array]:
-    """Return a model's outputs, computed without graph optimisation."""
+def run(model: Path | bytes, feeds: Mapping[str, Array], optimise: bool = False) -> list[Array]:
+    """Return a model's outputs, computed without graph optimisation unless asked for."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     source = str(model) if isinstance(model, Path) else model

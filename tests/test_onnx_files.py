@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx_inject import inject
+from onnx_inject import inject_alive, zero_filters
 from onnx_nets import Array, prune, run
 from test_onnx_frontend import unknown_reasons
 
-from prunec.api import gather_facts
+from prunec.api import analyze_onnx, gather_facts, prune_onnx
 from prunec.backends.onnx_save import save_onnx
 from prunec.frontends.onnx import load_onnx, trace_onnx
 from prunec.plan import PrunePlan
@@ -36,11 +36,18 @@ LIGHT = (
 NO_CNN = ("kws_qoperator",)
 """All of it is integer arithmetic, which is left alone."""
 
-PLAIN = ("dnsmos_v8", "kws_fp32", "mnist_cntk", "sedgen_unet", "superres_depthtospace", "burn_mnist", "squeezenet")
-"""Convolutions without residuals: what is made constant can be removed nearly one for one."""
+PLAIN = (
+    "bodypix_mnv1_050", "burn_mnist", "dnsmos_v8", "kws_fp32", "mnist_cntk", "sedgen_unet", "squeezenet",
+    "superres_depthtospace", "ultraface_rfb320",
+)  # fmt: skip
+"""Convolutions with no or few residuals: what is made constant can be removed nearly one for one."""
 
-ROUNDED = {"style_candy": 1e-2}
-"""InstanceNorm divides by the spread of constant channels: the original's own rounding shows there."""
+ZERO_FILTERS = {"fastestdet": 4, "openseeface_detect_ortopt": 20, "ppocr_v2_det": 64, "reid_osnet_0248": 61}
+"""Convolution channels whose filters are all zero in the files as they are."""
+
+ROUNDING = 4.0
+"""Where two files differ by more than 1e-4, they may by so many times what the first differs from itself when
+ONNX Runtime optimises it: InstanceNorm divides the rounding of nearly constant channels by its small epsilon."""
 
 SIZES: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "bodypix_mnv1_050": ((1, 128, 160, 3), (1, 96, 96, 3)),
@@ -91,16 +98,18 @@ def test_every_file_is_understood(file: Path) -> None:
 @small_files
 def test_injected_constants_are_removed(file: Path, tmp_path: Path) -> None:
     model, before, after = onnx.load(file), tmp_path / "before.onnx", tmp_path / "after.onnx"
-    inject(model)
+    injected = inject_alive(model)
+    assert injected.alive, "outputs that do not follow the input agree whatever prunec does"
     onnx.save(model, before)
     _, _, pruned = prune(load_onnx(before))
     save_onnx(pruned, after)
     assert_valid(after)
     assert after.stat().st_size <= before.stat().st_size
     for feeds in inputs_of(file):
-        assert_close(before, after, feeds, ROUNDED.get(name_of(file), 1e-4))
+        assert_close(before, after, feeds)
     if name_of(file) in PLAIN:
         assert num_elements(after) <= 0.75 * num_elements(before)
+        assert num_macs(after) <= 0.75 * num_macs(before)
 
 
 @small_files
@@ -111,7 +120,18 @@ def test_exact_pruning_of_the_file_as_it_is(file: Path, tmp_path: Path) -> None:
     assert_valid(after)
     assert after.stat().st_size <= file.stat().st_size
     for feeds in inputs_of(file):
-        assert_close(file, after, feeds, 1e-4)
+        assert_close(file, after, feeds)
+
+
+@pytest.mark.parametrize("file", ZERO_FILTERS, indirect=True)
+def test_zero_filters_go_or_the_node_that_holds_them_is_told(file: Path, tmp_path: Path) -> None:
+    report = prune_onnx(file, tmp_path / "after.onnx", validate=False)
+    before, after = (zero_filters(onnx.load(path)) for path in (file, tmp_path / "after.onnx"))
+    held = {(layer.node, row) for item in report.blocked for layer in item.layers for row in layer.channels}
+    stay = [(name, row) for name, rows in after.items() for row in rows]
+    assert sum(map(len, before.values())) == ZERO_FILTERS[name_of(file)]
+    assert all(item.node and item.reason for item in report.blocked)
+    assert len(held.intersection(stay)) >= 0.9 * len(stay)
 
 
 @small_files
@@ -126,6 +146,7 @@ def test_half_of_the_macs_can_go_by_score(file: Path, tmp_path: Path) -> None:
         shapes = [[result.shape for result in run(path, feeds)] for path in (file, after)]
         assert shapes[0] == shapes[1]
     assert removed_rows(made) > 0
+    assert 0.4 * num_macs(file) <= num_macs(after) <= 0.5 * num_macs(file)
 
 
 def removed_rows(made: PrunePlan) -> int:
@@ -144,12 +165,20 @@ def assert_valid(path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def assert_close(before: Path, after: Path, feeds: Mapping[str, Array], tolerance: float) -> None:
-    for expected, got in zip(run(before, feeds), run(after, feeds), strict=True):
+def num_macs(path: Path) -> int:
+    return analyze_onnx(path).macs
+
+
+def assert_close(before: Path, after: Path, feeds: Mapping[str, Array], tolerance: float = 1e-4) -> None:
+    for index, (expected, got) in enumerate(zip(run(before, feeds), run(after, feeds), strict=True)):
         assert expected.shape == got.shape
-        difference = np.abs(expected.astype(np.float64) - got.astype(np.float64)).max(initial=0)
-        # Injection can silence a detector: errors are told against outputs of ordinary size.
-        assert difference <= tolerance * max(np.abs(expected).max(initial=0), 1e-2)
+        error = largest_gap(expected, got)
+        if error > tolerance * max(np.abs(expected).max(initial=0), 1e-2):
+            assert error <= ROUNDING * largest_gap(expected, run(before, feeds, optimise=True)[index])
+
+
+def largest_gap(a: Array, b: Array) -> float:
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0))
 
 
 def inputs_of(path: Path) -> list[dict[str, Array]]:
