@@ -47,8 +47,15 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default), adjust or stop."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
+@click.option(
+    "--precision", metavar="KIND", help="Of training steps: fp32 (default), bf16, or fp16 on CUDA; results are fp32."
+)
+@click.option(
+    "--channels-last/--no-channels-last", default=None, help="NHWC layout in training; default: on CUDA, below fp32."
+)
+@click.option("--compile", is_flag=True, default=None, help="Run training steps through torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho and --device may change.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho, --device … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option
 @json_option
@@ -114,4 +121,9 @@ def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
 def _given_anew(given: dict[str, Any], shapes: dict[str, tuple[int, ...]], keep: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings that stand beside ``--resume``."""
     everything = {**given, "input_shape": shapes or None, "keep": keep or None}
-    return {name: value for name, value in everything.items() if value is not None and value is not False}
+    # A flag that was not given is False, but --no-channels-last is a wish.
+    return {
+        n: value
+        for n, value in everything.items()
+        if value is not None and (value is not False or n == "channels_last")
+    }

@@ -161,6 +161,13 @@ def three_masks() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return Masks(3), (torch.zeros(1, 3, 32, 32),)
 
 
+def tiny_digits() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: the same for scikit-learn's digits."""
+    module = ResidualConcat()
+    module.head = nn.Linear(10, 10)
+    return module, (torch.zeros(1, 3, 8, 8),)
+
+
 def without_norms() -> nn.Module:
     """For ``--model``: a network that ISTA has no hold on."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))

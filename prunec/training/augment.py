@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from prunec.training.execution import send
 from prunec.training.warp import random_warp
 
 Normalise = Literal["standardise", "imagenet", "dataset"]
@@ -102,8 +103,8 @@ class Pipeline:
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         if self.normalise == "standardise":
             return standardise(images)
-        mean = torch.tensor(self.mean, device=images.device).reshape(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).reshape(1, -1, 1, 1)
+        mean = send(torch.tensor(self.mean).reshape(1, -1, 1, 1), images.device)
+        std = send(torch.tensor(self.std).reshape(1, -1, 1, 1), images.device)
         return (images - mean) / std
 
 
@@ -125,7 +126,7 @@ def random_crop(pixels: torch.Tensor, pad: int, generator: torch.Generator) -> t
     """Shift each image by up to ``pad`` pixels in each direction; zeros come in at the border."""
     count, channels, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
-    shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(pixels.device)
+    shifts = send(torch.randint(0, 2 * pad + 1, (2, count), generator=generator), pixels.device)
     rows = shifts[0, :, None] + torch.arange(height, device=pixels.device)
     columns = shifts[1, :, None] + torch.arange(width, device=pixels.device)
     image = torch.arange(count, device=pixels.device)[:, None, None, None]
@@ -135,20 +136,20 @@ def random_crop(pixels: torch.Tensor, pad: int, generator: torch.Generator) -> t
 
 def random_flip(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror each image left-right with probability 1/2."""
-    flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
+    flip = send(torch.rand(len(pixels), generator=generator) < 0.5, pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
 def random_brightness(images: torch.Tensor, delta: float, generator: torch.Generator) -> torch.Tensor:
     """Add one number of [−delta, delta] to each image of float[N, C, H, W]."""
     shift = (torch.rand(len(images), generator=generator) * 2 - 1) * delta
-    return images + shift.to(images.device)[:, None, None, None]
+    return images + send(shift, images.device)[:, None, None, None]
 
 
 def random_contrast(images: torch.Tensor, bounds: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
     """Stretch each image about its channel means by one factor of ``bounds``."""
     low, high = bounds
-    factor = (torch.rand(len(images), generator=generator) * (high - low) + low).to(images.device)
+    factor = send(torch.rand(len(images), generator=generator) * (high - low) + low, images.device)
     means = images.mean((2, 3), keepdim=True)
     return (images - means) * factor[:, None, None, None] + means
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from prunec.training.augment import Pipeline
+from prunec.training.execution import send
 from prunec.training.sources import Source
 
 _AHEAD = 3
@@ -62,7 +63,7 @@ class Batches:
             # A batch may be asked for while the next epoch's first ones are fetched already.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) <= 1}
             order = torch.randperm(len(self._images), generator=generator(self._seed, "order", epoch))
-            self._orders[epoch] = order.to(self._images.index_device)
+            self._orders[epoch] = send(order, self._images.index_device)
         return self._orders[epoch][position * self._batch_size : (position + 1) * self._batch_size][self._share]
 
 

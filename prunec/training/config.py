@@ -17,6 +17,7 @@ from prunec.errors import BadInput
 from prunec.passes.penalty import PENALTIES, PenaltyKind
 from prunec.training.augment import AUGMENTS, Normalise
 from prunec.training.budget import Goal
+from prunec.training.execution import Precision
 from prunec.training.sparsity import Residual
 from prunec.training.symptoms import OnSymptom
 
@@ -61,6 +62,9 @@ class RunConfig:
         ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
         seed: of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
+        precision: of training steps: ``fp32``, ``bf16`` or ``fp16`` (CUDA only).
+        channels_last: NHWC memory layout while training; None takes it where it is faster.
+        compile: run training steps through torch.compile.
         log_every, checkpoint_every: steps.
         resume: go on from the run folder's checkpoint.
         force: replace an existing run.
@@ -102,6 +106,9 @@ class RunConfig:
     ema_decay: float = 0.999
     seed: int = 0
     device: str = "auto"
+    precision: Precision = "fp32"
+    channels_last: bool | None = None
+    compile: bool = False
     log_every: int = 20
     checkpoint_every: int = 200
     resume: bool = False
@@ -146,7 +153,19 @@ class RunConfig:
         return json.dumps(self.to_json_dict(), sort_keys=True)
 
 
-CHANGEABLE = ("lr", "gamma_lr", "finetune_lr", "rho", "device", "data_memory", "log_every", "checkpoint_every")
+CHANGEABLE = (
+    "lr",
+    "gamma_lr",
+    "finetune_lr",
+    "rho",
+    "device",
+    "precision",
+    "channels_last",
+    "compile",
+    "data_memory",
+    "log_every",
+    "checkpoint_every",
+)
 """What ``--resume`` may be given anew: a checkpoint still fits."""
 _STARTING = ("output", "resume", "force")
 _UNIT_INTERVAL = ("target_macs", "target_params")
@@ -197,6 +216,7 @@ def check(config: RunConfig) -> RunConfig:
     _choose("normalise", config.normalise, get_args(Normalise))
     _choose("augment", config.augment, tuple(AUGMENTS))
     _choose("device", config.device, ("auto", "cpu", "cuda"))
+    _choose("precision", config.precision, get_args(Precision))
     if config.input_shape and (len(config.input_shape) != 3 or min(config.input_shape) < 1):
         raise BadInput(
             f"the input shape is {config.input_shape}", do="give channels, height and width: --input-shape 1x3x32x32"

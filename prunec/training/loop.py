@@ -22,6 +22,7 @@ from torch import nn
 
 from prunec.errors import CheckFailed, Interrupted
 from prunec.training.ema import Ema
+from prunec.training.execution import Forward
 from prunec.training.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.progress import Progress
 from prunec.training.setup import Phase, Setup
@@ -74,7 +75,7 @@ class Tools:
 
     setup: Setup
     module: nn.Module
-    forward: nn.Module
+    forward: Forward
     optimizer: torch.optim.Optimizer
     ema: Ema
     window: Window
@@ -129,13 +130,14 @@ def resume_command(output: str) -> str:
 
 
 def _step(tools: Tools, state: State) -> None:
-    objective = tools.setup.objective
+    objective, execution = tools.setup.objective, tools.setup.execution
     inputs, targets = tools.setup.batches.at(state.step)
-    logits = objective.logits(tools.forward(inputs))
+    with execution.autocast():
+        outputs = tools.forward(inputs)
+    logits = objective.logits(outputs).float()
     loss = objective.loss(logits, targets) * tools.setup.batches.loss_weight
     tools.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    tools.optimizer.step()
+    execution.backward_and_step(loss, tools.optimizer)
     tools.ema.update()
     tools.window.add(loss, logits, targets)
     state.step += 1

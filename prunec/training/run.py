@@ -30,6 +30,7 @@ from prunec.training.config import RunConfig
 from prunec.training.controller import Controller, restarted
 from prunec.training.ema import Ema
 from prunec.training.evaluate import evaluate
+from prunec.training.execution import Forward
 from prunec.training.fitting import GammaHistory, fit, set_gammas
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.ista import Ista
@@ -117,11 +118,13 @@ class _Run:
         self.controller: Controller | None = None
         self.history = GammaHistory(setup.sparsity)
         self.module: nn.Module = setup.module
-        self.forward: nn.Module = setup.module
+        self.forward: Forward = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema
 
     def run(self) -> RunResult:
+        for sentence in self.setup.execution.notes:
+            self.progress.note(sentence)
         resumed = self._resumed()
         if resumed is None:
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
@@ -222,7 +225,7 @@ class _Run:
         if self.state.phase_step == 0:
             # Shows before the first step that a checkpoint can be written, whatever quotas there are.
             self._save()
-        self._join_ranks()
+        self._ready_forward()
         while self.state.phase < FINETUNE:
             self._run_sparse_phase(ista)
         # Gammas are equal on all ranks, running statistics are not.
@@ -317,7 +320,7 @@ class _Run:
             self._settle_statistics()
         self.module.to("cpu")
         report = self._apply_removal(finetune_steps)
-        self.module.to(setup.device)
+        setup.execution.place(self.module)
         if finetune_steps:
             # Constants folded into biases shift what the BatchNorms behind them see at the borders.
             self._settle_statistics()
@@ -346,7 +349,7 @@ class _Run:
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])
-        self.module = apply_plan(self.module.to("cpu"), self.plan).to(self.setup.device)
+        self.module = self.setup.execution.place(apply_plan(self.module.to("cpu"), self.plan))
 
     # --- fine-tuning --------------------------------------------------------------------------------
 
@@ -355,7 +358,7 @@ class _Run:
         self.ema = Ema(self.module, self.config.ema_decay)
         self.controller = None
         self._restore(resumed)
-        self._join_ranks()
+        self._ready_forward()
         if resumed is None:
             self._save()
         after = self.state.facts["report"]["after"]
@@ -403,13 +406,14 @@ class _Run:
         self.state.phase += 1
         self.state.phase_step = 0
 
-    def _join_ranks(self) -> None:
-        """Let steps of the network leave the same gradients on all ranks."""
-        forward = self.module
+    def _ready_forward(self) -> None:
+        """Make the forward pass of training steps: on this device, with the same gradients on all ranks."""
+        together = self.module
         if self.ranks.size > 1:
             inputs, targets = self.setup.batches.at(self.state.step)
-            forward = self.ranks.parallel(forward, has_unused(forward, inputs, targets, self.setup.objective))
-        self.forward = forward
+            unused = has_unused(self.module, inputs, targets, self.setup.objective)
+            together = self.ranks.parallel(self.module, unused)
+        self.forward = self.setup.execution.forward(together, self.progress.note)
 
     def _score(self, moment: str) -> None:
         """Measure the network as it is now; ``moment`` is one of results.MOMENTS."""

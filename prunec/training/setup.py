@@ -28,6 +28,7 @@ from prunec.training.budget import Goal, Sizer, excess
 from prunec.training.config import RunConfig
 from prunec.training.controller import BUDGET_READINGS
 from prunec.training.data import ImageSet, load
+from prunec.training.execution import Execution, plan_execution
 from prunec.training.fitting import not_met, smallest
 from prunec.training.footprint import Size, size_under
 from prunec.training.objective import Objective, make_objective, num_logits
@@ -57,6 +58,7 @@ class Setup:
         folder: the run folder.
         ranks: the processes that train together.
         device: where it trains.
+        execution: how its steps are computed there.
         module: the network, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
@@ -74,6 +76,7 @@ class Setup:
     folder: RunFolder
     ranks: Ranks
     device: torch.device
+    execution: Execution
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
     data: ImageSet
@@ -121,12 +124,20 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
     goals = config.goals or tuple(Goal("macs", share) for share in config.milestones[-1:])
     _check_budget(goals, sizer, full)
-    module.to(device).train()
+    execution = plan_execution(
+        device,
+        asked_device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        compiles=config.compile,
+    )
+    execution.place(module).train()
     return Setup(
         config=config,
         folder=folder,
         ranks=ranks,
         device=device,
+        execution=execution,
         module=module,
         example_inputs=example_inputs,
         data=data,
@@ -174,11 +185,25 @@ def choose_device(asked: str) -> torch.device:
     Raises:
         BadInput: CUDA is asked for and does not work.
     """
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+    if asked == "cpu":
         return torch.device("cpu")
+    reason = _cuda_fault()
+    if not reason:
+        return torch.device("cuda")
+    if asked == "auto":
+        return torch.device("cpu")
+    raise BadInput("CUDA does not work here", why=reason, do="use --device cpu or auto, or see `prunec doctor`")
+
+
+def _cuda_fault() -> str:
+    """Return why CUDA cannot be used, or "". A device may be there that this torch has no kernels for: it is tried."""
     if not torch.cuda.is_available():
-        raise BadInput("CUDA is not available to torch here", do="use --device cpu, or see `prunec doctor`")
-    return torch.device("cuda")
+        return "torch finds no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
+    try:
+        torch.ones(2, device="cuda").sum().item()
+    except RuntimeError as error:
+        return str(error).strip().partition("\n")[0]
+    return ""
 
 
 def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from prunec.training.execution import send
+
 Example = tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, Any]]
 """uint8[C, H, W] and its target: an int64 scalar (a label) or uint8[H, W] (a mask)."""
 
@@ -126,10 +128,7 @@ class Streamed:
         return [self._pool.submit(self._decoder, index) for index in key]
 
     def _placed(self, arrays: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
-        batch = torch.from_numpy(np.stack(arrays))
-        if self.device.type != "cuda":
-            return batch.to(self.device)
-        return batch.pin_memory().to(self.device, non_blocking=True)
+        return send(torch.from_numpy(np.stack(arrays)), self.device)
 
 
 def read_all(decoder: Decoder) -> Images:
