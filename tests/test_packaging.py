@@ -177,10 +177,10 @@ LAYERS = (
         r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
         r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)"
     ),
-    r"prunec\.passes\b.*|prunec\.(validate|resolve|export|report_html|analysis_html|health|planning|saliency)",
+    r"prunec\.passes\b.*|prunec\.(validate|libraries|resolve|export|report_html|analysis_html|health|planning|saliency)",
     r"prunec\.survivors",
     r"prunec\.(analysis|apply|reading)",
-    r"prunec\.(api|training\b.*)",
+    r"prunec\.(api|bench|training\b.*)",
     r"prunec\.cli\b.*|prunec|prunec\.__main__",
 )
 
