@@ -16,6 +16,10 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("-o", "--output", required=True, metavar="RUN_DIR", help="The folder to make: model, plan, log, report.")
 @click.option("--arch", metavar="NAME", help="A built-in architecture (prunec archs), torchvision:NAME or timm:NAME.")
 @click.option("--model", metavar="package.module:factory", help="Your own network: a function that returns a module.")
+@click.option("--onnx", metavar="FILE", help="An ONNX file's network; pruned.onnx has its input and output.")
+@click.option(
+    "--restore-batchnorm", metavar="WHEN", help="With --onnx: put folded BatchNorms back, auto (default) or never."
+)
 @click.option("--weights", metavar="FILE", help="State dict to start from (.safetensors, .pt); default: from scratch.")
 @shape_option
 @click.option(
@@ -25,6 +29,9 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 )
 @click.option("--augment", metavar="HOW", help="Of training images: none, shift, crop-flip, paper or scene (kornia).")
 @click.option("--data-memory", type=_POSITIVE, metavar="GIB", help="Larger sets stay in their files; default 4.")
+@click.option(
+    "--normalise", metavar="KIND", help="What a network with weights expects: standardise, imagenet or dataset."
+)
 @click.option("--preset", metavar="NAME", help="A named recipe (prunec presets); options override it.")
 @click.option("--epochs", type=_POSITIVE, help="Length of the whole run, in passes over the training images.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the whole run in steps, instead of epochs.")

@@ -12,8 +12,8 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _BATCH = "batch"
 
+OpenAxes = Mapping[str, Mapping[int, str]]
+"""Input or output name -> axis -> the symbol of its open size."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Interface:
@@ -37,6 +40,7 @@ class _Interface:
     output_names: tuple[str, ...]
     batched_inputs: tuple[str, ...]
     batched_outputs: tuple[str, ...]
+    open_axes: OpenAxes | None = None
 
 
 def export_onnx(
@@ -47,6 +51,7 @@ def export_onnx(
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     dynamic_batch: bool = True,
+    open_axes: OpenAxes | None = None,
     opset: int = 17,
 ) -> None:
     """Write ``module`` to ``path`` as ONNX.
@@ -61,6 +66,8 @@ def export_onnx(
         input_names: one per tensor; by default the parameters of ``forward``.
         output_names: one per output tensor; by default the keys of a dict, else "output", "output_1", …
         dynamic_batch: leave axis 0 open where the module itself follows it.
+        open_axes: leave open just these axes instead: input or output name -> axis -> its symbol. The caller
+            knows that the module follows them.
         opset: of the file; the second exporter starts at 18.
 
     Raises:
@@ -69,6 +76,8 @@ def export_onnx(
     arguments = tuple(example_inputs)
     with evaluating(module), _quiet():
         interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
+        if open_axes is not None:
+            interface = replace(interface, open_axes=open_axes)
         flat = _flattened(module)
         with replacing(path) as aside:
             try:
@@ -86,6 +95,7 @@ def export_checked(
     tolerance: float = 1e-4,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    open_axes: OpenAxes | None = None,
 ) -> Validation:
     """Write ``module`` to ``path`` as ONNX once ONNX Runtime has agreed with it; else write nothing.
 
@@ -95,7 +105,7 @@ def export_checked(
         path: written atomically, after the check.
         original: compare the file with this module instead (the network before pruning).
         tolerance: largest relative error that passes.
-        input_names, output_names: see export_onnx.
+        input_names, output_names, open_axes: see export_onnx.
 
     Raises:
         UnsupportedModel: neither exporter takes the module.
@@ -103,7 +113,7 @@ def export_checked(
     """
     names = tuple(input_names) or _input_names(module, _tensors(example_inputs))
     with replacing(path) as aside:
-        export_onnx(module, example_inputs, aside, input_names=names, output_names=output_names)
+        export_onnx(module, example_inputs, aside, input_names=names, output_names=output_names, open_axes=open_axes)
         result = validate_module_against_onnx(
             original if original is not None else module, aside, example_inputs, input_names=names, tolerance=tolerance
         )
@@ -123,6 +133,7 @@ def _export_traced(
     import torch
 
     batched = (*interface.batched_inputs, *interface.batched_outputs)
+    axes: OpenAxes = {name: {0: _BATCH} for name in batched} if interface.open_axes is None else interface.open_axes
     torch.onnx.export(
         module,
         arguments,
@@ -131,7 +142,7 @@ def _export_traced(
         opset_version=opset,
         input_names=list(interface.input_names),
         output_names=list(interface.output_names),
-        dynamic_axes={name: {0: _BATCH} for name in batched} or None,
+        dynamic_axes={name: dict(symbols) for name, symbols in axes.items()} or None,
     )
 
 

@@ -145,6 +145,9 @@ def cast(view: View, b: Builder) -> fx.Node:
     dtype = _DTYPES.get(view.attrs.get("to", TensorProto.FLOAT))
     if dtype is None:
         raise Unconvertible("it casts to a type that torch lacks")
+    value = view.facts.values.get(view.inputs[0])
+    if value is not None and dtype is torch.float32 and value.dtype in ("float32", "float16", "bfloat16"):
+        return b.input(view, 0)
     return b.call(torch.Tensor.to, b.input(view, 0), dtype)
 
 

@@ -32,7 +32,9 @@ class RunConfig:
 
     Args:
         output: the run folder.
-        arch, model: a built-in architecture, or ``package.module:factory``; one of the two.
+        arch, model, onnx: a built-in architecture, ``package.module:factory``, or an ONNX file; one of the three.
+        restore_batchnorm: ``auto`` puts BatchNorms back into an ONNX network where they were folded away, ``never``
+            leaves it as it is.
         weights: a state dict to start from; "" trains from scratch.
         input_shape: (C, H, W) of the images a ``model`` takes; () asks the model.
         data: ``digits``, ``digits-on-photos`` or a folder; see training.data.load.
@@ -73,6 +75,8 @@ class RunConfig:
     output: str
     arch: str = ""
     model: str = ""
+    onnx: str = ""
+    restore_batchnorm: str = "auto"
     weights: str = ""
     input_shape: tuple[int, ...] = ()
     data: str = "digits"
@@ -123,7 +127,12 @@ class RunConfig:
     @property
     def model_spec(self) -> str:
         """What prunec.resolve takes."""
-        return self.arch or self.model
+        return self.arch or self.model or self.onnx
+
+    @property
+    def pretrained(self) -> bool:
+        """The network comes with weights, rather than from a seed."""
+        return bool(self.weights or self.onnx)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the settings as JSON data, less those that only say how this process was started."""
@@ -191,8 +200,13 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         BadInput: naming the setting, what is wrong with it and what it may be.
     """
-    if bool(config.arch) == bool(config.model):
-        raise BadInput("give exactly one of --arch and --model", do="`prunec archs` lists the architectures")
+    if sum(map(bool, (config.arch, config.model, config.onnx))) != 1:
+        raise BadInput("give exactly one of --arch, --model and --onnx", do="`prunec archs` lists the architectures")
+    if config.onnx and config.weights:
+        raise BadInput("an ONNX file has its own weights", do="leave --weights out")
+    _choose("restore_batchnorm", config.restore_batchnorm, ("auto", "never"))
+    if config.restore_batchnorm != "auto" and not config.onnx:
+        raise BadInput("--restore-batchnorm is for ONNX files", do="give --onnx FILE, or leave it out")
     if config.epochs is None and config.steps is None:
         raise BadInput("the run has no length", do="give --epochs, --steps or a preset")
     for name in _POSITIVE:

@@ -141,7 +141,7 @@ _ALL = (
     ),
     Preset(
         "pretrained",
-        "a network with weights: ISTA with chosen ρ and α, fine-tuning (the default with --weights)",
+        "a network with weights: ISTA with chosen ρ and α, fine-tuning (the default with --weights and --onnx)",
         {
             "epochs": 12,
             "shares": (0.0, 0.6, 0.4),
@@ -217,7 +217,7 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
         output: the run folder.
         preset: a name; "" takes ``digits`` for the architecture of that name (or when no network is
             named), ``segnet-demo`` or, with data, ``segment`` for a segmentation architecture, ``pretrained``
-            where weights are given, else ``scratch``.
+            where weights or an ONNX file are given, else ``scratch``.
         given: fields of RunConfig; those that are None count as not given.
 
     Raises:
@@ -229,13 +229,13 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
         raise BadInput(f"there is no preset called {name!r}", do=f"choose one of: {', '.join(PRESETS)}")
     chosen = PRESETS[name]
     settings = dict(chosen.settings)
-    if "model" in given:
+    if "model" in given or "onnx" in given:
         settings.pop("arch", None)
     if "epochs" in given and "steps" not in given:
         settings.pop("steps", None)
     settings.update(given)
     for need in chosen.needs:
-        if not settings.get(need):
+        if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
             raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
     return check(RunConfig(output=output, preset=name, **settings))
 
@@ -268,6 +268,8 @@ def resume_config(output: str, **changes: Any) -> RunConfig:
 
 
 def _default(given: Mapping[str, Any]) -> str:
+    if given.get("onnx"):
+        return "pretrained"
     if given.get("arch") == "digits" or not (given.get("arch") or given.get("model")):
         return "digits"
     architecture = find(given.get("arch") or "")

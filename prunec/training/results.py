@@ -23,6 +23,7 @@ from prunec.files import replacing, write_json, write_text
 from prunec.plan import PrunePlan
 from prunec.report import Validation, plain
 from prunec.report_html import write_run_page
+from prunec.training.onnx_network import Interface
 from prunec.training.pictures import write_sheet
 from prunec.training.progress import Progress
 from prunec.training.setup import Setup
@@ -32,7 +33,6 @@ MOMENTS = ("before", "removed", "after")
 exported network."""
 _TOLERANCE = 1e-4
 _LATENCY_RUNS = 30
-_INPUT, _OUTPUT = "images", "scores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,17 @@ def write_results(
     save_weights(module, folder.weights)
     write_text(folder.plan, plan.to_json() + "\n")
     one_image = tuple(tensor[:1] for tensor in setup.example_inputs)
+    names = setup.interface
     validation = export_checked(
-        module, one_image, folder.onnx, tolerance=_TOLERANCE, input_names=(_INPUT,), output_names=(_OUTPUT,)
+        module,
+        one_image,
+        folder.onnx,
+        tolerance=_TOLERANCE,
+        input_names=(names.input_name,),
+        output_names=(names.output_name,),
+        open_axes=names.open_axes,
     )
-    validation = _with_latency(validation, setup.module, one_image, folder.onnx)
+    validation = _with_latency(validation, setup.module, one_image, folder.onnx, names)
     if "masks" in facts:
         write_sheet(folder.pictures, setup.data.test, _in_order(facts["masks"]))
     result = _result(setup, facts, validation)
@@ -128,15 +135,15 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def _with_latency(
-    validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path
+    validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path, names: Interface
 ) -> Validation:
     """Time the unpruned network against the exported one, in turns, in ONNX Runtime on the CPU."""
     with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
         unpruned = Path(scratch) / "unpruned.onnx"
-        export_onnx(original.to("cpu"), inputs, unpruned, input_names=(_INPUT,), output_names=(_OUTPUT,))
+        export_onnx(original.to("cpu"), inputs, unpruned, input_names=(names.input_name,))
         before = runtime.open_runner(unpruned, "the unpruned network", "cpu", optimise=True)
         after = runtime.open_runner(pruned, "the pruned network", "cpu", optimise=True)
-        feed = {_INPUT: np.random.default_rng(0).standard_normal(tuple(inputs[0].shape)).astype(np.float32)}
+        feed = {names.input_name: np.random.default_rng(0).standard_normal(tuple(inputs[0].shape)).astype(np.float32)}
         was, now = runtime.interleaved_latency(before, after, feed, _LATENCY_RUNS)
     return dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
 

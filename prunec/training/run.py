@@ -199,7 +199,7 @@ class _Run:
         setup = self.setup
         facts = self.state.facts
         if resumed is None:
-            if self.config.weights:
+            if self.config.pretrained:
                 self._score("before")
             self._choose()
         if resumed is None:
@@ -291,7 +291,7 @@ class _Run:
         mu = config.gamma_lr or config.lr
         if config.alpha is not None:
             alpha = Choice(config.alpha, "given")
-        elif config.weights:
+        elif config.pretrained:
             alpha = choose_alpha(facts, mu, config.rho, setup.objective.chance_loss)
         else:
             alpha = Choice(1.0, "training starts from scratch")
@@ -301,7 +301,7 @@ class _Run:
             rho = choose_rho_in_time(facts, alpha.value, setup.objective.chance_loss, mu, setup.phases[ISTA].steps)
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
-        chosen["reasons"] = [f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
+        chosen["reasons"] = [*setup.notes, f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
         if alpha.value != 1.0 and setup.scaling.blocked:
             blocked = ", ".join(dict.fromkeys(b.node.origin or b.node.name for b in setup.scaling.blocked[:5]))
             chosen["reasons"].append(f"not rescaled, because a factor does not pass: the channels at {blocked}")

@@ -32,6 +32,7 @@ from prunec.training.execution import Execution, plan_execution
 from prunec.training.fitting import not_met, smallest
 from prunec.training.footprint import Size, size_under
 from prunec.training.objective import Objective, make_objective, num_logits
+from prunec.training.onnx_network import Interface, load_network, prepared_network
 from prunec.training.ranks import Ranks
 from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
@@ -68,6 +69,8 @@ class Setup:
         sparsity: which gammas are penalised, and λ.
         scaling: where γ–W rescaling is possible.
         full: the network's size.
+        interface: names and open axes of the exported file.
+        notes: sentences about how the network was made ready.
         goals: the budget, the last of several; () where there is none.
         sizer: counts what removal would leave.
     """
@@ -89,6 +92,8 @@ class Setup:
     full: Size
     goals: tuple[Goal, ...]
     sizer: Sizer
+    interface: Interface
+    notes: tuple[str, ...]
 
     def log_every(self, phase: Phase) -> int:
         """Return the steps between two log rows; under a budget, ISTA's rows are what moves ρ."""
@@ -106,17 +111,21 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     folder = RunFolder(Path(config.output))
     check_run_folder(folder, config)
     device = ranks.device or choose_device(config.device)
-    module, image_shape = _model(config)
+    network = load_network(Path(config.onnx), config.input_shape) if config.onnx else None
+    module, image_shape = (network.module, network.image_shape) if network is not None else _model(config)
     _check_disk(folder, module)
     example_inputs = (torch.zeros(2, *image_shape),)
-    graph = read_module(module, example_inputs, config.model_spec).graph
-    sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
     output = _output(module, example_inputs)
     data = load(config.data, image_shape, num_logits=num_logits(output), memory=round(config.data_memory * 2**30))
     objective = make_objective(output, data.task, data.classes, data.shares)
+    images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
+    notes: tuple[str, ...] = ()
+    if network is not None:
+        module, notes = prepared_network(network, data, images, config)
+    graph = read_module(module, example_inputs, config.model_spec).graph
+    sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
     require_some(sparsity)
     data = data.to(device)
-    images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
     _check_shares(config.batch_size, len(data.train), ranks)
     batches = Batches(data.train, config.batch_size, images, config.seed, ranks.rank, ranks.size)
     full = size_under(graph, sparsity.classes, sparsity.penalised | True)
@@ -150,6 +159,8 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         full=full,
         goals=goals,
         sizer=sizer,
+        interface=network.interface if network is not None else Interface(),
+        notes=notes,
     )
 
 
