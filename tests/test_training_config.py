@@ -45,7 +45,7 @@ def test_every_preset_makes_a_config_of_a_known_architecture(name: str) -> None:
         ({"preset": "resnet"}, "no preset called 'resnet'"),
         ({"preset": "convnet-a"}, "needs --data"),
         ({"preset": "pretrained", "arch": "resnet20"}, "needs --weights"),
-        ({"arch": "resnet20", "model": "a:b"}, "exactly one of --arch and --model"),
+        ({"arch": "resnet20", "model": "a:b"}, "exactly one of --arch, --model and --onnx"),
         ({"batch_size": 0}, "batch-size is 0"),
         ({"rho": -1.0}, "rho is -1"),
         ({"target_macs": 1.5}, "target-macs is 1.5"),
