@@ -228,10 +228,10 @@ def _add_macs(graph: Graph, classes: ChannelClasses, node: Node, macs: int, tall
     made, read = _parts(graph, node, macs)
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
-    groups = node.attrs.get("conv_groups", 1)
+    groups, out = node.attrs.get("conv_groups", 1), _sizes(graph.shape, node.outputs[0])
     for field in _contracted(node, classes):
         # A depthwise convolution's input channel is its output channel: it counts once.
-        if groups == 1 or field.size != groups:
+        if groups == 1 or not field.size == groups == out[1]:
             tally.add(field, read / max(1, field.size))
 
 

@@ -95,12 +95,12 @@ def residual_classes(graph: Graph, classes: ChannelClasses) -> Mask:
 
 
 def is_depthwise(graph: Graph, node: Node) -> bool:
-    """Tell whether each output channel of a convolution reads one input channel only."""
+    """Tell whether each channel of a convolution's output is one channel of its input, and no other's."""
     if node.op not in ("conv", "conv_transpose"):
         return False
-    shape = graph.shape(node.inputs[0])
+    shapes = [graph.shape(node.inputs[0]), graph.shape(node.outputs[0])]
     groups = node.attrs["conv_groups"]
-    return bool(groups > 1 and shape is not None and shape[1] == groups)
+    return bool(groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes))
 
 
 def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:

@@ -114,13 +114,14 @@ def test_a_depthwise_convolution_passes_its_inputs_channels_through() -> None:
     assert classes_on(classes, param_of(graph, 1), 0) == classes_on(classes, param_of(graph, 2), 1)
 
 
-def test_a_depthwise_multiplier_ties_the_outputs_of_one_input() -> None:
+def test_a_depthwise_multiplier_asks_for_balance_and_ties_nothing() -> None:
     t = Tiny()
     x = conv(t, conv(t, t.input(*IMAGE), 3, 2), 2, 4, groups=2)
     graph = ended(t, x, 4)
     classes = channels(graph)
-    a, b = classes_on(classes, param_of(graph, 0), 0)
-    assert classes_on(classes, param_of(graph, 1), 0) == [a, a, b, b]
+    made = [c for number in (0, 1) for c in classes_on(classes, param_of(graph, number), 0)]
+    assert len(set(made)) == 6
+    assert [balance.out_ids.shape for balance in classes.balances] == [(2, 2)]
 
 
 def test_a_grouped_convolution_asks_for_balance_and_ties_nothing() -> None:

@@ -33,6 +33,7 @@ from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import model_bytes, save_onnx, staged_onnx
 from prunec.edits import CannotRewrite
 from prunec.frontends.onnx import load_onnx, trace_onnx
+from prunec.passes.groups import group_classes
 from prunec.passes.lower import lower
 from prunec.passes.select import plan, select
 from prunec.reading import freed, read_module
@@ -430,6 +431,16 @@ def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: in
 
 
 @given(specs())
+@settings(max_examples=20)
+def test_pruning_a_random_network_twice_changes_nothing_more(workshop: Path, spec: Spec) -> None:
+    _, _, model = random_model(spec, workshop, dynamic=False)
+    _, once, source = prune(model)
+    _, twice, _ = prune(onnx.load_from_string(model_bytes(source)))
+    note(f"{spec}\nremoved {num_removed(once)}, then {num_removed(twice)}")
+    assert num_removed(twice) == 0
+
+
+@given(specs())
 @settings(max_examples=30)
 def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> None:
     # What an ONNX file computes from constants is folded: standardised weights are plain weights there.
@@ -447,6 +458,8 @@ def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> No
                 "channels": int(classes.is_channel.sum()),
                 "prunable": int((classes.is_channel & ~classes.pinned).sum()),
                 "removed": int((classes.is_channel & ~chosen.keep).sum()),
+                "coupled": sorted(len(group) for group in group_classes(classes)),
+                "balanced": sorted(balance.out_ids.shape for balance in classes.balances),
             }
         )
     note(str(spec))

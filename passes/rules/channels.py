@@ -63,7 +63,8 @@ def _to_rank(label: Label, rank: int) -> Label:
 def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Contract: input channels end at the weight's axis 1; the output carries the ids of its axis 0.
 
-    A depthwise convolution passes its input's ids through; a grouped one asks for balance.
+    A depthwise convolution passes its input's ids through; a grouped one, and one that makes several channels of each,
+    asks for balance.
     """
     x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else Label(None)
     _pin_other_axes(x, [1], ties, SPATIAL)
@@ -74,10 +75,8 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
         ties.unify(in_ids, vector(weight, 1, ties))
     else:
         pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
-        if in_ids.size == 1:  # the input's channel axis is not known; the groups are
-            in_ids = np.repeat(in_ids, groups)
-        if in_ids.size == groups:
-            ties.unify(np.repeat(in_ids, out_ids.size // groups), out_ids)
+        if in_ids.size in (1, out_ids.size) and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
+            ties.unify(in_ids, out_ids)
         else:
             ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
     ties.channel(out_ids)
@@ -102,8 +101,8 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
         out_ids = per_group
     else:
         ties.pin(per_group, TAPS)
-        if in_ids.size == groups:
-            out_ids = np.repeat(in_ids, per_group.size)
+        if in_ids.size == groups and per_group.size == 1:
+            out_ids = in_ids
         else:
             out_ids = ties.fresh(groups * per_group.size)
             ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
