@@ -43,10 +43,10 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     rest, shape_of = pruned_shapes(graph, classes, keep, wanted)
     shapes = {name: shape_of(name) for name in keeps}
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
-    new_biases, folded = _fold_all(graph, plan, known, keeps)
+    new_biases, folded, carried = _fold_all(graph, plan, known, keeps)
     replaced = dict(_replacements(graph, wanted, stored))
     return Edits(
-        params=MappingProxyType(_slice_params(graph, plan, keeps, folded)),
+        params=MappingProxyType(_slice_params(graph, plan, keeps, folded, carried)),
         new_biases=MappingProxyType(new_biases),
         attrs=MappingProxyType(
             {n.name: attrs for n in rest.nodes if (attrs := _attrs(graph, classes, n, keep, keeps))}
@@ -129,11 +129,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 def _fold_all(
     graph: Graph, plan: PrunePlan, known: Constants, keeps: Mapping[str, Mapping[int, Array]]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return (new biases by node, sliced; folded parameters by name, not yet sliced)."""
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, list[tuple[Node, Fold]]]]:
+    """Return (new biases by node, sliced; folded vectors by name, not yet sliced; what weights take in, by name)."""
     nodes = {node.name: node for node in graph.nodes}
     new_biases: dict[str, Array] = {}
     folded: dict[str, Array] = {}
+    carried: dict[str, list[tuple[Node, Fold]]] = {}
     done: set[tuple[str, str]] = set()
     for fold in plan.folds:
         node = nodes.get(fold.node)
@@ -145,9 +146,7 @@ def _fold_all(
             continue  # a module that is called twice: its tensors take the fold once
         done.add(key)
         if fold.kind == "carrier":
-            weight = folded.get(node.inputs[1])
-            base = np.array(graph.params[node.inputs[1]].array, dtype=np.float64) if weight is None else weight
-            folded[node.inputs[1]] = _carry(node, base, fold)
+            carried.setdefault(node.inputs[1], []).append((node, fold))
             continue
         total = _total(known, node, fold)
         if is_integer(graph, node) and (step := bias_step(graph, node, known)) is not None:
@@ -164,7 +163,7 @@ def _fold_all(
         index = keeps.get(out, {}).get(axis)
         kept = bias if index is None else bias[index]
         sliced[name] = kept.astype(_dtype_of(graph, nodes[name]))
-    return sliced, folded
+    return sliced, folded, carried
 
 
 def _dtype_of(graph: Graph, node: Node) -> np.dtype[Any]:
@@ -184,32 +183,45 @@ def _total(known: Constants, node: Node, fold: Fold) -> Array:
     return weight.total(np.ones(weight.num_outputs, dtype=bool), vector)
 
 
-def _carry(node: Node, weight: Array, fold: Fold) -> Array:
-    """Add Σ_k (c_k / c_r) · W[:, k] to W[:, r], within their convolution group (weight float64, changed in place)."""
+def _carry(node: Node, weight: Array, fold: Fold) -> None:
+    """Add Σ_k (c_k / c_r) · W[:, k] to W[:, r], within their convolution group (weight changed in place).
+
+    The sums are float64; what is added to is the weight in its own precision, which may be most of a big file.
+    """
     groups = node.attrs["conv_groups"]
-    ratios = np.asarray(fold.constants) / fold.carrier_constant
+    ratios = np.asarray(fold.constants, dtype=np.float64) / fold.carrier_constant
     positions = np.asarray(fold.positions)
     if node.op == "conv_transpose":
-        weight[fold.carrier] += np.tensordot(ratios, weight[positions], axes=(0, 0))
-        return weight
+        added = np.tensordot(ratios, weight[positions], axes=(0, 0))
+        weight[fold.carrier] = weight[fold.carrier].astype(np.float64) + added
+        return
     per_group = weight.shape[1]
     rows_per_group = weight.shape[0] // groups
-    group = fold.carrier // per_group
-    rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-    weight[rows, fold.carrier % per_group] += np.tensordot(weight[rows][:, positions % per_group], ratios, axes=(1, 0))
-    return weight
+    group, column = fold.carrier // per_group, fold.carrier % per_group
+    rows = weight[group * rows_per_group : (group + 1) * rows_per_group]
+    added = np.tensordot(rows[:, positions % per_group], ratios, axes=(1, 0))
+    rows[:, column] = rows[:, column].astype(np.float64) + added
 
 
 def _slice_params(
-    graph: Graph, plan: PrunePlan, keeps: Mapping[str, Mapping[int, Array]], folded: Mapping[str, Array]
+    graph: Graph,
+    plan: PrunePlan,
+    keeps: Mapping[str, Mapping[int, Array]],
+    folded: Mapping[str, Array],
+    carried: Mapping[str, Sequence[tuple[Node, Fold]]],
 ) -> dict[str, Array]:
+    """Return the new parameters, one after the other: no more than one is in memory unsliced."""
     grouped = {item.param: item.keep for item in plan.grouped}
     result: dict[str, Array] = {}
     for name, param in graph.params.items():
         axes = keeps.get(name, {})
-        if not axes and name not in folded and name not in grouped:
+        if not axes and name not in folded and name not in carried and name not in grouped:
             continue
         array = folded.get(name, param.array)
+        if name in carried:
+            array = np.array(array)
+            for node, fold in carried[name]:
+                _carry(node, array, fold)
         if name in grouped:
             array = _slice_grouped(array, axes.get(0), grouped[name])
             axes = {axis: index for axis, index in axes.items() if axis not in (0, 1)}

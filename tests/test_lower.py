@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy as np
 import torch
 from assertions import assert_same_function
+from onnx_nets import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec.api import prune_module
+from prunec.frontends.onnx import trace_onnx
+from prunec.passes.lower import lower
+from prunec.passes.select import plan, select
+from prunec.planning import gather_facts
 
 
 class PaddedThenGrouped(nn.Module):
@@ -30,3 +38,22 @@ def test_padding_that_only_a_grouped_convolution_reads_is_removed() -> None:
     assert_same_function(net, result.module, batch)
     assert result.module.get_parameter("grouped.weight").shape == (4, 2, 3, 3)
     assert not result.report.blocked
+
+
+def test_weights_that_take_carriers_are_made_one_after_the_other() -> None:
+    net = Net()
+    x, width = net.input("x", [1, 3, 8, 8]), 256
+    for c_in in (3, width, width, width):
+        x = net.op("Relu", net.conv(x, c_in, width, silent=range(0, width, 4)))
+    net.output(net.conv(x, width, 4))
+    graph = trace_onnx(net.model()).graph
+    facts = gather_facts(graph)
+    made = plan(facts, select(facts), ())
+    assert sum(fold.kind == "carrier" for fold in made.folds) == 4
+    tracemalloc.start()
+    edits = lower(graph, facts.classes, made, facts.constants)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    result = sum(array.nbytes for array in edits.params.values())
+    largest = max(np.asarray(param.array).nbytes for param in graph.params.values())
+    assert peak <= result + 2.5 * largest, "the whole network was in memory once more"
