@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,21 +160,3 @@ def test_a_network_whose_output_no_longer_depends_on_its_input_is_refused(names:
     with pytest.raises(EmptyNetwork, match=f"in front of {layer}") as error:
         assert_alive(module)
     assert "0.125" in error.value.do
-
-
-def test_the_plain_pytorch_example_prunes_and_exports(tmp_path: Path) -> None:
-    target = tmp_path / "pruned.onnx"
-    options = ["--epochs", "12", "--rho", "0.005", "--output", str(target)]
-    command = [sys.executable, "-W", "ignore", str(EXAMPLES / "plain_pytorch.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.search(r"parameters: ([\d,]+) -> ([\d,]+)", done.stdout)
-    assert found is not None
-    before, after = (int(number.replace(",", "")) for number in found.groups())
-    assert after < 0.8 * before
-    assert target.is_file()
-
-
-def test_the_example_adds_three_lines_to_an_ordinary_loop() -> None:
-    text = (EXAMPLES / "plain_pytorch.py").read_text()
-    assert text.count("# prunec\n") == 3
-    assert "main" in runpy.run_path(str(EXAMPLES / "plain_pytorch.py"))
