@@ -54,6 +54,11 @@ def test_every_preset_makes_a_config_of_a_known_architecture(name: str) -> None:
         ({"milestones": (1.2, 0.5)}, "milestones is"),
         ({"milestones": (0.7,), "target_macs": 0.5}, "exclude each other"),
         ({"on_symptom": "panic"}, "no on-symptom called 'panic'"),
+        ({"optimizer": "lion"}, "no optimizer called 'lion'"),
+        ({"optimizer": "nesterov", "momentum": 0.0}, "nesterov needs a momentum"),
+        ({"distill": 1.5}, "distill is 1.5"),
+        ({"distill": 0.5, "shares": (0.5, 0.5, 0.0)}, "this run has none"),
+        ({"accumulate": 0}, "accumulate is 0"),
         ({"residual": "drop"}, "no residual called 'drop'"),
         ({"device": "tpu"}, "no device called 'tpu'"),
         ({"shares": (1.0, 0.0, 0.0)}, "shares is"),
@@ -102,3 +107,10 @@ def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
         RunConfig.from_json_dict(document, output="run")
     with pytest.raises(BadInput, match="does not know: sparkle"):
         RunConfig.from_json_dict({**make_config("run").to_json_dict(), "sparkle": 1}, output="run")
+
+
+def test_adamw_brings_its_own_step_sizes_and_leaves_the_gammas_theirs() -> None:
+    config = make_config("run", arch="resnet20", optimizer="adamw")
+    assert (config.lr, config.finetune_lr) == (1e-3, 1e-3)
+    assert config.gamma_lr == make_config("run", arch="resnet20").lr
+    assert make_config("run", arch="resnet20", optimizer="adamw", lr=0.01).lr == 0.01

@@ -151,7 +151,8 @@ def test_no_step_waits_for_the_cuda_device(no_waiting: Callable[[], None], preci
             outputs = forward(inputs)
         loss = objective.loss(objective.logits(outputs).float(), targets)
         ista.zero_grad(set_to_none=True)
-        execution.backward_and_step(loss, ista)
+        execution.backward(loss)
+        execution.step(ista)
         ema.update()
 
     for number in range(3):  # the first steps set up libraries and buffers

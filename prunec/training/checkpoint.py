@@ -6,12 +6,14 @@ with the same result bit for bit on the CPU. Nothing in the file is code: it is 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from torch import nn
 
 from prunec.errors import BadInput
 from prunec.files import RunFolder, replacing
@@ -22,6 +24,7 @@ from prunec.training.metrics import WindowState
 FORMAT_VERSION = 3
 _NAME = "state.pt"
 _ISTA_NAME = "ista.pt"
+_TEACHER_NAME = "teacher.pt"
 
 
 class Checkpoint(TypedDict):
@@ -59,6 +62,28 @@ def save(folder: RunFolder, checkpoint: Checkpoint, *, milestone: bool = False) 
     # Through a file of Python's: torch's own writer hides why a write failed.
     with replacing(folder.checkpoint / (_ISTA_NAME if milestone else _NAME)) as aside, open(aside, "wb") as file:
         torch.save(dict(checkpoint), file)
+
+
+def save_teacher(folder: RunFolder, state: Mapping[str, torch.Tensor]) -> None:
+    """Keep the network that fine-tuning is to distil from."""
+    folder.checkpoint.mkdir(exist_ok=True)
+    with replacing(folder.checkpoint / _TEACHER_NAME) as aside, open(aside, "wb") as file:
+        torch.save(dict(state), file)
+
+
+def load_teacher(folder: RunFolder, module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` with the kept values, in eval mode.
+
+    Raises:
+        BadInput: the file is missing or damaged.
+    """
+    path = folder.checkpoint / _TEACHER_NAME
+    teacher = copy.deepcopy(module)
+    try:
+        teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # unpickling a damaged file raises anything
+        raise _unreadable(path, error) from error
+    return teacher.eval().requires_grad_(False)
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

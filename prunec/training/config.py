@@ -23,6 +23,8 @@ from prunec.training.symptoms import OnSymptom
 
 Border = Literal["auto", "exact", "bias"]
 
+OptimizerKind = Literal["sgd", "nesterov", "adamw"]
+
 FORMAT_VERSION = 1
 
 
@@ -42,6 +44,9 @@ class RunConfig:
         preset: the preset that filled in what was not given, for the record.
         normalise, augment: see training.augment.
         batch_size: images per step.
+        accumulate: batches whose gradients are added up for one step.
+        optimizer: ``sgd``, ``nesterov`` or ``adamw``, for everything but the penalised gammas.
+        distill: weight of the unpruned network's answers in the loss of fine-tuning, in [0, 1]; 0 leaves them out.
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
         shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
@@ -85,6 +90,9 @@ class RunConfig:
     normalise: Normalise = "standardise"
     augment: str = "none"
     batch_size: int = 125
+    accumulate: int = 1
+    optimizer: OptimizerKind = "sgd"
+    distill: float = 0.0
     epochs: float | None = None
     steps: int | None = None
     shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
@@ -181,6 +189,7 @@ _UNIT_INTERVAL = ("target_macs", "target_params")
 _POSITIVE = (
     "data_memory",
     "batch_size",
+    "accumulate",
     "epochs",
     "steps",
     "lr",
@@ -216,6 +225,12 @@ def check(config: RunConfig) -> RunConfig:
     for name in _UNIT_INTERVAL:
         _require(name, getattr(config, name), lambda value: 0 < value < 1, "between 0 and 1, such as 0.5")
     _check_milestones(config)
+    _require("distill", config.distill, lambda value: 0 <= value <= 1, "a weight between 0 and 1, such as 0.5")
+    if config.distill and not config.shares[2]:
+        raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
+    if config.optimizer == "nesterov" and not config.momentum:
+        raise BadInput("nesterov needs a momentum", do="give a momentum, or the optimizer sgd")
+    _choose("optimizer", config.optimizer, get_args(OptimizerKind))
     _require("momentum", config.momentum, lambda value: value < 1, "below 1")
     _require("ema_decay", config.ema_decay, lambda value: value < 1, "below 1")
     _require("rho_warmup", config.rho_warmup, lambda value: value <= 1, "a share of the ISTA steps")

@@ -59,13 +59,15 @@ class Execution:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def backward_and_step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute gradients and update. A scaled update waits for the device: it is left out where one overflowed."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients to those there are."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update. A scaled update waits for the device: it is left out where a gradient overflowed."""
         if self.scaler is None:
-            loss.backward()
             optimizer.step()
             return
-        self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
 

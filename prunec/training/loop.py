@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from prunec.errors import CheckFailed, Interrupted
+from prunec.training.distill import distillation_loss
 from prunec.training.ema import Ema
 from prunec.training.execution import Forward
 from prunec.training.metrics import MetricsFile, NoMetrics, Window
@@ -70,7 +71,8 @@ class Task(Protocol):
 class Tools:
     """What a phase needs to run: the network, its optimiser, its average, and where to report.
 
-    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks.
+    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks. ``teacher`` is the
+    network to distil from, in eval mode.
     """
 
     setup: Setup
@@ -82,6 +84,7 @@ class Tools:
     metrics: MetricsFile | NoMetrics
     progress: Progress
     save: Callable[[], None]
+    teacher: nn.Module | None = None
 
 
 def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: Interrupt) -> str:
@@ -130,19 +133,42 @@ def resume_command(output: str) -> str:
 
 
 def _step(tools: Tools, state: State) -> None:
-    objective, execution = tools.setup.objective, tools.setup.execution
     inputs, targets = tools.setup.batches.at(state.step)
-    with execution.autocast():
-        outputs = tools.forward(inputs)
-    logits = objective.logits(outputs).float()
-    loss = objective.loss(logits, targets) * tools.setup.batches.loss_weight
     tools.optimizer.zero_grad(set_to_none=True)
-    execution.backward_and_step(loss, tools.optimizer)
+    losses, logits = _gradients(tools, inputs, targets)
+    tools.setup.execution.step(tools.optimizer)
     tools.ema.update()
-    tools.window.add(loss, logits, targets)
+    tools.window.add(losses, logits, targets)
     state.step += 1
     state.phase_step += 1
     tools.progress.step(state.phase_step)
+
+
+def _gradients(tools: Tools, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave the batch's gradients, part by part where they are accumulated; return mean loss and logits."""
+    parts, execution = tools.setup.config.accumulate, tools.setup.execution
+    outputs: list[torch.Tensor] = []
+    total = torch.zeros((), device=inputs.device)
+    for part, wanted in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+        with execution.autocast():
+            output = tools.forward(part)
+        logits = tools.setup.objective.logits(output).float()
+        # Each image counts the same, so that the sum over parts is the mean over the batch.
+        loss = _loss(tools, part, logits, wanted) * (tools.setup.batches.loss_weight * len(wanted) / len(targets))
+        execution.backward(loss)
+        total = total + loss.detach()
+        outputs.append(logits.detach())
+    return total, outputs[0] if parts == 1 else torch.cat(outputs)
+
+
+def _loss(tools: Tools, inputs: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    objective, weight = tools.setup.objective, tools.setup.config.distill
+    loss = objective.loss(logits, targets)
+    if tools.teacher is None:
+        return loss
+    with torch.no_grad(), tools.setup.execution.autocast():
+        taught = objective.logits(tools.teacher(inputs))
+    return (1 - weight) * loss + weight * distillation_loss(logits, taught)
 
 
 def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:

@@ -233,11 +233,19 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
         settings.pop("arch", None)
     if "epochs" in given and "steps" not in given:
         settings.pop("steps", None)
+    if given.get("optimizer") == "adamw":
+        settings.update(_for_adamw(settings))
     settings.update(given)
     for need in chosen.needs:
         if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
             raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
     return check(RunConfig(output=output, preset=name, **settings))
+
+
+def _for_adamw(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return AdamW's own step sizes; the penalised gammas, which it does not move, keep those of the recipe."""
+    gamma_lr = settings.get("gamma_lr", settings.get("lr"))
+    return {"lr": 1e-3, "finetune_lr": 1e-3, "weight_decay": 0.01, "gamma_lr": gamma_lr}
 
 
 _HOW_TO_GIVE = {

@@ -38,10 +38,13 @@ def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, 
     )
 
 
-def sgd(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.SGD:
+def base_optimizer(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.Optimizer:
     """Return the optimiser of both halves of a run; vectors (biases, gammas, betas) have no weight decay."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=config.momentum)
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.optimizer == "nesterov")

@@ -40,7 +40,7 @@ from prunec.training.objective import Segmentation
 from prunec.training.pictures import found_masks
 from prunec.training.progress import Progress, Silent
 from prunec.training.ranks import has_unused, joined
-from prunec.training.removal import remove, sgd
+from prunec.training.removal import base_optimizer, remove
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
 from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder
@@ -118,6 +118,7 @@ class _Run:
         self.controller: Controller | None = None
         self.history = GammaHistory(setup.sparsity)
         self.module: nn.Module = setup.module
+        self.teacher: nn.Module | None = None
         self.forward: Forward = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema
@@ -166,7 +167,7 @@ class _Run:
         self.state.facts["milestones"] = reached
         self.state.facts["rho"] = kept["facts"]["rho_reached"]
         kept["controller"] = restarted(kept["controller"])
-        self.plan = None
+        self.plan = self.teacher = None
         self.module = self.setup.module.to(self.setup.device)
         return kept
 
@@ -201,6 +202,7 @@ class _Run:
         if resumed is None:
             if self.config.pretrained:
                 self._score("before")
+                self._keep_teacher()
             self._choose()
         if resumed is None:
             if facts["alpha"] != 1.0:
@@ -209,7 +211,7 @@ class _Run:
             values = gamma_values(setup.sparsity, self.module)
             self.history.observe(values)
             facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
-        ista = build(setup.sparsity, self.module, sgd(self.module, self.config, self.config.lr), rho=0.0)
+        ista = build(setup.sparsity, self.module, base_optimizer(self.module, self.config, self.config.lr), rho=0.0)
         self.optimizer, self.ema = ista, Ema(self.module, self.config.ema_decay)
         first = self.state.milestone == 0
         self.controller = Controller(
@@ -281,8 +283,15 @@ class _Run:
         if trained and "before" not in self.state.facts.get("scores", {}):
             with self.ema.swapped_in():
                 self._score("before")
+                self._keep_teacher()
         if self.state.phase < FINETUNE:
             self._save()
+
+    def _keep_teacher(self) -> None:
+        """Keep the network as it is now, if fine-tuning is to distil from it."""
+        if self.config.distill:
+            state = self.module.state_dict()
+            self.ranks.on_main(lambda: checkpoints.save_teacher(self.setup.folder, state))
 
     def _choose(self) -> None:
         """Fix α and ρ: what was given, or what the rules say, with the reason."""
@@ -354,13 +363,15 @@ class _Run:
     # --- fine-tuning --------------------------------------------------------------------------------
 
     def _finetune(self, resumed: Checkpoint | None) -> None:
-        self.optimizer = sgd(self.module, self.config, self.config.finetune_lr)
+        self.optimizer = base_optimizer(self.module, self.config, self.config.finetune_lr)
         self.ema = Ema(self.module, self.config.ema_decay)
         self.controller = None
         self._restore(resumed)
         self._ready_forward()
         if resumed is None:
             self._save()
+        if self.config.distill:
+            self.teacher = checkpoints.load_teacher(self.setup.folder, self.setup.module).to(self.setup.device)
         after = self.state.facts["report"]["after"]
         self._run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
 
@@ -396,6 +407,7 @@ class _Run:
                 self.metrics,
                 self.progress,
                 self._save,
+                self.teacher,
             )
             reason = run_phase(tools, self.state, phase, task, self.interrupt)
             if reason:

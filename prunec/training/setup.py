@@ -127,7 +127,9 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     require_some(sparsity)
     data = data.to(device)
     _check_shares(config.batch_size, len(data.train), ranks)
-    batches = Batches(data.train, config.batch_size, images, config.seed, ranks.rank, ranks.size)
+    batches = Batches(
+        data.train, _images_per_step(config, len(data.train)), images, config.seed, ranks.rank, ranks.size
+    )
     full = size_under(graph, sparsity.classes, sparsity.penalised | True)
     phases = plan_phases(config, batches.steps_per_epoch)
     sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
@@ -171,6 +173,16 @@ def _check_shares(batch_size: int, num_images: int, ranks: Ranks) -> None:
             why="--batch-size counts the images of all processes together",
             do="give a larger --batch-size, or start fewer processes",
         )
+
+
+def _images_per_step(config: RunConfig, images: int) -> int:
+    wanted = config.batch_size * config.accumulate
+    if config.accumulate > 1 and wanted > images:
+        raise BadInput(
+            f"{config.accumulate} batches of {config.batch_size} are {wanted} images; there are {images} to train on",
+            do="lower --accumulate or --batch-size",
+        )
+    return wanted
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:

@@ -1,0 +1,85 @@
+"""Options of a run that change how it trains: optimisers, accumulation, distillation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from training_bars import Stop, StopAt, config, write_bars
+
+from prunec.errors import BadInput
+from prunec.files import read_lines
+from prunec.training.distill import TEMPERATURE, distillation_loss
+from prunec.training.presets import resume_config
+from prunec.training.run import train_prune
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bars(tmp_path_factory.mktemp("bars"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"optimizer": "nesterov"}, {"optimizer": "adamw", "lr": 0.003, "finetune_lr": 0.003}, {"distill": 0.5}],
+    ids=["nesterov", "adamw", "distill"],
+)
+def test_a_run_with_an_option_prunes_and_ends_the_same_when_it_is_killed(
+    tmp_path: Path, bars: Path, given: dict[str, Any]
+) -> None:
+    result = train_prune(config(tmp_path / "whole", bars, **given))
+    assert result.after["params"] < 0.9 * result.before["params"]
+    assert result.score["after"] >= 0.8
+    with pytest.raises(Stop):
+        train_prune(config(tmp_path / "run", bars, **given), StopAt(100))
+    train_prune(resume_config(str(tmp_path / "run")))
+    for name in ("pruned.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_accumulated_batches_are_one_large_batch_where_there_is_no_batchnorm_in_training(
+    tmp_path: Path, bars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without batch statistics and dropout the two must agree but for the order of sums.
+    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: _eval_only(self))
+    given: dict[str, Any] = {"steps": 12, "rho": 0.0, "shares": (0.5, 0.5, 0.0), "checkpoint_every": 100}
+    train_prune(config(tmp_path / "large", bars, batch_size=32, **given))
+    train_prune(config(tmp_path / "small", bars, batch_size=8, accumulate=4, **given))
+    large, small = (load_file(tmp_path / name / "pruned.safetensors") for name in ("large", "small"))
+    for name, value in large.items():
+        torch.testing.assert_close(small[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    losses = [[row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("large", "small")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def _eval_only(module: nn.Module) -> nn.Module:
+    for child in module.modules():
+        child.training = False
+    return module
+
+
+def test_more_accumulated_images_than_there_are_is_refused(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(BadInput, match="8 batches of 16 are 128 images; there are 80"):
+        train_prune(config(tmp_path / "run", bars, accumulate=8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_distillation_is_zero_where_both_say_the_same_and_kl_elsewhere() -> None:
+    mine, wanted = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert float(distillation_loss(mine, mine)) == pytest.approx(0, abs=1e-7)
+    odds = 1 / (1 + math.exp(-2 / TEMPERATURE))
+    by_hand = TEMPERATURE**2 * sum(0.5 * math.log(0.5 / p) for p in (odds, 1 - odds))
+    assert float(distillation_loss(mine, wanted)) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_one_logit_per_pixel_distils_like_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mine, wanted = (torch.randn(2, 1, 4, 4, generator=generator) for _ in range(2))
+    both = [torch.cat((torch.zeros_like(x), x), dim=1) for x in (mine, wanted)]
+    assert float(distillation_loss(mine, wanted)) == pytest.approx(float(distillation_loss(*both)), rel=1e-6)
+    assert float(distillation_loss(mine, wanted)) > 0

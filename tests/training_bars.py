@@ -1,0 +1,63 @@
+"""A small image folder, runs on it that take a second, and a way to end them in the middle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from prunec.training.config import RunConfig
+from prunec.training.presets import make_config
+from prunec.training.progress import Silent
+
+
+def write_bars(folder: Path) -> Path:
+    """Write images of bars, lying or standing, with noise: 2 x 40 to train on and 2 x 10 to test; return the folder."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for name in ("lying", "standing"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 60, (8, 8, 3))
+                image[rng.integers(1, 7)] += 150
+                pixels = (image if name == "lying" else image.transpose(1, 0, 2)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
+    return folder
+
+
+def config(output: Path, bars: Path, **given: Any) -> RunConfig:
+    """Return the settings of a run of the tiny network on the bars."""
+    settings: dict[str, Any] = {
+        "model": "training_nets:tiny",
+        "data": str(bars),
+        "augment": "shift",
+        "batch_size": 16,
+        "steps": 120,
+        "shares": (0.2, 0.55, 0.25),
+        "gamma_lr": 0.3,
+        "rho": 0.02,
+        "ema_decay": 0.9,
+        "log_every": 6,
+        "checkpoint_every": 10,
+        "device": "cpu",
+        **given,
+    }
+    return make_config(str(output), preset="scratch", **settings)
+
+
+class Stop(Exception):
+    """Stands for kill -9: nothing of the run gets to clean up after it."""
+
+
+class StopAt(Silent):
+    """Ends the run at a step of it."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, done: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
