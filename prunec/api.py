@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from prunec.frontends.fx import Traced
+    from prunec.frontends.onnx import OnnxSource
 
 __all__ = [
     "Border",
@@ -247,11 +248,32 @@ def prune_onnx(
     job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_onnx, traced), observed)
     report = _report(job, str(path), calibration, observed)
     with staged_onnx(job.result, output) as staged:
+        if job.plan.exact:
+            report = _no_larger(traced.source, staged, report)
         if validate:
             feeds = given or (samples if job.by_data else None)
             allowed = _allowed(job, tolerance, calibration)
             report = _checked_files(Path(path), staged, input_shapes, job, report, allowed, feeds, chosen.seed)
     return report
+
+
+def _no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
+    """Put the original in the place of a result that takes more bytes: what is new can be more than what went."""
+    from prunec.backends.onnx_save import stored_bytes, write_onnx
+
+    sizes = stored_bytes(source), sum(file.stat().st_size for file in staged.parent.iterdir())
+    if sizes[1] <= sizes[0]:
+        return report
+    write_onnx(source, staged)
+    return replace(
+        report,
+        after=report.before,
+        removed_channels=0,
+        layers=tuple(replace(layer, after=layer.before) for layer in report.layers),
+        carriers=0,
+        message=f"nothing was removed: without {report.removed_channels} channels the file would be larger "
+        f"({sizes[1]:,} bytes instead of {sizes[0]:,}), by what takes their place; it is written as it was",
+    )
 
 
 def onnx_samples(

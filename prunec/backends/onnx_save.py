@@ -59,6 +59,19 @@ def save_onnx(source: OnnxSource | onnx.ModelProto, path: str | Path) -> None:
         pass
 
 
+def stored_bytes(source: OnnxSource) -> int:
+    """Return the size of the file that a model was read from, together with the external data that it refers to."""
+    assert source.path is not None, "the model was not read from a file"
+    lengths = [0]
+    if _has_external_data(source):
+        outside = (tensor for tensor in _tensors(source.model) if tensor.data_location == TensorProto.EXTERNAL)
+        entries = (
+            entry for tensor in outside if _location(tensor) != source.path.name for entry in tensor.external_data
+        )
+        lengths = [int(entry.value) for entry in entries if entry.key == "length"]
+    return source.path.stat().st_size + sum(lengths)
+
+
 def model_bytes(source: OnnxSource) -> bytes:
     """Return the whole model as one message, weights inside; for models that fit in memory twice."""
     return b"".join(_pieces(source))
