@@ -124,7 +124,12 @@ def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
         return None
     shape = next(iter(shapes.values()))
     if len(shapes) != 1 or len(shape) != 4:
-        raise BadInput("training takes networks with one image input", do="give --input-shape 1x3x224x224")
+        given = ", ".join("x".join(map(str, shape)) for shape in shapes.values())
+        raise BadInput(
+            f"--input-shape {given} is not one batch of images",
+            why="training takes networks with one image input, and counts the batch axis",
+            do="give N x C x H x W, such as --input-shape 1x3x224x224",
+        )
     return shape[1:]
 
 

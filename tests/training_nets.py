@@ -172,3 +172,46 @@ def tiny_digits() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 def without_norms() -> nn.Module:
     """For ``--model``: a network that ISTA has no hold on."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+class OnlyEvaluates(ResidualConcat):
+    """Fails where nobody looks before the first step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("this network was made for inference")
+        scores: torch.Tensor = super().forward(x)
+        return scores
+
+
+def only_evaluates() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: a network that does not train."""
+    return OnlyEvaluates(), (torch.zeros(1, 3, 8, 8),)
+
+
+def normed_vectors() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: a BatchNorm that sees one value per image."""
+    module = ResidualConcat()
+    module.dropout = nn.BatchNorm1d(10)  # type: ignore[assignment]
+    return module, (torch.zeros(1, 3, 8, 8),)
+
+
+def not_finite() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: a weight that is no number."""
+    module = ResidualConcat()
+    nn.init.constant_(module.head.bias, float("nan"))
+    return module, (torch.zeros(1, 3, 8, 8),)
+
+
+def frozen_gammas() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """For ``--model``: nothing that ISTA may move."""
+    module = ResidualConcat()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.requires_grad_(False)
+    return module, (torch.zeros(1, 3, 8, 8),)
+
+
+def raising() -> nn.Module:
+    """For ``--model``: a factory that fails."""
+    raise ValueError("no such backbone")

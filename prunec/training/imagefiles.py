@@ -88,6 +88,12 @@ def list_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> FileS
     else:
         files, classes = _list_classes(folder)
         train, test = _split(files)
+    if len(classes) == 1:
+        raise BadInput(
+            f"{folder} has one class, {classes[0]!r}",
+            why="there is nothing to tell apart; each folder of images counts as a class",
+            do="give the folder that holds train/ and test/, or the class folders",
+        )
     if not train or not test:
         raise BadInput(
             f"{folder} has {len(train)} images to train and {len(test)} to test",
@@ -139,11 +145,26 @@ def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, np.
     """
     channels, height, width = image_shape
     with opened(path) as image:
-        converted = image.convert("L" if channels == 1 else "RGB")
+        converted = _eight_bits(image).convert("L" if channels == 1 else "RGB")
         if converted.size != (width, height):
             converted = converted.resize((width, height), _BILINEAR)
         array = np.asarray(converted, dtype=np.uint8)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Any) -> Any:
+    """Return a grey image of 16 bits with 8: Pillow's own conversion cuts everything above 255 off.
+
+    Raises:
+        ValueError: floating-point pixels, which come in no known range.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image
 
 
 @contextmanager

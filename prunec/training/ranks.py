@@ -8,7 +8,6 @@ rank's share of them are batches.py's.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ import torch
 from torch import nn
 
 from prunec.errors import MissingDependency, PrunecError
-from prunec.training.objective import Objective
 
 T = TypeVar("T")
 
@@ -165,18 +163,6 @@ def _sendable(error: Exception | None) -> Exception | None:
     if error is None or isinstance(error, PrunecError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def has_unused(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, objective: Objective) -> bool:
-    """Tell whether the loss leaves some trainable parameter without a gradient (an auxiliary head that is not read).
-
-    It is tried on a copy; torch's ambient generators are left alone.
-    """
-    devices = [inputs.device] if inputs.is_cuda else []
-    trial = copy.deepcopy(module).train()
-    with torch.random.fork_rng(devices=devices):
-        objective.loss(objective.logits(trial(inputs)), targets).backward()
-    return any(p.grad is None for p in trial.parameters() if p.requires_grad)
 
 
 @contextmanager

@@ -39,11 +39,11 @@ from prunec.training.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.objective import Segmentation
 from prunec.training.pictures import found_masks
 from prunec.training.progress import Progress, Silent
-from prunec.training.ranks import has_unused, joined
+from prunec.training.ranks import joined
 from prunec.training.removal import base_optimizer, remove
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
-from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder
+from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder, try_step
 from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
 from prunec.training.tuning import Choice, choose_alpha, choose_rho_in_time, gamma_facts
@@ -422,9 +422,9 @@ class _Run:
         """Make the forward pass of training steps: on this device, with the same gradients on all ranks."""
         together = self.module
         if self.ranks.size > 1:
-            inputs, targets = self.setup.batches.at(self.state.step)
-            unused = has_unused(self.module, inputs, targets, self.setup.objective)
-            together = self.ranks.parallel(self.module, unused)
+            whole = self.state.phase < FINETUNE
+            unused = self.setup.has_unused if whole else try_step(together, self.setup.batches, self.setup.objective)
+            together = self.ranks.parallel(together, unused)
         self.forward = self.setup.execution.forward(together, self.progress.note)
 
     def _score(self, moment: str) -> None:

@@ -7,6 +7,7 @@ file is written.
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from prunec import resolve
-from prunec.errors import BadInput, UnsupportedModel
+from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_space, clear_asides, is_aside, write_json
 from prunec.passes.channels import channels
 from prunec.passes.scaling import Scaling, scalable
@@ -60,6 +61,7 @@ class Setup:
         ranks: the processes that train together.
         device: where it trains.
         execution: how its steps are computed there.
+        has_unused: some trainable parameter gets no gradient.
         module: the network, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
@@ -80,6 +82,7 @@ class Setup:
     ranks: Ranks
     device: torch.device
     execution: Execution
+    has_unused: bool
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
     data: ImageSet
@@ -143,12 +146,14 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         compiles=config.compile,
     )
     execution.place(module).train()
+    has_unused = try_step(module, batches, objective)
     return Setup(
         config=config,
         folder=folder,
         ranks=ranks,
         device=device,
         execution=execution,
+        has_unused=has_unused,
         module=module,
         example_inputs=example_inputs,
         data=data,
@@ -164,6 +169,42 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         interface=network.interface if network is not None else Interface(),
         notes=notes,
     )
+
+
+def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:
+    """Make a training step without its update, and tell whether some trainable parameter has no gradient after it.
+
+    It is made on a copy; torch's ambient generators are left alone.
+
+    Raises:
+        BadInput, UnsupportedModel: the network does not train on a batch of this data.
+    """
+    inputs, targets = batches.at(0)
+    try:
+        trial = copy.deepcopy(module).train()
+    except Exception:  # noqa: BLE001 - not everything can be copied; the run itself will tell
+        return True
+    try:
+        with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+            loss = objective.loss(objective.logits(trial(inputs)), targets)
+            loss.backward()
+    except torch.OutOfMemoryError as error:
+        raise BadInput("the device's memory is too small for a training step", do="lower --batch-size") from error
+    except PrunecError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        raise UnsupportedModel(
+            f"the network fails in training mode on a batch of shape {'x'.join(map(str, inputs.shape))}",
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="BatchNorm needs two values per channel: give a larger --batch-size, if that is it; --debug shows where",
+        ) from error
+    if not bool(loss.isfinite()):
+        raise BadInput(
+            "the network's loss is not a number before the first step",
+            why="its weights, or what it computes, hold values that are not finite",
+            do="check the weights file, or how the network initialises itself",
+        )
+    return any(p.grad is None for p in trial.parameters() if p.requires_grad)
 
 
 def _check_shares(batch_size: int, num_images: int, ranks: Ranks) -> None:
