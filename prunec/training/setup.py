@@ -290,8 +290,15 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 def _output(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Any:
-    with torch.no_grad(), evaluating(module):
-        return module(*example_inputs)
+    try:
+        with torch.no_grad(), evaluating(module):
+            return module(*example_inputs)
+    except Exception as error:  # the user's forward may raise anything
+        raise BadInput(
+            f"the network cannot run on an input of shape {'x'.join(map(str, example_inputs[0].shape))}",
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="give the shape that it expects with --input-shape",
+        ) from error
 
 
 def _check_budget(goals: Sequence[Goal], sizer: Sizer, full: Size) -> None:
