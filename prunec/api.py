@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.analysis import analysis, prune_report
+from prunec.blame import judged
 from prunec.calibration import Calibration, Observed
 from prunec.errors import BadInput, ValidationFailed
 from prunec.graph import Graph
@@ -185,6 +186,7 @@ def _allowed(job: Job[Any], tolerance: float, calibration: Calibration | None) -
     return max(tolerance, calibration.tolerance) if calibration is not None and job.by_data else tolerance
 
 
+@judged
 def analyze_onnx(
     path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None, *, keep: Sequence[str] = ()
 ) -> Analysis:
@@ -201,6 +203,7 @@ def analyze_onnx(
     return analyze_graph(read_onnx(path, input_shapes).graph, str(path), keep)
 
 
+@judged
 def prune_onnx(
     path: str | Path,
     output: str | Path,

@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import Net
 
+from prunec.api import analyze_onnx, prune_onnx
+from prunec.blame import judged
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.frontends.onnx import load_onnx, trace_onnx
 
@@ -362,3 +364,39 @@ def test_external_data_of_a_model_from_memory(tmp_path: Path) -> None:
     model = onnx.load(external(tmp_path, "weights.bin"), load_external_data=False)
     with pytest.raises(BadInput, match=r"path of the \.onnx file"):
         trace_onnx(model)
+
+
+@pytest.mark.parametrize("command", ["analyze", "prune"])
+@pytest.mark.parametrize("damage", ["no-input", "long-permutation", "wrong-axis"])
+def test_node_that_breaks_the_specification_is_the_files_fault(damage: str, command: str, tmp_path: Path) -> None:
+    """What the frontend does not check by itself: when it stumbles, ONNX's own checker has the word."""
+    net = Net(13)
+    x = net.op("Transpose", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8), perm=[0, 2, 3, 1])
+    net.output(net.conv(net.op("Transpose", net.op("Relu", x), perm=[0, 3, 1, 2]), 8, 4))
+    model = net.model()
+    if damage == "no-input":
+        next(node for node in model.graph.node if node.op_type == "Relu").input[0] = ""
+    else:
+        extra = 7 if damage == "long-permutation" else -3
+        model.graph.node[1].attribute[0].ints.append(extra)
+    path, result = tmp_path / "broken.onnx", tmp_path / "out.onnx"
+    onnx.save(model, path)
+    with pytest.raises(BadInput):
+        if command == "analyze":
+            analyze_onnx(path)
+        else:
+            prune_onnx(path, result)
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_crash_on_a_valid_file_stays_a_fault_of_prunec(tmp_path: Path) -> None:
+    net = Net(13)
+    net.output(net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))
+    onnx.save(net.model(), tmp_path / "fine.onnx")
+
+    @judged
+    def stumble(path: str | Path) -> None:
+        raise IndexError(path)
+
+    with pytest.raises(IndexError):
+        stumble(tmp_path / "fine.onnx")
