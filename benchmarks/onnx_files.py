@@ -182,7 +182,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
             "blocked",
         ),
         _table("Half of the MACs by score", rows, "by_score", ("macs", "promised", "runs"), "why"),
-        _table("Seconds", rows, "time", ("megabytes", "nodes", "baseline", "prune", "ratio"), ""),
+        _table("Time, in seconds", rows, "time", ("megabytes", "nodes", "baseline", "prune", "ratio"), ""),
     ]
     grown = [
         f"{row['file']}, {name}"
@@ -204,7 +204,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], key: str, columns: Seq
         cells = ["" if answer.get(name) is None else str(answer[name]) for name in columns]
         if more:
             rest = answer.get("failed") or answer.get(more) or ""
-            cells.append(rest if isinstance(rest, str) else "; ".join(rest))
+            cells.append(" ".join((rest if isinstance(rest, str) else "; ".join(rest)).split()))
         lines.append(f"| {' | '.join((row['file'], *cells))} |")
     return "\n".join(lines)
 

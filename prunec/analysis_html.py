@@ -39,11 +39,11 @@ def analysis_page(analysis: Analysis) -> str:
         f"<h1>{text(analysis.model)}</h1>",
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
+        section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
+        section("Pinned: cannot be removed", _pins(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
         section("Graph", _drawing(analysis.layers, colours)),
         section("Coupled groups", _groups(analysis, colours)),
-        section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
-        section("Pinned: cannot be removed", _pins(analysis.pins)),
     ]
     return page(f"{analysis.model} analysed", "".join(body))
 
