@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def judged(work: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Let work on an .onnx file (argument ``path``, the first) raise BadInput where it fails and the file is not valid."""
+    """Let work on an .onnx file (argument ``path``, the first) raise BadInput where it fails on an invalid file."""
 
     @wraps(work)
     def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
