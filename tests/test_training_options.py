@@ -11,12 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from training_bars import Stop, StopAt, config, write_bars
+from training_nets import Chain
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
+from prunec.passes.channels import channels
+from prunec.plan import PrunePlan
+from prunec.reading import read_module
+from prunec.training.betas import BetaDrive
 from prunec.training.distill import TEMPERATURE, distillation_loss
 from prunec.training.presets import resume_config
 from prunec.training.run import train_prune
+from prunec.training.sparsity import plan_sparsity
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +32,13 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "given",
-    [{"optimizer": "nesterov"}, {"optimizer": "adamw", "lr": 0.003, "finetune_lr": 0.003}, {"distill": 0.5}],
-    ids=["nesterov", "adamw", "distill"],
+    [
+        {"optimizer": "nesterov"},
+        {"optimizer": "adamw", "lr": 0.003, "finetune_lr": 0.003},
+        {"distill": 0.5},
+        {"drive_beta": True},
+    ],
+    ids=["nesterov", "adamw", "distill", "drive-beta"],
 )
 def test_a_run_with_an_option_prunes_and_ends_the_same_when_it_is_killed(
     tmp_path: Path, bars: Path, given: dict[str, Any]
@@ -67,6 +78,33 @@ def test_more_accumulated_images_than_there_are_is_refused(tmp_path: Path, bars:
     with pytest.raises(BadInput, match="8 batches of 16 are 128 images; there are 80"):
         train_prune(config(tmp_path / "run", bars, accumulate=8))
     assert not (tmp_path / "run").exists()
+
+
+def test_betas_of_zero_gammas_reach_zero_and_the_others_stay() -> None:
+    module = Chain()
+    graph = read_module(module, (torch.zeros(2, 3, 8, 8),)).graph
+    plan = plan_sparsity(graph, channels(graph), module)
+    with torch.no_grad():
+        module.first[1].weight.copy_(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+        module.first[1].bias.copy_(torch.tensor([0.5, 0.5, -0.3, -0.3]))
+    drive = BetaDrive(plan, module)
+    weight = float(plan.penalty[plan.gammas[0].classes[0]])
+    drive.step(0.1 / weight)
+    torch.testing.assert_close(module.first[1].bias.detach(), torch.tensor([0.5, 0.4, -0.2, -0.3]))
+    for _ in range(10):
+        drive.step(0.1 / weight)
+    assert module.first[1].bias.tolist() == pytest.approx([0.5, 0.0, 0.0, -0.3])
+
+
+def test_driven_betas_leave_less_to_fold(tmp_path: Path, bars: Path) -> None:
+    sums = []
+    for drive in (False, True):
+        train_prune(config(tmp_path / str(drive), bars, drive_beta=drive, shares=(0.2, 0.8, 0.0)))
+        plan = PrunePlan.load(tmp_path / str(drive) / "plan.json")
+        assert not plan.is_empty
+        constants = [abs(constant) for fold in plan.folds for constant in fold.constants]
+        sums.append(sum(constants))
+    assert sums[1] < 0.5 * sums[0]
 
 
 def test_distillation_is_zero_where_both_say_the_same_and_kl_elsewhere() -> None:

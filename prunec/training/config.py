@@ -47,6 +47,7 @@ class RunConfig:
         accumulate: batches whose gradients are added up for one step.
         optimizer: ``sgd``, ``nesterov`` or ``adamw``, for everything but the penalised gammas.
         distill: weight of the unpruned network's answers in the loss of fine-tuning, in [0, 1]; 0 leaves them out.
+        drive_beta: also bring the betas of channels whose gamma is zero to zero, so that the channels carry nothing.
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
         shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
@@ -93,6 +94,7 @@ class RunConfig:
     accumulate: int = 1
     optimizer: OptimizerKind = "sgd"
     distill: float = 0.0
+    drive_beta: bool = False
     epochs: float | None = None
     steps: int | None = None
     shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
