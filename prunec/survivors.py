@@ -24,7 +24,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 CARRIER = "stays as a carrier, so that the zero-padded border is exact"
 SHARED = "its weights are shared by calls that read different constants"
 BALANCED = "a grouped convolution keeps equally many channels per group"
-GROUPED = "the outputs that a grouped convolution makes of one input stay together, and others of them vary"
+TIED = "it is tied to channels that vary: together they must stay rectangular"
 LAST = "a layer keeps at least one channel"
 VARIES = "it varies where it is read here, though it is constant elsewhere"
 RESIDUAL = "its other operand still varies (a residual stream that is constant in part)"
@@ -259,13 +259,7 @@ def _tied(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
                 owners = facts.classes.class_of[field]
                 mixed |= _mask(mixed.size, owners[settled]) & _mask(mixed.size, owners[~settled])
         if mixed.any():
-            yield node, _why_tied(node), mixed
-
-
-def _why_tied(node: Node) -> str:
-    if node.attrs.get("conv_groups", 1) > 1:
-        return GROUPED
-    return "it is tied to channels that vary: together they must stay rectangular"
+            yield node, TIED, mixed
 
 
 def _varying(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:

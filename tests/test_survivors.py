@@ -10,7 +10,7 @@ from onnx_nets import Net
 
 from prunec.api import analyze_onnx
 from prunec.report import Blocked, LayerChannels
-from prunec.survivors import GROUPED, RESIDUAL
+from prunec.survivors import BALANCED, RESIDUAL
 
 CHANNELS = 8
 
@@ -38,13 +38,13 @@ def test_a_stream_that_is_constant_in_part_is_held_by_its_sum(tmp_path: Path) ->
     assert found.layers == (LayerChannels(layer(net, first), (2,)),)
 
 
-def test_outputs_of_one_group_are_held_by_the_grouped_convolution(tmp_path: Path) -> None:
+def test_a_grouped_convolution_holds_what_some_groups_could_lose(tmp_path: Path) -> None:
     net = Net()
     x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 4))
     spread = net.conv(x, 4, 8, silent=(0, 5), group=4)
     net.output(net.conv(net.op("Relu", spread), 8, 4))
     (found,) = blocked(net, tmp_path)
-    assert (found.node, found.op, found.reason) == (layer(net, spread), "Conv", GROUPED)
+    assert (found.node, found.op, found.reason) == (layer(net, spread), "Conv", BALANCED)
     assert found.channels == 2
     assert found.layers == (LayerChannels(layer(net, spread), (0, 5)),)
 
