@@ -51,7 +51,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--tolerance",
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="T",
-    help="With --calibrate: how far from constant, as a fraction of the tensor's largest magnitude.  [default: 1e-05]",
+    help="With --calibrate: how far from constant, as a fraction of the tensor's largest magnitude.  [default: 1e-06]",
 )
 @normalise_option
 @inputs_option

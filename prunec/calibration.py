@@ -20,7 +20,7 @@ from prunec.labels import ChannelClasses, Ids
 from prunec.ops import BINARY, CONTRACTIONS
 from prunec.probes import Array
 
-DEFAULT_TOLERANCE = 1e-5
+DEFAULT_TOLERANCE = 1e-6
 HELD_OUT_EVERY = 4
 """Every so many batches, one is held out: the rest is asked first, and the held-out part contradicts it or not."""
 _LEAST_FOR_HOLDING_OUT = 8
@@ -56,7 +56,7 @@ class Observed:
         constants: by value name, float64 that broadcasts against the value; NaN where it varies.
         samples: how many were run.
         held_out: how many of them were held out, see HELD_OUT_EVERY; 0 where there are too few.
-        constant: channel classes that are constant on all data, wherever they are read or joined.
+        constant: channel classes that are constant on all data wherever a contraction reads them.
         contradicted: further classes that were constant before the held-out samples were seen.
     """
 
@@ -69,10 +69,17 @@ class Observed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
-    """A value to observe: ``axes`` are reduced (its labels do not vary along them), ``ids`` is its label."""
+    """A value to observe.
+
+    Args:
+        axes: those to reduce: its labels do not vary along them.
+        ids: its label.
+        ends: a contraction reads it: its channels end here.
+    """
 
     axes: tuple[int, ...]
     ids: Ids
+    ends: bool
 
 
 def watched(graph: Graph, classes: ChannelClasses) -> dict[str, Watch]:
@@ -91,7 +98,7 @@ def watched(graph: Graph, classes: ChannelClasses) -> dict[str, Watch]:
             is_float = np.dtype(_numpy_name(graph.values[name].dtype)).kind == "f"
             if is_float and free[classes.class_of[ids]].any() and ids.size <= _MAX_WATCHED:
                 axes = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
-                found[name] = Watch(axes, ids)
+                found[name] = Watch(axes, ids, any(reader.op in CONTRACTIONS for reader in graph.consumers(name)))
     return found
 
 
@@ -175,10 +182,12 @@ def enough_to_hold_out(num_batches: int) -> bool:
 def _constant_classes(
     classes: ChannelClasses, places: Mapping[str, Watch], constants: Mapping[str, Array]
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return bool[num_classes]: watched somewhere, and constant wherever it is."""
+    """Return bool[num_classes]: constant wherever a contraction reads it."""
     seen = np.zeros(classes.num_classes, dtype=bool)
     varies = np.zeros(classes.num_classes, dtype=bool)
     for name, place in places.items():
+        if not place.ends:
+            continue
         owners = classes.class_of[place.ids]
         seen[owners] = True
         known = constants.get(name)

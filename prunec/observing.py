@@ -78,7 +78,8 @@ def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Samples, 
         runner = runtime.open_runner(file, "the model", "cpu", optimise=False)
 
         def run(feed: Feed) -> Extremes:
-            found = [np.asarray(value, dtype=np.float64) for value in runner(feed)]
+            # Without anything to watch the model has its own outputs.
+            found = [np.asarray(value, dtype=np.float64) for value in runner(feed)] if names else []
             return zip(names, found[: len(names)], found[len(names) :], strict=True)
 
         fitting = samples.that_run(runner, "the model")

@@ -67,6 +67,11 @@ CASES: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
      {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
     ("ConvTranspose", {"w": weights(4, 3, 3, 3)}, 11, {"strides": [2, 2], "pads": [0, 1, 1, 1]}),
     ("ConvTranspose", {"w": weights(4, 3, 3, 3)}, 11, {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("ConvTranspose", {"w": weights(4, 3, 3, 3)}, 11,
+     {"strides": [2, 2], "auto_pad": "VALID", "output_shape": [14, 12]}),
+    ("ConvTranspose", {"w": weights(4, 3, 3, 3)}, 11, {"strides": [2, 2], "output_shape": [12, 10]}),
+    ("Affine", {}, 7, {"alpha": 2.0, "beta": 1.0}),
+    ("ScaledTanh", {}, 7, {"alpha": 2.0, "beta": 0.5}),
     ("BatchNormalization", {"g": weights(4), "b": weights(4), "m": weights(4), "v": weights(4) ** 2}, 15, {}),
     ("InstanceNormalization", {"g": weights(4), "b": weights(4)}, 7, {}),
     ("LayerNormalization", {"g": weights(5), "b": weights(5)}, 17, {}),
@@ -193,7 +198,7 @@ def test_files_from_the_field_come_back_or_are_refused_by_name(shared_models: Pa
     done = 0
     for file in sorted(shared_models.glob("*.onnx")):
         runner = open_runner(file, file.name, "cpu", optimise=False)
-        kinds = input_kinds(runner, size=64 if "style" not in file.name else 224)
+        kinds = input_kinds(runner, size=224)
         values = feed(kinds, "noise", 0)
         try:
             imported = to_module(load_onnx(file), {kind.name: kind.shape for kind in kinds})
@@ -201,6 +206,6 @@ def test_files_from_the_field_come_back_or_are_refused_by_name(shared_models: Pa
             assert "node" in error.what  # noqa: PT017 - either way is fine
             continue
         for a, b in zip(runner(values), run(imported, *(values[name] for name in imported.input_names)), strict=True):
-            assert np.abs(a - b).max() <= 1e-3 * max(1e-3, float(np.abs(a).max())), file.name
+            assert np.abs(a - b).max() <= 5e-3 * max(1e-3, float(np.abs(a).max())), file.name
         done += 1
-    assert done >= 14
+    assert done >= 17

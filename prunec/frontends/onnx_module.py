@@ -69,6 +69,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "Not": ops.unary(torch.logical_not),
         "Gelu": ops.unary(F.gelu),
         "ImageScaler": ops.image_scaler,
+        "Affine": ops.affine,
+        "ScaledTanh": ops.scaled_tanh,
         "Clip": ops.clip,
         "PRelu": ops.prelu,
         "Add": ops.binary(torch.add, trained=True),

@@ -81,8 +81,11 @@ def conv_transpose(view: View, b: Builder) -> fx.Node:
     strides = view.attrs.get("strides") or [1] * count
     dilations = view.attrs.get("dilations") or [1] * count
     pads = _transposed_pads(view, weight.shape[2:], strides, dilations, extra)
-    begin, end = pads[:count], pads[count:]
-    even = begin == end and min(begin) >= 0
+    extra = [have + max(0, -more) for have, more in zip(extra, pads[count:], strict=True)]
+    begin, end = pads[:count], [max(0, pad) for pad in pads[count:]]
+    if any(have >= max(s, d) for have, s, d in zip(extra, strides, dilations, strict=True)):
+        raise Unconvertible("its output is larger than it computes")
+    even = begin == end
     made = _TRANSPOSED[count - 1](
         weight.shape[0],
         weight.shape[1] * view.attrs.get("group", 1),
@@ -107,21 +110,18 @@ def _transposed_pads(
 ) -> list[int]:
     """Return a transposed convolution's pads; those that follow from an output size are worked out."""
     count, mode = len(kernel), view.attrs.get("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return [0] * 2 * count
-    if mode == "NOTSET" and not view.attrs.get("output_shape"):
-        return list(view.attrs.get("pads") or [0] * 2 * count)
+    if not view.attrs.get("output_shape") and mode in ("NOTSET", "VALID"):
+        return list((view.attrs.get("pads") if mode == "NOTSET" else None) or [0] * 2 * count)
     begin, end = [], []
     for axis in range(count):
         old, new = at(view.shape(0), axis + 2), at(view.out_shape(), axis + 2)
         if not isinstance(old, int) or not isinstance(new, int):
             raise Unconvertible("its padding follows from open sizes")
         total = strides[axis] * (old - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - new
-        half = total // 2 if mode == "SAME_UPPER" else total - total // 2
+        # A negative total is a row or column more at the end, as output_padding has it.
+        half = 0 if total < 0 else total // 2 if mode == "SAME_UPPER" else total - total // 2
         begin.append(half)
         end.append(total - half)
-    if min(begin + end) < 0:
-        raise Unconvertible("its output is larger than it computes")
     return begin + end
 
 

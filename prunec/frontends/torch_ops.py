@@ -112,6 +112,18 @@ def image_scaler(view: View, b: Builder) -> fx.Node:
     return b.call(torch.add, scaled, b.stored(f"{view.node.name}_bias", shift))
 
 
+def affine(view: View, b: Builder) -> fx.Node:
+    """Affine, an experimental op of 2017: alpha·x + beta."""
+    scaled = b.call(torch.mul, b.input(view, 0), view.attrs.get("alpha", 1.0))
+    return b.call(torch.add, scaled, view.attrs.get("beta", 0.0))
+
+
+def scaled_tanh(view: View, b: Builder) -> fx.Node:
+    """ScaledTanh, an experimental op of 2017: alpha·tanh(beta·x)."""
+    inner = b.call(torch.tanh, b.call(torch.mul, b.input(view, 0), view.attrs.get("beta", 1.0)))
+    return b.call(torch.mul, inner, view.attrs.get("alpha", 1.0))
+
+
 def crop(view: View, b: Builder) -> fx.Node:
     """Crop, an experimental op of 2017: a border (left, top, right, bottom) goes, or a size is cut out."""
     left, top, right, bottom = view.attrs["border"]
