@@ -544,7 +544,11 @@ def depth_to_space(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
 
 
 def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Move: ``source``'s ids replace ``base``'s between start and end; elsewhere the two are unified."""
+    """Move: ``source``'s ids replace ``base``'s between start and end.
+
+    Those that are replaced are unified with them: the result has the shape of ``base``, which gives up the same
+    positions.
+    """
     base, source = inputs
     after, axis = outputs[0], node.attrs["axis"]
     if base.shape is None or source.shape is None or after is None:
@@ -561,6 +565,8 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
     if moved is None:
         ties.pin(ids, "is overwritten along an axis of open size")
         return [Label(after)]
+    replaced = vector(base, axis, ties)[node.attrs["start"] : node.attrs["end"] : node.attrs["step"]]
+    ties.unify(replaced, vector(source, axis, ties), "is overwritten in part")
     return [Label(after, tuple(moved))]
 
 

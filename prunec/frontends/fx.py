@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
+from prunec.frontends.fx_functional import Tracer, functional, has_writes
 from prunec.frontends.meta import MetaMode
 from prunec.graph import Graph, Node, Param, Value
 from prunec.ops import BINARY
@@ -89,9 +90,9 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
     inputs = tuple(example_inputs)
     with eval_mode(module), torch.no_grad():
         traced_by_fx, reason = _symbolic_trace(module, len(inputs))
-        if traced_by_fx is not None:
+        for candidate in _candidates(traced_by_fx):
             try:
-                return _record_any_batch(traced_by_fx, inputs, name, exported=False)
+                return _record_any_batch(candidate, inputs, name, exported=False)
             except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
                 reason = error
         exported = _export(module, inputs, reason)
@@ -101,6 +102,14 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
             if _runs(module, inputs) is None:
                 raise _untraceable(reason, error) from error
             raise _cannot_run(inputs, error) from error
+
+
+def _candidates(module: fx.GraphModule | None) -> list[fx.GraphModule]:
+    """Return what to record, best first: without writes in place where that can be, then as it was traced."""
+    if module is None:
+        return []
+    rewritten = functional(module)
+    return [module] if rewritten is None else [rewritten, module]
 
 
 def _untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
@@ -148,9 +157,15 @@ def _symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-            tracer = fx.Tracer(param_shapes_constant=True)
+            tracer = Tracer(param_shapes_constant=True)
             graph = tracer.trace(module, concrete_args=concrete or None)
-            return fx.GraphModule(tracer.root, graph, type(module).__name__), None
+            made = fx.GraphModule(tracer.root, graph, type(module).__name__)
+            if not has_writes(made):
+                return made, None
+            rewritten = functional(made)
+            if rewritten is not None and not has_writes(rewritten):
+                return rewritten, None
+            return None, TypeError("it writes into a part of a tensor that something else may see")
     except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
         return None, error
 

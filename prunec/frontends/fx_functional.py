@@ -1,0 +1,184 @@
+"""FX graphs without writes into views or circular padding: the same function from operators that prunec follows.
+
+Owns two rewrites of a symbolic trace: ``z[:, :k] = y`` into a slice_scatter, where nothing else can see z's memory,
+and circular padding, alone or inside a convolution, into a concatenation of slices. What it does not recognise it
+leaves as it is; frontends/fx.py then pins what is written. Read next: frontends/fx.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+# Their results share no memory with anything else.
+_FRESH_FUNCTIONS = frozenset(
+    {
+        torch.zeros,
+        torch.ones,
+        torch.full,
+        torch.zeros_like,
+        torch.ones_like,
+        torch.full_like,
+        torch.clone,
+        torch.slice_scatter,
+    }
+)
+_FRESH_METHODS = frozenset({"clone", "new_zeros", "new_ones", "new_full"})
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CIRCULAR_PADS = (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+
+
+class _Assignable(fx.Proxy):
+    """A proxy that records ``z[index] = y``, which torch.fx's own refuses."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, which also records assignments to slices. They are writes: see ``has_writes``."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Assignable(node, self)
+
+
+def functional(module: fx.GraphModule) -> fx.GraphModule | None:
+    """Return a copy of ``module`` with the rewrites done; None where there is nothing to rewrite.
+
+    Parameters are shared with ``module``, which is left as it is.
+    """
+    graph = copy.deepcopy(module.graph)
+    made = fx.GraphModule(module, graph, module.__class__.__name__)
+    changed = [_rewrite(made, node) for node in list(graph.nodes)]
+    if not any(changed):
+        return None
+    graph.lint()
+    made.recompile()
+    return made
+
+
+def has_writes(module: fx.GraphModule) -> bool:
+    """Tell whether assignments to slices are left: nothing reads such a node, so rewrites of the graph may lose it."""
+    return any(node.target is operator.setitem for node in module.graph.nodes)
+
+
+def _rewrite(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is operator.setitem:
+        return _scatter(node)
+    if node.op == "call_function" and node.target is F.pad:
+        return _pad_call(node)
+    if node.op == "call_module":
+        return _pad_module(module, node)
+    return False
+
+
+def _scatter(node: fx.Node) -> bool:
+    """``base[index] = source`` becomes ``slice_scatter(base, source)``, which later readers of ``base`` read."""
+    base, index, source = node.args
+    where = _single_slice(index)
+    if where is None or not isinstance(source, fx.Node) or not isinstance(base, fx.Node) or not _is_unseen(base, node):
+        return False
+    axis, chosen = where
+    with node.graph.inserting_before(node):
+        after = node.graph.call_function(
+            torch.slice_scatter,
+            (base, source),
+            {"dim": axis, "start": chosen.start, "end": chosen.stop},
+        )
+    base.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after and user is not node)
+    node.graph.erase_node(node)
+    return True
+
+
+def _single_slice(index: Any) -> tuple[int, slice] | None:
+    """Return the one axis that an index selects on, and its slice with known bounds; None for any other index."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    from_end = bool(items) and items[0] is Ellipsis
+    items = items[1:] if from_end else items
+    if not all(isinstance(item, slice) for item in items):
+        return None
+    chosen = [(axis, item) for axis, item in enumerate(items) if item != slice(None)]
+    if len(chosen) != 1:
+        return None
+    axis, item = chosen[0]
+    bounds = (item.start, item.stop)
+    if item.step not in (None, 1) or not all(bound is None or isinstance(bound, int) for bound in bounds):
+        return None
+    return axis - len(items) if from_end else axis, item
+
+
+def _is_unseen(base: fx.Node, write: fx.Node) -> bool:
+    """Tell whether ``base`` is memory of its own that nobody has looked at before the write."""
+    fresh = (base.op == "call_function" and base.target in _FRESH_FUNCTIONS) or (
+        base.op == "call_method" and base.target in _FRESH_METHODS
+    )
+    before = itertools.takewhile(lambda node: node is not write, write.graph.nodes)
+    return fresh and not any(node in base.users for node in before)
+
+
+def _pad_call(node: fx.Node) -> bool:
+    bound = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | dict(node.kwargs)
+    image, pads = bound.get("input"), bound.get("pad")
+    if bound.get("mode") != "circular" or not isinstance(image, fx.Node) or not _are_sizes(pads):
+        return False
+    node.replace_all_uses_with(_wrapped(image, pads, node))
+    node.graph.erase_node(node)
+    return True
+
+
+def _pad_module(module: fx.GraphModule, node: fx.Node) -> bool:
+    layer = module.get_submodule(str(node.target))
+    if not isinstance(layer, (*_CONVOLUTIONS, *_CIRCULAR_PADS)) or len(node.args) != 1:
+        return False
+    (image,) = node.args
+    if not isinstance(image, fx.Node):
+        return False
+    if isinstance(layer, _CIRCULAR_PADS):
+        node.replace_all_uses_with(_wrapped(image, layer.padding, node))
+        node.graph.erase_node(node)
+        return True
+    if layer.padding_mode != "circular":
+        return False
+    calls = [other for other in node.graph.nodes if other.op == "call_module" and other.target == node.target]
+    if not all(len(call.args) == 1 and isinstance(call.args[0], fx.Node) for call in calls):
+        return False
+    for call in calls:
+        call.args = (_wrapped(call.args[0], layer._reversed_padding_repeated_twice, call),)
+    module.set_submodule(str(node.target), _without_padding(layer))
+    return True
+
+
+def _without_padding(layer: nn.Module) -> nn.Module:
+    """Return a convolution of the same parameters that does not pad."""
+    bare = copy.copy(layer)
+    bare._parameters = dict(layer._parameters)
+    bare.padding_mode, bare.padding = "zeros", (0,) * len(layer.kernel_size)  # type: ignore[assignment,arg-type]  # a convolution
+    return bare
+
+
+def _wrapped(image: fx.Node, pads: Sequence[int], before: fx.Node) -> fx.Node:
+    """Return ``image`` padded circularly; ``pads`` as torch.nn.functional.pad takes them, the last axis first."""
+    graph = before.graph
+    with graph.inserting_before(before):
+        for number in range(len(pads) // 2):
+            low, high = pads[2 * number], pads[2 * number + 1]
+            rest = (slice(None),) * number
+            parts = [image]
+            if low:
+                parts.insert(0, graph.call_function(operator.getitem, (image, (Ellipsis, slice(-low, None), *rest))))
+            if high:
+                parts.append(graph.call_function(operator.getitem, (image, (Ellipsis, slice(None, high), *rest))))
+            if len(parts) > 1:
+                image = graph.call_function(torch.cat, (parts,), {"dim": -1 - number})
+    return image
+
+
+def _are_sizes(pads: Any) -> bool:
+    return isinstance(pads, list | tuple) and all(isinstance(size, int) and size >= 0 for size in pads)
