@@ -11,7 +11,7 @@ import copy
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -169,16 +169,18 @@ def _wrapped(image: fx.Node, pads: Sequence[int], before: fx.Node) -> fx.Node:
     with graph.inserting_before(before):
         for number in range(len(pads) // 2):
             low, high = pads[2 * number], pads[2 * number + 1]
-            rest = (slice(None),) * number
+            rest: tuple[Any, ...] = (slice(None),) * number
+            last: tuple[Any, ...] = (Ellipsis, slice(-low, None), *rest)
+            first: tuple[Any, ...] = (Ellipsis, slice(None, high), *rest)
             parts = [image]
             if low:
-                parts.insert(0, graph.call_function(operator.getitem, (image, (Ellipsis, slice(-low, None), *rest))))
+                parts.insert(0, graph.call_function(operator.getitem, (image, last)))
             if high:
-                parts.append(graph.call_function(operator.getitem, (image, (Ellipsis, slice(None, high), *rest))))
+                parts.append(graph.call_function(operator.getitem, (image, first)))
             if len(parts) > 1:
                 image = graph.call_function(torch.cat, (parts,), {"dim": -1 - number})
     return image
 
 
-def _are_sizes(pads: Any) -> bool:
+def _are_sizes(pads: Any) -> TypeGuard[Sequence[int]]:
     return isinstance(pads, list | tuple) and all(isinstance(size, int) and size >= 0 for size in pads)
