@@ -177,7 +177,10 @@ LAYERS = (
         r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
         r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)"
     ),
-    r"prunec\.passes\b.*|prunec\.(validate|libraries|resolve|export|report_html|analysis_html|health|planning|saliency)",
+    (
+        r"prunec\.passes\b.*|"
+        r"prunec\.(validate|libraries|resolve|export|report_html|analysis_html|health|planning|saliency|blame)"
+    ),
     r"prunec\.survivors",
     r"prunec\.(analysis|apply|reading)",
     r"prunec\.(api|bench|training\b.*)",
