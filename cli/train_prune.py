@@ -65,6 +65,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--channels-last/--no-channels-last", default=None, help="NHWC layout in training; default: on CUDA, below fp32."
 )
 @click.option("--compile", is_flag=True, default=None, help="Run training steps through torch.compile.")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write the log as TensorBoard curves too.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho, --device … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")

@@ -229,6 +229,10 @@ class RunFolder:
         return self.path / "masks.png"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -23,7 +24,16 @@ from safetensors.torch import load_file, save_file
 from training_bars import Stop, StopAt, config, write_bars
 from training_nets import tiny
 
-from prunec.errors import BadInput, BudgetNotMet, CheckFailed, EmptyNetwork, Interrupted, UnsupportedModel, WriteFailed
+from prunec.errors import (
+    BadInput,
+    BudgetNotMet,
+    CheckFailed,
+    EmptyNetwork,
+    Interrupted,
+    MissingDependency,
+    UnsupportedModel,
+    WriteFailed,
+)
 from prunec.files import read_lines
 from prunec.plan import PrunePlan
 from prunec.training import run as run_module
@@ -237,6 +247,34 @@ def test_a_run_that_diverges_goes_on_with_a_smaller_learning_rate(tmp_path: Path
     rows = read_lines(folder / "metrics.jsonl")
     assert max(row["rho"] for row in rows) == pytest.approx(0.03)
     assert json.loads((folder / "config.json").read_text())["rho"] == 0.03
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard imports
+def test_the_log_can_be_had_as_tensorboard_curves(tmp_path: Path, bars: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars, steps=40, tensorboard=True), StopAt(25))
+    train_prune(resume_config(str(folder)))
+    curves = EventAccumulator(str(folder / "tensorboard"))
+    curves.Reload()
+    rows = read_lines(folder / "metrics.jsonl")
+    assert [event.step for event in curves.Scalars("loss")] == [row["step"] for row in rows]
+    assert [event.value for event in curves.Scalars("sparsity")] == pytest.approx(
+        [row["sparsity"] for row in rows if row["sparsity"] is not None]
+    )
+
+
+def test_tensorboard_that_is_missing_is_told_before_the_run(
+    tmp_path: Path, bars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    with pytest.raises(MissingDependency, match="--tensorboard needs TensorBoard"):
+        train_prune(config(tmp_path / "run", bars, tensorboard=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_shape_the_run_cannot_change_when_it_goes_on(tmp_path: Path, bars: Path) -> None:

@@ -73,6 +73,7 @@ class RunConfig:
         precision: of training steps: ``fp32``, ``bf16`` or ``fp16`` (CUDA only).
         channels_last: NHWC memory layout while training; None takes it where it is faster.
         compile: run training steps through torch.compile.
+        tensorboard: write the log as TensorBoard curves too.
         log_every, checkpoint_every: steps.
         resume: go on from the run folder's checkpoint.
         force: replace an existing run.
@@ -123,6 +124,7 @@ class RunConfig:
     precision: Precision = "fp32"
     channels_last: bool | None = None
     compile: bool = False
+    tensorboard: bool = False
     log_every: int = 20
     checkpoint_every: int = 200
     resume: bool = False
@@ -181,6 +183,7 @@ CHANGEABLE = (
     "precision",
     "channels_last",
     "compile",
+    "tensorboard",
     "data_memory",
     "log_every",
     "checkpoint_every",

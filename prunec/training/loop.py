@@ -27,6 +27,7 @@ from prunec.training.execution import Forward
 from prunec.training.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.progress import Progress
 from prunec.training.setup import Phase, Setup
+from prunec.training.tensorboard import Curves
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Tools:
     optimizer: torch.optim.Optimizer
     ema: Ema
     window: Window
-    metrics: MetricsFile | NoMetrics
+    metrics: MetricsFile | NoMetrics | Curves
     progress: Progress
     save: Callable[[], None]
     teacher: nn.Module | None = None

@@ -46,6 +46,7 @@ from prunec.training.results import RunResult, write_results
 from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder, try_step
 from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
+from prunec.training.tensorboard import Curves
 from prunec.training.tuning import Choice, choose_alpha, choose_rho_in_time, gamma_facts
 
 ISTA, FINETUNE = 1, 2
@@ -133,8 +134,7 @@ class _Run:
         else:
             self.state = _state_of(resumed)
             self._take_in_changes(checkpoints.changed_settings(resumed, self.config))
-        main = self.ranks.rank == 0
-        self.metrics = MetricsFile(self.setup.folder.metrics, self.state.step) if main else NoMetrics()
+        self.metrics = self._open_log()
         with self.interrupt.between_steps():
             while True:
                 self.setup = replace(self.setup, goals=milestones.goals_at(self.config, self.state.milestone))
@@ -182,6 +182,13 @@ class _Run:
         if self.config.resume and checkpoints.exists(self.setup.folder):
             return checkpoints.load(self.setup.folder, self.config)
         return None
+
+    def _open_log(self) -> MetricsFile | NoMetrics | Curves:
+        folder, step = self.setup.folder, self.state.step
+        if self.ranks.rank > 0:
+            return NoMetrics()
+        file = MetricsFile(folder.metrics, step)
+        return Curves(file, folder.tensorboard, step) if self.config.tensorboard else file
 
     def _take_in_changes(self, changed: Sequence[str]) -> None:
         """Go on with settings that ``--resume`` was given anew."""

@@ -37,6 +37,7 @@ from prunec.training.onnx_network import Interface, load_network, prepared_netwo
 from prunec.training.ranks import Ranks
 from prunec.training.removal import border_of
 from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
+from prunec.training.tensorboard import require_tensorboard
 from prunec.validate import evaluating
 
 _LOG_BYTES = 16 << 20
@@ -113,6 +114,8 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     """
     folder = RunFolder(Path(config.output))
     check_run_folder(folder, config)
+    if config.tensorboard:
+        require_tensorboard()
     device = ranks.device or choose_device(config.device)
     network = load_network(Path(config.onnx), config.input_shape) if config.onnx else None
     module, image_shape = (network.module, network.image_shape) if network is not None else _model(config)
@@ -355,7 +358,7 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
     for file in results:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
-    for made in (folder.checkpoint, *folder.path.glob("milestone-*")):
+    for made in (folder.checkpoint, folder.tensorboard, *folder.path.glob("milestone-*")):
         if made.is_dir():
             shutil.rmtree(made)
     write_json(folder.config, config.to_json_dict())
