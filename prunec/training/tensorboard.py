@@ -35,14 +35,14 @@ class Curves:
         from torch.utils.tensorboard import SummaryWriter
 
         self._file = file
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def append(self, row: Row) -> None:
         self._file.append(row)
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, row["step"])
 
     def flush_to_disk(self) -> None:
         self._file.flush_to_disk()
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
