@@ -142,7 +142,8 @@ def _fold_all(
             raise BadPlan(f"the plan folds constants into {fold.node}, which the model does not have")
         weight_name = graph.stored(node.inputs[1])
         key = (weight_name, f"{fold.kind}:{fold.target or node.inputs[1]}:{fold.positions[:1]}")
-        if fold.kind != "running_mean" and weight_name and key in done:
+        stored = fold.kind == "carrier" or (fold.kind == "bias" and fold.target)
+        if stored and weight_name and key in done:
             continue  # a module that is called twice: its tensors take the fold once
         done.add(key)
         if fold.kind == "carrier":

@@ -233,6 +233,16 @@ def test_weight_shared_by_two_nodes_is_stored_once(tmp_path: Path) -> None:
     assert sum(tensor.name.startswith("shared") for tensor in pruned.graph.initializer) == 1
 
 
+def test_convolutions_that_share_a_weight_get_a_bias_each(tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Sigmoid", net.conv(net.input("x", [2, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    weight = net.const(net.weight(4, 8, 1, 1))
+    first, second = net.op("Conv", x, weight), net.op("Relu", net.op("Conv", net.op("Identity", x), weight))
+    net.output(net.op("Concat", first, second, axis=1))
+    _, made, _ = prune_and_compare(net.model(), tmp_path)
+    assert {(keep.size, len(keep.keep)) for keep in made.keeps} == {(8, 4)}
+
+
 def test_stale_shapes_are_written_anew(tmp_path: Path) -> None:
     model = onnx.shape_inference.infer_shapes(chain(Net(13)))
     _, made, pruned = prune_and_compare(model, tmp_path)

@@ -144,9 +144,12 @@ class _Surgery:
 
     def _add_biases(self) -> None:
         by_name = {node.name: node for node in self.traced.graph.nodes}
+        given: set[str] = set()
         for name, bias in self.edits.new_biases.items():
             node = by_name[name]
             n = self.nodes[node.origin]
+            if n.op == "call_module" and str(n.target) in given:
+                continue  # a module that is called twice: both calls lose the same constants (absorb.clashes)
             tensor = torch.from_numpy(bias)
             if n.op != "call_module" and self._is_result(node, n):
                 self._add_after(n, tensor, matrix=node.op == "matmul")
@@ -155,6 +158,7 @@ class _Surgery:
             if owner is None or getattr(owner, "bias", self) is not None:
                 raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
             owner.bias = parameter_like(next(owner.parameters()), tensor)
+            given.add(str(n.target))
 
     def _is_result(self, node: Node, n: fx.Node) -> bool:
         """Tell whether an FX node returns what ``node`` computes, its channels still on the same axis.
