@@ -57,7 +57,7 @@ def inject_alive(model: onnx.ModelProto, fraction: float = 0.3, seeds: int = 3) 
             tried.CopyFrom(model)
             count = inject(tried, fraction, seed, scale)
             after, _ = _movement(tried, feeds)
-            alive = all(b >= ALIVE * a for a, b in zip(before, after, strict=True))
+            alive = all(b >= ALIVE * a for a, b in zip(before, after, strict=True)) and (any(after) or not any(before))
             if alive or not best.channels:
                 found, best = tried, Injection(count, scale, alive)
             if alive:
@@ -211,14 +211,19 @@ class _Tensors:
     def make_random(self) -> bool:
         """Draw the weights that ConstantOfShape makes, as initialisation would; tell whether there were any."""
         made = False
+        # Random logits are large; a softmax of them says the same class for every input.
+        logits = {node.input[0] for node in self.model.graph.node if node.op_type == "Softmax"}
         for node in list(self.model.graph.node):
             for slot, name in enumerate(node.input):
                 maker = self.makers.get(name)
+                if maker is not None and maker.op_type == "Reshape":  # an old exporter's way to a matrix
+                    maker = self.makers.get(maker.input[0])
                 if maker is None or maker.op_type != "ConstantOfShape" or node.op_type not in _PARAMETERS:
                     continue
                 shape = self.get(maker.input[0])
                 if shape is not None and np.prod(shape) < 3e7:
-                    self._become(maker, self._draw(node.op_type, slot, tuple(shape)))
+                    drawn = self._draw(node.op_type, slot, tuple(shape))
+                    self._become(maker, drawn * np.float32(0.02) if node.output[0] in logits else drawn)
                     made = True
         return made
 
