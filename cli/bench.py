@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @json_option
 @debug_option
 def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | None, as_json: bool, **c: Any) -> None:
-    """Compare the speed-up that fewer MACs promise with the measured one.
+    """Compare promised with measured speed-up.
 
     MODEL is pruned by score to several fractions of its MACs, without and with rounding channels to a
     multiple, and each file is timed in ONNX Runtime against the original, in turns. Nothing is kept.

@@ -332,13 +332,10 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "quantize": (13, quantized),
     "microsoft-gelu": (13, microsoft("Gelu")),
     "microsoft-quick-gelu": (13, microsoft("QuickGelu")),
+    "average-pool-counting": (17, elementwise("AveragePool", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)),
 }  # fmt: skip
 
 ZERO_PASSES: Mapping[str, tuple[int, Build]] = {
-    "average-pool-counting": (
-        17,
-        elementwise("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
-    ),
     "depthwise": (17, depthwise),
     "squeeze-excite": (17, squeeze_excite),
 }

@@ -245,8 +245,9 @@ def test_calibrate_on_the_command_line(
     assert (document["exact"], document["exact_on_data"]) == (False, True)
     status, out, _ = run(capfd, "prune", quiet_file, "-o", output, "--calibrate", data, "--force")
     assert status == 0
-    assert "computes the same function on the data, elsewhere it may differ" in out
-    assert "agrees with the original on the data" in out
+    said = " ".join(out.split())  # lines break where the folder's name makes them
+    assert "computes the same function on the data, elsewhere it may differ" in said
+    assert "agrees with the original on the data" in said
     status, out, _ = run(capfd, "validate", quiet_file, output, "--inputs", data, "--runs", 0, "--json")
     assert status == 0
     assert json.loads(out)["families"].keys() == {"data"}

@@ -185,7 +185,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["report", "missing"], "there is no folder missing"),
         (["report", "."], "is not a run folder"),
         (["train-prune", "-o", "r", "--preset", "nothing"], "there is no preset called 'nothing'"),
-        (["train-prune", "-o", "r", "--arch", "digits", "--model", "networks:Half"], "--arch and --model"),
+        (["train-prune", "-o", "r", "--arch", "digits", "--model", "networks:Half"], "--arch, --model and --onnx"),
         (["train-prune", "-o", "r", "--resume", "--batch-size", "8"], "batch_size"),
         (["train-prune", "-o", "r", "--resume"], "config.json"),
         (["train-prune", "-o", "r", "--arch", "digits", "--data", "missing"], "there is no data set 'missing'"),
