@@ -12,6 +12,7 @@ from prunec.cli.options import (
     json_option,
     keep_option,
     model_argument,
+    provider_option,
     shape_option,
     weights_option,
 )
@@ -47,13 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The score by which channels go.",
 )
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run; auto takes CUDA where it works.",
-)
+@provider_option
 @click.option("--runs", type=click.IntRange(min=3), default=30, show_default=True, help="Timed runs of each file.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs and the random criterion.")
 @keep_option

@@ -54,6 +54,14 @@ shape_option = click.option(
     help="Shape of an input, batch included; repeat for several inputs. Without a name: the next input.",
 )
 
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes CUDA where it works.",
+)
+
 weights_option = click.option(
     "--weights",
     type=click.Path(path_type=Path),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunec.cli.options import debug_option, inputs_option, json_option, shape_option
+from prunec.cli.options import debug_option, inputs_option, json_option, provider_option, shape_option
 
 if TYPE_CHECKING:
     from prunec.runtime import ProviderName
@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("a", metavar="A.onnx")
 @click.argument("b", metavar="B.onnx")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run; auto takes CUDA where it works.",
-)
+@provider_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
