@@ -49,6 +49,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
 @click.option(
+    "--target-latency",
+    type=_FRACTION,
+    metavar="F",
+    help="Fraction of the network's latency to reach, measured in ONNX Runtime on this CPU; default: no target.",
+)
+@click.option(
     "--milestones",
     metavar="F,F,…",
     callback=lambda _context, _parameter, value: _shares(value),

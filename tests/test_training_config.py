@@ -31,6 +31,11 @@ def test_what_is_given_wins_over_the_preset() -> None:
     assert (config.rho, config.epochs, config.steps, config.lr) == (0.5, 3, None, 0.01)
 
 
+def test_a_latency_that_is_asked_for_replaces_the_presets_macs() -> None:
+    config = make_config("run", preset="segnet-demo", target_latency=0.6)
+    assert (config.target_latency, config.target_macs) == (0.6, None)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_a_config_of_a_known_architecture(name: str) -> None:
     given = {"weights": "w.safetensors", "data": "folder", "arch": PRESETS[name].settings.get("arch", "resnet20")}
@@ -53,6 +58,9 @@ def test_every_preset_makes_a_config_of_a_known_architecture(name: str) -> None:
         ({"milestones": (0.5, 0.7)}, "milestones is"),
         ({"milestones": (1.2, 0.5)}, "milestones is"),
         ({"milestones": (0.7,), "target_macs": 0.5}, "exclude each other"),
+        ({"milestones": (0.7,), "target_latency": 0.5}, "exclude each other"),
+        ({"target_latency": 1.0}, "target-latency is 1.0"),
+        ({"arch": "resnet20", "target_latency": 0.5, "target_macs": 0.5}, "excludes the other targets"),
         ({"on_symptom": "panic"}, "no on-symptom called 'panic'"),
         ({"optimizer": "lion"}, "no optimizer called 'lion'"),
         ({"optimizer": "nesterov", "momentum": 0.0}, "nesterov needs a momentum"),

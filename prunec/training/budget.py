@@ -52,11 +52,11 @@ def slack(goals: Sequence[Goal], size: Size, full: Size) -> float:
     return 1 - max(goal.left(size, full) / goal.share for goal in goals)
 
 
-def in_words(goals: Sequence[Goal], size: Size, full: Size) -> str:
+def in_words(goals: Sequence[Goal], size: Size, full: Size, wanted: str = "were asked for") -> str:
     """Say what is left: "49.8% of the MACs (50.0% were asked for)"."""
-    names = {"macs": "MACs", "params": "parameters", "latency": "estimated latency"}
+    names = {"macs": "MACs", "params": "parameters"}
     return " and ".join(
-        f"{goal.left(size, full):.1%} of the {names[goal.quantity]} ({goal.share:.1%} were asked for)" for goal in goals
+        f"{goal.left(size, full):.1%} of the {names[goal.quantity]} ({goal.share:.1%} {wanted})" for goal in goals
     )
 
 

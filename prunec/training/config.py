@@ -63,6 +63,8 @@ class RunConfig:
             follows (as in the paper) and ``exact`` when it does not.
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
         target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
+        target_latency: share of the unpruned network's latency to reach, in (0, 1), as ONNX Runtime has it on this
+            machine's CPU; it becomes a share of the MACs, see latency.py.
         milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
             folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
         on_symptom: what is done about a symptom of wrong settings: ``warn``, ``adjust`` or ``stop``; see symptoms.py.
@@ -115,6 +117,7 @@ class RunConfig:
     multiple_of: int = 1
     target_macs: float | None = None
     target_params: float | None = None
+    target_latency: float | None = None
     milestones: tuple[float, ...] = ()
     on_symptom: OnSymptom = "warn"
     stop_on_plateau: bool = True
@@ -132,7 +135,7 @@ class RunConfig:
 
     @property
     def goals(self) -> tuple[Goal, ...]:
-        """The budget; () where there is none."""
+        """The budget; () where there is none, or where it has to be measured."""
         given = (("macs", self.target_macs), ("params", self.target_params))
         return tuple(Goal(name, share) for name, share in given if share is not None)
 
@@ -190,7 +193,7 @@ CHANGEABLE = (
 )
 """What ``--resume`` may be given anew: a checkpoint still fits."""
 _STARTING = ("output", "resume", "force")
-_UNIT_INTERVAL = ("target_macs", "target_params")
+_UNIT_INTERVAL = ("target_macs", "target_params", "target_latency")
 _POSITIVE = (
     "data_memory",
     "batch_size",
@@ -229,7 +232,7 @@ def check(config: RunConfig) -> RunConfig:
         _require(name, getattr(config, name), lambda value: 0 <= value < math.inf, "0 or more")
     for name in _UNIT_INTERVAL:
         _require(name, getattr(config, name), lambda value: 0 < value < 1, "between 0 and 1, such as 0.5")
-    _check_milestones(config)
+    _check_targets(config)
     _require("distill", config.distill, lambda value: 0 <= value <= 1, "a weight between 0 and 1, such as 0.5")
     if config.distill and not config.shares[2]:
         raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
@@ -258,11 +261,17 @@ def check(config: RunConfig) -> RunConfig:
     return config
 
 
-def _check_milestones(config: RunConfig) -> None:
+def _check_targets(config: RunConfig) -> None:
     shares = config.milestones
     falling = all(a > b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))
     _require("milestones", shares, lambda _: falling, "falling shares of the MACs between 1 and 0: 0.7,0.5,0.3")
-    if shares and config.goals:
+    if config.target_latency is not None and config.goals:
+        raise BadInput(
+            "target-latency excludes the other targets",
+            why="it becomes a share of the MACs, whichever takes that long",
+            do="leave target-macs and target-params out",
+        )
+    if shares and (config.goals or config.target_latency is not None):
         raise BadInput("milestones and a target exclude each other", do="make the target the last of the milestones")
 
 

@@ -31,6 +31,7 @@ _ATTEMPTS = 6
 _MOST_TRIALS = 80
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class GammaHistory:
@@ -66,7 +67,7 @@ class GammaHistory:
             np.add.at(squares, gamma.classes[mask], self.values[gamma.param][mask].astype(np.float64) ** 2)
         return np.sqrt(squares)
 
-    def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def order(self) -> Ids:
         """Return the penalised classes, the first to go first.
 
         Zero classes come first, the longest zero before the others; then those that the penalty would bring to
@@ -122,8 +123,7 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
     """
     plan = sizer.plan
     zero = history.zero_since > 0
-    order = history.order()
-    order = order[~_protected(plan, order, zero)[order]]
+    order = expendable(plan, history.order(), zero)
 
     def measured(gone: Mask) -> Size:
         return sizer.size(with_zeros(plan, history.values, gone))
@@ -162,9 +162,14 @@ def not_met(goals: Sequence[Goal], smallest: Size, full: Size) -> BudgetNotMet:
 def smallest(sizer: Sizer, arrays: Arrays) -> Size:
     """Return the size with every class gone that may go: no budget below it can be met."""
     plan = sizer.plan
-    order = np.flatnonzero(plan.penalised)
-    gone = plan.penalised & ~_protected(plan, order, np.zeros_like(plan.penalised))
+    gone = np.zeros_like(plan.penalised)
+    gone[expendable(plan, np.flatnonzero(plan.penalised), gone)] = True
     return sizer.size(with_zeros(plan, arrays, gone))
+
+
+def expendable(plan: Sparsity, order: Ids, zero: Mask) -> Ids:
+    """Return ``order`` without the last of each coupled group, unless it is ``zero`` and the network does without."""
+    return order[~_protected(plan, order, zero)[order]]
 
 
 def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) -> None:
@@ -175,7 +180,7 @@ def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) ->
             parameters[name].copy_(torch.from_numpy(array))
 
 
-def _protected(plan: Sparsity, order: np.ndarray[Any, np.dtype[np.int64]], zero: Mask) -> Mask:
+def _protected(plan: Sparsity, order: Ids, zero: Mask) -> Mask:
     """Return bool[num_classes]: the last of each coupled group, unless it is zero and the network does without."""
     protected = np.zeros(plan.classes.num_classes, dtype=bool)
     rank = np.full(plan.classes.num_classes, -1, dtype=np.int64)
@@ -207,7 +212,7 @@ def _fewest(most: int, holds: Any) -> int | None:
 
 def _filled(
     gone: Mask,
-    order: np.ndarray[Any, np.dtype[np.int64]],
+    order: Ids,
     plan: Sparsity,
     goals: Sequence[Goal],
     full: Size,

@@ -233,6 +233,8 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
         settings.pop("arch", None)
     if "epochs" in given and "steps" not in given:
         settings.pop("steps", None)
+    if "target_latency" in given:
+        settings.pop("target_macs", None)
     if given.get("optimizer") == "adamw":
         settings.update(_for_adamw(settings))
     settings.update(given)

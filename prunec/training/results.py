@@ -6,24 +6,20 @@ Owns the files of the run folder that are written at the end, each whole or not 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from prunec import runtime
 from prunec.errors import BudgetNotMet
-from prunec.export import export_checked, export_onnx
+from prunec.export import export_checked
 from prunec.files import replacing, write_json, write_text
 from prunec.plan import PrunePlan
 from prunec.report import Validation, plain
 from prunec.report_html import write_run_page
-from prunec.training.onnx_network import Interface
+from prunec.training.latency import PROVIDER, TOLERANCE, stopwatch
 from prunec.training.pictures import write_sheet
 from prunec.training.progress import Progress
 from prunec.training.setup import Setup
@@ -32,7 +28,6 @@ MOMENTS = ("before", "removed", "after")
 """When a network is scored: the given weights (or the network before the penalty), right after removal, and the
 exported network."""
 _TOLERANCE = 1e-4
-_LATENCY_RUNS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +48,8 @@ class RunResult:
         blocked: channels that were constant and survive, with the node that holds them.
         files: the files that were written, by name.
         milestones: per milestone its target, folder, params, macs, score and latency ratio.
+        latency: with --target-latency, the share asked for, the one measured of the exported network, the provider,
+            the share of the MACs that stood for it, and the probes from which that came; else None.
     """
 
     model: str
@@ -68,6 +65,7 @@ class RunResult:
     blocked: tuple[Mapping[str, Any], ...]
     files: tuple[str, ...]
     milestones: tuple[Mapping[str, Any], ...] = ()
+    latency: Mapping[str, Any] | None = None
 
     @property
     def score(self) -> Mapping[str, float]:
@@ -110,7 +108,9 @@ def write_results(
         output_names=(names.output_name,),
         open_axes=names.open_axes,
     )
-    validation = _with_latency(validation, setup.module, one_image, folder.onnx, names)
+    with stopwatch(setup.module.to("cpu"), one_image, names) as watch:
+        was, now = watch.time(folder.onnx)
+    validation = dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
     if "masks" in facts:
         write_sheet(folder.pictures, setup.data.test, _in_order(facts["masks"]))
     result = _result(setup, facts, validation)
@@ -134,20 +134,6 @@ def save_weights(module: nn.Module, path: Path) -> None:
         save_file(state, aside, metadata={"format": "pt"})
 
 
-def _with_latency(
-    validation: Validation, original: nn.Module, inputs: Sequence[torch.Tensor], pruned: Path, names: Interface
-) -> Validation:
-    """Time the unpruned network against the exported one, in turns, in ONNX Runtime on the CPU."""
-    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
-        unpruned = Path(scratch) / "unpruned.onnx"
-        export_onnx(original.to("cpu"), inputs, unpruned, input_names=(names.input_name,))
-        before = runtime.open_runner(unpruned, "the unpruned network", "cpu", optimise=True)
-        after = runtime.open_runner(pruned, "the pruned network", "cpu", optimise=True)
-        feed = {names.input_name: np.random.default_rng(0).standard_normal(tuple(inputs[0].shape)).astype(np.float32)}
-        was, now = runtime.interleaved_latency(before, after, feed, _LATENCY_RUNS)
-    return dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
-
-
 def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> RunResult:
     folder, report = setup.folder, facts["report"]
     measured: Mapping[str, Mapping[str, float]] = facts["scores"]
@@ -156,6 +142,7 @@ def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> R
     }
     files = [folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config]
     files += [folder.pictures] * ("masks" in facts)
+    latency = _against_target(facts, validation)
     return RunResult(
         model=setup.config.model_spec,
         output=str(folder.path),
@@ -165,14 +152,41 @@ def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> R
         scores=scores,
         layers=tuple(report["layers"]),
         validation=validation,
-        reasons=tuple(facts.get("reasons", ())),
+        reasons=(*facts.get("reasons", ()), *_latency_in_words(latency)),
         advice=tuple(facts.get("advice", ())),
         blocked=tuple(report["blocked"]),
         files=tuple(file.name for file in files),
+        latency=latency,
     )
 
 
+def _against_target(facts: Mapping[str, Any], validation: Validation) -> Mapping[str, Any] | None:
+    chosen = facts.get("latency")
+    if chosen is None or validation.latency_a_ms is None or validation.latency_b_ms is None:
+        return None
+    return {
+        "asked": chosen["asked"],
+        "measured": validation.latency_b_ms / validation.latency_a_ms,
+        "provider": PROVIDER,
+        "macs_budget": chosen["macs"],
+        "probes": chosen["probes"],
+    }
+
+
+def _latency_in_words(latency: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if latency is None:
+        return ()
+    sentence = (
+        f"latency: the exported network takes {latency['measured']:.1%} of the original's time, {latency['asked']:.1%} "
+        f"were asked for; measured in ONNX Runtime ({latency['provider']}) on this machine, one image at a time"
+    )
+    return (sentence,)
+
+
 def _check_budget(setup: Setup, result: RunResult) -> None:
+    if result.latency is not None:
+        _check_latency(result.latency["asked"], result.latency["measured"])
+        return
     for goal in setup.goals:
         share = result.after[goal.quantity] / result.before[goal.quantity]
         if share > goal.share:
@@ -181,3 +195,12 @@ def _check_budget(setup: Setup, result: RunResult) -> None:
                 why="some of the channels that were to go could not be removed",
                 do="see what blocks them in the report, and give a smaller target",
             )
+
+
+def _check_latency(asked: float, measured: float) -> None:
+    if measured > asked * (1 + TOLERANCE):
+        raise BudgetNotMet(
+            f"the exported network takes {measured:.1%} of the original's time, {asked:.1%} were asked for",
+            why=f"measured in ONNX Runtime ({PROVIDER}) on this machine, where {TOLERANCE:.0%} more would pass",
+            do="run it again with a smaller target, on a machine with nothing else to do",
+        )

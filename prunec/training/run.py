@@ -21,10 +21,10 @@ from prunec.files import RunFolder
 from prunec.plan import PrunePlan
 from prunec.report import PruneReport
 from prunec.training import checkpoint as checkpoints
-from prunec.training import milestones
+from prunec.training import latency, milestones
 from prunec.training.batches import plain_batches
 from prunec.training.batchnorm import reestimate
-from prunec.training.budget import in_words, refreshed
+from prunec.training.budget import Goal, Sizer, in_words, refreshed
 from prunec.training.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.config import RunConfig
 from prunec.training.controller import Controller, restarted
@@ -129,6 +129,7 @@ class _Run:
             self.progress.note(sentence)
         resumed = self._resumed()
         if resumed is None:
+            self._measure_latency()
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
         else:
@@ -137,12 +138,25 @@ class _Run:
         self.metrics = self._open_log()
         with self.interrupt.between_steps():
             while True:
-                self.setup = replace(self.setup, goals=milestones.goals_at(self.config, self.state.milestone))
+                self.setup = replace(self.setup, goals=self._goals())
                 self._to_fine_tuned(resumed)
                 if self.state.milestone + 1 >= len(self.config.milestones):
                     break
                 resumed = self._next_milestone()
         return self._finish()
+
+    def _goals(self) -> tuple[Goal, ...]:
+        """Return the budget that the run is on its way to."""
+        if "latency" in self.state.facts:
+            return latency.goals(self.state.facts["latency"])
+        return milestones.goals_at(self.config, self.state.milestone)
+
+    def _measure_latency(self) -> None:
+        """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""
+        asked = self.config.target_latency
+        if asked is not None:
+            self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
+            self.state.facts["latency"] = self.ranks.on_main(lambda: latency.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
         """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
@@ -261,12 +275,25 @@ class _Run:
         setup, plan = self.setup, self.setup.sparsity
         self.history.observe(gamma_values(plan, self.module))
         sizer = replace(setup.sizer, graph=refreshed(plan.graph, self.module))
+        if "latency" in self.state.facts:
+            self._correct_latency(sizer)
+            setup = self.setup
         chosen = fit(self.history, sizer, setup.goals, setup.full)
         set_gammas(plan, self.module, self.history.values, chosen.gone)
+        wanted = "may be, for the latency" if "latency" in self.state.facts else "were asked for"
         said = (
-            f"budget: {in_words(setup.goals, chosen.size, setup.full)} are left; of {int(chosen.gone.sum())} "
+            f"budget: {in_words(setup.goals, chosen.size, setup.full, wanted)} are left; of {int(chosen.gone.sum())} "
             f"channel classes that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
         )
+        self.state.facts["reasons"].append(said)
+        self.progress.note(said)
+
+    def _correct_latency(self, sizer: Sizer) -> None:
+        """Move the MACs budget to where the network that fits it takes the time asked for."""
+        before = self.state.facts["latency"]
+        now, said = self.ranks.on_main(lambda: latency.correct(self.setup, self.history, sizer, before))
+        self.state.facts["latency"] = now
+        self.setup = replace(self.setup, goals=self._goals())
         self.state.facts["reasons"].append(said)
         self.progress.note(said)
 
@@ -318,6 +345,8 @@ class _Run:
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
         chosen["reasons"] = [*setup.notes, f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
+        if "latency" in chosen:
+            chosen["reasons"].append(latency.in_words(chosen["latency"]))
         if alpha.value != 1.0 and setup.scaling.blocked:
             blocked = ", ".join(dict.fromkeys(b.node.origin or b.node.name for b in setup.scaling.blocked[:5]))
             chosen["reasons"].append(f"not rescaled, because a factor does not pass: the channels at {blocked}")
