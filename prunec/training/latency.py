@@ -8,6 +8,7 @@ correct it. Moving ρ towards the budget is controller.py's, choosing channels f
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,7 +38,8 @@ Facts = Mapping[str, Any]
 PROVIDER: Literal["cpu"] = "cpu"
 TOLERANCE = 0.05
 """Share of the target by which a measurement may miss it: two measurements of one network differ by about as much."""
-_REPEATS, _RUNS, _SECONDS = 5, 50, 1.0
+_FEWEST, _MOST, _RUNS, _SECONDS = 3, 9, 30, 6.0
+"""Times that two files are opened, rounds each time, and seconds after which they are not opened again."""
 _PROBES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of the channels that may go, at which the network is timed before training."""
 _CORRECTIONS = 4
@@ -86,15 +88,16 @@ def timed(
 ) -> tuple[float, float]:
     """Return the median milliseconds of two files in ONNX Runtime on the CPU, at its default level.
 
-    They are opened and timed a few times: other work on the machine, and where memory happens to lie, move single
-    medians by several percent. What counts is the pair with the middle ratio.
+    They are opened and timed several times: other work on the machine, and where memory happens to lie, move single
+    medians by a tenth. What counts is the pair with the middle ratio.
     """
-    pairs = []
-    for _ in range(_REPEATS):
+    pairs: list[tuple[float, float]] = []
+    started = time.perf_counter()
+    while len(pairs) < _FEWEST or (len(pairs) < _MOST and time.perf_counter() - started < _SECONDS):
         before = runtime.open_runner(original, "the unpruned network", PROVIDER, optimise=True)
         after = runtime.open_runner(pruned, "the pruned network", PROVIDER, optimise=True)
-        pairs.append(runtime.interleaved_latency(before, after, feed, _RUNS, _SECONDS))
-    return sorted(pairs, key=lambda pair: pair[1] / pair[0])[_REPEATS // 2]
+        pairs.append(runtime.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
+    return sorted(pairs, key=lambda pair: pair[1] / pair[0])[len(pairs) // 2]
 
 
 @contextmanager
