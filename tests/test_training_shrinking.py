@@ -28,7 +28,7 @@ from prunec.training.ranks import Alone
 from prunec.training.removal import base_optimizer
 from prunec.training.run import train_prune
 from prunec.training.setup import Setup, prepare
-from prunec.training.shrinking import Due, Live, due, shrink
+from prunec.training.shrinking import Live, due, shrink
 from prunec.training.sparsity import build, gamma_values, named_parameters
 
 SETTINGS: dict[str, Any] = {"shrink_after": 6, "rho": 0.05, "stop_on_plateau": False}
@@ -92,7 +92,7 @@ def test_the_smaller_network_computes_the_same_and_makes_the_same_step(
     before = copy.deepcopy(large)
     gone = live.history.zero_for(1)
     assert gone.any()
-    smaller, entry, said = shrink(live, Due(gone, 0), 8)
+    smaller, entry, said = shrink(live, gone, 8)
     assert entry is not None
     assert "MACs" in said
     small = smaller.setup.module
@@ -128,7 +128,7 @@ def assert_same_values(live: Live, plan: PrunePlan, small: nn.Module) -> None:
 
 def test_the_average_the_history_and_lambda_are_those_of_the_channels_that_stayed(tmp_path: Path, bars: Path) -> None:
     live = warmed_up(tmp_path, bars, "sgd")
-    smaller, entry, _ = shrink(live, Due(live.history.zero_for(1), 0), 8)
+    smaller, entry, _ = shrink(live, live.history.zero_for(1), 8)
     assert entry is not None
     plan = PrunePlan.from_json(entry["plan"])
     averaged = apply_plan(live.ema.copied_to(copy.deepcopy(live.setup.module)), plan)
@@ -147,14 +147,22 @@ def test_the_average_the_history_and_lambda_are_those_of_the_channels_that_staye
 def test_nothing_leaves_before_it_was_zero_for_long_enough_or_for_little(tmp_path: Path, bars: Path) -> None:
     live = warmed_up(tmp_path, bars, "sgd")
     setup, history = live.setup, live.history
-    full = setup.full.macs
-    assert due(setup, history, 6, full) is None  # zero at one reading: 6 steps have not passed
+    zero = history.zero_for(1)
+    assert due(setup, history, 6) is None  # seen once: 6 steps have not passed
     history.observe(gamma_values(setup.sparsity, setup.module))
-    found = due(setup, history, 6, full)
+    found = due(setup, history, 6)
     assert found is not None
-    assert found.macs < 0.95 * full
-    assert due(setup, history, 6, found.macs) is None
-    assert due(setup, history, 3, full) is None
+    assert (found == zero).all()
+    assert due(setup, history, 3) is None
+    parameters = named_parameters(setup.module)
+    with torch.no_grad():
+        for gamma in setup.sparsity.gammas:
+            parameters[gamma.param].fill_(1.0)
+        parameters["right.1.weight"][0] = 0.0
+    for _ in range(3):
+        history.observe(gamma_values(setup.sparsity, setup.module))
+    assert history.zero_for(2).sum() == 1
+    assert due(setup, history, 6) is None  # one channel of a 1x1 convolution is hardly any MACs
 
 
 # --- whole runs ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from prunec.passes.scaling import scalable
 from prunec.plan import PrunePlan
 from prunec.reading import read_module
 from prunec.report import PruneReport, plain
+from prunec.training.budget import with_zeros
 from prunec.training.ema import Ema
 from prunec.training.fitting import GammaHistory, Ids, set_gammas
 from prunec.training.footprint import size_under
@@ -34,35 +35,22 @@ from prunec.training.setup import Setup
 from prunec.training.sparsity import Sparsity, build, gamma_values, named_parameters, plan_sparsity
 
 WORTHWHILE = 0.05
-"""Share of the MACs that must be saved, since the last time: reading and rebuilding a network takes seconds."""
+"""Share of the MACs that must be saved: reading and rebuilding a network takes seconds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Due:
-    """What should leave the network now.
-
-    Args:
-        gone: bool[num_classes].
-        macs: about what would be left.
-    """
-
-    gone: Mask
-    macs: int
-
-
-def due(setup: Setup, history: GammaHistory, log_every: int, shrunk_to: int) -> Due | None:
-    """Return what should leave the network, once its gammas have been zero for long enough and it is worth it.
+def due(setup: Setup, history: GammaHistory, log_every: int) -> Mask | None:
+    """Return what should leave the network, bool[num_classes], once it has been zero for long enough and is worth it.
 
     Args:
         history: has seen the present gammas; it is shown them every ``log_every`` steps.
-        shrunk_to: ``macs`` of the last time, whether or not all of it could go then.
     """
     plan = setup.sparsity
     gone = history.zero_for(1 + math.ceil(setup.config.shrink_after / log_every))
     if not gone.any():
         return None
-    macs = size_under(plan.graph, plan.classes, ~gone).macs
-    return Due(gone, macs) if macs <= (1 - WORTHWHILE) * shrunk_to else None
+    now = size_under(plan.graph, plan.classes, np.ones_like(gone)).macs
+    left = setup.sizer.size(with_zeros(plan, history.values, gone)).macs
+    return gone if left <= (1 - WORTHWHILE) * now else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,14 +63,14 @@ class Live:
     history: GammaHistory
 
 
-def shrink(live: Live, found: Due, step: int) -> tuple[Live, Mapping[str, Any] | None, str]:
-    """Let the channels go that were found to be due.
+def shrink(live: Live, gone: Mask, step: int) -> tuple[Live, Mapping[str, Any] | None, str]:
+    """Let the classes go that are ``gone``: bool[num_classes].
 
     Returns:
         What goes on, what the run has to remember of it (plain data; None where nothing could go), and a sentence.
     """
     setup, names = live.setup, {id(value): name for name, value in named_parameters(live.setup.module).items()}
-    rank_0 = setup.ranks.on_main(lambda: _planned(live, found.gone))
+    rank_0 = setup.ranks.on_main(lambda: _planned(live, gone))
     plan = PrunePlan.from_json(rank_0["plan"])
     if plan.is_empty:
         setup.execution.place(setup.module)

@@ -112,7 +112,7 @@ def _run_phase(context: Context) -> None:
             context.controller if is_ista else None,
             context.history,
             lambda factor: _rescale(context, factor),
-            facts=context.state.facts,
+            top=context.state.facts["top"],
         )
         if context.run_phase(task):
             break
@@ -137,7 +137,6 @@ def _shrink(context: Context, task: Sparsify) -> None:
         _rescale_both(context, 1 / alpha)
     live = shrinking.Live(context.setup, _ista(context), context.ema, context.history)
     smaller, entry, said = shrinking.shrink(live, task.due, context.state.step)
-    context.state.facts["shrunk_to"] = task.due.macs
     if entry is not None:
         context.state.facts.setdefault("shrinkings", []).append(entry)
         context.setup, context.module = smaller.setup, smaller.setup.module

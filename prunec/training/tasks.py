@@ -22,7 +22,7 @@ from prunec.training.fitting import GammaHistory
 from prunec.training.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.ista import Ista
 from prunec.training.setup import ISTA, Setup
-from prunec.training.shrinking import Due, due
+from prunec.training.shrinking import due
 from prunec.training.sparsity import gamma_values, named_parameters
 from prunec.training.symptoms import SPARSITY, OnSymptom, Reading, Symptom
 
@@ -35,8 +35,7 @@ class Sparsify:
     Args:
         history: what the gammas were before they became zero.
         rescale: multiplies α by a factor.
-        facts: of the run; ``top`` is the right end of the histogram of |γ|, ``shrunk_to`` what was left of the MACs
-            when channels were last to leave.
+        top: right end of the histogram of |γ|.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Sparsify:
         controller: Controller | None,
         history: GammaHistory,
         rescale: Callable[[float], None],
-        facts: Mapping[str, Any],
+        top: float,
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
         self._history, self._rescale = history, rescale
@@ -55,11 +54,10 @@ class Sparsify:
         self._emptied = ""
         self._found: list[Symptom] = []
         self._lr, self._gamma_lr = setup.config.lr, setup.config.gamma_lr or setup.config.lr
-        self._edges = np.linspace(0.0, facts["top"], NUM_BINS + 1)
+        self._edges = np.linspace(0.0, top, NUM_BINS + 1)
         self._gone = setup.num_gammas - setup.sparsity.num_gammas
-        self._shrunk_to = facts.get("shrunk_to", setup.full.macs)
         self._log_every = setup.log_every(setup.phases[ISTA])
-        self.due: Due | None = None
+        self.due: Mask | None = None
 
     def before_step(self, progress: float) -> None:
         for group in self._ista.param_groups:
@@ -93,7 +91,7 @@ class Sparsify:
             self._found = self._controller.symptoms(emptied)
             row["symptoms"] = [self._told(symptom) for symptom in self._found]
             if self._setup.config.shrink_after:
-                self.due = due(self._setup, self._history, self._log_every, self._shrunk_to)
+                self.due = due(self._setup, self._history, self._log_every)
         return row
 
     def _sparsity(self) -> float:
