@@ -73,8 +73,10 @@ def shrink(live: Live, gone: Mask, step: int) -> tuple[Live, Mapping[str, Any] |
     rank_0 = setup.ranks.on_main(lambda: _planned(live, gone))
     plan = PrunePlan.from_json(rank_0["plan"])
     if plan.is_empty:
-        setup.execution.place(setup.module)
-        return live, None, ""
+        # Planning took the network to the CPU and back: its buffers are other tensors now.
+        same = Ema(setup.execution.place(setup.module), setup.config.ema_decay)
+        same.load_state_dict(live.ema.state_dict())
+        return replace(live, ema=same), None, ""
     averaged = live.ema.copied_to(copy.deepcopy(setup.module).to("cpu"))
     smaller = shrunk(setup, plan)
     ista = _same_optimizer(live.ista, names, setup, smaller, plan)

@@ -137,10 +137,10 @@ def _shrink(context: Context, task: Sparsify) -> None:
         _rescale_both(context, 1 / alpha)
     live = shrinking.Live(context.setup, _ista(context), context.ema, context.history)
     smaller, entry, said = shrinking.shrink(live, task.due, context.state.step)
+    context.setup, context.module = smaller.setup, smaller.setup.module
+    context.optimizer, context.ema, context.history = smaller.ista, smaller.ema, smaller.history
     if entry is not None:
         context.state.facts.setdefault("shrinkings", []).append(entry)
-        context.setup, context.module = smaller.setup, smaller.setup.module
-        context.optimizer, context.ema, context.history = smaller.ista, smaller.ema, smaller.history
         context.tell(said)
     if alpha != 1.0:
         _rescale_both(context, alpha)
