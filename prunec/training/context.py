@@ -13,7 +13,7 @@ from torch import nn
 
 from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
-from prunec.training.batches import plain_batches
+from prunec.training.batches import sampled_batches
 from prunec.training.batchnorm import reestimate
 from prunec.training.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.controller import Controller
@@ -119,7 +119,8 @@ class Context:
 
     def settle_statistics(self) -> None:
         """Measure the BatchNorms' statistics afresh."""
-        batches = plain_batches(self.setup.data.train, self.setup.pipeline, self.config.batch_size, _STATISTICS_BATCHES)
+        config, images = self.config, self.setup.data.train
+        batches = sampled_batches(images, self.setup.pipeline, config.batch_size, _STATISTICS_BATCHES, config.seed)
         reestimate(self.module, (inputs for inputs, _ in batches))
 
     def save(self, *, milestone: bool = False) -> None:
