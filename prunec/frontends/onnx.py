@@ -332,8 +332,7 @@ def _tensors(
         for name in node.inputs:
             array = facts.constant(name)
             if array is not None and name not in params and name not in values:
-                # A number that follows from sizes is one that the backend writes out: it does not shrink with them.
-                params[name] = Param(name, array, literal=array.size == 1 or name in facts.roots)
+                params[name] = Param(name, array, literal=array.size == 1 or _follows_from_sizes(name, array, facts))
             elif array is None and name and name not in values:
                 values[name] = _value(name, facts)
         values.update((name, _value(name, facts)) for name in node.outputs if name)
@@ -346,6 +345,14 @@ def _tensors(
             values[value] = Value(value, tuple(array.shape), array.dtype.name)
             tail.append(Node(value, "identity", (name,), (value,), source="output", origin=name))
     return values, params, tail
+
+
+def _follows_from_sizes(name: str, array: Array, facts: Facts) -> bool:
+    """Tell whether contents are sizes, or uniform and made of them: what the backend writes out and never slices.
+
+    A weight that is scaled by its own size (weight standardisation) is a weight.
+    """
+    return name in facts.roots and (array.dtype.kind != "f" or not any(array.strides))
 
 
 def _value(name: str, facts: Facts) -> Value:
