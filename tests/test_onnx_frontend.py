@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, SILENT, ZERO_PASSES
 from onnx_nets import Net, assert_same_outputs, num_removed, prune, prune_and_compare
 
@@ -304,3 +304,27 @@ def test_a_grouped_convolution_of_an_unknown_value_keeps_its_channels(tmp_path: 
     traced, made, _ = prune(net.model())
     assert num_removed(made) == 0
     assert channels(traced.graph).pins
+
+
+def test_what_follows_from_a_declared_shape_is_known() -> None:
+    """Inference stops at axes that nodes make; the file's own notes bridge the gap, and what comes after is inferred."""
+    net = Net(18)
+    x = net.op("Relu", net.conv(net.input("x", [2, 3, 6, 6]), 3, 8))
+    mean = net.op("ReduceMean", x, net.op("Reshape", net.ints(2, 3), net.ints(-1)), keepdims=0)
+    y = net.op("Gemm", mean, net.const(net.weight(8, 5)))
+    net.output(net.op("Softmax", y), shape=[2, 5])
+    model = net.model()
+    model.graph.value_info.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, [2, 8]))
+    assert trace_onnx(model).graph.shape(y) == (2, 5)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("Conv", 16), ("ConvTranspose", "K")])
+def test_grouped_convolution_of_open_width_is_pinned(kind: str, rows: int | str) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))
+    wide = net.op("Reshape", x, net.input("shape", [4], TensorProto.INT64))
+    weight = net.input("w", [rows, 4, 3, 3])
+    net.output(net.op(kind, wide, weight, group=2), shape=[None] * 4)
+    graph = trace_onnx(net.model()).graph
+    found = channels(graph)
+    assert found.pinned[found.is_channel].all()

@@ -20,6 +20,7 @@ from prunec.passes.rules.moves import MOVES, factor, reshape_array
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
 """(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None)."""
 
+OPEN_GROUPS = "is read or made by a grouped convolution whose number of channels is not known"
 TAPS = "kernel taps are not channels"
 SPATIAL = "a spatial position is not a channel"
 
@@ -77,6 +78,8 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
         pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
         if in_ids.size in (1, out_ids.size) and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
             ties.unify(in_ids, out_ids)
+        elif in_ids.size % groups or out_ids.size % groups:
+            ties.pin([in_ids, out_ids], OPEN_GROUPS)
         else:
             ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
     ties.channel(out_ids)
@@ -105,7 +108,10 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
             out_ids = in_ids
         else:
             out_ids = ties.fresh(groups * per_group.size)
-            ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
+            if in_ids.size % groups:
+                ties.pin([in_ids, out_ids], OPEN_GROUPS)
+            else:
+                ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
     ties.channel(out_ids)
     if bias.shape is not None:
         ties.unify(vector(bias, 0, ties), out_ids)

@@ -117,10 +117,9 @@ def _walk(
     constants: ``in_file`` tells what the file itself fixes.
     """
     facts = Facts(fixed_sizes=not shapes)
-    facts.values = onnx_shapes.infer(source.model, nodes, shapes)
+    facts.values, grown = onnx_shapes.infer(source.model, nodes, shapes)
     _add_initializers(source, facts)
     views = [View(node, facts) for node in nodes]
-    grown: set[str] = set()
     for view in views:
         if not _learn(view, source, facts, in_file):
             _complete_shapes(view, source.model, facts, grown)

@@ -24,8 +24,12 @@ _INVENTED = "unk__"
 """How onnx.shape_inference calls the sizes that it cannot compute."""
 
 
-def infer(model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Mapping[str, Shape]) -> dict[str, Value]:
+def infer(
+    model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Mapping[str, Shape]
+) -> tuple[dict[str, Value], set[str]]:
     """Return shape and type of inputs, outputs and intermediate values as ONNX's inference finds them.
+
+    What the file declares stands in where inference has nothing; the names of these values are returned, too.
 
     Args:
         model: weights may be missing; its own value_info is not trusted, for editors leave it stale.
@@ -40,16 +44,18 @@ def infer(model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Map
     values: dict[str, Value] = {}
     for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
         values[value.name] = Value(value.name, type_shape(value.type), dtype_name(value.type.tensor_type.elem_type))
-    # What the file declares stands in where inference has nothing (custom ops).
+    declared: set[str] = set()
     for value in (*model.graph.output, *model.graph.value_info):
         found = values.get(value.name)
         if found is None or found.shape is None or not found.dtype:
             dtype = dtype_name(value.type.tensor_type.elem_type)
             shape = type_shape(value.type)
-            if found is not None:
-                shape, dtype = found.shape if found.shape is not None else shape, found.dtype or dtype
-            values[value.name] = Value(value.name, shape, dtype)
-    return values
+            if found is None or found.shape is None:
+                declared.add(value.name)
+            else:
+                shape = found.shape
+            values[value.name] = Value(value.name, shape, found.dtype or dtype if found is not None else dtype)
+    return values, declared
 
 
 def check_input_shapes(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Shape]) -> None:
