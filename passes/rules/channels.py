@@ -76,7 +76,7 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
         ties.unify(in_ids, vector(weight, 1, ties))
     else:
         pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
-        if in_ids.size in (1, out_ids.size) and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
+        if out_ids.size == groups and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
             ties.unify(in_ids, out_ids)
         elif in_ids.size % groups or out_ids.size % groups:
             ties.pin([in_ids, out_ids], OPEN_GROUPS)
