@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, SILENT, ZERO_PASSES
 from onnx_nets import Net, assert_same_outputs, num_removed, prune, prune_and_compare
 
+from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx_save import save_onnx
 from prunec.errors import BadInput
 from prunec.frontends.onnx import trace_onnx
@@ -330,3 +331,18 @@ def test_grouped_convolution_of_open_width_is_pinned(kind: str, rows: int | str)
     found = channels(graph)
     row = found.labels[y].on(1)[0].ravel() if found.labels[y].on(1) else np.zeros(0, np.int64)
     assert found.pinned[found.class_of[row]].all()
+
+
+def test_values_of_unknown_rank_are_left_alone(tmp_path: Path) -> None:
+    """Both the report on what stays and the removal of the rest meet them."""
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    held = net.op("Reshape", net.conv(x, 8, 4, silent=(1,)), net.input("shape", ["rank"], TensorProto.INT64))
+    held = net.conv(net.op("Relu", net.op("Unsqueeze", held, net.ints(0))), 2, 4, 1, silent=(1,))
+    net.output(net.op("Squeeze", net.op("Sigmoid", held), net.ints(0)), shape=[None] * 3)
+    path, result = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(net.model(), path)
+    assert analyze_onnx(path).channels.pinned == 8
+    assert prune_onnx(path, result, validate=False).removed_channels >= 3
+    feeds = {"x": np.ones((1, 3, 6, 6), np.float32), "shape": np.array([2, 2, 36])}
+    assert_same_outputs(path, result, feeds)

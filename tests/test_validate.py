@@ -144,6 +144,14 @@ def test_an_output_that_vanishes_is_measured_against_what_it_is_for_other_inputs
     assert not result.vacuous
 
 
+def test_a_number_as_an_input_is_fed(tmp_path: Path) -> None:
+    net = Net()
+    rate = net.op("Cast", net.input("rate", [], TensorProto.INT64), to=TensorProto.FLOAT)
+    net.output(net.op("Mul", net.input("x", [1, 8]), net.op("Add", rate, net.input("gain", []))))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    assert validate_onnx(tmp_path / "net.onnx", tmp_path / "net.onnx", provider="cpu", runs=1).passed
+
+
 def amplifying(path: Path, order: list[int], error: float = 0.0) -> Path:
     """Write a network that makes the rounding of a sum over 64 channels, taken in ``order``, into large differences."""
     net = Net()
