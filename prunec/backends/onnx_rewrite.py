@@ -210,9 +210,9 @@ def _tile(site: Site) -> Sequence[int]:
 
 
 def _split(site: Site) -> Sequence[int]:
-    """Split; sizes that the node left out are written out."""
+    """Split and SplitToSequence; sizes that the node left out are written out."""
     sizes = [int(size) for size in site.attrs["sizes"]]
-    if site.view.node.version < 13:
+    if site.view.node.version < 13 and site.view.op == "Split":
         site.surgeon.set_attribute(site.place, "split", sizes)
         return ()
     site.surgeon.set_attribute(site.place, "num_outputs", None)

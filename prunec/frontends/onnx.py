@@ -26,6 +26,7 @@ from prunec.frontends.onnx_fold import fold, marked
 from prunec.frontends.onnx_load import OnnxSource, load_onnx
 from prunec.frontends.onnx_nodes import SourceNode, read_nodes
 from prunec.frontends.onnx_ops import translate
+from prunec.frontends.onnx_sequences import learn_pieces, taken_apart
 from prunec.frontends.onnx_view import Array, Facts, View
 from prunec.graph import Graph, Node, Param, Shape, Value
 
@@ -120,8 +121,11 @@ def _walk(
     facts.values, grown = onnx_shapes.infer(source.model, nodes, shapes)
     _add_initializers(source, facts)
     views = [View(node, facts) for node in nodes]
+    followed = taken_apart(nodes, (value.name for value in source.model.graph.output))
     for view in views:
-        if not _learn(view, source, facts, in_file):
+        if name := learn_pieces(view, facts, followed):
+            grown.add(name)
+        elif not _learn(view, source, facts, in_file):
             _complete_shapes(view, source.model, facts, grown)
         elif view.op != "Constant":  # inference sees stored tensors itself
             grown.update(view.outputs)
