@@ -346,3 +346,22 @@ def test_values_of_unknown_rank_are_left_alone(tmp_path: Path) -> None:
     assert prune_onnx(path, result, validate=False).removed_channels >= 3
     feeds = {"x": np.ones((1, 3, 6, 6), np.float32), "shape": np.array([2, 2, 36])}
     assert_same_outputs(path, result, feeds)
+
+
+@pytest.mark.parametrize("kind", ["QLinearAdd", "QGemm"])
+def test_shapes_of_integer_ops_follow_where_inference_stopped(kind: str) -> None:
+    net = Net(13)
+    x = net.conv(net.input("x", [2, 3, 6, 6]), 3, 8)
+    half = net.op("Div", net.op("Shape", x), net.ints(2))
+    first = net.op("Slice", x, net.ints(0), net.op("Slice", half, net.ints(1), net.ints(2)), net.ints(1))
+    if kind == "QGemm":
+        first = net.op("Reshape", net.op("GlobalAveragePool", first), net.ints(2, -1))
+    unit = (net.const(np.float32(0.1)), net.const(np.int8(0)))
+    a = net.op("QuantizeLinear", first, *unit)
+    if kind == "QGemm":
+        weight = net.const(np.ones((4, 5), np.int8))
+        y = net.op(kind, a, *unit, weight, *unit, "", *unit, domain="com.microsoft")
+    else:
+        y = net.op(kind, a, *unit, a, *unit, *unit, domain="com.microsoft")
+    net.output(net.op("DequantizeLinear", y, *unit), shape=[None] * (2 if kind == "QGemm" else 4))
+    assert trace_onnx(net.model()).graph.shape(y) == ((2, 5) if kind == "QGemm" else (2, 4, 6, 6))

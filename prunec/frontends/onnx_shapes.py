@@ -212,30 +212,39 @@ def better(new: Shape | None, old: Shape | None) -> Shape | None:
 def _infer_node(
     view: View, opsets: Sequence[onnx.OperatorSetIdProto], ir_version: int
 ) -> Sequence[tuple[Shape | None, str]]:
-    node = _stand_in(view.node) or view.node.proto
-    domain = "" if node is not view.node.proto else view.node.domain
+    stand_in = _stand_in(view.node)
+    node = stand_in or view.node.proto
+    domain = "" if stand_in is not None else view.node.domain
     version = next((entry.version for entry in opsets if domain_of(entry.domain) == domain), 0)
     try:
         schema = defs.get_schema(node.op_type, version, domain)
-        types, data = _node_inputs(view, [name for name in node.input if name])
+        types, data = _node_inputs(view, [name for name in node.input if name], shapes_only=stand_in is not None)
         found = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=list(opsets), ir_version=ir_version
         )
     except Exception:  # noqa: BLE001  # no schema, or a type that inference rejects: the shape stays open
         return []
+    kinds = [found.get(name) for name in view.outputs]
     return [
-        (type_shape(found[name]), dtype_name(found[name].tensor_type.elem_type)) if name in found else (None, "")
-        for name in view.outputs
+        (None, "") if kind is None else (type_shape(kind), "" if stand_in else dtype_name(kind.tensor_type.elem_type))
+        for kind in kinds
     ]
 
 
-def _node_inputs(view: View, names: Iterable[str]) -> tuple[dict[str, onnx.TypeProto], dict[str, TensorProto]]:
+def _node_inputs(
+    view: View, names: Iterable[str], shapes_only: bool
+) -> tuple[dict[str, onnx.TypeProto], dict[str, TensorProto]]:
+    """Return type and, where it is small, content of each input; ``shapes_only`` calls all of them float32.
+
+    A stand-in may not take the type: there is no Add of int8 below opset 14.
+    """
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, TensorProto] = {}
     for name in names:
         value, array = view.facts.values.get(name), view.facts.constant(name)
         dtype = array.dtype.name if array is not None else (value.dtype if value is not None else "")
-        types[name] = helper.make_tensor_type_proto(_ELEM_TYPES.get(dtype, 0), view.facts.shape(name))
+        kind = TensorProto.FLOAT if shapes_only else _ELEM_TYPES.get(dtype, 0)
+        types[name] = helper.make_tensor_type_proto(kind, view.facts.shape(name))
         if array is not None and array.size <= 1024 and array.dtype.name in ("int64", "int32", "float32"):
             data[name] = _tensor(name, array)
     return types, data
