@@ -493,6 +493,18 @@ def view_of_shape(net: Net, x: str) -> str:
     return str(net.op("Reshape", shuffled, back))
 
 
+def view_of_formulas(net: Net, x: str) -> str:
+    """The same by PyTorch's newer exporter: sizes come from the network's input, by the formula of a convolution."""
+    shape = net.op("Shape", "x")
+    batch, height, width = (net.op("Slice", shape, net.ints(axis), net.ints(axis + 1)) for axis in (0, 2, 3))
+    less = [net.op("Div", net.op("Add", size, net.ints(-1)), net.ints(1)) for size in (height, width)]
+    space = [net.op("Add", net.ints(1), size) for size in less]
+    split = net.op("Concat", batch, net.ints(2, 4), *space, axis=0)
+    back = net.op("Concat", batch, net.ints(-1), *space, axis=0)
+    shuffled = net.op("Transpose", net.op("Reshape", x, split), perm=[0, 2, 1, 3, 4])
+    return str(net.op("Reshape", shuffled, back))
+
+
 def flattened_by_shape(net: Net, x: str) -> str:
     """(N, C, H, W) -> (N, C, H·W) -> (N, C, H, W), all of it computed."""
     shape = net.op("Shape", x)
@@ -546,6 +558,7 @@ def cropped_by_shape(net: Net, x: str) -> str:
 
 COMPUTED: Mapping[str, Build] = {
     "view": view_of_shape,
+    "formulas": view_of_formulas,
     "flatten": flattened_by_shape,
     "resize": resized_by_shape,
     "expand": expanded_by_shape,
