@@ -203,8 +203,14 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
 
 
 def exactly_removable(classes: ChannelClasses, found: Sequence[Read]) -> Mask:
-    """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class."""
-    removable = ~classes.pinned
+    """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class.
+
+    Nothing is known of a class that no contraction reads: it stays.
+    """
+    removable = np.zeros(classes.num_classes, dtype=bool)
+    for read in found:
+        removable[classes.class_of[read.ids]] = True
+    removable &= ~classes.pinned
     for read in found:
         removable[classes.class_of[read.ids[~read.fine]]] = False
     return removable

@@ -365,3 +365,34 @@ def test_shapes_of_integer_ops_follow_where_inference_stopped(kind: str) -> None
         y = net.op(kind, a, *unit, a, *unit, *unit, domain="com.microsoft")
     net.output(net.op("DequantizeLinear", y, *unit), shape=[None] * (2 if kind == "QGemm" else 4))
     assert trace_onnx(net.model()).graph.shape(y) == ((2, 5) if kind == "QGemm" else (2, 4, 6, 6))
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "LSTM"])
+def test_weights_behind_a_value_of_unknown_rank_stay_whole(kind: str, tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    x = net.op("Reshape", net.conv(x, 8, 4), net.input("shape", ["rank"], TensorProto.INT64))
+    if kind == "Gemm":
+        y = net.op("Gemm", x, net.const(net.weight(36, 5)), net.const(net.weight(5)))
+    else:
+        weights = [net.const(net.weight(1, 8, size)) for size in (36, 2)]
+        y = net.op("LSTM", x, *weights, net.const(net.weight(1, 16)), hidden_size=2)
+    net.output(y, shape=[None] * (2 if kind == "Gemm" else 4))
+    path, result = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(net.model(), path)
+    assert prune_onnx(path, result, validate=False).removed_channels >= 3
+    shape = [4, 36] if kind == "Gemm" else [4, 1, 36]
+    assert_same_outputs(path, result, {"x": np.ones((1, 3, 6, 6), np.float32), "shape": np.array(shape)})
+
+
+def test_layer_norm_that_onnx_runtime_writes_into_an_older_opset() -> None:
+    """Its optimiser fuses to ops that the file's opset does not have."""
+    net = Net(13)
+    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, 8)
+    for kind in ("LayerNormalization", "SimplifiedLayerNormalization"):
+        vectors = [net.const(net.weight(6)) for _ in range(2 if kind.startswith("Layer") else 1)]
+        x = net.op(kind, x, *vectors, axis=-1)
+    net.output(net.op("Relu", x), shape=[None] * 4)
+    graph = trace_onnx(net.model()).graph
+    assert graph.shape(x) == (1, 8, 6, 6)
+    assert not unknown_reasons(graph)

@@ -124,7 +124,7 @@ def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
     b = _swapped(inputs[1], bool(node.attrs.get("transpose_b")))
     out_shape = outputs[0]
     if a.shape is None or b.shape is None or out_shape is None:
-        pin_all([a, b], ties, "its operands have no known rank")
+        pin_all(inputs, ties, "its operands have no known rank")
         return [Label(out_shape)]
     lone_a, lone_b = a.rank == 1, b.rank == 1
     if lone_b:
@@ -214,6 +214,8 @@ def rnn(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ti
         ties.unify(vector(x, x.rank - 1, ties), vector(weight, weight.rank - 1, ties))
         _pin_other_axes(x, [x.rank - 1], ties, "a recurrent layer mixes positions")
         _pin_other_axes(weight, [weight.rank - 1], ties, "a recurrent state feeds itself")
+    else:
+        pin_all([x, weight], ties, "its operands have no known rank")
     pin_all(rest, ties, "a recurrent state feeds itself")
     return [Label(shape) for shape in outputs]
 

@@ -39,7 +39,9 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "MeanVarianceNormalization": compute.mean_variance_norm,
         "LRN": compute.local_response_norm,
         "LpNormalization": point.along("lp_norm", -1),
-        "RMSNormalization": refuse("RMSNormalization averages over its channels"),
+        **dict.fromkeys(
+            ("RMSNormalization", "SimplifiedLayerNormalization"), refuse("RMSNormalization averages over its channels")
+        ),
         # elementwise
         **{name: point.unary(canonical) for name, canonical in point.UNARY_NAMES.items()},
         "LeakyRelu": point.unary("leaky_relu", alpha=0.01),

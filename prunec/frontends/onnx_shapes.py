@@ -145,7 +145,7 @@ def _clean(kind: onnx.TypeProto, given: Shape | None) -> None:
 def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
     """Return a standard node whose result has the same shape and type, for ops without a schema."""
     entry = _STAND_INS.get((node.domain, node.op))
-    if entry is None:
+    if entry is None or (node.op == "LayerNormalization" and node.version >= 17):
         return None
     op, inputs, attrs = entry
     if isinstance(inputs, slice):
@@ -160,7 +160,8 @@ def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
 _CONV = ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad")
 _POOL = ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "count_include_pad")
 _MICROSOFT = "com.microsoft"
-_SIMPLE_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's own, in the standard domain
+_SIMPLE_NORM = "SimplifiedLayerNormalization"
+_LAYER_NORMS = ("LayerNormalization", _SIMPLE_NORM)  # ONNX Runtime writes both into files of any opset
 _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[str, ...]]] = MappingProxyType(
     {
         (_MICROSOFT, "FusedConv"): ("Conv", (0, 1, 2), _CONV),
@@ -175,7 +176,7 @@ _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[s
         (_MICROSOFT, "QLinearConv"): ("QLinearConv", tuple(range(9)), _CONV),
         **{
             ("", op): ("Identity", (0,), ())
-            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale", _SIMPLE_NORM)
+            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale", *_LAYER_NORMS)
         },
         **{(_MICROSOFT, op): ("Identity", (0,), ()) for op in ("SkipLayerNormalization", f"Skip{_SIMPLE_NORM}")},
     }
