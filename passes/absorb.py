@@ -136,8 +136,9 @@ def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
     if read.ids.size != size:
         return np.full(size, np.nan)
+    nothing = read.dead | np.isnan(read.constant)  # what varies goes by request, and leaves nothing behind
     comparable = np.where(read.profile.ravel() == 0, read.constant.ravel(), np.nan)
-    return np.where(read.dead.ravel(), 0.0, comparable)
+    return np.where(nothing.ravel(), 0.0, comparable)
 
 
 def folds(

@@ -313,6 +313,8 @@ def _conv_groups(at: _Where) -> _Changes:
 
 
 def _new_shape(at: _Where) -> _Changes:
+    if at.node.attrs["shape"] is None:  # computed, and of a length that is not known: nothing passes there
+        return
     shape = list(at.node.attrs["shape"])
     for axis, index in at.keeps.get(at.out, {}).items():
         shape[axis] = int(index.size)
