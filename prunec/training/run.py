@@ -21,7 +21,7 @@ from prunec.files import RunFolder
 from prunec.plan import PrunePlan
 from prunec.report import PruneReport
 from prunec.training import checkpoint as checkpoints
-from prunec.training import latency, milestones
+from prunec.training import latency, layer_times, milestones
 from prunec.training.batches import plain_batches
 from prunec.training.batchnorm import reestimate
 from prunec.training.budget import Goal, Sizer, in_words, refreshed
@@ -43,7 +43,7 @@ from prunec.training.ranks import joined
 from prunec.training.removal import base_optimizer, remove
 from prunec.training.rescale import Rescaling
 from prunec.training.results import RunResult, write_results
-from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder, try_step
+from prunec.training.setup import Setup, continue_run_folder, prepare, start_run_folder, try_step, weighed
 from prunec.training.sparsity import build
 from prunec.training.tasks import FineTune, Sparsify, gamma_values
 from prunec.training.tensorboard import Curves
@@ -129,12 +129,14 @@ class _Run:
             self.progress.note(sentence)
         resumed = self._resumed()
         if resumed is None:
+            self._measure_layers()
             self._measure_latency()
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
         else:
             self.state = _state_of(resumed)
             self._take_in_changes(checkpoints.changed_settings(resumed, self.config))
+        self._weigh()
         self.metrics = self._open_log()
         with self.interrupt.between_steps():
             while True:
@@ -150,6 +152,18 @@ class _Run:
         if "latency" in self.state.facts:
             return latency.goals(self.state.facts["latency"])
         return milestones.goals_at(self.config, self.state.milestone)
+
+    def _measure_layers(self) -> None:
+        """Find out what λ is to follow; it is kept, so that a resumed run has the same."""
+        if self.config.penalty == "latency":
+            self.progress.note("measuring how long each layer takes, in ONNX Runtime on this machine's CPU")
+            found = self.ranks.on_main(lambda: layer_times.measure(self.setup.sparsity.graph))
+            self.state.facts["layers"] = {"rates": found.rates, "said": found.said}
+
+    def _weigh(self) -> None:
+        if "layers" in self.state.facts:
+            self.setup = weighed(self.setup, self.state.facts["layers"]["rates"])
+            self.history = GammaHistory(self.setup.sparsity)
 
     def _measure_latency(self) -> None:
         """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""
@@ -345,6 +359,8 @@ class _Run:
         chosen = self.state.facts
         chosen["alpha"], chosen["rho"] = alpha.value, rho.value
         chosen["reasons"] = [*setup.notes, f"alpha {alpha.value:g}: {alpha.reason}", f"rho {rho.value:g}: {rho.reason}"]
+        if "layers" in chosen:
+            chosen["reasons"].append(chosen["layers"]["said"])
         if "latency" in chosen:
             chosen["reasons"].append(latency.in_words(chosen["latency"]))
         if alpha.value != 1.0 and setup.scaling.blocked:
