@@ -7,17 +7,18 @@ passes/penalty.py's. Read those next.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunec import runtime
 from prunec.errors import PrunecError
 from prunec.graph import Graph
 from prunec.passes.cost import Rates, cost
-from prunec.training.layers_alone import Layer, layers_alone, made, onnx_model, read, resized
+from prunec.training.layers_alone import Layer, Side, layers_alone, made, onnx_model, read, resized
 
-_RUNS, _SECONDS = 60, 0.4
-"""Runs of a layer and of its other widths, and seconds after which there are no more."""
+_SWEEPS, _RUNS, _SECONDS = 3, 20, 0.15
+"""Times that all layers are gone through, runs of a layer and its other widths in each, and seconds that these may
+take."""
 _LEAST, _MOST = 0.1, 2.0
 """Bounds of what a channel takes, as shares of the layer's time over its channels."""
 _NAMED = 3
@@ -49,10 +50,13 @@ def measure(graph: Graph) -> LayerTimes:
     """Time each contraction of ``graph`` by itself, for one sample, in ONNX Runtime on this machine's CPU.
 
     Layers of equal sizes are timed once. What a channel takes is read off a second width, about half of the first:
-    what a layer takes however narrow it is does not go with its channels, and counts for none of them.
+    what a layer takes however narrow it is does not go with its channels, and counts for none of them. All layers are
+    gone through several times, because a machine is not equally fast at all times.
     """
     layers, macs = layers_alone(graph), cost(graph).macs_of
-    timings = {layer: _time(layer) for layer in dict.fromkeys(layers.values()) if layer is not None}
+    distinct = [layer for layer in dict.fromkeys(layers.values()) if layer is not None]
+    sweeps = [{layer: _times(layer) for layer in distinct} for _ in range(_SWEEPS)]
+    timings = {layer: _timing(layer, [sweep[layer] for sweep in sweeps]) for layer in distinct}
     rates: dict[str, tuple[float, float]] = {}
     for name, layer in layers.items():
         timing = timings[layer] if layer is not None and macs[name] else None
@@ -62,18 +66,29 @@ def measure(graph: Graph) -> LayerTimes:
     return LayerTimes(rates, _in_words(graph, rates, macs))
 
 
-def _time(layer: Layer) -> _Timing | None:
-    sides = [made(layer), read(layer)]
-    others = {side: resized(layer, side) for side in sides if side is not None}
+def _others(layer: Layer) -> dict[Side, Layer]:
+    return {side: resized(layer, side) for side in (made(layer), read(layer)) if side is not None}
+
+
+def _times(layer: Layer) -> list[float]:
+    """Return the microseconds of a layer and of its other widths; [] where ONNX Runtime cannot run it."""
     try:
-        whole, *times = runtime.kernel_times([onnx_model(each) for each in (layer, *others.values())], _RUNS, _SECONDS)
+        return runtime.kernel_times([onnx_model(each) for each in (layer, *_others(layer).values())], _RUNS, _SECONDS)
     except PrunecError:
+        return []
+
+
+def _timing(layer: Layer, sweeps: Sequence[Sequence[float]]) -> _Timing | None:
+    """Return what was found; of several times the shortest counts, because other work on the machine only adds."""
+    if not all(sweeps):
         return None
+    whole, *times = map(min, zip(*sweeps, strict=True))
     shares = {
         side: marginal(whole, time, layer.volume, other.volume)
-        for (side, other), time in zip(others.items(), times, strict=True)
+        for (side, other), time in zip(_others(layer).items(), times, strict=True)
     }
-    return _Timing(1e3 * whole, *(1.0 if side is None else shares[side] for side in sides))
+    by_side = (1.0 if side is None else shares[side] for side in (made(layer), read(layer)))
+    return _Timing(1e3 * whole, *by_side)
 
 
 def marginal(whole: float, other: float, volume: int, other_volume: int) -> float:

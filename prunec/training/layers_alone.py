@@ -24,6 +24,9 @@ _OPSET, _IR_VERSION = 17, 8
 _BLOCK = 16
 """Channels that ONNX Runtime's CPU kernels work on at once: time goes up in steps of so many."""
 
+_MOST_ELEMENTS = 1 << 28
+"""Of a tensor of a layer's model: a file can hold no more than 2 GiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -65,7 +68,7 @@ def _layer(graph: Graph, node: Node, fixed: frozenset[str]) -> Layer | None:
     names = node.inputs[: _NUM_INPUTS.get(node.op, 0)]
     stored = tuple(name in fixed for name in names)
     inputs = tuple(sample_sizes(graph, name, batched=not kept) for name, kept in zip(names, stored, strict=True))
-    if not inputs or any(not sizes or 0 in sizes for sizes in inputs):
+    if not inputs or any(not sizes or not 0 < math.prod(sizes) < _MOST_ELEMENTS for sizes in inputs):
         return None
     if node.op == "matmul":
         flags = (node.attrs.get("transpose_a"), node.attrs.get("transpose_b"))
@@ -115,13 +118,14 @@ def read(layer: Layer) -> Side | None:
 
 
 def resized(layer: Layer, side: Side) -> Layer:
-    """Return the layer with about half the units of ``side`` gone; where there are few, with some added.
+    """Return the layer with about half the units of ``side`` gone; where less than a block would stay, with one added.
 
-    The step is whole blocks of channels, so that steps in time are averaged over.
+    The step is whole blocks of channels, so that steps in time are averaged over. With less than a block to read,
+    convolutions run in another kernel, which says nothing of this one.
     """
     blocks = max(1, round(side.units * side.channels / (2 * _BLOCK)))
     step = max(1, round(blocks * _BLOCK / side.channels))
-    change = -step if step < side.units else step
+    change = -step if (side.units - step) * side.channels >= _BLOCK else step
     inputs = [list(sizes) for sizes in layer.inputs]
     for index, axis, unit in side.places:
         inputs[index][axis] += change * unit
