@@ -312,7 +312,8 @@ def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[fl
         UnsupportedModel: ONNX Runtime cannot run one of them.
     """
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+    # A session that fails still has its profile open.
+    with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as scratch:
         # The names end in the second: sessions opened in one second would write into one file.
         prefixes = [Path(scratch) / f"profile{index}" for index in range(len(models))]
         runners = [
@@ -328,7 +329,10 @@ def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[fl
             if turn >= _WARMUP + 5 and time.perf_counter() - started > budget_s:
                 break
             for runner, feed in zip(runners, feeds, strict=True):
-                runner.session.run(None, feed)
+                try:
+                    runner.session.run(None, feed)
+                except Exception as error:  # onnxruntime's exceptions have no common base class
+                    raise _cannot_open(error, runner.name) from error
         return [_own_time(Path(runner.session.end_profiling())) for runner in runners]
 
 

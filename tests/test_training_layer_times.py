@@ -287,6 +287,19 @@ def test_a_profile_is_read_without_layouts_and_slow_runs(tmp_path: Path) -> None
     assert runtime._own_time(tmp_path / "profile.json") == pytest.approx(14 + 2 * 0.5)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer("conv", ((1, 3, 4, 4), (5, 3, 7, 7)), (False, True)),  # fails when it runs
+        Layer("conv", ((1, 3, 4, 4), (5, 3, 3, 3)), (False, True), (("pads", (-1,) * 4),)),  # cannot be opened
+        Layer("attention", ((1, 8, 5, 4), (1, 2, 4, 5), (1, 2, 5, 4)), (False, False, False)),
+    ],
+)
+def test_a_layer_that_onnx_runtime_cannot_run_is_refused(layer: Layer) -> None:
+    with pytest.raises(UnsupportedModel, match="cannot run the layer"):
+        runtime.kernel_times([onnx_model(conv(3, 4)), onnx_model(layer)], 5, 0.1)
+
+
 def test_by_onnx_runtimes_own_clock_more_channels_take_more_time() -> None:
     small, large = runtime.kernel_times([onnx_model(conv(16, 16)), onnx_model(conv(128, 128))], 20, 0.5)
     assert 0 < small < large / 4  # 64 times the MACs
