@@ -12,7 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
+from strategies import IN_CHANNELS, SIZE, Spec, specs
+from strategies import build as build_spec
 from tiny import Tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,8 +27,9 @@ from prunec import runtime
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.graph import Graph
 from prunec.models import build
+from prunec.ops import CONTRACTIONS
 from prunec.passes.channels import channels
-from prunec.passes.cost import Rates
+from prunec.passes.cost import Rates, sample_sizes
 from prunec.passes.penalty import penalty
 from prunec.reading import read_module
 from prunec.training import Ista, layer_times, sparsify
@@ -38,8 +43,8 @@ IMAGE = torch.zeros(2, 3, 8, 8)
 Clock = Callable[[Sequence[bytes], int, float], list[float]]
 
 
-def graph_of(module: nn.Module, *shape: int) -> Graph:
-    return read_module(module, (torch.zeros(shape),)).graph
+def graph_of(module: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> Graph:
+    return read_module(module, (torch.zeros(shape, dtype=dtype),)).graph
 
 
 def only_layer(graph: Graph) -> Layer:
@@ -141,6 +146,30 @@ def test_a_layer_that_no_file_can_hold_is_not_measured() -> None:
     weight = np.broadcast_to(np.float32(1), (1 << 14, 1 << 15))
     product = t.node("matmul", [t.input(1, 1 << 14), t.param(weight)], (1, 1 << 15))
     assert list(layers_alone(t.graph(product)).values()) == [None]
+
+
+@given(specs())
+@settings(max_examples=25, deadline=None)
+def test_in_any_network_the_model_of_a_layer_makes_what_the_layer_makes(spec: Spec) -> None:
+    graph = graph_of(build_spec(spec), 2, IN_CHANNELS, SIZE, SIZE, dtype=torch.float64)
+    layers = layers_alone(graph)
+    assert set(layers) == {node.name for node in graph.nodes if node.op in CONTRACTIONS}
+    for node in graph.nodes:
+        if node.name in layers:
+            layer = layers[node.name]
+            assert layer is not None
+            runner = runtime.open_runner(onnx_model(layer), "layer", "cpu", optimise=True)
+            feed = {name: np.zeros(shape, np.float32) for name, shape, _ in runner.inputs}
+            assert runner(feed)[0].shape == sample_sizes(graph, node.outputs[0])
+
+
+@given(specs(), st.floats(0.01, 100))
+@settings(max_examples=25, deadline=None)
+def test_in_any_network_equal_rates_are_the_penalty_of_macs(spec: Spec, rate: float) -> None:
+    graph = graph_of(build_spec(spec), 2, IN_CHANNELS, SIZE, SIZE, dtype=torch.float64)
+    classes = channels(graph)
+    rates = dict.fromkeys(layers_alone(graph), (rate, rate))
+    np.testing.assert_allclose(penalty(graph, classes, "latency", rates), penalty(graph, classes, "macs"), rtol=1e-9)
 
 
 # --- other widths -----------------------------------------------------------------------------------
