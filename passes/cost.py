@@ -22,7 +22,13 @@ from prunec.passes.constants import made_of_params
 from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 ShapeOf = Callable[[str], Shape | None]
+
+Rates = Mapping[str, tuple[float, float]]
+"""What one MAC takes, by any clock, per contraction (IR node name): where the channels that it makes go, and where
+those that it reads go."""
+NO_RATES: Rates = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class ClassCost:
             BatchNorm's output, and each contraction's where no BatchNorm follows it.
         macs: multiply-accumulates, for one sample, of the class's channels where they are computed
             and where they are read.
+        time: float64[num_classes], the same, each MAC times its rate.
 
     On a chain ``contraction_params + activations`` is the bracket of the paper's penalty.
     """
@@ -63,6 +70,7 @@ class ClassCost:
     contraction_params: Counts
     activations: Counts
     macs: Counts
+    time: Floats
 
 
 def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule] = COST_RULES) -> Cost:
@@ -85,10 +93,13 @@ def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule
     return Cost(params, sum(macs_of.values()), activations, MappingProxyType(macs_of))
 
 
-def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
+def class_cost(graph: Graph, classes: ChannelClasses, rates: Rates = NO_RATES) -> ClassCost:
     """Share the cost of ``graph`` out among its channel classes.
 
     Cost: linear in nodes and ids. The counts are first-order: those of one channel removed alone.
+
+    Args:
+        rates: for ``time``. A contraction without any has the median of the others; with none at all a MAC takes 1.
     """
     weights = _contraction_weights(graph)
     read = set(_params_read(graph))
@@ -103,15 +114,26 @@ def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
     for ids, per_index in _grouped_slices(graph, classes):
         slices.add(ids, per_index)
         weight_slices.add(ids, per_index)
-    maps, macs = _Tally(classes), _Tally(classes)
+    maps, macs, time = _Tally(classes), _Tally(classes), _Tally(classes)
     batch = _batch(graph, graph.shape)
     totals = cost(graph).macs_of
+    usual = _median(rates)
     for node in graph.nodes:
         if _makes_maps(graph, node):
             _add_maps(graph, classes, node.outputs[0], batch, maps)
         if node.op in CONTRACTIONS:
-            _add_macs(graph, classes, node, totals[node.name], macs)
-    return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts())
+            parts = _parts(graph, node, totals[node.name])
+            _share_out(graph, classes, node, parts, macs)
+            for_made, for_read = rates.get(node.name, usual)
+            _share_out(graph, classes, node, (parts[0] * for_made, parts[1] * for_read), time)
+    return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts(), time.totals())
+
+
+def _median(rates: Rates) -> tuple[float, float]:
+    if not rates:
+        return 1.0, 1.0
+    made, read = np.median(list(rates.values()), axis=0)
+    return float(made), float(read)
 
 
 class _Tally:
@@ -128,18 +150,28 @@ class _Tally:
 
     def counts(self) -> Counts:
         """Return int64[num_classes]."""
+        return np.rint(self.totals()).astype(np.int64)
+
+    def totals(self) -> Floats:
+        """Return float64[num_classes]."""
         if not self._ids:
-            return np.zeros(self._classes.num_classes, dtype=np.int64)
+            return np.zeros(self._classes.num_classes)
         amounts = np.repeat(self._amounts, [ids.size for ids in self._ids])
         owners = self._classes.class_of[np.concatenate(self._ids)]
-        total = np.bincount(owners, weights=amounts, minlength=self._classes.num_classes)
+        total = np.bincount(owners, weights=amounts, minlength=self._classes.num_classes).astype(np.float64)
         total[0] = 0
-        return np.rint(total).astype(np.int64)
+        return total
 
 
 def _sizes(shapes: ShapeOf, name: str) -> Sizes:
     shape = shapes(name) if name else None
     return tuple(size if isinstance(size, int) else 1 for size in shape or ())
+
+
+def sample_sizes(graph: Graph, name: str, *, batched: bool = True) -> Sizes:
+    """Return the sizes of a value for one sample; of one that does not depend on the inputs (not ``batched``), all."""
+    sizes, batch = _sizes(graph.shape, name), _batch(graph, graph.shape)
+    return (sizes[0] // batch, *sizes[1:]) if batched and sizes and sizes[0] % batch == 0 else sizes
 
 
 def _batch(graph: Graph, shapes: ShapeOf) -> int:
@@ -223,9 +255,9 @@ def _add_maps(graph: Graph, classes: ChannelClasses, name: str, batch: int, maps
         maps.add(field, elements // max(1, field.size))
 
 
-def _add_macs(graph: Graph, classes: ChannelClasses, node: Node, macs: int, tally: _Tally) -> None:
-    """Share a contraction's MACs out: each id it makes, and each it reads, has an equal part of them."""
-    made, read = _parts(graph, node, macs)
+def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[float, float], tally: _Tally) -> None:
+    """Share what a contraction costs out: each id it makes, and each it reads, has an equal part of it."""
+    made, read = parts
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
     groups, out = node.attrs.get("conv_groups", 1), _sizes(graph.shape, node.outputs[0])

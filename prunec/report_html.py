@@ -139,6 +139,7 @@ def run_page(
         section("Size", _cost(summary)),
         section("Training", f'<div class="pair">{_curves(metrics)}</div>' if metrics else "", _histogram(metrics)),
         section("Check in ONNX Runtime", _validation(summary.get("validation"))),
+        section("What was chosen, and why", _sentences(summary)),
         _details("Layers", _layers(summary)),
         _details("Settings", f"<pre>{text(json.dumps(config, indent=2))}</pre>" if config else ""),
     ]
@@ -295,6 +296,12 @@ def _validation(check: Any) -> str:
     tolerance = f"tolerance {check.get('tolerance', 0):g}, relative"
     verdict = f'<p>The exported file <b class="{css}">{word}</b> with the network ({tolerance}).</p>'
     return verdict + html_table(("inputs", "relative error>"), rows) + latency + notes
+
+
+def _sentences(summary: Mapping[str, Any]) -> str:
+    said = [*(summary.get("reasons") or []), *(summary.get("advice") or [])]
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in said)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _layers(summary: Mapping[str, Any]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +80,9 @@ class Runner:
         return list(results)
 
 
-def open_runner(model: Model, name: str, provider: Literal["cpu", "cuda"], *, optimise: bool) -> Runner:
+def open_runner(
+    model: Model, name: str, provider: Literal["cpu", "cuda"], *, optimise: bool, profile: Path | None = None
+) -> Runner:
     """Open a session.
 
     Args:
@@ -86,6 +90,7 @@ def open_runner(model: Model, name: str, provider: Literal["cpu", "cuda"], *, op
         name: how messages call it.
         provider: where to run it; on "cuda" ONNX Runtime itself falls back to the CPU, see Runner.provider.
         optimise: False keeps the graph as it is (for numerics), True takes the default level (for latency).
+        profile: what the name of ONNX Runtime's own profile begins with; the session writes it when told to.
 
     Raises:
         BadInput: there is no such file, or it is not a model.
@@ -101,6 +106,9 @@ def open_runner(model: Model, name: str, provider: Literal["cpu", "cuda"], *, op
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     with quiet():
         try:
             session = ort.InferenceSession(
@@ -286,6 +294,62 @@ def interleaved_latency(a: Runner, b: Runner, feed: Feed, runs: int, budget_s: f
             (a if is_a else b).session.run(None, feed)
             times[is_a].append(1e3 * (time.perf_counter() - before))
     return statistics.median(times[True]), statistics.median(times[False])
+
+
+def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[float]:
+    """Return the microseconds that the kernels of each model take in a run on the CPU, the models run in turns.
+
+    They come from ONNX Runtime's own profile: what a call costs is not in them. Neither is the way into and out of
+    the blocked layout of convolutions, which a network takes at its ends and a layer by itself at its own. Other work
+    on the machine only ever adds, so the mean of the faster half counts.
+
+    Args:
+        models: all inputs are float32, of known sizes; noise is fed.
+        runs: of each model at most, and at least five.
+        budget_s: seconds after which there are no more.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime cannot run one of them.
+    """
+    rng = np.random.default_rng(0)
+    # A session that fails still has its profile open.
+    with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as scratch:
+        # The names end in the second: sessions opened in one second would write into one file.
+        prefixes = [Path(scratch) / f"profile{index}" for index in range(len(models))]
+        runners = [
+            open_runner(model, "the layer", "cpu", optimise=True, profile=prefix)
+            for model, prefix in zip(models, prefixes, strict=True)
+        ]
+        feeds = [
+            {kind.name: rng.standard_normal(kind.shape, dtype=np.float32) for kind in input_kinds(runner)}
+            for runner in runners
+        ]
+        started = time.perf_counter()
+        for turn in range(_WARMUP + max(5, runs)):
+            if turn >= _WARMUP + 5 and time.perf_counter() - started > budget_s:
+                break
+            for runner, feed in zip(runners, feeds, strict=True):
+                try:
+                    runner.session.run(None, feed)
+                except Exception as error:  # onnxruntime's exceptions have no common base class
+                    raise _cannot_open(error, runner.name) from error
+        return [_own_time(Path(runner.session.end_profiling())) for runner in runners]
+
+
+_WARMUP = 2
+_LAYOUT_OPS = ("ReorderInput", "ReorderOutput")
+_CUT_OFF = 0.5
+"""The profile counts whole microseconds, rounded down: this much is lost on the average."""
+
+
+def _own_time(profile: Path) -> float:
+    """Return the microseconds of a run in a profile."""
+    kernels: dict[str, list[float]] = {}
+    for event in json.loads(profile.read_text(encoding="utf-8")):
+        if event["name"].endswith("_kernel_time") and event["args"]["op_name"] not in _LAYOUT_OPS:
+            kernels.setdefault(event["name"], []).append(event["dur"] + _CUT_OFF)
+    runs = sorted(map(sum, zip(*(times[_WARMUP:] for times in kernels.values()), strict=True)))
+    return statistics.fmean(runs[: (len(runs) + 1) // 2])
 
 
 def _providers(provider: Literal["cpu", "cuda"]) -> list[Any]:

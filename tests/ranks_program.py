@@ -1,7 +1,7 @@
 """What the tests of data-parallel training start under torchrun: each rank writes down what it has.
 
-``run OUTPUT FOLDER [--resume|--stop|SETTINGS]``: a training run, SETTINGS are JSON; ``loop OUTPUT``: someone's own loop
-around ``prunec.sparsify``.
+``run OUTPUT FOLDER [--resume|--stop|SETTINGS]``: a training run, SETTINGS are JSON.
+``loop OUTPUT [--latency]``: someone's own loop around ``prunec.sparsify``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from training_nets import tiny
 
 import prunec
+from prunec.passes.penalty import PenaltyKind
 from prunec.training import run as run_module
 from prunec.training.presets import make_config, resume_config
 
@@ -58,14 +59,14 @@ def train(output: Path, data: str, *arguments: str) -> None:
     assert result.after["params"] < result.before["params"]
 
 
-def loop(output: Path) -> None:
+def loop(output: Path, penalty: PenaltyKind) -> None:
     """Three lines in a DDP loop: the optimiser of the bare module, the forward pass of the wrapped one."""
     torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
     module, example_inputs = tiny()
     parallel = nn.parallel.DistributedDataParallel(module)
     base = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    optimizer = prunec.sparsify(module, example_inputs, base, rho=0.05, lr=0.3)
+    optimizer = prunec.sparsify(module, example_inputs, base, rho=0.05, lr=0.3, penalty=penalty)
     torch.manual_seed(1 + rank())  # every rank its own images
     for _ in range(40):
         images, labels = torch.randn(8, 3, 8, 8), torch.randint(0, 2, (8,))
@@ -81,6 +82,6 @@ def loop(output: Path) -> None:
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     if what == "loop":
-        loop(Path(where))
+        loop(Path(where), "latency" if "--latency" in rest else "memory")
     else:
         train(Path(where), *rest)

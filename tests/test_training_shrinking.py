@@ -236,7 +236,7 @@ def test_a_rescaled_network_shrinks_and_its_scale_is_undone(tmp_path: Path, bars
     module, _ = tiny()
     weights = tmp_path / "weights.safetensors"
     save_file(module.state_dict(), weights)
-    settings = {**SETTINGS, "weights": str(weights), "alpha": 0.5, "gamma_lr": 0.1}
+    settings = {**SETTINGS, "weights": str(weights), "alpha": 0.5, "gamma_lr": 0.1, "rho": 0.03}
     result = train_prune(config(tmp_path / "run", bars, **settings))
     assert any("have left" in reason for reason in result.reasons), result.reasons
     assert result.validation.passed

@@ -21,7 +21,7 @@ from prunec.errors import Interrupted, WriteFailed
 from prunec.files import RunFolder
 from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
-from prunec.training import latency, milestones
+from prunec.training import latency, layer_times, milestones
 from prunec.training.budget import Goal
 from prunec.training.checkpoint import Checkpoint
 from prunec.training.config import RunConfig
@@ -35,7 +35,7 @@ from prunec.training.progress import Progress, Silent
 from prunec.training.ranks import joined
 from prunec.training.removal import base_optimizer, remove
 from prunec.training.results import RunResult, write_results
-from prunec.training.setup import FINETUNE, ISTA, Setup, continue_run_folder, prepare, start_run_folder
+from prunec.training.setup import FINETUNE, ISTA, Setup, continue_run_folder, prepare, start_run_folder, weighed
 from prunec.training.shrinking import combined, shrunk
 from prunec.training.sparsifying import train_sparse
 from prunec.training.sparsity import gamma_values
@@ -103,6 +103,8 @@ class _Run(Context):
             self.progress.note(sentence)
         resumed = self._resumed()
         if resumed is None:
+            self._measure_layers()
+            self._weigh()
             self._measure_latency()
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
@@ -128,6 +130,7 @@ class _Run(Context):
         """Go on from a checkpoint: with the network as small as it was, and with the settings given anew."""
         self.state = state_of(resumed)
         facts = self.state.facts
+        self._weigh()
         for plan in self._left_in_training():
             self.setup = shrunk(self.setup, plan)
         self.module, self.history = self.setup.module, GammaHistory(self.setup.sparsity)
@@ -147,6 +150,18 @@ class _Run(Context):
         if "latency" in self.state.facts:
             return latency.goals(self.state.facts["latency"])
         return milestones.goals_at(self.config, self.state.milestone)
+
+    def _measure_layers(self) -> None:
+        """Find out what λ is to follow; it is kept, so that a resumed run has the same."""
+        if self.config.penalty == "latency":
+            self.progress.note("measuring how long each layer takes, in ONNX Runtime on this machine's CPU")
+            found = self.ranks.on_main(lambda: layer_times.measure(self.setup.sparsity.graph))
+            self.state.facts["layers"] = {"rates": found.rates, "said": found.said}
+
+    def _weigh(self) -> None:
+        if "layers" in self.state.facts:
+            self.setup = weighed(self.setup, self.state.facts["layers"]["rates"])
+            self.history = GammaHistory(self.setup.sparsity)
 
     def _measure_latency(self) -> None:
         """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""

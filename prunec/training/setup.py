@@ -10,7 +10,7 @@ import contextlib
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from prunec import resolve
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_space, clear_asides, is_aside, write_json
 from prunec.passes.channels import channels
+from prunec.passes.cost import NO_RATES, Rates
+from prunec.passes.penalty import penalty
 from prunec.passes.scaling import Scaling, scalable
 from prunec.reading import read_module
 from prunec.training.augment import AUGMENTS, Pipeline, pipeline
@@ -136,7 +138,10 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     if network is not None:
         module, notes = prepared_network(network, data, images, config)
     graph = read_module(module, example_inputs, config.model_spec).graph
-    sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
+    # What layers take is measured, or read from the checkpoint, once the run begins: see weighed.
+    sparsity = plan_sparsity(
+        graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual, rates=NO_RATES
+    )
     require_some(sparsity)
     data = data.to(device)
     _check_shares(config.batch_size, len(data.train), ranks)
@@ -181,6 +186,13 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         interface=network.interface if network is not None else Interface(),
         notes=notes,
     )
+
+
+def weighed(setup: Setup, rates: Rates) -> Setup:
+    """Return ``setup`` with the λ that follows from what the layers were measured to take."""
+    plan = setup.sparsity
+    plan = replace(plan, penalty=penalty(plan.graph, plan.classes, setup.config.penalty, rates))
+    return replace(setup, sparsity=plan, sizer=replace(setup.sizer, plan=plan))
 
 
 def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:

@@ -75,6 +75,8 @@ def _reasons(context: Context, chosen: Chosen) -> list[str]:
         f"alpha {chosen.alpha.value:g}: {chosen.alpha.reason}",
         f"rho {chosen.rho.value:g}: {chosen.rho.reason}",
     ]
+    if "layers" in facts:
+        reasons.append(facts["layers"]["said"])
     if "latency" in facts:
         reasons.append(latency.in_words(facts["latency"]))
     if chosen.alpha.value != 1.0 and scaling.blocked:

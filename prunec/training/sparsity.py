@@ -21,10 +21,13 @@ from prunec.errors import BadInput
 from prunec.graph import Graph
 from prunec.labels import ChannelClasses
 from prunec.passes.channels import channels
+from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.gammas import Gamma, Mask, gammas, residual_classes
 from prunec.passes.penalty import PenaltyKind, penalty
 from prunec.reading import read_module
 from prunec.training.ista import Ista, Penalised
+from prunec.training.layer_times import measure
+from prunec.training.ranks import from_first
 
 Residual = Literal["group", "keep"]
 
@@ -66,6 +69,7 @@ def sparsify(
     residual: Residual = "group",
     keep: Sequence[str] = (),
     lr: float | None = None,
+    rates: Rates | None = None,
 ) -> Ista:
     """Wrap ``optimizer`` so that it also drives the gammas of removable channels to zero.
 
@@ -74,18 +78,22 @@ def sparsify(
         example_inputs: what ``module`` is called with, for the trace.
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
-        penalty: what a channel costs: ``memory`` (weights and map), ``macs`` or ``uniform``.
+        penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or ``latency`` (what its
+            MACs take in ONNX Runtime on this machine's CPU).
         residual: ``group`` prunes residual streams with a group penalty over all their gammas;
             ``keep`` leaves them alone, as the paper does for ResNet-20.
         keep: shell patterns over parameter and node names whose channels must stay.
         lr: μ, the gammas' step size; by default the optimiser's.
+        rates: for ``latency``, what layer_times.measure has returned before; by default it is measured now, and
+            processes that train together take those of rank 0.
 
     Raises:
-        BadInput: no gamma can be pruned, or the optimiser does not hold one that can.
+        BadInput: no gamma can be pruned, or the optimiser does not hold one that can; or rates would be measured
+            while the processes that train together have not joined yet.
         UntraceableModel: the module cannot be read.
     """
     graph = read_module(module, example_inputs).graph
-    plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual)
+    plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual, rates=rates)
     return build(plan, module, optimizer, rho=rho, lr=lr)
 
 
@@ -96,11 +104,17 @@ def plan_sparsity(
     *,
     kind: PenaltyKind = "memory",
     residual: Residual = "group",
+    rates: Rates | None = None,
 ) -> Sparsity:
     """Work out which classes of ``module`` can be trained away, and their λ.
 
     A class with a frozen gamma (``requires_grad`` False) is left alone: it could never go as a whole.
+
+    Args:
+        kind, residual, rates: see ``sparsify``.
     """
+    if rates is None:
+        rates = from_first(lambda: measure(graph).rates) if kind == "latency" else NO_RATES
     found = gammas(graph, classes)
     penalised = np.zeros(classes.num_classes, dtype=bool)
     for gamma in found:
@@ -111,7 +125,7 @@ def plan_sparsity(
             penalised[gamma.classes[gamma.decides]] = False
     if residual == "keep":
         penalised &= ~residual_classes(graph, classes)
-    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind))
+    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind, rates))
 
 
 def build(
