@@ -70,14 +70,23 @@ class GammaHistory:
     def order(self) -> Ids:
         """Return the penalised classes, the first to go first.
 
-        Zero classes come first, the longest zero before the others; then those that the penalty would bring to
-        zero next: a gamma that is of no use to the loss lasts ‖γ‖/(μρλ) steps.
+        Zero classes come first, the longest zero before the others; then those whose gammas are smallest beside those
+        of their coupled group. Across groups the size of gammas says nothing: what the BatchNorms behind a layer
+        read may be scaled as a whole.
         """
-        plan = self._plan
-        lasting = self.norms() / np.maximum(plan.penalty, 1e-30)
         zero_for = np.where(self.zero_since > 0, self.zero_since, self._readings + 1)
-        candidates = np.flatnonzero(plan.penalised)
-        return candidates[np.lexsort((lasting[candidates], zero_for[candidates]))]
+        candidates = np.flatnonzero(self._plan.penalised)
+        return candidates[np.lexsort((self._beside_group()[candidates], zero_for[candidates]))]
+
+    def _beside_group(self) -> Floats:
+        """Return ‖γ‖₂ of each class over the mean of its coupled group, float64[num_classes]."""
+        norms = self.norms()
+        for group in group_classes(self._plan.classes):
+            members = np.asarray(group)
+            members = members[self._plan.penalised[members]]
+            if members.size:
+                norms[members] /= max(1e-30, float(norms[members].mean()))
+        return norms
 
     def zero_for(self, readings: int) -> Mask:
         """Return bool[num_classes]: penalised, and zero at the last ``readings`` readings (at least the last one)."""

@@ -1,0 +1,70 @@
+"""Which channels go under a budget: those that reached zero, then the smallest beside their group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_nets import Chain
+
+from prunec.passes.channels import channels
+from prunec.reading import read_module
+from prunec.training.budget import Goal, Sizer
+from prunec.training.fitting import GammaHistory, fit
+from prunec.training.footprint import size_under
+from prunec.training.sparsity import Sparsity, gamma_values, plan_sparsity
+
+
+def planned(module: nn.Module) -> Sparsity:
+    graph = read_module(module, (torch.zeros(2, 3, 8, 8),)).graph
+    return plan_sparsity(graph, channels(graph), module)
+
+
+def with_gammas(first: list[float], second: list[float]) -> Chain:
+    module = Chain()
+    with torch.no_grad():
+        module.first[1].weight.copy_(torch.tensor(first))
+        module.second[1].weight.copy_(torch.tensor(second))
+    return module
+
+
+def order_of(module: Chain) -> list[tuple[str, int]]:
+    """Return (gamma, channel) of the classes, the first to go first."""
+    plan = planned(module)
+    history = GammaHistory(plan)
+    history.observe(gamma_values(plan, module))
+    places = {
+        int(number): (gamma.param.partition(".")[0], index)
+        for gamma in plan.gammas
+        for index, number in enumerate(gamma.classes)
+    }
+    return [places[number] for number in history.order().tolist()]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 50.0])
+def test_the_scale_of_a_layer_does_not_decide_which_channels_go(scale: float) -> None:
+    """The BatchNorm behind takes it out: a layer whose gammas are all small is as much in use as any other."""
+    first = [scale * value for value in (1.0, 0.2, 1.4, 1.4)]
+    found = order_of(with_gammas(first, [0.3, 1.0, 1.2, 1.3, 1.1, 1.1]))
+    assert found[:2] == [("first", 1), ("second", 0)]
+
+
+def test_what_is_zero_goes_first() -> None:
+    assert order_of(with_gammas([1.0, 0.01, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0, 1.0, 1.0]))[:2] == [
+        ("second", 1),
+        ("first", 1),
+    ]
+
+
+def test_a_budget_takes_the_smallest_of_every_layer() -> None:
+    module = with_gammas([0.001, 0.003, 0.002, 0.004], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    plan = planned(module)
+    history = GammaHistory(plan)
+    history.observe(gamma_values(plan, module))
+    full = size_under(plan.graph, plan.classes, np.ones_like(plan.penalised))
+    found = fit(history, Sizer(plan.graph, plan, "exact"), (Goal("macs", 0.55),), full)
+    gone = {gamma.param.partition(".")[0]: int(found.gone[gamma.classes].sum()) for gamma in plan.gammas}
+    assert gone["first"] >= 1
+    assert gone["second"] >= 1
+    assert found.size.macs <= 0.55 * full.macs
