@@ -41,7 +41,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--distill", type=click.FloatRange(0, 1), help="Weight of the unpruned network's answers; default 0.")
 @click.option("--drive-beta", is_flag=True, default=None, help="Bring the betas of channels that are gone to zero too.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
-@click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr.")
+@click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr, or chosen.")
 @click.option("--finetune-lr", type=_POSITIVE, help="Learning rate with which fine-tuning starts; it falls to zero.")
 @click.option("--weight-decay", type=click.FloatRange(min=0), help="Of weights; vectors (gammas, biases) have none.")
 @click.option(

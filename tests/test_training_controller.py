@@ -15,7 +15,7 @@ from prunec.passes.channels import channels
 from prunec.training.controller import Controller, planned_excess
 from prunec.training.sparsity import gamma_values, plan_sparsity
 from prunec.training.symptoms import LASSO, LOSS, SPARSITY, WINDOW, Reading
-from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, choose_rho_in_time, gamma_facts
+from prunec.training.tuning import GammaFacts, choose_alpha, choose_mu, choose_rho, choose_rho_in_time, gamma_facts
 
 CHANCE = math.log(10)
 
@@ -185,6 +185,17 @@ def test_a_short_run_gets_a_larger_rho_within_bounds() -> None:
     assert rho(30_000) == paper
     assert rho(500) == pytest.approx(1.4 / (0.2 * 500 / 3), rel=0.03)
     assert rho(5) == pytest.approx(10 * paper, rel=0.05)
+
+
+def test_a_trained_networks_gammas_step_so_that_they_reach_zero_in_time() -> None:
+    facts = GammaFacts(weighted=700.0, mean=1.0, mean_penalty=1.0, reach=0.6)
+
+    def mu(steps: int) -> float:
+        return choose_mu(facts, rho=0.001, lr=0.01, steps=steps).value
+
+    assert mu(3000) == pytest.approx(0.6 / (0.001 * 1000))
+    assert mu(30) == 1.0
+    assert mu(10**7) == 0.01
 
 
 def test_gamma_facts_are_those_of_the_penalised_gammas() -> None:

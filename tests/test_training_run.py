@@ -38,7 +38,8 @@ from prunec.files import read_lines
 from prunec.plan import PrunePlan
 from prunec.training import context as context_module
 from prunec.training import run as run_module
-from prunec.training.presets import resume_config
+from prunec.training.config import RunConfig
+from prunec.training.presets import make_config, resume_config
 from prunec.training.progress import Silent
 from prunec.training.run import train_prune
 
@@ -473,6 +474,34 @@ def test_pretrained_weights_are_measured_first_and_rescaled(tmp_path: Path, bars
     result = train_prune(config(tmp_path / "run", bars, alpha=0.1, **given))
     assert result.score["before"] < result.score["after"]
     assert any(re.match(r"rho [\d.]+: .*(loss of guessing|reaches zero)", reason) for reason in result.reasons)
+
+
+def pretrained(folder: Path, bars: Path, **given: Any) -> RunConfig:
+    """Return the settings of a run of the tiny network with weights, by the recipe for such."""
+    torch.manual_seed(0)
+    weights = folder.parent / "weights.safetensors"
+    save_file(tiny()[0].state_dict(), weights)
+    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
+    settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu", **given}
+    return make_config(str(folder), preset="pretrained", **settings)
+
+
+def test_a_network_with_weights_keeps_its_scales_and_its_gammas_get_a_step_size(tmp_path: Path, bars: Path) -> None:
+    chosen = train_prune(pretrained(tmp_path / "chosen", bars)).reasons
+    assert any(reason.startswith("alpha 1: gammas have a step size of their own") for reason in chosen)
+    assert any(re.match(r"mu [\d.]+: a gamma without use then reaches zero", reason) for reason in chosen)
+    papers = train_prune(pretrained(tmp_path / "papers", bars, gamma_lr=0.01)).reasons
+    assert any(re.match(r"alpha [\d.]+: of 1, 0.1, 0.01, 0.001 the one", reason) for reason in papers)
+    assert not any(reason.startswith("mu") for reason in papers)
+
+
+def test_a_chosen_step_size_is_kept_when_the_run_is_resumed(tmp_path: Path, bars: Path) -> None:
+    train_prune(pretrained(tmp_path / "whole", bars, target_macs=0.7))
+    with pytest.raises(Stop):
+        train_prune(pretrained(tmp_path / "killed", bars, target_macs=0.7), StopAt(23))
+    train_prune(resume_config(str(tmp_path / "killed")))
+    for name in ("pruned.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def spoilt(kind: str, folder: Path) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ class RunConfig:
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
         shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
-        gamma_lr: μ, step size of the penalised gammas; None takes ``lr``.
+        gamma_lr: μ, step size of the penalised gammas; None takes ``lr``, or chooses one for a network with weights.
         finetune_lr: where fine-tuning's cosine decay starts.
         rho: ρ, weight of the penalty; None chooses one.
         alpha: α of γ–W rescaling; None chooses one.

@@ -17,7 +17,7 @@ _LOSS_SETTLED = 0.01
 _LASSO_SETTLED = 0.01
 _SPARSITY_SETTLED = 0.002
 _BUDGET_STEP = 1.15
-_LOSS_ROOM = 0.25
+_LOSS_ROOM = 0.1
 _BUDGET_START, _BUDGET_END = 0.1, 0.85
 BUDGET_READINGS = 80
 """Readings that a phase under a budget has at least: each may move ρ by a step."""
@@ -69,7 +69,7 @@ class Controller:
                 self.budget_factor *= _BUDGET_STEP if behind > 0 else 1 / _BUDGET_STEP
 
     def _hurts(self, reading: Reading) -> bool:
-        """The loss has gone a quarter of the way to guessing: more penalty would cost more than it decides."""
+        """The loss has gone a tenth of the way to guessing: more penalty would cost more than it decides."""
         start = self.readings[0].loss
         return reading.loss > start + _LOSS_ROOM * (self.chance_loss - start)
 

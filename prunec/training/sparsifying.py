@@ -60,6 +60,8 @@ def _begin(context: Context) -> None:
         _keep_teacher(context)
     chosen = choose(setup, gamma_values(setup.sparsity, context.module))
     facts["alpha"], facts["rho"] = chosen.alpha.value, chosen.rho.value
+    if chosen.mu is not None:
+        facts["mu"] = chosen.mu.value
     for sentence in (*setup.notes, *_reasons(context, chosen)):
         context.tell(sentence)
     if facts["alpha"] != 1.0:
@@ -75,6 +77,8 @@ def _reasons(context: Context, chosen: Chosen) -> list[str]:
         f"alpha {chosen.alpha.value:g}: {chosen.alpha.reason}",
         f"rho {chosen.rho.value:g}: {chosen.rho.reason}",
     ]
+    if chosen.mu is not None:
+        reasons.append(f"mu {chosen.mu.value:g}: {chosen.mu.reason}")
     if "layers" in facts:
         reasons.append(facts["layers"]["said"])
     if "latency" in facts:
@@ -114,7 +118,7 @@ def _run_phase(context: Context) -> None:
             context.controller if is_ista else None,
             context.history,
             lambda factor: _rescale(context, factor),
-            top=context.state.facts["top"],
+            context.state.facts,
         )
         if context.run_phase(task):
             break

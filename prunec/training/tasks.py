@@ -35,7 +35,7 @@ class Sparsify:
     Args:
         history: what the gammas were before they became zero.
         rescale: multiplies α by a factor.
-        top: right end of the histogram of |γ|.
+        facts: of the run: ``top``, the right end of the histogram of |γ|, and ``mu`` where it was chosen.
     """
 
     def __init__(
@@ -46,15 +46,16 @@ class Sparsify:
         controller: Controller | None,
         history: GammaHistory,
         rescale: Callable[[float], None],
-        top: float,
+        facts: Mapping[str, Any],
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
         self._history, self._rescale = history, rescale
         self._betas = BetaDrive(setup.sparsity, module) if setup.config.drive_beta else None
         self._emptied = ""
         self._found: list[Symptom] = []
-        self._lr, self._gamma_lr = setup.config.lr, setup.config.gamma_lr or setup.config.lr
-        self._edges = np.linspace(0.0, top, NUM_BINS + 1)
+        self._lr = setup.config.lr
+        self._gamma_lr = setup.config.gamma_lr or facts.get("mu") or setup.config.lr
+        self._edges = np.linspace(0.0, facts["top"], NUM_BINS + 1)
         self._gone = setup.num_gammas - setup.sparsity.num_gammas
         self._log_every = setup.log_every(setup.phases[ISTA])
         self.due: Mask | None = None

@@ -1,4 +1,4 @@
-"""ρ and α when the user gives none, by the guidelines of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4.
+"""ρ, α and μ when the user gives none, by the guidelines of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4, and beyond.
 
 Owns the two rules, their reasons, and which of them a run needs. A budget then moves ρ further: controller.py.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunec.passes.gammas import Mask
+from prunec.training.config import RunConfig
 from prunec.training.setup import ISTA, Setup
 from prunec.training.sparsity import Sparsity
 
@@ -24,6 +25,8 @@ REGULARISER_SHARE = 0.3
 
 REACH_SHARE = 1 / 3
 """Share of the ISTA steps within which a gamma without use should reach zero."""
+LARGEST_MU = 1.0
+"""Above it, the noise of gradients moves gammas of usual size by themselves."""
 MOST_TIMES = 10.0
 """By how much a short run may raise ρ above the paper's rule."""
 
@@ -55,20 +58,23 @@ class GammaFacts:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a run begins with."""
+    """What a run begins with; ``mu`` is None where gammas make the steps that were given, or those of the weights."""
 
     alpha: Choice
     rho: Choice
+    mu: Choice | None = None
 
 
 def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
-    """Fix α and ρ: what was given, or what the rules say.
+    """Fix α, ρ and μ: what was given, or what the rules say.
 
     Args:
         values: each gamma parameter's float[C].
     """
     config, chance_loss = setup.config, setup.objective.chance_loss
-    facts = gamma_facts(setup.sparsity, values)
+    facts, steps = gamma_facts(setup.sparsity, values), setup.phases[ISTA].steps
+    if config.pretrained and config.alpha is None and config.gamma_lr is None:
+        return _with_own_step(facts, config, chance_loss, steps, budgeted=bool(setup.goals))
     mu = config.gamma_lr or config.lr
     if config.alpha is not None:
         alpha = Choice(config.alpha, "given")
@@ -78,7 +84,29 @@ def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
         alpha = Choice(1.0, "training starts from scratch")
     if config.rho is not None:
         return Chosen(alpha, Choice(config.rho, "given"))
-    return Chosen(alpha, choose_rho_in_time(facts, alpha.value, chance_loss, mu, setup.phases[ISTA].steps))
+    return Chosen(alpha, choose_rho_in_time(facts, alpha.value, chance_loss, mu, steps))
+
+
+def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, steps: int, *, budgeted: bool) -> Chosen:
+    """Leave a trained network's scales alone, and give its gammas a step size of their own.
+
+    A small α lets gammas reach zero in fewer steps, but multiplies the learning rate of betas by 1/α² and that of the
+    weights behind them by α²: the network is wrecked before it is sparse. A larger μ does the same to gammas alone.
+    """
+    alpha = Choice(1.0, "gammas have a step size of their own")
+    rho = choose_rho(facts, 1.0, chance_loss) if config.rho is None else Choice(config.rho, "given")
+    mu = choose_mu(facts, rho.value, config.lr, steps)
+    if config.rho is None and not budgeted:
+        rho = choose_rho_in_time(facts, 1.0, chance_loss, mu.value, steps)
+    return Chosen(alpha, rho, mu)
+
+
+def choose_mu(facts: GammaFacts, rho: float, lr: float, steps: int) -> Choice:
+    """Choose μ so that a gamma without use reaches zero within a third of ``steps``; from ``lr`` to 1."""
+    needed = facts.reach / (max(rho, 1e-30) * REACH_SHARE * max(1, steps))
+    mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
+    reach = round(facts.reach / (mu * max(rho, 1e-30)))
+    return Choice(mu, f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA")
 
 
 def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
