@@ -29,17 +29,25 @@ def with_gammas(first: list[float], second: list[float]) -> Chain:
     return module
 
 
+def watched(plan: Sparsity, module: nn.Module) -> GammaHistory:
+    """Return the history of gammas that were all 1 at the start."""
+    history = GammaHistory(plan)
+    now = gamma_values(plan, module)
+    history.observe({name: np.ones_like(value) for name, value in now.items()})
+    history.observe(now)
+    return history
+
+
 def order_of(module: Chain) -> list[tuple[str, int]]:
     """Return (gamma, channel) of the classes, the first to go first."""
     plan = planned(module)
-    history = GammaHistory(plan)
-    history.observe(gamma_values(plan, module))
+    history = watched(plan, module)
     places = {
         int(number): (gamma.param.partition(".")[0], index)
         for gamma in plan.gammas
         for index, number in enumerate(gamma.classes)
     }
-    return [places[number] for number in history.order().tolist()]
+    return [places[number] for number in history.order(np.ones(plan.classes.num_classes)).tolist()]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 50.0])
@@ -48,6 +56,17 @@ def test_the_scale_of_a_layer_does_not_decide_which_channels_go(scale: float) ->
     first = [scale * value for value in (1.0, 0.2, 1.4, 1.4)]
     found = order_of(with_gammas(first, [0.3, 1.0, 1.2, 1.3, 1.1, 1.1]))
     assert found[:2] == [("first", 1), ("second", 0)]
+
+
+def test_what_gammas_were_before_the_penalty_does_not_count() -> None:
+    module = with_gammas([1.0, 0.2, 1.0, 1.0], [1.0] * 6)
+    plan = planned(module)
+    history = GammaHistory(plan)
+    history.observe(gamma_values(plan, module))
+    gamma = plan.gammas[0]
+    scores = np.ones(plan.classes.num_classes)
+    scores[gamma.classes] = [0.9, 1.0, 0.5, 0.8]
+    assert history.order(scores).tolist()[:3] == gamma.classes[[2, 3, 0]].tolist()
 
 
 def test_what_is_zero_goes_first() -> None:
@@ -60,8 +79,7 @@ def test_what_is_zero_goes_first() -> None:
 def test_a_budget_takes_the_smallest_of_every_layer() -> None:
     module = with_gammas([0.001, 0.003, 0.002, 0.004], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     plan = planned(module)
-    history = GammaHistory(plan)
-    history.observe(gamma_values(plan, module))
+    history = watched(plan, module)
     full = size_under(plan.graph, plan.classes, np.ones_like(plan.penalised))
     found = fit(history, Sizer(plan.graph, plan, "exact"), (Goal("macs", 0.55),), full)
     gone = {gamma.param.partition(".")[0]: int(found.gone[gamma.classes].sum()) for gamma in plan.gammas}

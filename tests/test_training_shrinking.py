@@ -211,7 +211,7 @@ def test_a_run_killed_before_or_after_channels_have_left_ends_the_same(
 @pytest.mark.parametrize(
     "given",
     [
-        {"target_macs": 0.35, "rho": 0.04, "shrink_after": 1},
+        {"target_macs": 0.35, "rho": 0.02, "shrink_after": 1, "log_every": 2},
         {"milestones": (0.5, 0.2), "rho": 0.02, "steps": 240, "shrink_after": 1, "log_every": 2},
         {"optimizer": "adamw", "lr": 1e-3, "gamma_lr": 0.3},
         {"border": "exact", "drive_beta": True, "rho": 0.03},

@@ -2,7 +2,8 @@
 
 Owns the last correction of a run under a budget. ISTA brings gammas to zero in bursts, so the network passes
 its budget at some moment by more or less. What is too much comes back (the channels that were zero last), and what
-is missing at the end of the phase goes (the channels that would have been zero next). Counting is budget.py's.
+is missing at the end of the phase goes (the smallest filters whose gammas the penalty has shrunk most). Counting is
+budget.py's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from prunec.errors import BudgetNotMet, EmptyNetwork
 from prunec.passes.cost import class_cost
 from prunec.passes.gammas import Mask
 from prunec.passes.groups import group_classes
+from prunec.passes.scores import score
 from prunec.training.budget import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
 from prunec.training.footprint import Size, check_alive, keep_mask, zero_gammas
 from prunec.training.sparsity import Sparsity, named_parameters
@@ -46,6 +48,7 @@ class GammaHistory:
     def __init__(self, plan: Sparsity) -> None:
         self._plan = plan
         self.values: dict[str, np.ndarray[Any, Any]] = {}
+        self.start: dict[str, np.ndarray[Any, Any]] = {}
         self.zero_since = np.zeros(plan.classes.num_classes, dtype=np.int64)
         self._readings = 0
 
@@ -58,35 +61,45 @@ class GammaHistory:
             now = arrays[gamma.param]
             before = self.values.get(gamma.param, now)
             self.values[gamma.param] = np.where(alive[gamma.classes], now, before)
+            self.start.setdefault(gamma.param, self.values[gamma.param])
 
     def norms(self) -> Floats:
         """Return ‖γ‖₂ of each class as it was when the class was last alive, float64[num_classes]."""
+        return self._norms_of(self.values)
+
+    def _norms_of(self, arrays: Arrays) -> Floats:
         squares = np.zeros(self._plan.classes.num_classes)
         for gamma in self._plan.gammas:
             mask = self._plan.channels_of(gamma)
-            np.add.at(squares, gamma.classes[mask], self.values[gamma.param][mask].astype(np.float64) ** 2)
+            np.add.at(squares, gamma.classes[mask], arrays[gamma.param][mask].astype(np.float64) ** 2)
         return np.sqrt(squares)
 
-    def order(self) -> Ids:
+    def order(self, scores: Floats) -> Ids:
         """Return the penalised classes, the first to go first.
 
-        Zero classes come first, the longest zero before the others; then those whose gammas are smallest beside those
-        of their coupled group. Across groups the size of gammas says nothing: what the BatchNorms behind a layer
-        read may be scaled as a whole.
+        Zero classes come first, the longest zero before the others. Then those with the lowest score, times the share
+        of ‖γ‖ that the penalty has left beside what it has left of the class's group. What gammas were before says
+        little of a trained network, and across groups their size says nothing: a BatchNorm takes out how large its
+        input is as a whole.
+
+        Args:
+            scores: float64[num_classes], the lowest matters least; see passes/scores.py.
         """
         zero_for = np.where(self.zero_since > 0, self.zero_since, self._readings + 1)
         candidates = np.flatnonzero(self._plan.penalised)
-        return candidates[np.lexsort((self._beside_group()[candidates], zero_for[candidates]))]
+        # A class without a score (infinite) goes last, but may have lost its gammas all the same.
+        left = np.minimum(scores, 1e30)[candidates] * self._left_beside_group()[candidates]
+        return candidates[np.lexsort((left, zero_for[candidates]))]
 
-    def _beside_group(self) -> Floats:
-        """Return ‖γ‖₂ of each class over the mean of its coupled group, float64[num_classes]."""
-        norms = self.norms()
+    def _left_beside_group(self) -> Floats:
+        """Return ‖γ‖₂ of each class over what it was at the start, and that over its group's mean."""
+        left = self.norms() / np.maximum(self._norms_of(self.start), 1e-30)
         for group in group_classes(self._plan.classes):
             members = np.asarray(group)
             members = members[self._plan.penalised[members]]
             if members.size:
-                norms[members] /= max(1e-30, float(norms[members].mean()))
-        return norms
+                left[members] /= max(1e-30, float(left[members].mean()))
+        return left
 
     def zero_for(self, readings: int) -> Mask:
         """Return bool[num_classes]: penalised, and zero at the last ``readings`` readings (at least the last one)."""
@@ -108,6 +121,7 @@ class GammaHistory:
             index = kept.get(gamma.param, np.arange(before[gamma.param].classes.size))
             if gamma.param in self.values:
                 smaller.values[gamma.param] = self.values[gamma.param][index]
+                smaller.start[gamma.param] = self.start[gamma.param][index]
             smaller.zero_since[gamma.classes] = self.zero_since[before[gamma.param].classes[index]]
         return smaller
 
@@ -121,13 +135,22 @@ class GammaHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers, as tensors and numbers."""
-        values = {name: torch.from_numpy(value.copy()) for name, value in self.values.items()}
-        return {"values": values, "zero_since": torch.from_numpy(self.zero_since.copy()), "readings": self._readings}
+        return {
+            "values": _tensors(self.values),
+            "start": _tensors(self.start),
+            "zero_since": torch.from_numpy(self.zero_since.copy()),
+            "readings": self._readings,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.values = {name: value.numpy() for name, value in state["values"].items()}
+        self.start = {name: value.numpy() for name, value in state["start"].items()}
         self.zero_since, self._readings = state["zero_since"].numpy(), state["readings"]
+
+
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +178,8 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
     """
     plan = sizer.plan
     zero = history.zero_since > 0
-    order = expendable(plan, history.order(), zero)
+    facts, _ = sizer.selection(history.values)
+    order = expendable(plan, history.order(score(facts, "l1")), zero)
 
     def measured(gone: Mask) -> Size:
         return sizer.size(with_zeros(plan, history.values, gone))
