@@ -200,11 +200,15 @@ def _as_open(array: Array) -> Array:
 
 
 def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: set[str]) -> None:
-    """Look again at the outputs' shapes where inference left sizes open and more is known by now."""
+    """Look again at the outputs' shapes where inference left sizes open and more is known by now.
+
+    What only the file says of an output is looked at, too: it may be stale.
+    """
     shapes = [facts.shape(name) if name else () for name in view.outputs]
-    if all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
+    told = any(name in grown for name in view.outputs)
+    if not told and all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
         return
-    told_more = any(name in grown for name in view.inputs)
+    told_more = told or any(name in grown for name in view.inputs)
     if not (told_more or view.op in onnx_shapes.SHAPED_BY_CONTENTS or any(shape is None for shape in shapes)):
         return
     found = onnx_shapes.refine(view, model.opset_import, model.ir_version)
