@@ -413,3 +413,13 @@ def test_output_whose_declared_rank_is_wrong(declared: list[int], tmp_path: Path
         model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
     onnx.save(model, tmp_path / "before.onnx")
     assert prune_onnx(tmp_path / "before.onnx", tmp_path / "after.onnx", validate=False).removed_channels >= 3
+
+
+@pytest.mark.parametrize("through", ["Identity", "Neg"])
+def test_output_that_is_a_number_of_channels_stays_it(through: str, tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    count = net.op("Gather", net.op("Shape", net.op(through, x)), net.const(1, np.int64))
+    net.output(net.conv(x, 8, 4))
+    net.output(net.op("Div", count, net.const(2, np.int64)), dtype=TensorProto.INT64, shape=[])
+    prune_and_compare(net.model(), tmp_path)

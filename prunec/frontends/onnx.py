@@ -260,7 +260,7 @@ def _assemble(
 ) -> tuple[Graph, dict[int, tuple[str, ...]], dict[str, tuple[int, ...]]]:
     """Keep what the outputs need, and make the frozen graph of it."""
     outputs = tuple(value.name for value in source.model.graph.output)
-    needed = set(outputs)
+    needed = set(outputs).union(*(facts.roots.get(name, ()) for name in outputs))
     kept: list[tuple[SourceNode, int, Draft]] = []
     for node, parts in reversed(drafts):
         for place in range(len(parts) - 1, -1, -1):
@@ -283,7 +283,7 @@ def _assemble(
         values=MappingProxyType(values),
         params=MappingProxyType(params),
         inputs=inputs,
-        outputs=tuple(tail_value(name) if name in params else name for name in outputs),
+        outputs=tuple(tail_value(name) if tail_value(name) in values else name for name in outputs),
         name=source.model.graph.name,
         frontend="onnx",
     )
@@ -347,9 +347,14 @@ def _tensors(
     for name in dict.fromkeys(outputs):
         array = facts.constant(name)
         if array is not None and name not in values:
-            params.setdefault(name, Param(name, array, literal=True))
             value = tail_value(name)
             values[value] = Value(value, tuple(array.shape), array.dtype.name)
+            sized = tuple(root for root in sorted(facts.roots.get(name, ())) if root in values)
+            if sized:
+                reason = {"reason": "its size is read as data"}
+                tail.append(Node(value, "opaque", sized, (value,), reason, source="output", origin=name))
+                continue
+            params.setdefault(name, Param(name, array, literal=True))
             tail.append(Node(value, "identity", (name,), (value,), source="output", origin=name))
     return values, params, tail
 
