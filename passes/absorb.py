@@ -20,6 +20,7 @@ import numpy as np
 
 from prunec.graph import Graph, Node
 from prunec.labels import ChannelClasses
+from prunec.passes.integers import is_integer
 from prunec.passes.needs import Needs
 from prunec.passes.reads import Read, is_flat
 from prunec.plan import Fold
@@ -119,13 +120,19 @@ def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: 
     """
     by_param: dict[str, Read] = {}
     for read in found:
-        for name in {graph.stored(name) for name in read.node.inputs[1:3] if name} - {""}:
+        # A bias of floats that others read stays theirs, see _bias_target; integers have no place for another.
+        shared = read.node.inputs[1:3] if is_integer(graph, read.node) else read.node.inputs[1:2]
+        for name in {graph.stored(name) for name in shared if name} - {""}:
             first = by_param.setdefault(name, read)
             if first.node is read.node:
                 continue
             owners = classes.class_of[read.ids.ravel()]
             values = [_folded(r, owners.size) for r in (first, read)]
-            differ = (values[0] != values[1]) & ~keep[owners]
+            differ = values[0] != values[1]
+            if first.border != read.border or (read.border and (values[0] != values[1]).any()):
+                # One stands for the others at both, so all that is constant must be the same, whether it goes or not.
+                differ = (values[0] != 0) | (values[1] != 0)
+            differ &= ~keep[owners]
             if differ.any():
                 mask = np.zeros(classes.num_classes, dtype=bool)
                 mask[owners[differ]] = True
@@ -181,9 +188,16 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
 
 
 def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
-    """Return (kind, target): the bias if there is one, else a BatchNorm's running mean, else a new bias."""
+    """Return (kind, target): the node's own bias if it has one, else a BatchNorm's running mean, else a new bias.
+
+    A bias that other layers read, too (files in which equal tensors were merged), stays as it is.
+    """
     if len(node.inputs) > 2 and node.inputs[2]:
-        return "bias", graph.stored(node.inputs[2])
+        bias = graph.stored(node.inputs[2])
+        alone = bias not in graph.outputs and all(
+            user.inputs[1:3] == node.inputs[1:3] for user in graph.consumers(bias)
+        )
+        return "bias", bias if alone or is_integer(graph, node) else ""
     readers = graph.consumers(node.outputs[0])
     if len(readers) == 1 and node.outputs[0] not in graph.outputs:
         norm = readers[0]

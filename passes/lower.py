@@ -405,9 +405,10 @@ def _crop(at: _Where, pads: list[int]) -> _Changes:
 
 
 def _num_groups(at: _Where) -> _Changes:
-    index = at.kept(at.x, at.node.attrs.get("axis", 1))
-    if index is not None:
-        yield "num_groups", int(index.size)
+    axis = at.node.attrs.get("axis", 1)
+    index = at.kept(at.x, axis)
+    if index is not None:  # whole groups go
+        yield "num_groups", int(index.size) * at.node.attrs["num_groups"] // at.size(at.x, axis)
 
 
 _ATTRS: Mapping[str, Callable[[_Where], _Changes]] = MappingProxyType(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 _TINY = 1e-30
+_GIVE_INPUTS = "give inputs that it takes: --inputs FOLDER"
+_DATA = "data"
+"""The family of inputs that the user gives."""
+
 # A float16 number has 11 bits: two orders of summation in a deep network differ by about this much.
 _HALF_TOLERANCE = 1e-2
 # Integer outputs (argmax, indices) may flip at a tie; more than one in a thousand is no tie.
@@ -288,8 +292,11 @@ def _compare(
     varies: list[bool] = []
     gaps: list[tuple[str, int, Gap, bool]] = []
     count = 0
-    for count, (family, values) in enumerate(feeds, start=1):  # noqa: B007 - counted for what follows the loop
-        outputs_a = run_a(values)
+    for family, values in feeds:
+        outputs_a = _outputs_of_first(run_a, family, values, seen)
+        if outputs_a is None:
+            continue
+        count += 1
         try:
             outputs_b = run_b(values)
         except Exception as error:  # onnxruntime and user modules raise anything
@@ -306,6 +313,8 @@ def _compare(
             rounding = max(_rounding(rerun, values, index, x) for rerun in reruns) if fails else 0.0
             gaps.append((family, index, found, fails and found.absolute <= _ROUNDING_FACTOR * rounding))
             varies[index] = varies[index] or _changed(reference[index], x)
+    if not count:
+        raise BadInput("no input was found that the first model takes", why="; ".join(seen.notes), do=_GIVE_INPUTS)
     seen.judge(gaps, names, tolerance, in_half)
     seen.num_outputs = len(reference)
     labels = names or [str(index) for index in range(len(reference))]
@@ -314,6 +323,19 @@ def _compare(
     if any(output.dtype == np.float16 for output in reference):
         seen.notes.append(f"float16 outputs: a relative error of {_HALF_TOLERANCE:g} passes")
     return seen
+
+
+def _outputs_of_first(run: _Run, family: str, values: Feed, seen: _Comparison) -> list[Array] | None:
+    """Return the first model's outputs; None, and a note, for random inputs that it does not take (other tokens)."""
+    try:
+        return run(values)
+    except PrunecError:
+        raise
+    except Exception as error:  # onnxruntime and user modules raise anything
+        if family == _DATA:
+            raise BadInput("the first model does not run on the given inputs", why=first_line(error)) from error
+        seen.note(f"the first model takes no inputs of the family {family!r}: {first_line(error)}")
+        return None
 
 
 def labels_of(names: Sequence[str], index: int) -> str:
@@ -372,7 +394,7 @@ def gap(a: Array, b: Array) -> Gap:
 
 def _given(inputs: Iterable[Feed]) -> Iterator[tuple[str, Feed]]:
     """Yield the user's inputs, all of one family."""
-    return (("data", values) for values in inputs)
+    return ((_DATA, values) for values in inputs)
 
 
 def _changed(a: Array, b: Array) -> bool:

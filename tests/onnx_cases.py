@@ -409,7 +409,7 @@ def group_norm(net: Net, x: str) -> str:
 
 def group_norm_per_channel(net: Net, x: str) -> str:
     vectors = [net.const(net.rng.uniform(0.5, 1.5, CHANNELS).astype(np.float32)) for _ in range(2)]
-    return str(net.op("GroupNormalization", x, *vectors, num_groups=2))
+    return str(net.op("GroupNormalization", x, *vectors, num_groups=1))
 
 
 def top_channels(net: Net, x: str) -> str:
@@ -468,7 +468,7 @@ REFUSED: Mapping[str, tuple[int, Build, str]] = {
     "lrn": (13, local_response_norm, "lrn"),
     "layer-norm": (17, layer_norm, "LayerNorm"),
     "group-norm-18": (18, group_norm, "GroupNorm"),
-    "group-norm-21": (21, group_norm_per_channel, "GroupNorm"),
+    "group-norm-of-one-group": (21, group_norm_per_channel, "GroupNorm"),
     "lp-normalization": (13, elementwise("LpNormalization", axis=1), "lp_norm"),
     "cumulative-sum": (14, lambda net, x: net.op("CumSum", x, net.const(1, np.int64)), "cumsum"),
     "top-k": (13, top_channels, "sort"),

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "normalised over channels": (lambda x: F.normalize(x), "l2 runs over its channels"),
     "argmax over channels": (lambda x: x + x.argmax(1, keepdim=True), "argmax runs over its channels"),
     "layer norm": (lambda x: F.layer_norm(x, (CHANNELS, 8, 8)), "LayerNorm averages over its channels"),
-    "group norm": (lambda x: F.group_norm(x, 3), "GroupNorm averages over the channels of a group"),
+    "group norm": (lambda x: F.group_norm(x, 1), "GroupNorm averages over the channels of a group"),
     "merged with the batch": (lambda x: x.reshape(-1, 1, 8, 8).expand(-1, 4, -1, -1), "is merged with the batch"),
     "written in place": (lambda x: _write(x), "is written in place through a view"),
     "an op without a rule": (lambda x: x.triu() + x, "prunec has no rule for aten.triu"),

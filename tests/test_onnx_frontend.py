@@ -396,3 +396,30 @@ def test_layer_norm_that_onnx_runtime_writes_into_an_older_opset() -> None:
     graph = trace_onnx(net.model()).graph
     assert graph.shape(x) == (1, 8, 6, 6)
     assert not unknown_reasons(graph)
+
+
+@pytest.mark.parametrize("declared", [[], [7, 7]])
+def test_output_whose_declared_rank_is_wrong(declared: list[int], tmp_path: Path) -> None:
+    """Paddle declares outputs without sizes; inference does not see what a computed shape gives."""
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    x = net.op(
+        "Reshape", net.conv(x, 8, 4), net.op("Concat", net.op("Shape", net.input("like", [4, 9])), net.ints(4), axis=0)
+    )
+    net.output(net.op("Softmax", x, axis=2), shape=[None] * 3)
+    model = net.model()
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for size in declared:
+        model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
+    onnx.save(model, tmp_path / "before.onnx")
+    assert prune_onnx(tmp_path / "before.onnx", tmp_path / "after.onnx", validate=False).removed_channels >= 3
+
+
+@pytest.mark.parametrize("through", ["Identity", "Neg"])
+def test_output_that_is_a_number_of_channels_stays_it(through: str, tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    count = net.op("Gather", net.op("Shape", net.op(through, x)), net.const(1, np.int64))
+    net.output(net.conv(x, 8, 4))
+    net.output(net.op("Div", count, net.const(2, np.int64)), dtype=TensorProto.INT64, shape=[])
+    prune_and_compare(net.model(), tmp_path)

@@ -197,6 +197,14 @@ def test_wrong_shapes_of_other_ops(tmp_path: Path) -> None:
         assert kind.lower() in refused(saved(net.model(), tmp_path))
 
 
+def test_axis_of_a_single_scale_means_nothing(tmp_path: Path) -> None:
+    net = Net(13)
+    unit = (net.const(np.float32(0.1)), net.const(np.int8(0)))
+    one = net.op("DequantizeLinear", net.op("QuantizeLinear", net.input("eps", []), *unit, axis=0), *unit, axis=3)
+    net.output(net.op("Add", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8), one))
+    assert trace_onnx(load_onnx(saved(net.model(), tmp_path))).graph.nodes
+
+
 def test_dims_that_overflow(tmp_path: Path) -> None:
     for dims in ([2**40, 2**40], [2**62, 8], [-1, 8], [2**31]):
         model = small_net()

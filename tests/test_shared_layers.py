@@ -76,3 +76,42 @@ def test_any_channels_of_a_shared_head_can_go(kernel: int, silent: tuple[int, ..
 
 def test_constants_of_one_level_stay(tmp_path: Path) -> None:
     prune_and_compare(heads((1, 2, 5)), tmp_path)
+
+
+@pytest.mark.parametrize("pads", [(1, 1), (1, 0), (0, 0)])
+def test_what_stands_for_constants_at_one_level_must_do_so_at_all(pads: tuple[int, int], tmp_path: Path) -> None:
+    """Channels 1 and 2 are the same constants at both levels; 5, the largest at the first, varies at the second."""
+    net = Net(13)
+    first = net.weight(CHANNELS, 3, 3, 3)
+    first[[1, 2, 5]] = 0
+    bias = np.linspace(0.1, 0.4, CHANNELS, dtype=np.float32)
+    bias[5] = 2.0
+    x = net.op("Relu", net.op("Conv", net.input("x", [1, 3, 12, 12]), net.const(first), net.const(bias), pads=[1] * 4))
+    second = net.weight(CHANNELS, CHANNELS, 3, 3)
+    second[[1, 2]] = 0
+    other = net.op("Add", x, net.op("Conv", x, net.const(second), pads=[1] * 4))
+    shared = net.const(net.weight(INNER, CHANNELS, 3, 3))
+    for level, pad in zip((x, other), pads, strict=True):
+        y = net.op("Conv", level, shared, net.const(net.weight(INNER)), pads=[pad] * 4)
+        net.output(net.op("Conv", net.op("Sigmoid", y), net.const(net.weight(4, INNER, 1, 1))))
+    prune_and_compare(net.model(), tmp_path)
+
+
+@pytest.mark.parametrize("other", ["Conv", "InstanceNormalization"])
+def test_bias_that_another_layer_reads_stays_as_it_is(other: str, tmp_path: Path) -> None:
+    """Tools that slim files merge tensors that are equal, most of all biases of zeros."""
+    net = Net(13)
+    bias = net.const(np.zeros(CHANNELS, np.float32))
+    image = net.input("x", [1, 3, 12, 12])
+    x = net.op("Sigmoid", net.conv(image, 3, CHANNELS, silent=(1, 2, 5)))
+    x = net.op("Conv", x, net.const(net.weight(CHANNELS, CHANNELS, 1, 1)), bias)
+    if other == "Conv":
+        y = net.op("Conv", image, net.const(net.weight(CHANNELS, 3, 3, 3)), bias)
+    else:
+        y = net.op(
+            "InstanceNormalization", net.conv(image, 3, CHANNELS), net.const(np.ones(CHANNELS, np.float32)), bias
+        )
+    net.output(x)
+    net.output(y)
+    _, made, _ = prune_and_compare(net.model(), tmp_path)
+    assert any(len(keep.keep) == CHANNELS - 3 for keep in made.keeps)

@@ -152,6 +152,22 @@ def test_a_number_as_an_input_is_fed(tmp_path: Path) -> None:
     assert validate_onnx(tmp_path / "net.onnx", tmp_path / "net.onnx", provider="cpu", runs=1).passed
 
 
+def test_kinds_of_input_that_the_original_does_not_take_are_left_out(tmp_path: Path) -> None:
+    """Numbers of tokens that come as floats: 243 is one too many."""
+    net = Net()
+    tokens = net.op("Cast", net.op("Abs", net.input("x", [1, 8])), to=TensorProto.INT64)
+    net.output(net.op("Gather", net.const(net.weight(20, 4)), tokens))
+    path = tmp_path / "net.onnx"
+    onnx.save(net.model(), path)
+    result = validate_onnx(path, path, provider="cpu", runs=1)
+    assert result.passed
+    assert {"noise", "flat"} <= result.families.keys()
+    assert "pixels" not in result.families
+    assert any("'pixels'" in note for note in result.notes)
+    with pytest.raises(BadInput, match="does not run on the given inputs"):
+        validate_onnx(path, path, provider="cpu", runs=0, inputs=[{"x": np.full((1, 8), 99, np.float32)}])
+
+
 def amplifying(path: Path, order: list[int], error: float = 0.0) -> Path:
     """Write a network that makes the rounding of a sum over 64 channels, taken in ``order``, into large differences."""
     net = Net()

@@ -316,20 +316,24 @@ def dynamic_quantize(
 
 
 def instance_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Unify gamma and beta with the channel axis; refuse labelled positions, which it averages over."""
+    """Unify gamma and beta with the channel axis; what it averages over goes together, or is refused."""
     axis = node.attrs.get("axis", 1)
-    ties.pin([f for f in inputs[0].fields if any(a > axis for a in varying(f))], SPATIAL)
+    x = inputs[0]
+    ties.pin([f for f in x.fields if f.shape[axis] == 1 and any(a > axis for a in varying(f))], SPATIAL)
     return per_channel(node, inputs, outputs, ties)
 
 
 def group_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Refuse its channels, which it averages over, unless every channel is a group of its own."""
-    x = inputs[0]
-    axis = node.attrs.get("axis", 1)
-    if x.shape is not None and x.shape[axis] == node.attrs["num_groups"]:
-        return instance_norm(node, inputs, outputs, ties)
-    pin_all(inputs, ties, "GroupNorm averages over the channels of a group")
-    return [Label(shape, x.fields if i == 0 else ()) for i, shape in enumerate(outputs)]
+    """Unify gamma and beta with the channel axis; the channels of a group, which it averages over, go together."""
+    x, axis, groups = inputs[0], node.attrs.get("axis", 1), node.attrs["num_groups"]
+    size = None if x.shape is None else x.shape[axis]
+    if not isinstance(size, int) or size % groups or groups == 1 < size:
+        pin_all(inputs, ties, "GroupNorm averages over the channels of a group")
+        return [Label(shape, x.fields if i == 0 else ()) for i, shape in enumerate(outputs)]
+    if x.on(axis):
+        members = vector(x, axis, ties).reshape(groups, -1)
+        ties.unify(members, members[:, :1])
+    return instance_norm(node, inputs, outputs, ties)
 
 
 def layer_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -421,6 +425,8 @@ def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
         if rest and len(rest) < len(varying(field)):
             field = ties.tie_along(field, rest)  # attention heads merged with the batch: the heads lose the same slots
         moved = reshape_array(field, x.shape, after) if rest else None
+        if moved is None and rest:
+            moved = _past_open_sizes(field, groups, after, ties)
         if moved is None:
             ties.pin(field, "is merged with the batch or with an axis of open size")
             continue
@@ -428,6 +434,26 @@ def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
             ties.rectangle(moved)
         fields.append(moved)
     return [Label(after, tuple(fields))]
+
+
+def _past_open_sizes(
+    field: Ids, groups: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], after: Shape, ties: Ties
+) -> Ids | None:
+    """Move ids along the first of several axes, some of them open, that become others: (64, H, W) -> (8, 8·H·W).
+
+    Each new row is made of several old ones, which are tied, or is a part of one; None where it is neither.
+    """
+    axis = varying(field)[0]
+    ins, outs = next(group for group in groups if axis in group[0])
+    size, new = field.shape[axis], after[outs[0]] if outs else None
+    if varying(field) != (axis,) or axis != ins[0] or len(outs) < 2 or not isinstance(new, int):
+        return None
+    ids = field.ravel()
+    if size % new == 0:
+        rows = ids.reshape(new, -1)
+        ties.unify(rows, rows[:, :1])
+        return spread(rows[:, 0], outs[0], len(after))
+    return spread(np.repeat(ids, new // size), outs[0], len(after)) if new % size == 0 else None
 
 
 def moves(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

@@ -212,10 +212,10 @@ def _check_shapes(traced: TracedOnnx, edits: Edits, pruned: OnnxSource) -> None:
     Raises:
         CannotRewrite: a value has another size than it should: its producer was not rewritten rightly.
     """
-    found, _ = infer(pruned.model, read_nodes(pruned.model), {})
+    found, declared = infer(pruned.model, read_nodes(pruned.model), {})
     for name, value in traced.graph.values.items():
         expected: Shape | None = edits.shapes.get(name, value.shape)
-        got = found[name].shape if name in found else None
+        got = found[name].shape if name in found and name not in declared else None
         if expected is None or got is None or name not in traced.graph.values:
             continue
         same_rank = len(expected) == len(got)

@@ -200,11 +200,15 @@ def _as_open(array: Array) -> Array:
 
 
 def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: set[str]) -> None:
-    """Look again at the outputs' shapes where inference left sizes open and more is known by now."""
+    """Look again at the outputs' shapes where inference left sizes open and more is known by now.
+
+    What only the file says of an output is looked at, too: it may be stale.
+    """
     shapes = [facts.shape(name) if name else () for name in view.outputs]
-    if all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
+    told = any(name in grown for name in view.outputs)
+    if not told and all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
         return
-    told_more = any(name in grown for name in view.inputs)
+    told_more = told or any(name in grown for name in view.inputs)
     if not (told_more or view.op in onnx_shapes.SHAPED_BY_CONTENTS or any(shape is None for shape in shapes)):
         return
     found = onnx_shapes.refine(view, model.opset_import, model.ir_version)
@@ -256,7 +260,7 @@ def _assemble(
 ) -> tuple[Graph, dict[int, tuple[str, ...]], dict[str, tuple[int, ...]]]:
     """Keep what the outputs need, and make the frozen graph of it."""
     outputs = tuple(value.name for value in source.model.graph.output)
-    needed = set(outputs)
+    needed = set(outputs).union(*(facts.roots.get(name, ()) for name in outputs))
     kept: list[tuple[SourceNode, int, Draft]] = []
     for node, parts in reversed(drafts):
         for place in range(len(parts) - 1, -1, -1):
@@ -279,7 +283,7 @@ def _assemble(
         values=MappingProxyType(values),
         params=MappingProxyType(params),
         inputs=inputs,
-        outputs=tuple(tail_value(name) if name in params else name for name in outputs),
+        outputs=tuple(tail_value(name) if tail_value(name) in values else name for name in outputs),
         name=source.model.graph.name,
         frontend="onnx",
     )
@@ -343,9 +347,14 @@ def _tensors(
     for name in dict.fromkeys(outputs):
         array = facts.constant(name)
         if array is not None and name not in values:
-            params.setdefault(name, Param(name, array, literal=True))
             value = tail_value(name)
             values[value] = Value(value, tuple(array.shape), array.dtype.name)
+            sized = tuple(root for root in sorted(facts.roots.get(name, ())) if root in values)
+            if sized:
+                reason = {"reason": "its size is read as data"}
+                tail.append(Node(value, "opaque", sized, (value,), reason, source="output", origin=name))
+                continue
+            params.setdefault(name, Param(name, array, literal=True))
             tail.append(Node(value, "identity", (name,), (value,), source="output", origin=name))
     return values, params, tail
 

@@ -102,10 +102,12 @@ def _per_channel(node: Node, shapes: list[Shape | None]) -> str:
     x, axis = shapes[0], node.attrs.get("axis", 1)
     if x is None:
         return ""
-    if axis >= len(x):
-        return f"the input has no axis {axis}"
     for shape in shapes[1:]:
-        if shape is not None and len(shape) == 1 and shape[0] != 1 and _differ(shape[0], x[axis]):
+        if shape is None or len(shape) != 1 or shape[0] == 1:
+            continue  # one number for all: the axis means nothing
+        if axis >= len(x):
+            return f"the input has no axis {axis}"
+        if _differ(shape[0], x[axis]):
             return f"{shape[0]} values for {x[axis]} channels"
     return ""
 

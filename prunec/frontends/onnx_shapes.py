@@ -49,7 +49,7 @@ def infer(
         found = values.get(value.name)
         if found is None or found.shape is None or not found.dtype:
             dtype = dtype_name(value.type.tensor_type.elem_type)
-            shape = type_shape(value.type)
+            shape = type_shape(value.type) or None  # Paddle leaves the sizes of outputs out, which makes them scalars
             if found is None or found.shape is None:
                 declared.add(value.name)
             else:
