@@ -211,7 +211,7 @@ def test_a_run_killed_before_or_after_channels_have_left_ends_the_same(
 @pytest.mark.parametrize(
     "given",
     [
-        {"target_macs": 0.35, "rho": 0.02, "shrink_after": 1, "log_every": 2},
+        {"target_macs": 0.25, "rho": 0.01, "shrink_after": 1, "log_every": 1, "steps": 200},
         {"milestones": (0.5, 0.2), "rho": 0.02, "steps": 240, "shrink_after": 1, "log_every": 2},
         {"optimizer": "adamw", "lr": 1e-3, "gamma_lr": 0.3},
         {"border": "exact", "drive_beta": True, "rho": 0.03},
@@ -229,7 +229,7 @@ def test_shrinking_goes_together_with(tmp_path: Path, bars: Path, given: dict[st
     if "milestones" in given:
         assert [entry["macs"] / result.before["macs"] <= entry["target"] for entry in result.milestones] == [True] * 2
     if "target_macs" in given:
-        assert result.after["macs"] <= 0.35 * result.before["macs"]
+        assert result.after["macs"] <= 0.25 * result.before["macs"]
 
 
 def test_a_rescaled_network_shrinks_and_its_scale_is_undone(tmp_path: Path, bars: Path) -> None:
