@@ -43,6 +43,22 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     help="Where zero padding meets removed constants: exact keeps one carrier channel, bias accepts an error there.",
 )
 @click.option(
+    "--residual",
+    type=click.Choice(["tie", "expand"]),
+    default="tie",
+    show_default=True,
+    help="Where one branch of a sum is constant in a channel: tie keeps the channel as long as another branch varies, "
+    "expand takes it out of the branch and puts it back at the sum, where that pays.",
+)
+@click.option(
+    "--gates",
+    type=click.Choice(["tie", "fold"]),
+    default="tie",
+    show_default=True,
+    help="Constant channels times an input-dependent gate (squeeze-excite): tie keeps them, fold takes them past the "
+    "product by a convolution on the gate, where that pays.",
+)
+@click.option(
     "--calibrate",
     metavar="DATA",
     help="Also remove channels that stay constant on this folder of .npy, .npz or image files (ReLUs that never fire).",
@@ -120,7 +136,8 @@ def prune(
     if as_json:
         show_json({**report.to_json_dict(), "output": str(output)})
     else:
-        show_prune(report, str(output))
+        untried = [option for option in ("residual", "gates") if choices[option] == "tie"]
+        show_prune(report, str(output), untried=untried)
 
 
 def _calibration(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:

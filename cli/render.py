@@ -109,6 +109,7 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
     _show_layers(out, analysis.layers, full)
     _show_groups(out, analysis.groups, full)
     _show_blocked(out, analysis.blocked, full)
+    _tell_rewrites(out, analysis.blocked, ("residual", "gates"))
     _show_pins(out, analysis.pins, full)
 
 
@@ -171,13 +172,36 @@ def _show_blocked(out: Console, held: Sequence[Blocked], full: bool) -> None:
     _tell_rest(out, len(held) - len(picked), "more")
 
 
+def _tell_rewrites(out: Console, held: Sequence[Blocked], options: Sequence[str]) -> None:
+    """Say what could be done about channels that only another branch of a sum, or a gate, keeps.
+
+    Args:
+        options: "residual" and "gates", as far as they were not asked for.
+    """
+    from prunec.survivors import GATED, RESIDUAL
+
+    told = {
+        "residual": (RESIDUAL, "a sum", "--residual expand takes them out of the branch where they are constant"),
+        "gates": (GATED, "a gate", "--gates fold takes them past the product"),
+    }
+    for reason, holder, remedy in (told[option] for option in options):
+        count = sum(item.channels for item in held if item.reason == reason)
+        if count:
+            sentence = f"{count:,} of them are held by {holder}: prunec prune {remedy}"
+            out.print(Text(f"{sentence}, where that saves more than it costs", style="dim"))
+
+
 def _tell_rest(out: Console, count: int, what: str) -> None:
     if count > 0:
         out.print(Text(f"… {count} {what}; --full shows all", style="dim"))
 
 
-def show_prune(report: PruneReport, output: str) -> None:
-    """Print what a pruning did and where the result is."""
+def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ()) -> None:
+    """Print what a pruning did and where the result is.
+
+    Args:
+        untried: "residual", "gates": options that might have taken more.
+    """
     out = console()
     out.print(Text(report.model, style="bold"), Text(report.reason, style="dim"))
     out.print(cost_table(report.before, report.after))
@@ -189,6 +213,13 @@ def show_prune(report: PruneReport, output: str) -> None:
         _print_calibration(out, report.calibration)
     if report.carriers:
         out.print(f"constant channels that stay as carriers, so that padded borders remain exact: {report.carriers:,}")
+    if report.expanded:
+        count = sum(item.channels for item in report.expanded)
+        nodes = len({item.node for item in report.expanded})
+        out.print(f"constant channels taken out of one branch, and put back where it is added up: {count:,} at {nodes}")
+    if report.gates:
+        count = sum(item.channels for item in report.gates)
+        out.print(f"constants times a gate that go past the product: {count:,} channels at {len(report.gates)}")
     changed = [layer for layer in report.layers if layer.before != layer.after]
     if changed:
         heading(out, "Output channels that changed")
@@ -197,6 +228,7 @@ def show_prune(report: PruneReport, output: str) -> None:
             row(layers, layer.node, layer.op, f"{layer.before:,}", f"{layer.after:,}" if layer.after else "gone")
         out.print(layers)
     _show_blocked(out, report.blocked, full=False)
+    _tell_rewrites(out, report.blocked, untried)
     if report.message:
         out.print()
         out.print(Text(report.message, style="yellow"))

@@ -93,6 +93,20 @@ def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule
     return Cost(params, sum(macs_of.values()), activations, MappingProxyType(macs_of))
 
 
+def as_it_came(graph: Graph) -> Graph:
+    """Return the graph less the nodes that rewrites put in (passes/rewrite.py): what there is to count before them."""
+    if not any(node.attrs.get("inserted") for node in graph.nodes):
+        return graph
+    nodes = tuple(node for node in graph.nodes if not node.attrs.get("inserted"))
+    return Graph(nodes, graph.values, graph.params, graph.inputs, graph.outputs, graph.name, graph.frontend)
+
+
+def elements(graph: Graph, name: str) -> int:
+    """Count the elements of a value, for one sample."""
+    sizes = _sizes(graph.shape, name)
+    return _per_sample(math.prod(sizes), sizes, _batch(graph, graph.shape))
+
+
 def class_cost(graph: Graph, classes: ChannelClasses, rates: Rates = NO_RATES) -> ClassCost:
     """Share the cost of ``graph`` out among its channel classes.
 
@@ -186,10 +200,15 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
 
 
 def _params_read(graph: Graph) -> Iterator[str]:
-    statistics = _statistics(graph)
+    others = _statistics(graph) | _put_back(graph)
     for name, param in graph.params.items():
-        if not param.literal and name not in statistics and (graph.consumers(name) or name in graph.outputs):
+        if not param.literal and name not in others and (graph.consumers(name) or name in graph.outputs):
             yield name
+
+
+def _put_back(graph: Graph) -> set[str]:
+    """Return the constants of expansions: stored, like those that replace whole branches, and not learned."""
+    return {name for node in graph.nodes if node.attrs.get("inserted") and node.op == "add" for name in node.inputs}
 
 
 def _statistics(graph: Graph) -> set[str]:

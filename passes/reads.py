@@ -202,18 +202,33 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
     return not border or node.inputs[1] in graph.params, border
 
 
-def exactly_removable(classes: ChannelClasses, found: Sequence[Read]) -> Mask:
+def exactly_removable(graph: Graph, classes: ChannelClasses, found: Sequence[Read], liveness: Liveness) -> Mask:
     """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class.
 
-    Nothing is known of a class that no contraction reads: it stays.
+    A class that no contraction reads goes where the values that carry it are dead there; where none is known to
+    carry it (behind a value of unknown rank) nothing is known of it, and it stays.
     """
-    removable = np.zeros(classes.num_classes, dtype=bool)
+    removable = _dead_where_carried(graph, classes, liveness)
     for read in found:
         removable[classes.class_of[read.ids]] = True
     removable &= ~classes.pinned
     for read in found:
         removable[classes.class_of[read.ids[~read.fine]]] = False
     return removable
+
+
+def _dead_where_carried(graph: Graph, classes: ChannelClasses, liveness: Liveness) -> Mask:
+    """Return bool[num_classes]: some value that depends on the input carries the class, and none is live there."""
+    carried, alive = (np.zeros(classes.num_classes, dtype=bool) for _ in range(2))
+    fixed = graph.fixed_values()
+    for name in graph.values:
+        if name in fixed or name not in classes.labels:
+            continue
+        for ids in classes.labels[name].fields:
+            live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
+            carried[classes.class_of[ids]] = True
+            alive[classes.class_of[ids[live]]] = True
+    return carried & ~alive
 
 
 def states(classes: ChannelClasses, found: Sequence[Read]) -> tuple[Mask, Mask]:

@@ -17,7 +17,7 @@ from prunec.graph import Graph, Shape
 from prunec.labels import ChannelClasses
 from prunec.passes.absorb import absorptions, choose_carriers, clashes, folds
 from prunec.passes.constants import Constants
-from prunec.passes.cost import Cost, cost
+from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.legal import legalise, round_up
 from prunec.passes.liveness import Liveness
@@ -82,7 +82,7 @@ def select(
         priority: float64[num_classes]: which of several channels to give back first; none: the earliest.
     """
     graph, classes = facts.graph, facts.classes
-    exact = exactly_removable(classes, facts.reads)
+    exact = exactly_removable(facts.graph, classes, facts.reads, facts.liveness)
     current = (~exact if keep is None else keep | classes.pinned).copy()
     order = np.zeros(classes.num_classes) if priority is None else priority
     carriers = np.zeros_like(current)
@@ -187,7 +187,7 @@ def select_budget(
         BudgetNotMet: pinned channels, and one channel per layer, already cost more.
     """
     targets = (("macs", target_macs), ("params", target_params))
-    whole = cost(facts.graph)
+    whole = cost(as_it_came(facts.graph))
 
     def fits(selection: Selection) -> bool:
         count = recount(facts, selection)
@@ -198,7 +198,7 @@ def select_budget(
         return base
     free = np.flatnonzero(base.keep & ~facts.classes.pinned & facts.classes.is_channel)
     order = free[np.argsort(scores[free], kind="stable")]
-    order = order[_not_last(facts.classes, order)]
+    order = order[_not_last(facts, order)]
 
     def at(count: int) -> Selection:
         wish = base.keep.copy()
@@ -232,15 +232,27 @@ def _smallest(
     return best
 
 
-def _not_last(classes: ChannelClasses, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
-    """Return bool[order]: False for the highest-scored channel of each coupled group, which always stays."""
-    last: dict[int, int] = {}
-    group_of = {int(c): number for number, group in enumerate(group_classes(classes)) for c in group}
-    for position, channel in enumerate(order.tolist()):
-        last[group_of.get(channel, -1 - channel)] = position
+def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
+    """Return bool[order]: False for the highest-scored channel of each coupled group, which always stays.
+
+    Expansions break a stream into many groups, by the branches that each channel is computed in. There it is the
+    highest-scored of each parameter axis: a group may go as long as no layer is left without channels.
+    """
+    classes = facts.classes
+    groups = [np.asarray(group, dtype=np.int64) for group in group_classes(classes)]
+    alone = np.setdiff1d(order, np.concatenate([*groups, _NO_CHANNELS]))
+    if as_it_came(facts.graph) is not facts.graph:
+        groups = [np.unique(classes.class_of[member.ids]) for member in classes.members]
+    position = np.full(classes.num_classes, -1, dtype=np.int64)
+    position[order] = np.arange(order.size)
+    last = np.array([position[group].max(initial=-1) for group in groups], dtype=np.int64)
     mask = np.ones(order.size, dtype=bool)
-    mask[list(last.values())] = False
+    mask[last[last >= 0]] = False
+    mask[position[alone]] = False
     return mask
+
+
+_NO_CHANNELS = np.zeros(0, dtype=np.int64)
 
 
 def recount(facts: Facts, selection: Selection) -> Cost:

@@ -14,7 +14,7 @@ import numpy as np
 
 from prunec.graph import Node
 from prunec.passes.cost import Cost as PassCost
-from prunec.passes.cost import class_cost, cost
+from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.reads import states
 from prunec.passes.select import Facts, Selection, recount
@@ -24,6 +24,8 @@ from prunec.report import (
     Blocked,
     ChannelCounts,
     Cost,
+    Expanded,
+    GateFolded,
     Group,
     GroupMember,
     LayerChange,
@@ -71,7 +73,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
 
 def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str) -> PruneReport:
     """Report one pruning; costs are recounted on what is left."""
-    before, after = cost(facts.graph), recount(facts, selection)
+    before, after = cost(as_it_came(facts.graph)), recount(facts, selection)
     owners = _all_channels(facts)
     layers = tuple(_changes(facts, selection))
     removed = sum(layer.before - layer.after for layer in layers)
@@ -88,7 +90,35 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
         exact=plan.exact,
         reason=plan.reason,
         message="" if removed else _why_nothing(facts, held),
+        expanded=tuple(_expanded(facts, selection, plan)),
+        gates=tuple(_gates(facts, selection, plan)),
     )
+
+
+def _gates(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[GateFolded]:
+    """Yield the products that constants no longer pass through."""
+    nodes = {node.name: node for node in facts.graph.nodes}
+    for item in plan.gate_folds:
+        node = nodes[item.product]
+        if node.name in selection.wanted.nodes:
+            yield GateFolded(node.origin, node.source or node.op, len(item.positions))
+
+
+def _expanded(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[Expanded]:
+    """Yield the operands that the pruned network puts together again."""
+    nodes = {node.name: node for node in facts.graph.nodes}
+    for item in plan.expansions:
+        node = nodes[item.node]
+        made = facts.graph.producer(node.inputs[item.index])
+        if made is None or made.name not in selection.wanted.nodes:
+            continue  # scores took so much that the whole operand is constant
+        while made is not None and made.attrs.get("inserted"):
+            source = made.inputs[0]
+            made = facts.graph.producer(source)
+        (field,) = facts.classes.labels[source].on(item.axis)
+        kept = selection.keep[facts.classes.class_of[field.ravel()]]
+        gone = int((~kept[list(item.positions)]).sum())
+        yield Expanded(node.origin, node.source or node.op, gone, int(kept.sum()))
 
 
 def _cost(count: PassCost, channels: int) -> Cost:

@@ -7,7 +7,7 @@ does not load it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ import numpy as np
 from prunec.analysis import analysis, prune_report
 from prunec.blame import judged
 from prunec.calibration import Calibration, Observed
+from prunec.edits import Edits
 from prunec.errors import BadInput, ValidationFailed
 from prunec.graph import Graph
 from prunec.passes.channels import channels
 from prunec.passes.select import EXACT, select
 from prunec.plan import InputSpec, PrunePlan
-from prunec.planning import PROVABLE, SHOWN, Border, Job, Options, choose, gather_facts, plan_and_apply
+from prunec.planning import PROVABLE, SHOWN, Border, Job, Options, Result, choose, gather_facts, plan_and_apply
 from prunec.probes import Feed
 from prunec.report import Analysis, CalibrationReport, PruneReport, Validation
 from prunec.samples import Samples
@@ -115,7 +116,8 @@ def prune_module(
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
-            "random") with target_macs or target_params (fractions that stay), multiple_of, seed.
+            "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
+            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
@@ -136,12 +138,17 @@ def prune_module(
         observed = observe_module(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
     if chosen.criterion == "taylor" and saliency is None:
         saliency = _module_saliency(traced, samples)
-    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_edits, traced), observed)
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(_on_graph, apply_edits, traced), observed)
     report = _report(job, name or type(module).__name__, calibration, observed)
     if validate:
         feeds = given or (samples if job.by_data else None)
         report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)
     return Pruned(job.result, job.plan, report)
+
+
+def _on_graph(apply: Callable[[Any, Edits], Result], traced: Any, graph: Graph, edits: Edits) -> Result:
+    """Carry edits out on a traced model whose graph was rewritten."""
+    return apply(replace(traced, graph=graph), edits)
 
 
 def _module_saliency(traced: Traced, samples: Samples | None) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -248,7 +255,7 @@ def prune_onnx(
 
             saliency = onnx_saliency(traced, samples)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(apply_onnx, traced), observed)
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(_on_graph, apply_onnx, traced), observed)
     report = _report(job, str(path), calibration, observed)
     with staged_onnx(job.result, output) as staged:
         if job.plan.exact:
@@ -274,6 +281,8 @@ def _no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneRe
         removed_channels=0,
         layers=tuple(replace(layer, after=layer.before) for layer in report.layers),
         carriers=0,
+        expanded=(),
+        gates=(),
         message=f"nothing was removed: without {report.removed_channels} channels the file would be larger "
         f"({sizes[1]:,} bytes instead of {sizes[0]:,}), by what takes their place; it is written as it was",
     )

@@ -7,6 +7,7 @@ forward has no written-out sizes). What a plan does to a graph is passes/lower.p
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +18,7 @@ from prunec.errors import BadInput, BadPlan, UnsupportedModel
 from prunec.frontends.fx import Traced
 from prunec.passes.channels import channels
 from prunec.passes.lower import lower
+from prunec.passes.rewrite import rewritten
 from prunec.plan import PrunePlan
 from prunec.reading import read_module
 
@@ -24,6 +26,12 @@ from prunec.reading import read_module
 def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
     """Return zeros of the shapes that the plan was made with."""
     return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in plan.inputs)
+
+
+def _read(module: nn.Module, plan: PrunePlan) -> Traced:
+    """Trace a module, its graph rewritten as the plan's was."""
+    traced = read_module(module, example_inputs_of(plan))
+    return replace(traced, graph=rewritten(traced.graph, plan))
 
 
 def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
@@ -34,7 +42,7 @@ def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
     """
     for earlier in plan.earlier:
         module = apply_plan(module, earlier)
-    traced = read_module(module, example_inputs_of(plan))
+    traced = _read(module, plan)
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)
@@ -54,7 +62,7 @@ def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
         return apply_plan(module, plan)
     for earlier in plan.earlier:
         module = apply_to_module(module, earlier)
-    traced = read_module(module, example_inputs_of(plan))
+    traced = _read(module, plan)
     edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
@@ -79,6 +87,9 @@ def _changed(where: str, why: str) -> UnsupportedModel:
 
 def _refuse_changed_forward(traced: Traced, edits: Edits) -> None:
     by_name = {node.name: node for node in traced.graph.nodes}
+    for node in traced.graph.nodes:
+        if node.attrs.get("inserted"):
+            raise _changed(node.origin, "it computes something that the forward does not have")
     for name in sorted(edits.removed) + [name for name, _ in edits.constant_inputs] + list(edits.dropped_inputs):
         raise _changed(by_name[name].origin, "a branch of it vanished")
     modules = {n.name for n in traced.module.graph.nodes if n.op == "call_module"}

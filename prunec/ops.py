@@ -37,7 +37,9 @@ Reductions and their like
     along           x   kind axes                   softmax cumsum sort …: mixes along axes, keeps the shape
     arg_reduce      x   kind axes keepdims          argmax argmin …
 Attribute ``inner`` (any binary op): the node is part of a larger call of the user's model, so that its
-operands cannot be replaced one by one.
+operands cannot be replaced one by one. Attribute ``inserted`` (pad, gather, conv, add): the node is none of
+the model's, but one that passes/rewrite.py puts in; a backend writes it in full, in front of the node of its
+origin, or ``behind`` it.
 
 Rest
     shape_of        x               the shape as data; carries no channels

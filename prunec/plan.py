@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 2
-"""Of the documents that are written. Version 1, which is read too, lacks ``earlier``."""
+"""Plans that stand alone and rewrite no graph are written as version 1, which every prunec reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,47 @@ class ConstantInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Expansion:
+    """Channels that one operand of an elementwise op no longer computes: they are put back where the op reads it.
+
+    Args:
+        node: the op, by IR node name.
+        index: which of its operands.
+        axis: the operand's axis of channels.
+        positions: the channels that are put back, ascending indices on that axis before removal.
+        constants: the value of each of them.
+    """
+
+    node: str
+    index: int
+    axis: int
+    positions: tuple[int, ...]
+    constants: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GateFold:
+    """Constants times a gate: they reach the convolutions that read the product past it.
+
+    Where channel k of one operand is constants[k], the product is that times the gate. A 1x1 convolution on the
+    gate with constants[k] · Σ_taps W[:, k] adds what a reader with the weight W would have made of it.
+
+    Args:
+        product: the product, by IR node name.
+        gate: which of its operands is the gate, of one number per channel.
+        readers: all that reads the product: convolutions without padding, by IR node name.
+        positions: the channels, ascending indices before removal.
+        constants: what the other operand is there.
+    """
+
+    product: str
+    gate: int
+    readers: tuple[str, ...]
+    positions: tuple[int, ...]
+    constants: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PrunePlan:
     """A complete, framework-free description of one pruning.
 
@@ -116,17 +157,19 @@ class PrunePlan:
     exact: bool = True
     reason: str = ""
     earlier: tuple[PrunePlan, ...] = ()
+    expansions: tuple[Expansion, ...] = ()
+    gate_folds: tuple[GateFold, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """True when applying the plan changes nothing."""
-        own = self.keeps or self.grouped or self.folds or self.constant_inputs
+        own = self.keeps or self.grouped or self.folds or self.constant_inputs or self.is_rewritten
         return not own and all(plan.is_empty for plan in self.earlier)
 
     @property
-    def steps(self) -> tuple[PrunePlan, ...]:
-        """The plans that make it up, in the order in which they are applied; each stands alone."""
-        return (*(step for plan in self.earlier for step in plan.steps), replace(self, earlier=()))
+    def is_rewritten(self) -> bool:
+        """True when the graph is rewritten before anything is removed (passes/rewrite.py)."""
+        return bool(self.expansions or self.gate_folds)
 
     def after(self, *plans: PrunePlan) -> PrunePlan:
         """Return the plan that applies ``plans``, and then this one; it is exact where all of them are."""
@@ -135,6 +178,9 @@ class PrunePlan:
     def to_json(self) -> str:
         """Return the plan as one JSON document (floats round-trip exactly)."""
         document = {"format": "prunec-plan", "version": FORMAT_VERSION, **_plain(self)}
+        if not self.is_rewritten and not self.earlier:
+            document["version"] = 1
+            del document["expansions"], document["gate_folds"], document["earlier"]
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -222,4 +268,12 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
         exact=bool(document["exact"]),
         reason=str(document["reason"]),
         earlier=tuple(_plan(plan) for plan in document.get("earlier", ())),
+        expansions=tuple(
+            Expansion(e["node"], int(e["index"]), int(e["axis"]), _ints(e["positions"]), _floats(e["constants"]))
+            for e in document.get("expansions", ())
+        ),
+        gate_folds=tuple(
+            GateFold(g["product"], int(g["gate"]), tuple(g["readers"]), _ints(g["positions"]), _floats(g["constants"]))
+            for g in document.get("gate_folds", ())
+        ),
     )

@@ -19,15 +19,19 @@ from prunec.errors import BadInput, InternalError
 from prunec.graph import Graph
 from prunec.passes.channels import channels
 from prunec.passes.constants import constants
+from prunec.passes.gates import gate_folds_of
 from prunec.passes.liveness import liveness
 from prunec.passes.lower import lower
 from prunec.passes.reads import reads
+from prunec.passes.residuals import expansions_of
 from prunec.passes.scores import score
 from prunec.passes.select import Facts, Selection, plan, select, select_budget
 from prunec.plan import InputSpec, PrunePlan
 
 Result = TypeVar("Result")
 Border = Literal["exact", "bias"]
+Residual = Literal["tie", "expand"]
+Gates = Literal["tie", "fold"]
 Criterion = Literal["l1", "gamma", "taylor", "random"]
 
 PROVABLE = "removed what is provably constant or dead"
@@ -42,6 +46,8 @@ class Options:
     """How to prune; see ``prune_module``."""
 
     border: Border = "exact"
+    residual: Residual = "tie"
+    gates: Gates = "tie"
     keep: tuple[str, ...] = ()
     criterion: Criterion | None = None
     target_macs: float | None = None
@@ -52,6 +58,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.border not in ("exact", "bias"):
             raise BadInput(f"border is {self.border!r}", do="use exact or bias")
+        if self.residual not in ("tie", "expand"):
+            raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
+        if self.gates not in ("tie", "fold"):
+            raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
         if self.multiple_of < 1:
             raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
         for name in ("target_macs", "target_params"):
@@ -142,16 +152,21 @@ def plan_and_apply(
     inputs: tuple[InputSpec, ...],
     options: Options,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
-    apply: Callable[[Edits], Result],
+    apply: Callable[[Graph, Edits], Result],
     observed: Observed | None = None,
 ) -> Job[Result]:
-    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again."""
+    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
+
+    Args:
+        apply: a backend; the graph is the given one, rewritten where the plan has expansions.
+    """
     frozen: dict[str, str] = {}
     while True:
         planned = _planned(graph, inputs, options, saliency, frozen, observed)
         facts, made = planned.facts, planned.plan
         try:
-            return replace(planned, result=apply(lower(graph, facts.classes, made, facts.constants)))
+            edits = lower(facts.graph, facts.classes, made, facts.constants)
+            return replace(planned, result=apply(facts.graph, edits))
         except CannotRewrite as error:
             if error.origin in frozen or len(frozen) == MAX_REWRITES:
                 raise InternalError(
@@ -171,10 +186,10 @@ def _planned(
     """Plan on what is proven and, where data were given, on what they show as well."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
-        facts = gather_facts(graph, options.keep, frozen, found)
+        facts, rewrites = _rewritten(graph, options, frozen, found)
         selection, reason = choose(facts, options, saliency)
         made = plan(facts, selection, inputs, border=options.border, reason=reason)
-        return Job(facts, selection, made, None)
+        return Job(facts, selection, replace(made, **rewrites), None)
 
     proven = planned({})
     if observed is None or not observed.constants:
@@ -185,3 +200,20 @@ def _planned(
     reason = shown.plan.reason.replace(PROVABLE, SHOWN)
     made = replace(shown.plan, exact=False, reason=reason)
     return replace(shown, plan=made, proven=proven)
+
+
+def _rewritten(
+    graph: Graph, options: Options, frozen: Mapping[str, str], found: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[Facts, dict[str, Any]]:
+    """Return the facts of the graph, rewritten where the options ask for it and it pays, and what the plan notes."""
+
+    def analyse(rewritten: Graph) -> Facts:
+        return gather_facts(rewritten, options.keep, frozen, found)
+
+    facts, notes = analyse(graph), dict[str, Any]()
+    how: dict[str, Any] = {"border": options.border, "multiple_of": options.multiple_of}
+    if options.gates == "fold":
+        facts, notes["gate_folds"] = gate_folds_of(facts, analyse, **how)
+    if options.residual == "expand":
+        facts, notes["expansions"] = expansions_of(facts, analyse, **how)
+    return facts, notes

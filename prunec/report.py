@@ -226,6 +226,28 @@ class LayerChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Expanded:
+    """One operand of a sum that lost channels: what is left of them is put back in place where ``node`` reads it.
+
+    ``channels`` counts those that the operand no longer computes, ``kept`` the others.
+    """
+
+    node: str
+    op: str
+    channels: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class GateFolded:
+    """One product with a gate: ``channels`` of its map are constant, and go past it to what reads the product."""
+
+    node: str
+    op: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class Validation:
     """Two models, the same inputs: how far apart their outputs are and how long each took.
 
@@ -316,6 +338,8 @@ class PruneReport:
         calibration: what was learnt from data; None where there were none.
         exact_on_data: the result computes the same function at least on the calibration data, within the
             tolerance; that was checked unless validation was refused.
+        expanded: operands that are put together again where they are added up (``--residual expand``).
+        gates: products whose constant channels go past them (``--gates fold``).
     """
 
     model: str
@@ -333,6 +357,8 @@ class PruneReport:
     message: str = ""
     calibration: CalibrationReport | None = None
     exact_on_data: bool = False
+    expanded: tuple[Expanded, ...] = ()
+    gates: tuple[GateFolded, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""

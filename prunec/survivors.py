@@ -15,6 +15,7 @@ from prunec.graph import Node
 from prunec.labels import Label, Pin
 from prunec.ops import BINARY, CONTRACTIONS, UNARY
 from prunec.passes.channels import GRAPH_OUTPUT
+from prunec.passes.cost import as_it_came
 from prunec.passes.reads import Mask, any_outside, channel_constants, states
 from prunec.passes.select import Facts, Selection
 from prunec.report import Blocked, LayerChannels, PinReport
@@ -28,12 +29,13 @@ TIED = "it is tied to channels that vary: together they must stay rectangular"
 LAST = "a layer keeps at least one channel"
 VARIES = "it varies where it is read here, though it is constant elsewhere"
 RESIDUAL = "its other operand still varies (a residual stream that is constant in part)"
+GATED = "a constant times an input-dependent gate (squeeze-excite) is not constant"
 BORDER = "zero padding leaves the constant uneven at the border"
 
 
 def layer_channels(facts: Facts) -> Iterator[tuple[Node, Ints]]:
     """Yield each contraction with the class of each of its output channels, int64[C_out], in graph order."""
-    for node in facts.graph.nodes:
+    for node in as_it_came(facts.graph).nodes:
         owners = _output_classes(facts, node)
         if owners.size:
             yield node, owners
@@ -173,8 +175,10 @@ def _constant_somewhere(facts: Facts, settled: Sequence[tuple[Node, Ints, Mask]]
     weights = facts.graph.fixed_values()
     for name in facts.constants.known:
         producer = facts.graph.producer(name)
-        if name not in facts.classes.labels or producer is None or producer.op == "full" or name in weights:
+        if name not in facts.classes.labels or producer is None or name in weights:
             continue
+        if producer.op == "full" or producer.attrs.get("inserted"):
+            continue  # it costs nothing that could be saved
         for owners, known in _fields(facts, name):
             found[owners[known]] = True
     _, dead = states(facts.classes, facts.reads)
@@ -235,7 +239,7 @@ def _all_settled(facts: Facts, names: Sequence[str], *, known: bool) -> Mask:
 
 def _why_it_ends(node: Node) -> str:
     if node.op in ("mul", "div"):
-        return "a constant times an input-dependent gate (squeeze-excite) is not constant"
+        return GATED
     if node.op in BINARY:
         return RESIDUAL
     if node.op in ("conv", "conv_transpose", "avg_pool", "pad") and any(node.attrs.get("pads") or ()):

@@ -134,6 +134,20 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
 
 
+class Inverted(nn.Module):
+    """A depthwise convolution, a gate and a projection, as in MobileNetV3."""
+
+    def __init__(self, channels: int, out: int, act: str) -> None:
+        super().__init__()
+        conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.depthwise = ConvBlock(conv, channels, "bn", act)
+        self.gate = SqueezeExcite(channels)
+        self.project = nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.gate(self.depthwise(x)))  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel, as a plain parameter."""
 
@@ -177,6 +191,8 @@ def _build(step: Step, ins: list[Meta]) -> tuple[nn.Module | None, Meta]:
         return nn.PixelUnshuffle(2), Meta(x.channels * 4, x.scale * 2)
     if kind == "se":
         return SqueezeExcite(x.channels), x
+    if kind == "inverted":
+        return Inverted(x.channels, step["out"], step["act"]), Meta(step["out"], x.scale)
     if kind == "scale":
         return LayerScale(x.channels), x
     if kind == "prelu":
@@ -252,7 +268,7 @@ def _step(draw: st.DrawFn, metas: tuple[Meta, ...]) -> tuple[Step, Meta]:
     twins = [i for i, m in enumerate(metas) if m == x and i != at]
     joined = [i for i, m in enumerate(metas) if m.scale == x.scale and i != at]
     if at > 0:
-        kinds += ["depthwise", "se", "prelu", "padded", "standardised"]
+        kinds += ["depthwise", "se", "inverted", "prelu", "padded", "standardised"]
         kinds += ["grouped", "split", "shuffle", "shuffle"] if x.channels % 2 == 0 and x.channels >= 4 else []
         kinds += ["slice"] if x.channels > 3 else []
         kinds += ["pixel_shuffle"] if x.channels % 4 == 0 and x.channels >= 8 and x.scale > 1 else []
@@ -288,6 +304,8 @@ def _options(draw: st.DrawFn, kind: str, at: int, x: Meta, twins: tuple[int, ...
         options = {"mode": draw(st.sampled_from(["nearest", "bilinear"]))}
     elif kind == "shuffle":
         options = {"groups": 2}
+    elif kind == "inverted":
+        options = {"out": draw(st.integers(2, 8)), "act": draw(st.sampled_from(sorted(ACTIVATIONS)))}
     elif kind == "act":
         options = {"act": draw(st.sampled_from(sorted(ACTIVATIONS)))}
     return Step(kind, (at,), tuple(options.items()))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunec.errors import BadPlan
-from prunec.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
+from prunec.plan import AxisKeep, ConstantInput, Expansion, Fold, GroupedKeep, InputSpec, PrunePlan
 
 PLAN = PrunePlan(
     inputs=(InputSpec("x", (2, 3, 32, 32)), InputSpec("mask", (2, 1), "int64")),
@@ -34,8 +34,31 @@ def test_a_plan_survives_json() -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     document = json.loads(PLAN.to_json())
-    assert (document["format"], document["version"]) == ("prunec-plan", 2)
+    assert (document["format"], document["version"]) == ("prunec-plan", 1)
     assert document["keeps"][0] == {"param": "conv1.weight", "axis": 0, "size": 4, "keep": [0, 2]}
+
+
+def test_a_plan_with_expansions_is_of_version_2_and_one_without_still_of_version_1() -> None:
+    made = replace(PLAN, expansions=(Expansion("add", 1, 1, (0, 3), (0.5, 1 / 3)),))
+    document = json.loads(made.to_json())
+    assert document["version"] == 2
+    assert document["expansions"] == [
+        {"node": "add", "index": 1, "axis": 1, "positions": [0, 3], "constants": [0.5, 1 / 3]}
+    ]
+    assert PrunePlan.from_json(made.to_json()) == made
+    assert "expansions" not in json.loads(PLAN.to_json())
+
+
+def test_a_plan_that_comes_after_others_holds_them() -> None:
+    first = PrunePlan((InputSpec("x", (1, 3)),), keeps=(AxisKeep("a", 0, 4, (1,)),))
+    made = PLAN.after(first, replace(PLAN, exact=True))
+    assert made.earlier == (first, replace(PLAN, exact=True))
+    assert not made.exact
+    assert json.loads(made.to_json())["version"] == 2
+    assert PrunePlan.from_json(made.to_json()) == made
+    nothing = PrunePlan((InputSpec("x", (1, 3)),))
+    assert not nothing.after(first).is_empty
+    assert nothing.after(nothing).is_empty
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
@@ -47,6 +70,7 @@ def test_floats_survive_json_exactly(values: list[float]) -> None:
 def test_a_plan_that_changes_nothing_says_so() -> None:
     assert PrunePlan((InputSpec("x", (1,)),), reason="nothing").is_empty
     assert not PLAN.is_empty
+    assert not PrunePlan((), expansions=(Expansion("add", 0, 1, (2,), (0.0,)),)).is_empty
     for name in ("keeps", "grouped", "folds", "constant_inputs"):
         assert not replace(PrunePlan(()), **{name: getattr(PLAN, name)}).is_empty
 

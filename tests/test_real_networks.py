@@ -115,3 +115,29 @@ def test_a_network_from_the_field_is_pruned_exactly(name: str) -> None:
         assert report.message.startswith("nothing was removed")
     else:
         assert report.removed_channels > 0
+
+
+REWRITTEN = {
+    "torchvision:resnet18": (0.50, 0.35),
+    "torchvision:resnet50": (0.42, 0.37),
+    "torchvision:mobilenet_v3_small": (0.77, 0.48),
+    "timm:hrnet_w18_small": (0.61, 0.43),
+    "timm:repvgg_a0": (0.96, 0.61),
+    "timm:efficientnet_b0": (0.81, 0.35),
+}
+"""name -> most of the MACs that may stay, without and with sums expanded and gates folded."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_expanded_sums_and_folded_gates_take_more_and_stay_exact(name: str) -> None:
+    net = build(name).double()
+    example = torch.randn(1, 3, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = torch.randn(2, 3, 128, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for options, most in zip(({}, {"residual": "expand", "gates": "fold"}), REWRITTEN[name], strict=True):
+        result = prune_module(net, (example,), validate=False, **options)
+        assert result.plan.exact
+        assert relative_error(outputs_of(net, batch), outputs_of(result.module, batch)) <= 1e-9
+        assert result.report.after.macs == contraction_macs(result.module, example)
+        assert result.report.after.params == parameter_elements(result.module)
+        assert most - 0.02 < result.report.after.macs / result.report.before.macs <= most

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunec.backends.fx_insert import insert
 from prunec.backends.fx_rewrite import REWRITES, Site, add_buffer, call
 from prunec.edits import CannotRewrite, Edits
 from prunec.frontends.fx import Ref, Traced, eval_mode
@@ -69,15 +70,18 @@ class _Surgery:
         self.nodes = {_origin(n): n for n in module.graph.nodes}
         self.ir_of: dict[str, list[Node]] = {}
         for node in traced.graph.nodes:
-            self.ir_of.setdefault(node.origin, []).append(node)
+            if not node.attrs.get("inserted"):
+                self.ir_of.setdefault(node.origin, []).append(node)
         self.replaced: set[str] = set()
         self.had_users = {_origin(n) for n in module.graph.nodes if n.users}
 
     def run(self) -> None:
         self._freeze_sizes()
         self._freeze_scales()
-        set_parameters(self.module, self.edits.params)
+        put_back = {name for node in self.traced.graph.nodes if node.attrs.get("inserted") for name in node.inputs}
+        set_parameters(self.module, {k: array for k, array in self.edits.params.items() if k not in put_back})
         self._rewrite_attributes()
+        self._insert()
         self._add_biases()
         self._cut_inputs()
         self._drop_operands()
@@ -154,6 +158,40 @@ class _Surgery:
         """Return the FX node whose result is an IR value."""
         return next((self.nodes[name] for name, result in self.traced.results.items() if result == Ref(value)), None)
 
+    def _insert(self) -> None:
+        """Write the nodes of rewrites, each in front of, or behind, the call that it was made for."""
+        graph, made, behind = self.traced.graph, dict[str, fx.Node](), dict[str, fx.Node]()
+        for node in graph.nodes:
+            if node.name in self.edits.removed:
+                continue
+            n = self.nodes[node.origin]
+            if node.attrs.get("behind"):
+                behind[node.outputs[0]] = self._insert_behind(n, node, made[node.inputs[1]])
+            elif node.attrs.get("inserted"):
+                source = made.get(node.inputs[0]) or behind.get(node.inputs[0]) or self._maker(node.inputs[0])
+                if source is None:
+                    raise CannotRewrite(node.origin, "prunec cannot take an operand out of this call")
+                made[node.outputs[0]] = insert(self.module, n, node, source, graph, self.edits)
+                made[node.outputs[0]].meta.setdefault(_ORIGIN, "")
+            elif made.keys() & set(node.inputs):
+                operands = [made.get(name, old) for name, old in zip(node.inputs, _operands(n), strict=True)]
+                self._call_again(n, node, operands)
+
+    def _insert_behind(self, n: fx.Node, node: Node, operand: fx.Node) -> fx.Node:
+        """Let all that reads a call's result read its sum with ``operand``."""
+        if self.traced.results.get(_origin(n)) != Ref(node.outputs[0]):
+            raise CannotRewrite(node.origin, "prunec cannot add anything to the result of this call")
+        with self.module.graph.inserting_after(n):
+            total = self.module.graph.call_function(torch.add, (n, operand))
+        n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        total.meta[_ORIGIN] = ""
+        return total
+
+    def _call_again(self, n: fx.Node, node: Node, operands: Sequence[Any]) -> None:
+        """Call a binary op out of place on other operands."""
+        extra = {key: value for key, value in n.kwargs.items() if key in ("alpha", "rounding_mode")}
+        call(n, _FUNCTIONS[node.op], *operands, **extra)
+
     def _add_biases(self) -> None:
         by_name = {node.name: node for node in self.traced.graph.nodes}
         given: set[str] = set()
@@ -181,6 +219,9 @@ class _Surgery:
         at = node.outputs[0]
         while isinstance(ref, Ref) and at != ref.name:
             following = [i for i in self.traced.graph.consumers(at) if i.origin == node.origin]
+            if len(following) == 1 and following[0].attrs.get("behind"):
+                at = following[0].outputs[0]
+                continue
             if len(following) != 1 or following[0].op not in ("reshape", "identity"):
                 return False
             before, after = self.traced.graph.shape(at) or (), self.traced.graph.shape(following[0].outputs[0]) or ()
@@ -220,8 +261,7 @@ class _Surgery:
                 stored = self.module.graph.get_attr(buffer)
             operands = _operands(n)
             operands[index] = stored
-            extra = {key: value for key, value in n.kwargs.items() if key in ("alpha", "rounding_mode")}
-            call(n, _FUNCTIONS[node.op], *operands, **extra)
+            self._call_again(n, node, operands)
 
     def _drop_operands(self) -> None:
         by_name = {node.name: node for node in self.traced.graph.nodes}

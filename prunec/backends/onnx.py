@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from prunec.backends.onnx_insert import insert
 from prunec.backends.onnx_rewrite import Site, rewrite
 from prunec.backends.onnx_surgeon import Surgeon
 from prunec.edits import CannotRewrite, Edits
 from prunec.errors import InternalError
 from prunec.frontends.onnx import OnnxSource, TracedOnnx
 from prunec.frontends.onnx_check import contradiction
-from prunec.frontends.onnx_nodes import SourceNode, read_nodes
+from prunec.frontends.onnx_nodes import SourceNode, domain_of, read_nodes
 from prunec.frontends.onnx_shapes import infer
 from prunec.frontends.onnx_view import Facts, View
 from prunec.graph import Node, Shape
@@ -55,6 +56,7 @@ def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
     views = {node.name: View(source, facts) for source in traced.nodes for node in _parts(traced, source, graph)}
     _rewrite_sizes(surgeon, traced, edits, graph, views)
     _replace_params(surgeon, traced, edits, views)
+    _insert(surgeon, traced, edits, views)
     for name, bias in edits.new_biases.items():
         _add_bias(surgeon, views[name], graph[name], bias)
     for (name, index), value in edits.constant_inputs.items():
@@ -163,13 +165,45 @@ def _replace_params(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: M
     stored: dict[str, str] = {}
     for node in traced.graph.nodes:
         for index, name in enumerate(node.inputs):
-            if name not in edits.params or node.name in edits.removed:
+            if name not in edits.params or node.name in edits.removed or node.attrs.get("inserted"):
                 continue
             if node.name not in views:
                 raise InternalError("backends.onnx", f"the edits change the output tensor {name!r}")
             if name not in stored:
                 stored[name] = _store_param(surgeon, traced, name, edits.params[name])
             surgeon.read(views[node.name].node.place, _slot(traced, node, index), stored[name])
+
+
+def _insert(surgeon: Surgeon, traced: TracedOnnx, edits: Edits, views: Mapping[str, View]) -> None:
+    """Write the nodes of rewrites, each in front of, or behind, the node that it was made for."""
+    versions = {domain_of(entry.domain): entry.version for entry in traced.source.model.opset_import}
+    pending: list[Node] = []
+    for node in traced.graph.nodes:
+        if node.name in edits.removed:
+            continue
+        if node.attrs.get("behind"):
+            _add_behind(surgeon, traced, node, views)
+            continue
+        if node.attrs.get("inserted"):
+            pending.append(node)
+            continue
+        place = views[node.name].node.place if pending else -1
+        made = {inserted.outputs[0] for inserted in pending}
+        for inserted in pending:
+            insert(surgeon, place, inserted, traced.graph, edits, versions[""])
+        for index, name in enumerate(node.inputs):
+            if name in made and (node.name, index) not in edits.constant_inputs:
+                surgeon.read(place, _slot(traced, node, index), name)
+        pending = []
+
+
+def _add_behind(surgeon: Surgeon, traced: TracedOnnx, node: Node, views: Mapping[str, View]) -> None:
+    """Let all that reads a node's result read its sum with an inserted value."""
+    maker = traced.graph.producer(node.inputs[0])
+    view = views[maker.name] if maker is not None else None
+    if view is None or view.outputs[0] != node.outputs[0]:
+        raise CannotRewrite(node.origin, "nothing can be added to what a part of it computes")
+    surgeon.add_after(view.node.place, 0, "Add", node.inputs[1], node.outputs[0])
 
 
 def _store_param(surgeon: Surgeon, traced: TracedOnnx, name: str, array: Array) -> str:
