@@ -1,11 +1,11 @@
 """What ``--residual expand`` and ``--gates fold`` bring and cost, against leaving the channels there.
 
-    python benchmarks/rewrites.py [--seconds S] [FILE.onnx ...]
+    python benchmarks/rewrites.py [--seconds S] [FILE.onnx | timm:NAME | torchvision:NAME ...]
 
-With files: 30% of the channels of every convolution are made constant (tests/onnx_inject.py), and both results of
-``prunec prune``, without and with the two options, run in turns. ``time`` is the median of the ratios of neighbouring
-runs on one core, rewritten over tied; ``macs`` is the ratio of their MACs, and ``error`` the largest difference from
-the file that went in, over its output's largest magnitude.
+With files: 30% of the channels of every convolution are made constant (tests/onnx_inject.py; of networks half of
+the gammas are zero), and both results of ``prunec prune``, without and with the two options, run in turns. ``time``
+is the median of the ratios of neighbouring runs on one core, rewritten over tied; ``macs`` is the ratio of their
+MACs, and ``error`` the largest difference from the file that went in, over its output's largest magnitude.
 
 Without files: blocks of two or three convolutions and an identity shortcut, as in ResNets, three in a row; the last
 convolution of each has a share of constant channels (gamma 0 and a random beta), and its sum is expanded
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -33,11 +34,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from assertions import outputs_of, relative_error
 from onnx_inject import inject_alive
 
 from prunec import runtime
 from prunec.api import analyze_onnx, prune_module, prune_onnx
 from prunec.export import export_onnx
+from prunec.libraries import import_torchvision
 from prunec.passes import residuals
 from prunec.probes import feed
 from prunec.validate import validate_onnx
@@ -45,6 +48,7 @@ from prunec.validate import validate_onnx
 BLOCKS = 3
 KINDS = ((64, 64, 3, 56), (128, 128, 3, 28), (256, 256, 3, 14), (256, 64, 1, 56), (512, 128, 1, 28), (1024, 256, 1, 14))
 """(width of the stream, width inside, kernel of the last convolution, size of the map)."""
+OPTIONS: dict[str, dict[str, Any]] = {"tie": {}, "expand": {"residual": "expand", "gates": "fold"}}
 SHARES = (0.25, 0.5, 0.75)
 
 
@@ -118,29 +122,51 @@ def of_file(path: Path, folder: Path, seconds: float) -> str:
     inject_alive(model)
     onnx.save(model, before)
     files, macs, removed = {}, {}, {}
-    for name, options in (("tie", {}), ("expand", {"residual": "expand", "gates": "fold"})):
+    for name, options in OPTIONS.items():
         files[name] = folder / f"{name}.onnx"
         removed[name] = prune_onnx(before, files[name], validate=False, **options).removed_channels
         macs[name] = analyze_onnx(files[name]).macs
     error = validate_onnx(before, files["expand"], provider="cpu", runs=0).max_rel_error
     runner = runtime.open_runner(files["tie"], path.stem, "cpu", optimise=False)
     kinds = runtime.input_kinds(runner, None, size=next(iter(runtime.candidate_sizes(runner, None))))
-    milliseconds, measured = ratio(files, feed(kinds, "image", 0), seconds)
-    shares = f"{macs['expand'] / macs['tie']:.3f} | {measured:.3f}"
-    return f"| {path.stem} | {removed['tie']} | {removed['expand']} | {milliseconds:.2f} | {shares} | {error:.1e} |"
+    return _row(path.stem, removed, macs, ratio(files, feed(kinds, "image", 0), seconds), error)
+
+
+def of_network(name: str, folder: Path, seconds: float) -> str:
+    """Measure a network of torchvision or timm, half of its gammas zero, on one image of 224x224."""
+    import_torchvision()
+    from test_real_networks import build
+
+    net, batch = build(name), torch.randn(1, 3, 224, 224)
+    files, macs, removed = {}, {}, {}
+    for label, options in OPTIONS.items():
+        files[label] = folder / f"{label}.onnx"
+        found = prune_module(net, (batch,), validate=False, **options)
+        export_onnx(found.module, (batch,), files[label])
+        macs[label], removed[label] = found.report.after.macs, found.report.removed_channels
+    values = {ort.InferenceSession(files["tie"]).get_inputs()[0].name: batch.numpy()}
+    error = relative_error(outputs_of(net, batch), [torch.from_numpy(session(files["expand"]).run(None, values)[0])])
+    return _row(name, removed, macs, ratio(files, values, seconds), error)
+
+
+def _row(name: str, removed: dict[str, int], macs: dict[str, int], measured: tuple[float, float], error: float) -> str:
+    shares = f"{macs['expand'] / macs['tie']:.3f} | {measured[1]:.3f}"
+    return f"| {name} | {removed['tie']} | {removed['expand']} | {measured[0]:.2f} | {shares} | {error:.1e} |"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.onnx")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.onnx|timm:NAME|torchvision:NAME")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     given = parser.parse_args()
     if given.files:
         print("| file | removed, tied | rewritten | tied, ms | macs | time | error |\n|---|---|---|---|---|---|---|")
         with tempfile.TemporaryDirectory() as folder:
-            for path in given.files:
-                print(of_file(path, Path(folder), given.seconds), flush=True)
+            for item in given.files:
+                measure = of_file if item.suffix == ".onnx" else of_network
+                named = item if item.suffix == ".onnx" else str(item)
+                print(measure(named, Path(folder), given.seconds), flush=True)
         return
     print("| block | constant | tied, ms | macs | time | cost |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
