@@ -133,10 +133,14 @@ def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: 
 
 
 def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
+    """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared.
+
+    A channel that varies leaves by request only, and then leaves nothing to fold.
+    """
     if read.ids.size != size:
         return np.full(size, np.nan)
-    comparable = np.where(read.profile.ravel() == 0, read.constant.ravel(), np.nan)
+    constants = np.nan_to_num(read.constant.ravel(), nan=0.0)
+    comparable = np.where(read.profile.ravel() == 0, constants, np.nan)
     return np.where(read.dead.ravel(), 0.0, comparable)
 
 

@@ -30,7 +30,7 @@ class Cost:
     """The size of a network.
 
     Args:
-        params: elements of all parameters that some node reads; running statistics and numbers in the code left out.
+        params: elements of all parameters that some node reads; buffers and numbers in the code left out.
         macs: multiply-accumulates of all contractions, for one sample.
         activations: elements of the contractions' outputs, for one sample.
         macs_of: MACs per contraction (IR node name).
@@ -156,7 +156,8 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
 def _params_read(graph: Graph) -> Iterator[str]:
     statistics = _statistics(graph)
     for name, param in graph.params.items():
-        if not param.literal and name not in statistics and (graph.consumers(name) or name in graph.outputs):
+        counted = param.learned and not param.literal and name not in statistics
+        if counted and (graph.consumers(name) or name in graph.outputs):
             yield name
 
 

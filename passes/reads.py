@@ -102,12 +102,15 @@ def _reads_of(
     weights: frozenset[str],
     maps: Mapping[str, Profile],
 ) -> Iterator[Read]:
+    # A product of two fixed tensors makes a weight (low rank, spectral norm): it reads both of them, and
+    # liveness does not follow parameters.
+    makes_weight = all(name in weights for name in node.inputs[:2])
     for index, name in enumerate(node.inputs[:2]):
-        if not name or name in weights:
+        if not name or (name in weights and not makes_weight):
             continue
         for axis, ids in _fields_read(node, index, classes.labels[name]):
-            live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
-            absorbs, border = _absorption(graph, node, index, constants)
+            live = np.broadcast_to(makes_weight or any_outside(liveness.of(name), ids), ids.shape)
+            absorbs, border = (False, False) if makes_weight else _absorption(graph, node, index, constants)
             constant = channel_constants(constants, name, ids)
             profile = np.zeros(ids.shape, dtype=np.int64)
             if name in maps and absorbs and _carries(graph, node):

@@ -1,0 +1,160 @@
+"""nn.Module -> fx.GraphModule: torch.fx first, torch.export where that fails.
+
+Owns the two tracers, what they are told about optional arguments, and the errors when neither reads a network.
+What a graph's nodes mean is recorded in fx.py. The user's module is left as it was: attributes that torch.fx
+hangs on it are taken off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx_functional import Tracer, functional, has_writes
+
+
+def candidates(module: fx.GraphModule | None) -> list[fx.GraphModule]:
+    """Return what to record, best first: without writes in place where that can be, then as it was traced."""
+    if module is None:
+        return []
+    rewritten = functional(module)
+    return [module] if rewritten is None else [rewritten, module]
+
+
+def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
+    """Return the error of a network that neither tracer reads."""
+    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    return UntraceableModel(
+        "the network can be read neither by torch.fx nor by torch.export",
+        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
+    )
+
+
+def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
+    """Return the error of a network that its inputs do not fit."""
+    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    return BadInput(
+        f"the network cannot run on an input of shape {shapes}",
+        why=_one_line(error),
+        do="give the shape that it expects with --input-shape",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        for sub, _ in modes:
+            sub.training = False
+        yield
+    finally:
+        for sub, mode in modes:
+            sub.training = mode
+
+
+def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
+    """Trace a module with torch.fx; return its graph, or None and why there is none."""
+    if isinstance(module, fx.GraphModule):
+        return module, None
+    reason: BaseException | None = None
+    for buffers in (True, False) if _reads_buffers(module) else (False,):
+        try:
+            with warnings.catch_warnings(), _attributes_as_they_were(module):
+                warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+                made = _traced(module, num_inputs, buffers=buffers)
+            if not has_writes(made):
+                return made, None
+            rewritten = functional(made)
+            if rewritten is not None and not has_writes(rewritten):
+                return rewritten, None
+            reason = TypeError("it writes into a part of a tensor that something else may see")
+        except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            reason = error
+    return None, reason
+
+
+def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphModule:
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
+    concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    tracer = Tracer(buffers=buffers)
+    graph = tracer.trace(module, concrete_args=concrete or None)
+    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+
+
+def _reads_buffers(module: nn.Module) -> bool:
+    """Tell whether a forward of the user's own may compute with a buffer (a mask, frozen statistics).
+
+    As a proxy it stays the buffer that it is; read as a tensor, what is computed from it becomes a constant
+    without a name. A forward that branches on its content can only be traced the second way.
+    """
+    return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())
+
+
+@contextlib.contextmanager
+def _attributes_as_they_were(module: nn.Module) -> Iterator[None]:
+    """Take off what torch.fx hangs on the traced module: constants that it meets, under names that it makes up."""
+    before = set(vars(module))
+    try:
+        yield
+    finally:
+        for name in set(vars(module)) - before:
+            delattr(module, name)
+
+
+def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
+    """Trace a module with torch.export; ``reason`` is why torch.fx could not.
+
+    Raises:
+        UntraceableModel, BadInput: it does not either; the module itself does not run.
+    """
+    # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
+    open_sizes = tuple(_open_axes(i, lambda axis: axis != 1) for i in inputs)
+    open_batch = tuple(_open_axes(i, lambda axis: axis == 0) for i in inputs)
+    last: BaseException | None = None
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
+        for shapes in (open_sizes, open_batch, None):
+            try:
+                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+                # Guards compare with the shapes before pruning; they have no place in a pruned module.
+                exported = program.module(check_guards=False)
+                assert isinstance(exported, fx.GraphModule)
+                return exported
+            except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                last = error
+    assert last is not None
+    failure = failure_of(module, inputs)
+    if failure is not None:
+        raise cannot_run(inputs, failure)
+    raise untraceable(reason, last) from last
+
+
+def _open_axes(value: Any, chosen: Callable[[int], bool]) -> dict[int, Any] | None:
+    if not isinstance(value, Tensor):
+        return None
+    return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if chosen(axis)} or None
+
+
+def failure_of(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
+    """Return the error of a plain forward pass, None when it runs."""
+    try:
+        module(*inputs)
+    except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
+        return error
+    return None
