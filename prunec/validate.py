@@ -184,8 +184,9 @@ def validate_modules(
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module in eval mode for the length of a block; every submodule gets its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
+        for part, _ in modes:
+            part.training = False  # not eval(): what torch.export made refuses it
         yield
     finally:
         for part, training in modes:

@@ -138,6 +138,39 @@ class Tied(nn.Module):
         return self.head(F.relu(self.norm_b(self.b(x))))  # type: ignore[no-any-return]
 
 
+class TemporalShift(nn.Module):
+    """TSM: a part of the channels moves by a frame, written into slices of a fresh tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = cbr(3, 16), cbr(16, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        frames, c, h, w = y.size()
+        y, part = y.view(frames // 2, 2, c, h, w), c // 8
+        out = torch.zeros_like(y)
+        out[:, :-1, :part] = y[:, 1:, :part]
+        out[:, 1:, part : 2 * part] = y[:, :-1, part : 2 * part]
+        out[:, :, 2 * part :] = y[:, :, 2 * part :]
+        return self.head(self.body(out.view(frames, c, h, w)))  # type: ignore[no-any-return]
+
+
+class HalfWritten(nn.Module):
+    """Half of a copy's channels replaced, the other half scaled in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.head = cbr(3, 8), cbr(4, 4), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.clone()
+        y[:, :4] = self.part(x[:, :4])
+        y[:, 4:] *= 0.5
+        return self.head(y)  # type: ignore[no-any-return]
+
+
 def normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
     """Return a network whose second convolution is wrapped (weight or spectral normalisation of PyTorch)."""
 
@@ -157,6 +190,8 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "dataclass": Net(DataclassOut),
         "siamese": Net(Siamese, ((3, 16, 16), (3, 16, 16))),
         "tied": Net(Tied),
+        "temporal_shift": Net(TemporalShift),
+        "half_written": Net(HalfWritten),
         "weight_norm_hooks": Net(normed(torch.nn.utils.weight_norm)),
         "weight_norm_parametrized": Net(normed(parametrizations.weight_norm)),
         "spectral_norm_hooks": Net(normed(torch.nn.utils.spectral_norm)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, make, shuffle
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from prunec.errors import BadInput, UntraceableModel
@@ -297,13 +297,33 @@ def test_numbers_in_the_code_are_literals() -> None:
 def test_a_write_into_a_view_makes_its_base_opaque() -> None:
     def half(x: Tensor) -> Tensor:
         y = torch.relu(x)
-        y[:, :2] = 0.0
+        y[:, :2].zero_()
         return y * 2
 
-    graph = trace(Function(half), (image(),)).graph
+    graph = trace(fx.symbolic_trace(Function(half)), (image(),)).graph
     written = next(n for n in graph.nodes if n.attrs.get("reason") == "is written in place through a view")
     assert written.inputs[0] == next(node for node in graph.nodes if node.op == "relu").outputs[0]
     assert graph.consumers(written.outputs[0])[0].op == "mul"
+
+
+@pytest.mark.parametrize("spelling", ["assigned", "zeroed", "alias"])
+def test_writes_that_another_view_shows_are_taken_out_by_export(spelling: str) -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x + 1
+        view = y.view(2, 3, -1)
+        if spelling == "assigned":
+            y[:, :2] = 0.5
+        elif spelling == "zeroed":
+            y[:, :2].zero_()
+        else:
+            y.relu_()
+        return view * 2 + y.view(2, 3, -1)
+
+    traced = trace(Function(written), (torch.zeros(2, 3, 8, 8),))
+    x = torch.randn(2, 3, 8, 8)
+    assert traced.exported
+    assert not any("in place" in node.attrs.get("reason", "") for node in traced.graph.nodes)
+    assert torch.equal(traced.module(x.clone()), written(x.clone()))
 
 
 def test_a_view_taken_before_an_in_place_op_sees_its_result() -> None:
@@ -313,7 +333,7 @@ def test_a_view_taken_before_an_in_place_op_sees_its_result() -> None:
         y.relu_()
         return view * 2
 
-    graph = trace(Function(alias), (image(),)).graph
+    graph = trace(fx.symbolic_trace(Function(alias)), (image(),)).graph
     last = graph.nodes[-1]
     maker = graph.producer(last.inputs[0])
     assert maker is not None

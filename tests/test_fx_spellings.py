@@ -152,3 +152,10 @@ def test_the_rank_of_a_computed_weight_goes_only_where_both_factors_are_zero() -
     result = prune_module(net, inputs, validate=False)
     assert {k.param: k.keep for k in result.plan.keeps if k.axis == 1}["up"] == (0, 1, 3)
     assert_same_function(net, result.module, *inputs)
+
+
+@pytest.mark.parametrize("name", ["temporal_shift", "half_written", "low_rank", "frozen"])
+def test_the_pruned_network_is_exported_as_it_computes(name: str, tmp_path: Path) -> None:
+    net, inputs = make(name), SPELLINGS[name].inputs()
+    result = prune_module(net, inputs, validate=False)
+    assert export_checked(result.module, inputs, tmp_path / "net.onnx", original=net).passed

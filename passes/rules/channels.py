@@ -547,27 +547,30 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
     """Move: ``source``'s ids replace ``base``'s between start and end.
 
     Those that are replaced are unified with them: the result has the shape of ``base``, which gives up the same
-    positions.
+    positions. Along the other axes both give up the same ones.
     """
     base, source = inputs
     after, axis = outputs[0], node.attrs["axis"]
     if base.shape is None or source.shape is None or after is None:
         pin_all(inputs, ties, "has no known rank")
         return [Label(after)]
-    if not base.on(axis) and not source.on(axis):
-        outer = [Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.fields) for v in inputs]
-        merged = merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties)
-        return [Label(after, merged.fields)]
-    ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
-    for label in inputs:
-        _pin_other_axes(label, [axis], ties, "is overwritten in part")
-    moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
-    if moved is None:
-        ties.pin(ids, "is overwritten along an axis of open size")
-        return [Label(after)]
-    replaced = vector(base, axis, ties)[node.attrs["start"] : node.attrs["end"] : node.attrs["step"]]
-    ties.unify(replaced, vector(source, axis, ties), "is overwritten in part")
-    return [Label(after, tuple(moved))]
+    outer = [
+        Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.without(v.on(axis)).fields)
+        for v in inputs
+    ]
+    fields = list(merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties).fields)
+    if base.on(axis) or source.on(axis):
+        for label in inputs:
+            ties.pin([f for f in label.on(axis) if len(varying(f)) > 1], "is overwritten in part")
+        ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
+        moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
+        if moved is None:
+            ties.pin(ids, "is overwritten along an axis of open size")
+        else:
+            fields.extend(moved)
+            replaced = vector(base, axis, ties)[node.attrs["start"] : node.attrs["end"] : node.attrs["step"]]
+            ties.unify(replaced, vector(source, axis, ties), "is overwritten in part")
+    return [Label(after, tuple(fields))]
 
 
 def full(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

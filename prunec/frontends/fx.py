@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.containers import tensors_in
-from prunec.errors import UnsupportedModel
+from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
 from prunec.frontends.fx_trace import (
     candidates,
@@ -47,6 +47,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
+_WRITTEN = "is written in place through a view"
 _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
@@ -96,20 +97,39 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
     inputs = tuple(example_inputs)
     with eval_mode(module), torch.no_grad():
         traced_by_fx, reason = symbolic_trace(module, len(inputs))
+        partly: Traced | None = None
         for candidate in candidates(traced_by_fx):
             try:
-                return _record_any_batch(candidate, inputs, name, exported=False)
+                found = _record_any_batch(candidate, inputs, name, exported=False)
             except UnsupportedModel:
                 raise
             except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
                 reason = error
-        exported = export(module, inputs, reason)
+                continue
+            if candidate is module or not _writes_unseen(found.graph):
+                return found
+            partly = partly or found
         try:
-            return _record_any_batch(exported, inputs, name, exported=True)
-        except Exception as error:  # the module's own, or the tracers'? a plain run tells
-            if failure_of(module, inputs) is None:
-                raise untraceable(reason, error) from error
-            raise cannot_run(inputs, error) from error
+            return _exported(module, inputs, name, reason)
+        except (UntraceableModel, BadInput):
+            if partly is not None:
+                return partly
+            raise
+
+
+def _exported(module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None) -> Traced:
+    exported = export(module, inputs, reason)
+    try:
+        return _record_any_batch(exported, inputs, name, exported=True)
+    except Exception as error:  # the module's own, or the tracers'? a plain run tells
+        if failure_of(module, inputs) is None:
+            raise untraceable(reason, error) from error
+        raise cannot_run(inputs, error) from error
+
+
+def _writes_unseen(graph: Graph) -> bool:
+    """Tell whether something is read that was written in place through another view: torch.export takes writes out."""
+    return any(node.attrs.get("reason") == _WRITTEN for node in graph.nodes)
 
 
 def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str, *, exported: bool) -> Traced:
@@ -356,9 +376,8 @@ class _Recorder(MetaMode):
                 self._stale[id(other)] = (self._names[id(other)], now)
 
     def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
-        reason = "is written in place through a view"
         source, self._source = self._source, "in-place write"
-        (name,) = self.emit("opaque", list(stale), [tensor], reason=reason)
+        (name,) = self.emit("opaque", list(stale), [tensor], reason=_WRITTEN)
         self._source = source
         return name
 

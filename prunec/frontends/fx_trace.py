@@ -132,10 +132,12 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
         for shapes in (open_sizes, open_batch, None):
             try:
                 program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+                if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
+                    program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
                 # Guards compare with the shapes before pruning; they have no place in a pruned module.
                 exported = program.module(check_guards=False)
                 assert isinstance(exported, fx.GraphModule)
-                return exported
+                return _plain(exported)
             except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                 last = error
     assert last is not None
@@ -143,6 +145,43 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
     if failure is not None:
         raise cannot_run(inputs, failure)
     raise untraceable(reason, last) from last
+
+
+def _is_seen_elsewhere(n: fx.Node) -> bool:
+    """Tell whether a node writes in place into memory that another view shows: the recorder cannot follow that."""
+    if not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
+        return False
+    written = n.args[0] if n.args else None
+    return isinstance(written, fx.Node) and any(_is_view(other) for other in (written, *written.users))
+
+
+def _is_view(n: fx.Node) -> bool:
+    if not isinstance(n.target, torch._ops.OpOverload):
+        return False
+    aliases = (out.alias_info for out in n.target._schema.returns)
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _plain(module: fx.GraphModule) -> fx.GraphModule:
+    """Put back what taking out the writes made harder to read: BatchNorms, and copies that return their source."""
+    for n in list(module.graph.nodes):
+        if n.target is torch.ops.aten.copy.default:
+            before, source = (operand.meta.get("val") for operand in n.args[:2])
+            if before is not None and (before.shape, before.dtype) == (source.shape, source.dtype):
+                n.replace_all_uses_with(n.args[1])
+                module.graph.erase_node(n)
+        elif n.target is torch.ops.aten._native_batch_norm_legit_no_training.default:
+            x, gamma, beta, mean, var, momentum, eps = n.args
+            with module.graph.inserting_before(n):
+                norm = module.graph.call_function(
+                    torch.ops.aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False)
+                )
+            for user in list(n.users):
+                user.replace_all_uses_with(norm)  # a getitem of the first output, the only one there is in eval mode
+                module.graph.erase_node(user)
+            module.graph.erase_node(n)
+    module.recompile()
+    return module
 
 
 def _open_axes(value: Any, chosen: Callable[[int], bool]) -> dict[int, Any] | None:
