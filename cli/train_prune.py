@@ -41,6 +41,15 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--distill", type=click.FloatRange(0, 1), help="Weight of the unpruned network's answers; default 0.")
 @click.option("--drive-beta", is_flag=True, default=None, help="Bring the betas of channels that are gone to zero too.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
+@click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr.")
+@click.option("--finetune-lr", type=_POSITIVE, help="Learning rate with which fine-tuning starts; it falls to zero.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Of weights; vectors (gammas, biases) have none.")
+@click.option(
+    "--shares",
+    metavar="F,F,F",
+    callback=lambda _context, _parameter, value: _fractions(value, "0.3,0.4,0.3"),
+    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3.",
+)
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")
 @click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs or uniform.")
@@ -48,6 +57,15 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--border", metavar="KIND", help="Removed constants at zero padding: auto, exact or bias.")
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
+@click.option(
+    "--multiple-of", type=click.IntRange(min=1), metavar="N", help="Layers keep a multiple of N channels; default 1."
+)
+@click.option(
+    "--shrink-after",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Channels that are zero for K steps of ISTA leave while training goes on; default 0: all leave at the end.",
+)
 @click.option(
     "--target-latency",
     type=_FRACTION,
@@ -57,7 +75,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--milestones",
     metavar="F,F,…",
-    callback=lambda _context, _parameter, value: _shares(value),
+    callback=lambda _context, _parameter, value: _fractions(value, "0.7,0.5,0.3"),
     help="Falling fractions of the MACs, 0.7,0.5,0.3: a pruned, fine-tuned network at each, from one run.",
 )
 @click.option(
@@ -73,6 +91,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--compile", is_flag=True, default=None, help="Run training steps through torch.compile.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write the log as TensorBoard curves too.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
+@click.option("--log-every", type=click.IntRange(min=1), metavar="N", help="Steps between two rows of metrics.jsonl.")
+@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Steps between two checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho, --device … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option
@@ -115,13 +135,13 @@ def train_prune(
         show_run(result)
 
 
-def _shares(value: str | None) -> tuple[float, ...] | None:
+def _fractions(value: str | None, example: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     try:
         return tuple(float(part) for part in value.split(","))
     except ValueError as error:
-        raise click.BadParameter("give fractions with commas between them: 0.7,0.5,0.3") from error
+        raise click.BadParameter(f"give fractions with commas between them: {example}") from error
 
 
 def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:

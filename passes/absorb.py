@@ -133,15 +133,12 @@ def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: 
 
 
 def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared.
-
-    A channel that varies leaves by request only, and then leaves nothing to fold.
-    """
+    """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
     if read.ids.size != size:
         return np.full(size, np.nan)
-    constants = np.nan_to_num(read.constant.ravel(), nan=0.0)
-    comparable = np.where(read.profile.ravel() == 0, constants, np.nan)
-    return np.where(read.dead.ravel(), 0.0, comparable)
+    nothing = read.dead | np.isnan(read.constant)  # what varies goes by request, and leaves nothing behind
+    comparable = np.where(read.profile.ravel() == 0, read.constant.ravel(), np.nan)
+    return np.where(nothing.ravel(), 0.0, comparable)
 
 
 def folds(

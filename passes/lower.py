@@ -7,7 +7,7 @@ nodes and inputs that go. Decides nothing: all of that follows from the plan and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -122,6 +122,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(name)
     except TypeError:
         return np.dtype(np.float32)
+
+
+def sliced(graph: Graph, classes: ChannelClasses, plan: PrunePlan, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what a plan leaves of arrays that go with the parameters (an optimiser's memory): cut alike, no folds.
+
+    Args:
+        arrays: parameter name -> an array of its shape.
+    """
+    keeps = _keeps(classes, keep_mask(graph, classes, plan))
+    params = {name: replace(graph.params[name], array=array) for name, array in arrays.items()}
+    cut = _slice_params(replace(graph, params=MappingProxyType(params)), plan, keeps, {}, {})
+    return {**arrays, **cut}
 
 
 # --- parameters ---------------------------------------------------------------------------------------
@@ -301,6 +313,8 @@ def _conv_groups(at: _Where) -> _Changes:
 
 
 def _new_shape(at: _Where) -> _Changes:
+    if at.node.attrs["shape"] is None:  # computed, and of a length that is not known: nothing passes there
+        return
     shape = list(at.node.attrs["shape"])
     for axis, index in at.keeps.get(at.out, {}).items():
         shape[axis] = int(index.size)

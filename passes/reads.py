@@ -102,20 +102,34 @@ def _reads_of(
     weights: frozenset[str],
     maps: Mapping[str, Profile],
 ) -> Iterator[Read]:
-    # A product of two fixed tensors makes a weight (low rank, spectral norm): it reads both of them, and
-    # liveness does not follow parameters.
-    makes_weight = all(name in weights for name in node.inputs[:2])
+    all_fixed = weights.issuperset(name for name in node.inputs[:2] if name)
     for index, name in enumerate(node.inputs[:2]):
-        if not name or (name in weights and not makes_weight):
+        if not name:
+            continue
+        if name in weights:
+            if all_fixed and not index:
+                yield from _reads_of_fixed(node, name, classes, constants)
             continue
         for axis, ids in _fields_read(node, index, classes.labels[name]):
-            live = np.broadcast_to(makes_weight or any_outside(liveness.of(name), ids), ids.shape)
-            absorbs, border = (False, False) if makes_weight else _absorption(graph, node, index, constants)
+            live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
+            absorbs, border = _absorption(graph, node, index, constants)
             constant = channel_constants(constants, name, ids)
             profile = np.zeros(ids.shape, dtype=np.int64)
             if name in maps and absorbs and _carries(graph, node):
                 constant, profile = _with_profile(maps[name], constant)
             yield Read(node, index, axis, ids, constant, ~live, absorbs, border, profile)
+
+
+def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: Constants) -> Iterator[Read]:
+    """Yield what a contraction of parameters alone reads (a learned input, a weight that is a product of two).
+
+    Its first operand is the data. That they are all known says nothing: what is not zero counts.
+    """
+    for axis, ids in _fields_read(node, 0, classes.labels[name]):
+        known = channel_constants(constants, name, ids)
+        known = np.where(known == 0, known, np.nan)
+        nothing = np.zeros(ids.shape, dtype=np.int64)
+        yield Read(node, 0, axis, ids, known, nothing.astype(np.bool_), absorbs=False, border=False, profile=nothing)
 
 
 def _carries(graph: Graph, node: Node) -> bool:
@@ -189,8 +203,14 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
 
 
 def exactly_removable(classes: ChannelClasses, found: Sequence[Read]) -> Mask:
-    """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class."""
-    removable = ~classes.pinned
+    """Return bool[num_classes]: True where every read is dead or absorbable and nothing pins the class.
+
+    Nothing is known of a class that no contraction reads: it stays.
+    """
+    removable = np.zeros(classes.num_classes, dtype=bool)
+    for read in found:
+        removable[classes.class_of[read.ids]] = True
+    removable &= ~classes.pinned
     for read in found:
         removable[classes.class_of[read.ids[~read.fine]]] = False
     return removable

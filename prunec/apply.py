@@ -32,6 +32,8 @@ def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
     Raises:
         BadPlan: the plan does not fit the module.
     """
+    for earlier in plan.earlier:
+        module = apply_plan(module, earlier)
     traced = read_module(module, example_inputs_of(plan))
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
@@ -48,10 +50,12 @@ def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
         UnsupportedModel: the plan changes the forward itself (a block that vanished, a written-out
             size); the message names the place. Use ``prunec.apply_plan``, which gives a GraphModule.
     """
-    traced = read_module(module, example_inputs_of(plan))
-    edits = lower(traced.graph, channels(traced.graph), plan)
     if isinstance(module, fx.GraphModule):
         return apply_plan(module, plan)
+    for earlier in plan.earlier:
+        module = apply_to_module(module, earlier)
+    traced = read_module(module, example_inputs_of(plan))
+    edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
     set_parameters(pruned, edits.params)

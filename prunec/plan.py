@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,8 @@ from prunec.errors import BadPlan
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the documents that are written. Version 1, which is read too, lacks ``earlier``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ class PrunePlan:
     """A complete, framework-free description of one pruning.
 
     ``exact`` tells whether the pruned network computes the same function (up to float rounding);
-    ``reason`` says in one sentence how the channels were chosen.
+    ``reason`` says in one sentence how the channels were chosen. ``earlier`` are the plans that come before this
+    one, in order, where a network was pruned more than once: each is of the network that those before it leave.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -113,11 +115,22 @@ class PrunePlan:
     constant_inputs: tuple[ConstantInput, ...] = ()
     exact: bool = True
     reason: str = ""
+    earlier: tuple[PrunePlan, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """True when applying the plan changes nothing."""
-        return not (self.keeps or self.grouped or self.folds or self.constant_inputs)
+        own = self.keeps or self.grouped or self.folds or self.constant_inputs
+        return not own and all(plan.is_empty for plan in self.earlier)
+
+    @property
+    def steps(self) -> tuple[PrunePlan, ...]:
+        """The plans that make it up, in the order in which they are applied; each stands alone."""
+        return (*(step for plan in self.earlier for step in plan.steps), replace(self, earlier=()))
+
+    def after(self, *plans: PrunePlan) -> PrunePlan:
+        """Return the plan that applies ``plans``, and then this one; it is exact where all of them are."""
+        return replace(self, earlier=(*plans, *self.earlier), exact=self.exact and all(p.exact for p in plans))
 
     def to_json(self) -> str:
         """Return the plan as one JSON document (floats round-trip exactly)."""
@@ -137,10 +150,10 @@ class PrunePlan:
             raise BadPlan("the plan is not JSON", why=str(error)) from error
         if not isinstance(document, dict) or document.get("format") != "prunec-plan":
             raise BadPlan("the document is not a prunec plan", do="give the plan.json of a run folder")
-        if document.get("version") != FORMAT_VERSION:
+        if document.get("version") not in range(1, FORMAT_VERSION + 1):
             raise BadPlan(
                 f"the plan has format version {document.get('version')}",
-                why=f"this prunec reads version {FORMAT_VERSION}",
+                why=f"this prunec reads versions 1 to {FORMAT_VERSION}",
                 do="use the prunec that wrote it, or prune again",
             )
         try:
@@ -208,4 +221,5 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
         ),
         exact=bool(document["exact"]),
         reason=str(document["reason"]),
+        earlier=tuple(_plan(plan) for plan in document.get("earlier", ())),
     )

@@ -79,7 +79,18 @@ def feed(kinds: Sequence[InputKind], family: str, seed: int, *, small: bool = Fa
         small: integer inputs get 0 or 1 only (they may be indices into something short).
     """
     rng = np.random.default_rng([seed, list(FAMILIES).index(family)])
-    return {kind.name: _cast(FAMILIES[family](kind.shape, rng), kind, small) for kind in kinds}
+    return {kind.name: _cast(np.asarray(FAMILIES[family](kind.shape, rng)), kind, small) for kind in kinds}
+
+
+def nudged(values: Feed) -> Feed:
+    """Return inputs whose floats differ in their last bits: how far outputs move then is rounding's work."""
+    rng = np.random.default_rng(0)
+    return {name: _nudged(value, rng) if value.dtype.kind == "f" else value for name, value in values.items()}
+
+
+def _nudged(value: Array, rng: np.random.Generator) -> Array:
+    steps = 2 * np.finfo(value.dtype).eps * rng.choice((-1.0, 1.0), value.shape)
+    return np.asarray(value * (1 + steps).astype(value.dtype))
 
 
 def _cast(values: Array, kind: InputKind, small: bool) -> Array:
@@ -89,9 +100,8 @@ def _cast(values: Array, kind: InputKind, small: bool) -> Array:
         info = np.iinfo(kind.dtype)
         is_image = info.bits == 8 and len(kind.shape) >= 3
         spread = 64 * values + (128 if info.min == 0 else 0) if is_image else np.abs(values) * (0.5 if small else 4)
-        return np.clip(
-            np.rint(spread), info.min if is_image else 0, info.max if is_image else (1 if small else 9)
-        ).astype(kind.dtype)
+        low, high = (info.min, info.max) if is_image else (0, 1 if small else 9)
+        return np.asarray(np.clip(np.rint(spread), low, high), dtype=kind.dtype)
     return np.asarray(values, dtype=kind.dtype)
 
 

@@ -151,7 +151,7 @@ def _stretch(facts: Facts, node: Node) -> Iterator[str]:
 def _constant_along(facts: Facts, value: str, size: int) -> Mask:
     """Return bool[size]: which of a value's channels hold one known number."""
     label = facts.classes.labels[value]
-    for axis in range(label.rank):
+    for axis in range(len(label.shape or ())):
         for field in label.on(axis):
             if field.size == size:
                 return ~np.isnan(channel_constants(facts.constants, value, field).ravel())

@@ -97,6 +97,43 @@ def split_by_count(net: Net, x: str) -> str:
     return str(net.op("Concat", third, first, second, axis=1))
 
 
+def pieces(net: Net, x: str, *places: int, split: str = "", **attrs: Any) -> list[str]:
+    """Split into a sequence and pick from it, as PyTorch's exporter writes torch.split before it optimises."""
+    sequence = net.op("SplitToSequence", x, *([split] if split else []), axis=1, **attrs)
+    return [str(net.op("SequenceAt", sequence, net.const(place, np.int64))) for place in places]
+
+
+def sequence_of_chunks(net: Net, x: str) -> str:
+    first, last = pieces(net, x, 0, -1, split=net.const(3, np.int64))
+    return str(net.op("Concat", last, net.op("Relu", first), axis=1))
+
+
+def sequence_by_sizes(net: Net, x: str) -> str:
+    second, first = pieces(net, x, 1, 0, split=net.ints(3, 5))
+    return str(net.op("Concat", first, net.op("Neg", second), axis=1))
+
+
+def sequence_of_single_channels(net: Net, x: str) -> str:
+    return str(net.op("Concat", *pieces(net, x, 7, 1, 0, 2, 5), axis=1))
+
+
+def shuffled_piece(net: Net, x: str) -> str:
+    first, second = pieces(net, x, 0, 1, split=net.const(4, np.int64))
+    split = net.op("Reshape", first, net.ints(2, 2, 2, 6, 6))
+    mixed = net.op("Reshape", net.op("Transpose", split, perm=[0, 2, 1, 3, 4]), net.ints(2, 4, 6, 6))
+    return str(net.op("Concat", mixed, second, axis=1))
+
+
+def sequence_at_computed_place(net: Net, x: str) -> str:
+    sequence = net.op("SplitToSequence", x, net.ints(4, 4), axis=1)
+    place = net.op("Cast", net.op("Greater", net.op("ReduceMax", x, keepdims=0), net.const(np.float32(9))), to=7)
+    return str(net.op("SequenceAt", sequence, place))
+
+
+def joined_sequence(net: Net, x: str) -> str:
+    return str(net.op("ConcatFromSequence", net.op("SplitToSequence", x, net.ints(4, 4), axis=1), axis=1))
+
+
 def slice_by_attributes(net: Net, x: str) -> str:
     return str(net.op("Slice", x, axes=[1, 2], starts=[1, 0], ends=[7, 2**31 - 1]))
 
@@ -307,6 +344,9 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "slice-inputs": (13, slice_by_inputs),
     "focus": (13, focus),
     "gather": (13, gathered),
+    "sequence-of-chunks": (13, sequence_of_chunks),
+    "sequence-by-sizes": (11, sequence_by_sizes),
+    "shuffled-piece-of-a-sequence": (13, shuffled_piece),
     "channel-shuffle": (13, channel_shuffle),
     "nhwc": (13, to_nhwc_and_back),
     "pad-constant": (13, padded("constant")),
@@ -418,6 +458,9 @@ def looping(net: Net, x: str) -> str:
 
 
 REFUSED: Mapping[str, tuple[int, Build, str]] = {
+    "sequence-at-a-computed-place": (13, sequence_at_computed_place, "sequence"),
+    "sequence-of-single-channels": (17, sequence_of_single_channels, "picked out by its index"),
+    "joined-sequence": (13, joined_sequence, "sequence"),
     "softmax-11": (11, elementwise("Softmax"), "softmax"),
     "softmax-13": (13, elementwise("Softmax", axis=1), "softmax"),
     "log-softmax": (13, elementwise("LogSoftmax", axis=1), "log_softmax"),
@@ -446,6 +489,18 @@ def view_of_shape(net: Net, x: str) -> str:
     parts = [net.op("Unsqueeze", size, net.ints(0)) for size in (batch, height, width)]
     split = net.op("Concat", parts[0], net.ints(2, 4), parts[1], parts[2], axis=0)
     back = net.op("Concat", parts[0], net.ints(-1), parts[1], parts[2], axis=0)
+    shuffled = net.op("Transpose", net.op("Reshape", x, split), perm=[0, 2, 1, 3, 4])
+    return str(net.op("Reshape", shuffled, back))
+
+
+def view_of_formulas(net: Net, x: str) -> str:
+    """The same by PyTorch's newer exporter: sizes come from the network's input, by the formula of a convolution."""
+    shape = net.op("Shape", "x")
+    batch, height, width = (net.op("Slice", shape, net.ints(axis), net.ints(axis + 1)) for axis in (0, 2, 3))
+    less = [net.op("Div", net.op("Add", size, net.ints(-1)), net.ints(1)) for size in (height, width)]
+    space = [net.op("Add", net.ints(1), size) for size in less]
+    split = net.op("Concat", batch, net.ints(2, 4), *space, axis=0)
+    back = net.op("Concat", batch, net.ints(-1), *space, axis=0)
     shuffled = net.op("Transpose", net.op("Reshape", x, split), perm=[0, 2, 1, 3, 4])
     return str(net.op("Reshape", shuffled, back))
 
@@ -503,6 +558,7 @@ def cropped_by_shape(net: Net, x: str) -> str:
 
 COMPUTED: Mapping[str, Build] = {
     "view": view_of_shape,
+    "formulas": view_of_formulas,
     "flatten": flattened_by_shape,
     "resize": resized_by_shape,
     "expand": expanded_by_shape,

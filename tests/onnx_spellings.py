@@ -246,6 +246,12 @@ def step(kind: str, *settings: Any, **attrs: Any) -> Callable[[Net, str], str]:
     return lambda net, name: str(net.op(kind, name, *(net.const(np.asarray(value)) for value in settings), **attrs))
 
 
+def by_its_size(net: Net, name: str) -> str:
+    """Multiply a weight of n elements by n / (n - 1), as weight standardisation does."""
+    count = net.op("Cast", net.op("Size", name), to=TensorProto.FLOAT)
+    return str(net.op("Mul", name, net.op("Div", count, net.op("Sub", count, net.const(np.float32(1))))))
+
+
 SPELLINGS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "tensorflow": tensorflow,
     "keras": keras,
@@ -265,6 +271,7 @@ SPELLINGS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "sliced-weight": lambda: through(
         step("Slice", np.array([0]), np.array([3]), np.array([3])), undo=lambda w: np.concatenate([w, w], axis=3)
     ),
+    "weight-scaled-by-its-size": lambda: through(by_its_size, undo=lambda w: w * np.float32(1 - 1 / w.size)),
     "unsqueezed-weight": lambda: through(step("Squeeze", np.array([0])), step("Identity"), undo=lambda w: w[None]),
     "dequantised-weight": lambda: through(
         step("DequantizeLinear", np.float32(0.005)), undo=lambda w: np.rint(w / 0.005).clip(-127, 127).astype(np.int8)

@@ -1,10 +1,12 @@
 """What the tests of data-parallel training start under torchrun: each rank writes down what it has.
 
-``run OUTPUT FOLDER [--resume]``: a training run; ``loop OUTPUT``: someone's own loop around ``prunec.sparsify``.
+``run OUTPUT FOLDER [--resume|--stop|SETTINGS]``: a training run, SETTINGS are JSON; ``loop OUTPUT``: someone's own loop
+around ``prunec.sparsify``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ def rank() -> int:
     return int(os.environ["RANK"])
 
 
-def train(output: Path, data: str, resume: bool, stop: bool) -> None:
+def train(output: Path, data: str, *arguments: str) -> None:
     """Run ``train_prune``, and save each rank's network and plan as they are before the results are written."""
 
     class Watched(run_module._Run):
@@ -48,8 +50,11 @@ def train(output: Path, data: str, resume: bool, stop: bool) -> None:
     given: dict[str, Any] = {"model": "training_nets:tiny", "augment": "shift", "steps": 60, "batch_size": 15}
     given |= {"shares": (0.2, 0.55, 0.25), "gamma_lr": 0.3, "rho": 0.03, "ema_decay": 0.9, "log_every": 5}
     given |= {"checkpoint_every": 10, "device": "cpu", "data": data}
+    for settings in (json.loads(argument) for argument in arguments if argument.startswith("{")):
+        given |= {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    resume = "--resume" in arguments
     config = resume_config(str(output)) if resume else make_config(str(output), preset="scratch", **given)
-    result = run_module.train_prune(config, Stopping() if stop else None)
+    result = run_module.train_prune(config, Stopping() if "--stop" in arguments else None)
     assert result.after["params"] < result.before["params"]
 
 
@@ -78,4 +83,4 @@ if __name__ == "__main__":
     if what == "loop":
         loop(Path(where))
     else:
-        train(Path(where), rest[0], "--resume" in rest, "--stop" in rest)
+        train(Path(where), *rest)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, SILENT, ZERO_PASSES
 from onnx_nets import Net, assert_same_outputs, num_removed, prune, prune_and_compare
 
+from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx_save import save_onnx
 from prunec.errors import BadInput
 from prunec.frontends.onnx import trace_onnx
@@ -304,3 +305,94 @@ def test_a_grouped_convolution_of_an_unknown_value_keeps_its_channels(tmp_path: 
     traced, made, _ = prune(net.model())
     assert num_removed(made) == 0
     assert channels(traced.graph).pins
+
+
+def test_what_follows_from_a_declared_shape_is_known() -> None:
+    """Inference stops at axes that nodes make; the file's own notes bridge the gap, and what follows is inferred."""
+    net = Net(18)
+    x = net.op("Relu", net.conv(net.input("x", [2, 3, 6, 6]), 3, 8))
+    mean = net.op("ReduceMean", x, net.op("Reshape", net.ints(2, 3), net.ints(-1)), keepdims=0)
+    y = net.op("Gemm", mean, net.const(net.weight(8, 5)))
+    net.output(net.op("Softmax", y), shape=[2, 5])
+    model = net.model()
+    model.graph.value_info.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, [2, 8]))
+    assert trace_onnx(model).graph.shape(y) == (2, 5)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("Conv", 16), ("ConvTranspose", "K")])
+def test_grouped_convolution_of_open_width_is_pinned(kind: str, rows: int | str) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))
+    wide = net.op("Reshape", x, net.input("shape", [4], TensorProto.INT64))
+    weight = net.input("w", [rows, 4, 3, 3]) if kind == "ConvTranspose" else net.const(net.weight(16, 4, 3, 3))
+    y = net.op("Relu", net.op(kind, wide, weight, group=2))
+    net.output(net.conv(y, 8 if kind == "ConvTranspose" else 16, 3), shape=[None] * 4)
+    graph = trace_onnx(net.model()).graph
+    found = channels(graph)
+    row = found.labels[y].on(1)[0].ravel() if found.labels[y].on(1) else np.zeros(0, np.int64)
+    assert found.pinned[found.class_of[row]].all()
+
+
+def test_values_of_unknown_rank_are_left_alone(tmp_path: Path) -> None:
+    """Both the report on what stays and the removal of the rest meet them."""
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    held = net.op("Reshape", net.conv(x, 8, 4, silent=(1,)), net.input("shape", ["rank"], TensorProto.INT64))
+    held = net.conv(net.op("Relu", net.op("Unsqueeze", held, net.ints(0))), 2, 4, 1, silent=(1,))
+    net.output(net.op("Squeeze", net.op("Sigmoid", held), net.ints(0)), shape=[None] * 3)
+    path, result = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(net.model(), path)
+    assert analyze_onnx(path).channels.pinned == 8
+    assert prune_onnx(path, result, validate=False).removed_channels >= 3
+    feeds = {"x": np.ones((1, 3, 6, 6), np.float32), "shape": np.array([2, 2, 36])}
+    assert_same_outputs(path, result, feeds)
+
+
+@pytest.mark.parametrize("kind", ["QLinearAdd", "QGemm"])
+def test_shapes_of_integer_ops_follow_where_inference_stopped(kind: str) -> None:
+    net = Net(13)
+    x = net.conv(net.input("x", [2, 3, 6, 6]), 3, 8)
+    half = net.op("Div", net.op("Shape", x), net.ints(2))
+    first = net.op("Slice", x, net.ints(0), net.op("Slice", half, net.ints(1), net.ints(2)), net.ints(1))
+    if kind == "QGemm":
+        first = net.op("Reshape", net.op("GlobalAveragePool", first), net.ints(2, -1))
+    unit = (net.const(np.float32(0.1)), net.const(np.int8(0)))
+    a = net.op("QuantizeLinear", first, *unit)
+    if kind == "QGemm":
+        weight = net.const(np.ones((4, 5), np.int8))
+        y = net.op(kind, a, *unit, weight, *unit, "", *unit, domain="com.microsoft")
+    else:
+        y = net.op(kind, a, *unit, a, *unit, *unit, domain="com.microsoft")
+    net.output(net.op("DequantizeLinear", y, *unit), shape=[None] * (2 if kind == "QGemm" else 4))
+    assert trace_onnx(net.model()).graph.shape(y) == ((2, 5) if kind == "QGemm" else (2, 4, 6, 6))
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "LSTM"])
+def test_weights_behind_a_value_of_unknown_rank_stay_whole(kind: str, tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    x = net.op("Reshape", net.conv(x, 8, 4), net.input("shape", ["rank"], TensorProto.INT64))
+    if kind == "Gemm":
+        y = net.op("Gemm", x, net.const(net.weight(36, 5)), net.const(net.weight(5)))
+    else:
+        weights = [net.const(net.weight(1, 8, size)) for size in (36, 2)]
+        y = net.op("LSTM", x, *weights, net.const(net.weight(1, 16)), hidden_size=2)
+    net.output(y, shape=[None] * (2 if kind == "Gemm" else 4))
+    path, result = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(net.model(), path)
+    assert prune_onnx(path, result, validate=False).removed_channels >= 3
+    shape = [4, 36] if kind == "Gemm" else [4, 1, 36]
+    assert_same_outputs(path, result, {"x": np.ones((1, 3, 6, 6), np.float32), "shape": np.array(shape)})
+
+
+def test_layer_norm_that_onnx_runtime_writes_into_an_older_opset() -> None:
+    """Its optimiser fuses to ops that the file's opset does not have."""
+    net = Net(13)
+    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, 8)
+    for kind in ("LayerNormalization", "SimplifiedLayerNormalization"):
+        vectors = [net.const(net.weight(6)) for _ in range(2 if kind.startswith("Layer") else 1)]
+        x = net.op(kind, x, *vectors, axis=-1)
+    net.output(net.op("Relu", x), shape=[None] * 4)
+    graph = trace_onnx(net.model()).graph
+    assert graph.shape(x) == (1, 8, 6, 6)
+    assert not unknown_reasons(graph)

@@ -240,16 +240,10 @@ def scanning(net: Net, x: str) -> str:
     return str(net.op("Scan", start, x, outputs=2, body=body, num_scan_inputs=1)[1])
 
 
-def in_a_sequence(net: Net, x: str) -> str:
-    parts = net.op("SplitToSequence", x, net.const(4, np.int64), axis=1)
-    return str(net.op("SequenceAt", parts, net.const(0, np.int64)))
-
-
 HELD: Mapping[str, tuple[int, Build, str]] = {
     **REFUSED,
     "non-max-suppression": (17, no_boxes, "depends on the values"),
     "scan": (17, scanning, "a graph of its own"),
-    "sequence": (17, in_a_sequence, "a sequence of tensors"),
 }
 
 

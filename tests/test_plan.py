@@ -34,7 +34,7 @@ def test_a_plan_survives_json() -> None:
 
 def test_the_document_names_its_format_and_version() -> None:
     document = json.loads(PLAN.to_json())
-    assert (document["format"], document["version"]) == ("prunec-plan", 1)
+    assert (document["format"], document["version"]) == ("prunec-plan", 2)
     assert document["keeps"][0] == {"param": "conv1.weight", "axis": 0, "size": 4, "keep": [0, 2]}
 
 
@@ -85,14 +85,14 @@ def test_other_documents_are_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_an_unknown_version_is_refused_with_both_numbers(version: object) -> None:
     document = {**json.loads(PLAN.to_json()), "version": version}
     with pytest.raises(BadPlan) as error:
         PrunePlan.from_json(json.dumps(document))
     assert str(error.value) == (
         f"error[bad-plan]: the plan has format version {version}\n"
-        "  why: this prunec reads version 1\n"
+        "  why: this prunec reads versions 1 to 2\n"
         "  do:  use the prunec that wrote it, or prune again"
     )
 

@@ -13,9 +13,8 @@ from training_nets import Chain
 from prunec.frontends.fx import trace
 from prunec.passes.channels import channels
 from prunec.training.controller import Controller, planned_excess
-from prunec.training.sparsity import plan_sparsity
+from prunec.training.sparsity import gamma_values, plan_sparsity
 from prunec.training.symptoms import LASSO, LOSS, SPARSITY, WINDOW, Reading
-from prunec.training.tasks import gamma_values
 from prunec.training.tuning import GammaFacts, choose_alpha, choose_rho, choose_rho_in_time, gamma_facts
 
 CHANCE = math.log(10)

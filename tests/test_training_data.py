@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from prunec.errors import BadInput
 from prunec.training import augment
 from prunec.training.augment import CROP_AND_FLIP, NO_AUGMENT, PAPER_AUGMENT, pipeline
-from prunec.training.batches import Batches, plain_batches
+from prunec.training.batches import Batches, plain_batches, sampled_batches
 from prunec.training.data import load
 from prunec.training.sources import Example, Images, Streamed
 
@@ -244,3 +244,16 @@ def test_an_epoch_shows_each_image_once() -> None:
     second = torch.cat([batches.at(step)[1] for step in range(5, 10)])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(40))
     assert not torch.equal(first, second)
+
+
+def test_a_sample_of_a_folder_is_of_all_its_classes() -> None:
+    """The statistics that a network ends with were those of the first class alone, where a set has many images."""
+    labels = torch.arange(10).repeat_interleave(50)
+    images = Images(labels.to(torch.uint8)[:, None, None, None].expand(500, 1, 2, 2).contiguous(), labels)
+    made = pipeline("dataset", NO_AUGMENT, (0.0,), (1.0,), 1)
+    batches = list(sampled_batches(images, made, 10, 20, seed=0))
+    seen = torch.cat([targets for _, targets in batches])
+    assert seen.numel() == 200
+    assert torch.bincount(seen, minlength=10).min() >= 10
+    again = torch.cat([targets for _, targets in sampled_batches(images, made, 10, 20, seed=0)])
+    assert torch.equal(seen, again)

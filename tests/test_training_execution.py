@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from training_bars import Stop, StopAt
 from training_nets import tiny
 
 from prunec.errors import BadInput
+from prunec.training import setup as run_setup
 from prunec.training.augment import PAPER_AUGMENT, pipeline
 from prunec.training.batches import Batches
 from prunec.training.ema import Ema
-from prunec.training.execution import plan_execution
+from prunec.training.execution import Execution, plan_execution
 from prunec.training.objective import Classification
 from prunec.training.presets import make_config, resume_config
 from prunec.training.progress import Silent
@@ -160,3 +163,21 @@ def test_no_step_waits_for_the_cuda_device(no_waiting: Callable[[], None], preci
     no_waiting()
     for number in range(3, 8):  # over the end of an epoch
         step(number)
+
+
+def test_a_resumed_run_keeps_the_loss_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scaler that began anew would leave out steps after every stop."""
+
+    def with_scaler(device: torch.device, **given: Any) -> Execution:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return dataclasses.replace(plan_execution(device, **given), scaler=scaler)
+
+    monkeypatch.setattr(run_setup, "plan_execution", with_scaler)
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tmp_path / "killed", StopAt(10))
+    train_prune(resume_config(str(tmp_path / "killed")))
+    ends = [torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "killed")]
+    assert ends[0]["scaler"]["scale"] == 8.0 * 2 ** (12 // 3)
+    assert ends[1]["scaler"] == ends[0]["scaler"]
+    assert (tmp_path / "killed" / "pruned.safetensors").read_bytes() == (whole / "pruned.safetensors").read_bytes()

@@ -80,12 +80,35 @@ def whole(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
 
 
 def test_two_ranks_end_with_one_network(whole: Path) -> None:
-    first, second = of_ranks(whole)
+    assert_one_network(whole)
+
+
+def assert_one_network(output: Path) -> None:
+    first, second = of_ranks(output)
     assert first["plan"] == second["plan"]
     assert first["module"].keys() == second["module"].keys()
     weights = [name for name in first["module"] if "running" not in name]
     assert all(torch.equal(first["module"][name], second["module"][name]) for name in weights)
     assert not torch.equal(first["rng"], second["rng"])  # dropout is each rank's own
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "milestones": {"milestones": [0.7, 0.5], "rho": None, "distill": 0.3, "accumulate": 2, "steps": 80},
+    "shrinking": {"shrink_after": 5, "rho": 0.05, "optimizer": "adamw", "stop_on_plateau": False, "steps": 90},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_two_ranks_end_with_one_network_after(tmp_path: Path, bars: Path, name: str) -> None:
+    pytest.importorskip("accelerate")
+    output = tmp_path / "run"
+    result = torchrun(str(TESTS / "ranks_program.py"), "run", str(output), str(bars), json.dumps(MORE[name]))
+    assert result.returncode == 0, result.stderr
+    assert_one_network(output)
+    summary = json.loads((output / "summary.json").read_text())
+    assert [entry["target"] for entry in summary["milestones"]] == MORE[name].get("milestones", [])
+    assert any("have left" in reason for reason in summary["reasons"]) == ("shrink_after" in MORE[name])
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from prunec.errors import (
 )
 from prunec.files import read_lines
 from prunec.plan import PrunePlan
+from prunec.training import context as context_module
 from prunec.training import run as run_module
 from prunec.training.presets import resume_config
 from prunec.training.progress import Silent
@@ -562,3 +563,18 @@ def test_progress_is_told_of_phases_steps_and_rows(tmp_path: Path, bars: Path) -
     assert progress.steps == 20
     assert progress.rows == len(read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert progress.closed
+
+
+def test_the_statistics_of_the_result_are_those_of_all_classes(
+    tmp_path: Path, bars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lying: list[torch.Tensor] = []
+
+    def watch(module: torch.nn.Module, batches: Any) -> None:
+        for inputs in batches:
+            rows, columns = inputs.mean(dim=(1, 3)).var(dim=1), inputs.mean(dim=(1, 2)).var(dim=1)
+            lying.append(rows > columns)
+
+    monkeypatch.setattr(context_module, "reestimate", watch)
+    train_prune(config(tmp_path / "run", bars, batch_size=2, steps=4))
+    assert 0.2 < torch.cat(lying).float().mean() < 0.8

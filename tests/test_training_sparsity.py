@@ -18,8 +18,7 @@ from prunec.passes.channels import channels
 from prunec.reading import read_module
 from prunec.training import Ista, sparsify
 from prunec.training.footprint import check_alive, keep_mask, size_under, zero_gammas
-from prunec.training.sparsity import Residual, Sparsity, plan_sparsity
-from prunec.training.tasks import gamma_values
+from prunec.training.sparsity import Residual, Sparsity, gamma_values, plan_sparsity
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -144,6 +144,41 @@ def test_an_output_that_vanishes_is_measured_against_what_it_is_for_other_inputs
     assert not result.vacuous
 
 
+def test_a_number_as_an_input_is_fed(tmp_path: Path) -> None:
+    net = Net()
+    rate = net.op("Cast", net.input("rate", [], TensorProto.INT64), to=TensorProto.FLOAT)
+    net.output(net.op("Mul", net.input("x", [1, 8]), net.op("Add", rate, net.input("gain", []))))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    assert validate_onnx(tmp_path / "net.onnx", tmp_path / "net.onnx", provider="cpu", runs=1).passed
+
+
+def amplifying(path: Path, order: list[int], error: float = 0.0) -> Path:
+    """Write a network that makes the rounding of a sum over 64 channels, taken in ``order``, into large differences."""
+    net = Net()
+    first, second = net.weight(16, 64), net.weight(64, 4)
+    second[0] += np.float32(error)
+    x = net.op("MatMul", net.input("x", [1, 9, 16]), net.const(first[:, order]))
+    x = net.op("MatMul", net.op("Tanh", x), net.const(second[order]))
+    net.output(net.op("Sin", net.op("Mul", x, net.const(np.float32(1e4)))))
+    onnx.save(net.model(), path)
+    return path
+
+
+def test_what_the_last_bits_of_the_input_change_is_rounding(tmp_path: Path) -> None:
+    one = amplifying(tmp_path / "one.onnx", list(range(64)))
+    other = amplifying(tmp_path / "other.onnx", list(range(64))[::-1])
+    result = validate_onnx(one, other, provider="cpu", runs=0)
+    assert result.max_rel_error > 1e-4
+    assert result.passed
+    assert any("rounding" in note for note in result.notes)
+
+
+def test_a_difference_beyond_rounding_fails_in_a_network_that_amplifies(tmp_path: Path) -> None:
+    one = amplifying(tmp_path / "one.onnx", list(range(64)))
+    other = amplifying(tmp_path / "other.onnx", list(range(64)), error=1e-4)
+    assert not validate_onnx(one, other, provider="cpu", runs=0).passed
+
+
 def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -> None:
     timed = validate_onnx(conv_file, conv_file, provider="cpu", runs=3)
     assert timed.latency_a_ms is not None

@@ -20,6 +20,7 @@ from prunec.passes.rules.moves import MOVES, factor, reshape_array
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
 """(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None)."""
 
+OPEN_GROUPS = "is read or made by a grouped convolution whose number of channels is not known"
 TAPS = "kernel taps are not channels"
 SPATIAL = "a spatial position is not a channel"
 
@@ -75,8 +76,10 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
         ties.unify(in_ids, vector(weight, 1, ties))
     else:
         pin_all([Label(weight.shape, weight.on(1))], ties, TAPS)
-        if in_ids.size in (1, out_ids.size) and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
+        if out_ids.size == groups and in_ids.size in (1, groups):  # 1: the input's channel axis is not known
             ties.unify(in_ids, out_ids)
+        elif in_ids.size % groups or out_ids.size % groups:
+            ties.pin([in_ids, out_ids], OPEN_GROUPS)
         else:
             ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
     ties.channel(out_ids)
@@ -105,7 +108,10 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
             out_ids = in_ids
         else:
             out_ids = ties.fresh(groups * per_group.size)
-            ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
+            if in_ids.size % groups:
+                ties.pin([in_ids, out_ids], OPEN_GROUPS)
+            else:
+                ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
     ties.channel(out_ids)
     if bias.shape is not None:
         ties.unify(vector(bias, 0, ties), out_ids)
@@ -118,7 +124,7 @@ def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
     b = _swapped(inputs[1], bool(node.attrs.get("transpose_b")))
     out_shape = outputs[0]
     if a.shape is None or b.shape is None or out_shape is None:
-        pin_all([a, b], ties, "its operands have no known rank")
+        pin_all(inputs, ties, "its operands have no known rank")
         return [Label(out_shape)]
     lone_a, lone_b = a.rank == 1, b.rank == 1
     if lone_b:
@@ -208,6 +214,8 @@ def rnn(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ti
         ties.unify(vector(x, x.rank - 1, ties), vector(weight, weight.rank - 1, ties))
         _pin_other_axes(x, [x.rank - 1], ties, "a recurrent layer mixes positions")
         _pin_other_axes(weight, [weight.rank - 1], ties, "a recurrent state feeds itself")
+    else:
+        pin_all([x, weight], ties, "its operands have no known rank")
     pin_all(rest, ties, "a recurrent state feeds itself")
     return [Label(shape) for shape in outputs]
 

@@ -74,6 +74,7 @@ class _Surgery:
 
     def run(self) -> None:
         self._freeze_sizes()
+        self._freeze_scales()
         set_parameters(self.module, self.edits.params)
         self._rewrite_attributes()
         self._add_biases()
@@ -93,6 +94,17 @@ class _Surgery:
             value = self.traced.results.get(_origin(n))
             if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
                 n.replace_all_uses_with(value)
+
+    def _freeze_scales(self) -> None:
+        """Write out the scale of attention whose heads get smaller: by default it follows from their size."""
+        for n in self.module.graph.nodes:
+            query = n.kwargs.get("query", n.args[0] if n.args else None)
+            if "scaled_dot_product" not in str(n.target) or n.kwargs.get("scale") is not None:
+                continue
+            ref = self.traced.results.get(_origin(query)) if isinstance(query, fx.Node) else None
+            shape = self.traced.graph.shape(ref.name) if isinstance(ref, Ref) else None
+            if isinstance(ref, Ref) and shape and len(shape) - 1 in self.edits.keeps.get(ref.name, {}):
+                n.kwargs = {**n.kwargs, "scale": int(shape[-1] or 1) ** -0.5}
 
     def _reads_pruned_axis(self, n: fx.Node) -> bool:
         axis: Any

@@ -212,7 +212,7 @@ def _check_shapes(traced: TracedOnnx, edits: Edits, pruned: OnnxSource) -> None:
     Raises:
         CannotRewrite: a value has another size than it should: its producer was not rewritten rightly.
     """
-    found = infer(pruned.model, read_nodes(pruned.model), {})
+    found, _ = infer(pruned.model, read_nodes(pruned.model), {})
     for name, value in traced.graph.values.items():
         expected: Shape | None = edits.shapes.get(name, value.shape)
         got = found[name].shape if name in found else None

@@ -210,9 +210,9 @@ def _tile(site: Site) -> Sequence[int]:
 
 
 def _split(site: Site) -> Sequence[int]:
-    """Split; sizes that the node left out are written out."""
+    """Split and SplitToSequence; sizes that the node left out are written out."""
     sizes = [int(size) for size in site.attrs["sizes"]]
-    if site.view.node.version < 13:
+    if site.view.node.version < 13 and site.view.op == "Split":
         site.surgeon.set_attribute(site.place, "split", sizes)
         return ()
     site.surgeon.set_attribute(site.place, "num_outputs", None)
@@ -286,7 +286,17 @@ def _resize(site: Site) -> Sequence[int]:
     return (3,)
 
 
-_BY_SHAPE = ("resize", "slice")
+def _attention(site: Site) -> Sequence[int]:
+    """Attention without a scale divides by the root of a head's size: the one that the weights were trained with."""
+    before, after = site.view.shape(0), site.shapes.get(site.node.inputs[0])
+    if before is not None and after is not None and before[-1] != after[-1] and "scale" not in site.view.attrs:
+        if not isinstance(before[-1], int):
+            raise site.cannot("its scale follows from an open size")
+        site.surgeon.set_attribute(site.place, "scale", before[-1] ** -0.5)
+    return ()
+
+
+_BY_SHAPE = ("resize", "slice", "attention")
 """Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
 
 REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
@@ -303,5 +313,6 @@ REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
         "gather": _gather,
         "pad": _pad,
         "resize": _resize,
+        "attention": _attention,
     }
 )

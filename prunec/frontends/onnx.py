@@ -26,6 +26,7 @@ from prunec.frontends.onnx_fold import fold, marked
 from prunec.frontends.onnx_load import OnnxSource, load_onnx
 from prunec.frontends.onnx_nodes import SourceNode, read_nodes
 from prunec.frontends.onnx_ops import translate
+from prunec.frontends.onnx_sequences import learn_pieces, taken_apart
 from prunec.frontends.onnx_view import Array, Facts, View
 from prunec.graph import Graph, Node, Param, Shape, Value
 
@@ -117,12 +118,14 @@ def _walk(
     constants: ``in_file`` tells what the file itself fixes.
     """
     facts = Facts(fixed_sizes=not shapes)
-    facts.values = onnx_shapes.infer(source.model, nodes, shapes)
+    facts.values, grown = onnx_shapes.infer(source.model, nodes, shapes)
     _add_initializers(source, facts)
     views = [View(node, facts) for node in nodes]
-    grown: set[str] = set()
+    followed = taken_apart(nodes, (value.name for value in source.model.graph.output))
     for view in views:
-        if not _learn(view, source, facts, in_file):
+        if name := learn_pieces(view, facts, followed):
+            grown.add(name)
+        elif not _learn(view, source, facts, in_file):
             _complete_shapes(view, source.model, facts, grown)
         elif view.op != "Constant":  # inference sees stored tensors itself
             grown.update(view.outputs)
@@ -332,8 +335,7 @@ def _tensors(
         for name in node.inputs:
             array = facts.constant(name)
             if array is not None and name not in params and name not in values:
-                # A number that follows from sizes is one that the backend writes out: it does not shrink with them.
-                params[name] = Param(name, array, literal=array.size == 1 or name in facts.roots)
+                params[name] = Param(name, array, literal=array.size == 1 or _follows_from_sizes(name, array, facts))
             elif array is None and name and name not in values:
                 values[name] = _value(name, facts)
         values.update((name, _value(name, facts)) for name in node.outputs if name)
@@ -346,6 +348,14 @@ def _tensors(
             values[value] = Value(value, tuple(array.shape), array.dtype.name)
             tail.append(Node(value, "identity", (name,), (value,), source="output", origin=name))
     return values, params, tail
+
+
+def _follows_from_sizes(name: str, array: Array, facts: Facts) -> bool:
+    """Tell whether contents are sizes, or uniform and made of them: what the backend writes out and never slices.
+
+    A weight that is scaled by its own size (weight standardisation) is a weight.
+    """
+    return name in facts.roots and (array.dtype.kind != "f" or not any(array.strides))
 
 
 def _value(name: str, facts: Facts) -> Value:

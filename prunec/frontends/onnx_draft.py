@@ -64,7 +64,8 @@ def is_settled(view: View, slot: int) -> bool:
 
 def opaque(view: View, reason: str) -> list[Draft]:
     """Refuse: all inputs and what subgraphs read are pinned, with ``reason``."""
-    names = dict.fromkeys(name for name in (*view.inputs, *view.node.captured) if name)
+    read = (name for name in (*view.inputs, *view.node.captured) if name)
+    names = dict.fromkeys(piece for name in read for piece in view.facts.pieces.get(name, (name,)))
     slots = tuple(view.inputs.index(name) if name in view.inputs else -1 for name in names)
     return [Draft("opaque", tuple(names), view.outputs, {"reason": reason}, slots)]
 

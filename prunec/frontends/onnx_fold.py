@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from prunec.frontends import onnx_symbols as sym
 from prunec.frontends.onnx_symbols import Product
@@ -87,7 +87,7 @@ def _evaluate(view: View, arrays: Sequence[Array]) -> Sequence[Array] | None:
 
 def _settle(array: Array, dtype: str) -> Array:
     """Turn an object array whose items are all numbers into a plain one; make it read-only."""
-    if array.dtype == object and not any(value is None or isinstance(value, Product) for value in array.ravel()):
+    if array.dtype == object and not any(value is None or sym.is_symbolic(value) for value in array.ravel()):
         array = array.astype(dtype)
     array = array.view()
     array.flags.writeable = False
@@ -308,15 +308,17 @@ def split_sizes(view: View, extent: Dim) -> list[int] | None:
 
 def _cast(view: View, arrays: Sequence[Array]) -> Array | None:
     if arrays[0].dtype == object:
-        kept = (None, int, float, Product)
-        whole = view.attrs.get("to") in (6, 7)
-        cut = [int(v) if whole and isinstance(v, float) else v for v in arrays[0].ravel()]
-        return (
-            _objects(cut).reshape(arrays[0].shape) if all(v is None or isinstance(v, kept[1:]) for v in cut) else None
-        )
+        return _objects([_cast_item(value, view.attrs["to"]) for value in arrays[0].ravel()]).reshape(arrays[0].shape)
     if arrays[0].size > MAX_NEW_ELEMENTS:
         return None
     return arrays[0].astype(helper.tensor_dtype_to_np_dtype(view.attrs["to"]))
+
+
+def _cast_item(value: sym.Item, kind: int) -> sym.Item:
+    whole = kind in (TensorProto.INT32, TensorProto.INT64)
+    if isinstance(value, sym.Computed):
+        return value if whole else None  # a quotient of floats would not be the one of integers
+    return int(value) if whole and isinstance(value, float) else value
 
 
 def _cast_like(_: View, arrays: Sequence[Array]) -> Array | None:
@@ -417,7 +419,7 @@ def _on_numbers(function: Callable[..., Any]) -> Callable[..., sym.Item]:
     """Apply ``function`` where all items are numbers; anything else gives None."""
 
     def run(*items: sym.Item) -> sym.Item:
-        if any(value is None or isinstance(value, Product) for value in items):
+        if any(value is None or sym.is_symbolic(value) for value in items):
             return None
         result: sym.Item = function(*items)
         return result

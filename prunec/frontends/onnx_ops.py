@@ -13,13 +13,13 @@ from prunec.frontends import onnx_compute as compute
 from prunec.frontends import onnx_move as move
 from prunec.frontends import onnx_pointwise as point
 from prunec.frontends import onnx_quantised as quantised
+from prunec.frontends import onnx_sequences as sequences
 from prunec.frontends.onnx_draft import Draft, Translate, one, opaque, refuse
 from prunec.frontends.onnx_view import View
 
 BODY = "it runs a graph of its own, which prunec does not enter"
 BY_VALUE = "what it selects depends on the values"
 RANDOM = "its values are random"
-SEQUENCE = "it makes or reads a sequence of tensors"
 
 ONNX: Mapping[str, Translate] = MappingProxyType(
     {
@@ -39,7 +39,9 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "MeanVarianceNormalization": compute.mean_variance_norm,
         "LRN": compute.local_response_norm,
         "LpNormalization": point.along("lp_norm", -1),
-        "RMSNormalization": refuse("RMSNormalization averages over its channels"),
+        **dict.fromkeys(
+            ("RMSNormalization", "SimplifiedLayerNormalization"), refuse("RMSNormalization averages over its channels")
+        ),
         # elementwise
         **{name: point.unary(canonical) for name, canonical in point.UNARY_NAMES.items()},
         "LeakyRelu": point.unary("leaky_relu", alpha=0.01),
@@ -92,6 +94,8 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "DepthToSpace": move.depth_to_space,
         "SpaceToDepth": move.space_to_depth,
         "ConstantOfShape": move.constant_of_shape,
+        "SplitToSequence": sequences.split_to_sequence,
+        "SequenceAt": sequences.sequence_at,
         "TopK": move.top_k,
         # channelwise over space
         "MaxPool": compute.max_pool,
@@ -146,9 +150,9 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
             refuse(RANDOM),
         ),
         **dict.fromkeys(
-            ("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
-             "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
-            refuse(SEQUENCE),
+            ("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceLength",
+             "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
+            refuse(sequences.SEQUENCE),
         ),
         **dict.fromkeys(("Range", "CenterCropPad"), refuse("the shape of its result is computed")),
         "Col2Im": refuse("it adds up blocks that overlap"),

@@ -24,8 +24,12 @@ _INVENTED = "unk__"
 """How onnx.shape_inference calls the sizes that it cannot compute."""
 
 
-def infer(model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Mapping[str, Shape]) -> dict[str, Value]:
+def infer(
+    model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Mapping[str, Shape]
+) -> tuple[dict[str, Value], set[str]]:
     """Return shape and type of inputs, outputs and intermediate values as ONNX's inference finds them.
+
+    What the file declares stands in where inference has nothing; the names of these values are returned, too.
 
     Args:
         model: weights may be missing; its own value_info is not trusted, for editors leave it stale.
@@ -40,16 +44,18 @@ def infer(model: onnx.ModelProto, nodes: Sequence[SourceNode], input_shapes: Map
     values: dict[str, Value] = {}
     for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
         values[value.name] = Value(value.name, type_shape(value.type), dtype_name(value.type.tensor_type.elem_type))
-    # What the file declares stands in where inference has nothing (custom ops).
+    declared: set[str] = set()
     for value in (*model.graph.output, *model.graph.value_info):
         found = values.get(value.name)
         if found is None or found.shape is None or not found.dtype:
             dtype = dtype_name(value.type.tensor_type.elem_type)
             shape = type_shape(value.type)
-            if found is not None:
-                shape, dtype = found.shape if found.shape is not None else shape, found.dtype or dtype
-            values[value.name] = Value(value.name, shape, dtype)
-    return values
+            if found is None or found.shape is None:
+                declared.add(value.name)
+            else:
+                shape = found.shape
+            values[value.name] = Value(value.name, shape, found.dtype or dtype if found is not None else dtype)
+    return values, declared
 
 
 def check_input_shapes(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Shape]) -> None:
@@ -139,7 +145,7 @@ def _clean(kind: onnx.TypeProto, given: Shape | None) -> None:
 def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
     """Return a standard node whose result has the same shape and type, for ops without a schema."""
     entry = _STAND_INS.get((node.domain, node.op))
-    if entry is None:
+    if entry is None or (node.op == "LayerNormalization" and node.version >= 17):
         return None
     op, inputs, attrs = entry
     if isinstance(inputs, slice):
@@ -154,7 +160,8 @@ def _stand_in(node: SourceNode) -> onnx.NodeProto | None:
 _CONV = ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad")
 _POOL = ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "count_include_pad")
 _MICROSOFT = "com.microsoft"
-_SIMPLE_NORM = "SimplifiedLayerNormalization"  # ONNX Runtime's own, in the standard domain
+_SIMPLE_NORM = "SimplifiedLayerNormalization"
+_LAYER_NORMS = ("LayerNormalization", _SIMPLE_NORM)  # ONNX Runtime writes both into files of any opset
 _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[str, ...]]] = MappingProxyType(
     {
         (_MICROSOFT, "FusedConv"): ("Conv", (0, 1, 2), _CONV),
@@ -169,7 +176,7 @@ _STAND_INS: Mapping[tuple[str, str], tuple[str, tuple[int, ...] | slice, tuple[s
         (_MICROSOFT, "QLinearConv"): ("QLinearConv", tuple(range(9)), _CONV),
         **{
             ("", op): ("Identity", (0,), ())
-            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale", _SIMPLE_NORM)
+            for op in ("ImageScaler", "Affine", "ScaledTanh", "ParametricSoftplus", "Scale", *_LAYER_NORMS)
         },
         **{(_MICROSOFT, op): ("Identity", (0,), ()) for op in ("SkipLayerNormalization", f"Skip{_SIMPLE_NORM}")},
     }
@@ -206,30 +213,39 @@ def better(new: Shape | None, old: Shape | None) -> Shape | None:
 def _infer_node(
     view: View, opsets: Sequence[onnx.OperatorSetIdProto], ir_version: int
 ) -> Sequence[tuple[Shape | None, str]]:
-    node = _stand_in(view.node) or view.node.proto
-    domain = "" if node is not view.node.proto else view.node.domain
+    stand_in = _stand_in(view.node)
+    node = stand_in or view.node.proto
+    domain = "" if stand_in is not None else view.node.domain
     version = next((entry.version for entry in opsets if domain_of(entry.domain) == domain), 0)
     try:
         schema = defs.get_schema(node.op_type, version, domain)
-        types, data = _node_inputs(view, [name for name in node.input if name])
+        types, data = _node_inputs(view, [name for name in node.input if name], shapes_only=stand_in is not None)
         found = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=list(opsets), ir_version=ir_version
         )
     except Exception:  # noqa: BLE001  # no schema, or a type that inference rejects: the shape stays open
         return []
+    kinds = [found.get(name) for name in view.outputs]
     return [
-        (type_shape(found[name]), dtype_name(found[name].tensor_type.elem_type)) if name in found else (None, "")
-        for name in view.outputs
+        (None, "") if kind is None else (type_shape(kind), "" if stand_in else dtype_name(kind.tensor_type.elem_type))
+        for kind in kinds
     ]
 
 
-def _node_inputs(view: View, names: Iterable[str]) -> tuple[dict[str, onnx.TypeProto], dict[str, TensorProto]]:
+def _node_inputs(
+    view: View, names: Iterable[str], shapes_only: bool
+) -> tuple[dict[str, onnx.TypeProto], dict[str, TensorProto]]:
+    """Return type and, where it is small, content of each input; ``shapes_only`` calls all of them float32.
+
+    A stand-in may not take the type: there is no Add of int8 below opset 14.
+    """
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, TensorProto] = {}
     for name in names:
         value, array = view.facts.values.get(name), view.facts.constant(name)
         dtype = array.dtype.name if array is not None else (value.dtype if value is not None else "")
-        types[name] = helper.make_tensor_type_proto(_ELEM_TYPES.get(dtype, 0), view.facts.shape(name))
+        kind = TensorProto.FLOAT if shapes_only else _ELEM_TYPES.get(dtype, 0)
+        types[name] = helper.make_tensor_type_proto(kind, view.facts.shape(name))
         if array is not None and array.size <= 1024 and array.dtype.name in ("int64", "int32", "float32"):
             data[name] = _tensor(name, array)
     return types, data

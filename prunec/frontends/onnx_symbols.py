@@ -1,7 +1,8 @@
 """Arithmetic on sizes that are numbers, symbols or unknown: what shape-computing chains need.
 
-An *item* is one element of a tensor that holds sizes: a number, a ``Product`` of symbols, or None
-(unknown). Whatever cannot be said exactly is None. Knows no ONNX; read onnx_fold.py next.
+An *item* is one element of a tensor that holds sizes: a number, a ``Product`` of symbols, a ``Computed``
+whole number of which only the formula is known, or None (unknown). Whatever cannot be said exactly is
+None. Knows no ONNX; read onnx_fold.py next.
 """
 
 from __future__ import annotations
@@ -24,7 +25,23 @@ class Product:
         return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.names))
 
 
-Item = int | float | bool | Product | None
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A whole number that a formula over sizes gives: ``(height - 1) // 2 + 1``. It may be negative.
+
+    The same formula is the same number, which is all that is asked of it.
+    """
+
+    formula: str
+
+    def __str__(self) -> str:
+        return self.formula
+
+
+Item = int | float | bool | Product | Computed | None
+
+MAX_FORMULA = 200
+"""Characters; a chain of sums that doubles in length at each step ends there."""
 
 
 def item(dim: Dim) -> Item:
@@ -36,7 +53,22 @@ def dim(value: Item) -> Dim:
     """Return an item as a size; the same product gives the same name."""
     if isinstance(value, Product):
         return str(value)
+    if isinstance(value, Computed):
+        return str(value)
     return int(value) if value is not None else None
+
+
+def is_symbolic(value: Item) -> bool:
+    """Tell whether a value is known, but not as a number."""
+    return isinstance(value, Product | Computed)
+
+
+def _computed(operator: str, a: Item, b: Item, commutes: bool = True) -> Item:
+    """Return a formula of two whole items; None where one is not whole, or it gets too long."""
+    parts = [str(int(value) if isinstance(value, int | float) else value) for value in (a, b)]
+    whole = all(not isinstance(value, float) or value == int(value) for value in (a, b))
+    formula = f"[{f' {operator} '.join(sorted(parts) if commutes else parts)}]"
+    return Computed(formula) if whole and len(formula) <= MAX_FORMULA else None
 
 
 def times(a: Item, b: Item) -> Item:
@@ -45,6 +77,8 @@ def times(a: Item, b: Item) -> Item:
         return 0
     if a is None or b is None:
         return None
+    if isinstance(a, Computed) or isinstance(b, Computed):
+        return b if a == 1 else a if b == 1 else _computed("*", a, b)
     if not isinstance(a, Product) and not isinstance(b, Product):
         return a * b
     factor = 1
@@ -62,7 +96,7 @@ def times(a: Item, b: Item) -> Item:
 
 def over(a: Item, b: Item) -> Item:
     """Divide where that comes out exactly whatever the symbols are; None elsewhere."""
-    if a is None or b is None or b == 0:
+    if a is None or b is None or b == 0 or isinstance(a, Computed) or isinstance(b, Computed):
         return None
     if any(not isinstance(value, Product) and value != int(value) for value in (a, b)):
         return None
@@ -82,8 +116,10 @@ def over(a: Item, b: Item) -> Item:
 
 def divide(a: Item, b: Item) -> Item:
     """Divide as ONNX's Div does: whole numbers truncate towards zero."""
-    if isinstance(a, Product) or isinstance(b, Product) or a is None or b is None or b == 0:
-        return over(a, b)
+    if is_symbolic(a) or is_symbolic(b) or a is None or b is None or b == 0:
+        exact = over(a, b)
+        # Between whole numbers only: an int among the operands tells. Of floats it would be a true quotient.
+        return _computed("/", a, b, commutes=False) if exact is None and type(b) is int else exact
     if isinstance(a, float) or isinstance(b, float):
         return a / b
     return int(a) // int(b) if (a < 0) == (b < 0) else -(abs(int(a)) // abs(int(b)))
@@ -95,10 +131,12 @@ def plus(a: Item, b: Item) -> Item:
         return b
     if b == 0:
         return a
-    if a is None or b is None or isinstance(a, Product) != isinstance(b, Product):
+    if a is None or b is None:
         return None
-    if isinstance(a, Product) and isinstance(b, Product):
-        return times(Product(1, a.names), a.factor + b.factor) if a.names == b.names else None
+    if isinstance(a, Product) and isinstance(b, Product) and a.names == b.names:
+        return times(Product(1, a.names), a.factor + b.factor)
+    if is_symbolic(a) or is_symbolic(b):
+        return _computed("+", a, b)
     return a + b  # type: ignore[operator]  # both are numbers here
 
 

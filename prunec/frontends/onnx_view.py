@@ -28,6 +28,7 @@ class Facts:
         marks: for the same contents, bool of their shape: which elements those are. Open sizes are never
             marked, for pruning does not change them.
         centred: (integers, their zero point) -> the value of their difference, where one node makes both.
+        pieces: sequence -> the values that it is made of, where that is followed (onnx_sequences).
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
     """
 
@@ -38,6 +39,7 @@ class Facts:
         self.roots: dict[str, frozenset[str]] = {}
         self.marks: dict[str, Array] = {}
         self.centred: dict[tuple[str, str], str] = {}
+        self.pieces: dict[str, tuple[str, ...]] = {}
 
     def shape(self, name: str) -> Shape | None:
         array = self.known.get(name)

@@ -7,7 +7,7 @@ needs no memory of the 999 before it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -68,14 +68,28 @@ class Batches:
 
 
 def plain_batches(
-    images: Source, pipeline: Pipeline, batch_size: int, most: int | None = None, *, rank: int = 0, size: int = 1
+    images: Source, pipeline: Pipeline, batch_size: int, *, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield inputs and targets without augmentation, in order: all of them, or those of ``most`` batches.
+    """Yield inputs and targets without augmentation, in order: all of them.
 
     Of ``size`` processes, ``rank`` takes every ``size``-th batch.
     """
-    batches = torch.arange(len(images), device=images.index_device).split(batch_size)[:most][rank::size]
+    order = torch.arange(len(images), device=images.index_device)
+    return _without_augmentation(images, pipeline, order.split(batch_size)[rank::size])
+
+
+def sampled_batches(
+    images: Source, pipeline: Pipeline, batch_size: int, most: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield at most ``most`` batches of random images: a folder's first ones are of one class. No augmentation."""
+    order = torch.randperm(len(images), generator=generator(seed, "sample", 0))[: most * batch_size]
+    return _without_augmentation(images, pipeline, send(order, images.index_device).split(batch_size))
+
+
+def _without_augmentation(
+    images: Source, pipeline: Pipeline, batches: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for index, batch in enumerate(batches):
-        images.expect(batches[index : index + _AHEAD + 1])
+        images.expect(list(batches[index : index + _AHEAD + 1]))
         pixels, targets = images.take(batch)
         yield pipeline.test(pixels), targets

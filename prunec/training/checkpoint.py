@@ -21,7 +21,7 @@ from prunec.training.config import CHANGEABLE, RunConfig
 from prunec.training.ema import EmaState
 from prunec.training.metrics import WindowState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _NAME = "state.pt"
 _ISTA_NAME = "ista.pt"
 _TEACHER_NAME = "teacher.pt"
@@ -32,7 +32,7 @@ class Checkpoint(TypedDict):
 
     ``phase`` is the phase's number, ``phase_step`` the steps done in it, ``step`` those of the whole run,
     ``milestone`` the number of the next one; ``plan`` is the plan's JSON once channels have been removed, else "";
-    ``rng`` the ambient generators of each rank.
+    ``rng`` the ambient generators of each rank, ``scaler`` the loss scale of float16.
     """
 
     version: int
@@ -44,6 +44,7 @@ class Checkpoint(TypedDict):
     module: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     ema: EmaState
+    scaler: dict[str, Any]
     window: WindowState
     controller: dict[str, Any]
     history: dict[str, Any]

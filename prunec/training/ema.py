@@ -72,6 +72,16 @@ class Ema:
         """Give the module the averaged values for good."""
         _copy(self._live, self._average)
 
+    def copied_to(self, module: nn.Module) -> nn.Module:
+        """Give another module of the same structure the averaged values, and return it."""
+        _copy(_values(module), self._average)
+        return module
+
+    def go_on(self, num_updates: int, average: nn.Module) -> None:
+        """Go on from an average that another module, of the same structure, holds."""
+        _copy(self._average, _values(average))
+        self.num_updates = num_updates
+
     def state_dict(self) -> EmaState:
         """Return what ``load_state_dict`` takes; the tensors are not copied."""
         return {"num_updates": self.num_updates, "average": list(self._average)}

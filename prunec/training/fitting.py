@@ -79,6 +79,29 @@ class GammaHistory:
         candidates = np.flatnonzero(plan.penalised)
         return candidates[np.lexsort((lasting[candidates], zero_for[candidates]))]
 
+    def zero_for(self, readings: int) -> Mask:
+        """Return bool[num_classes]: penalised, and zero at the last ``readings`` readings (at least the last one)."""
+        since = self.zero_since
+        zero: Mask = self._plan.penalised & (since > 0) & (self._readings - since + 1 >= readings)
+        return zero
+
+    def of_smaller(self, plan: Sparsity, kept: Mapping[str, Ids]) -> GammaHistory:
+        """Return what is remembered of a network that lost channels.
+
+        Args:
+            plan: the smaller network's.
+            kept: gamma parameter -> indices of the channels that stayed, where some went.
+        """
+        smaller = GammaHistory(plan)
+        smaller._readings = self._readings
+        before = {gamma.param: gamma for gamma in self._plan.gammas}
+        for gamma in plan.gammas:
+            index = kept.get(gamma.param, np.arange(before[gamma.param].classes.size))
+            if gamma.param in self.values:
+                smaller.values[gamma.param] = self.values[gamma.param][index]
+            smaller.zero_since[gamma.classes] = self.zero_since[before[gamma.param].classes[index]]
+        return smaller
+
     def undo_last(self, module: nn.Module) -> int:
         """Give the classes that are zero since the last reading only the gammas they had; return how many."""
         back = self._plan.penalised & (self.zero_since == self._readings)

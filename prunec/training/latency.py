@@ -30,8 +30,7 @@ from prunec.training.fitting import Floats, GammaHistory, Ids, expendable, fit, 
 from prunec.training.onnx_network import Interface
 from prunec.training.removal import remove
 from prunec.training.setup import Setup
-from prunec.training.sparsity import Sparsity
-from prunec.training.tasks import gamma_values
+from prunec.training.sparsity import Sparsity, gamma_values
 
 Facts = Mapping[str, Any]
 """What a run keeps of it, as plain data: ``asked``, ``macs`` (the budget's share) and ``probes``."""
@@ -144,12 +143,12 @@ def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Poin
     none = np.zeros(plan.classes.num_classes, dtype=bool)
     try:
         set_gammas(plan, module, arrays, none)
-        with stopwatch(module, setup.example_inputs, setup.interface) as watch:
+        with stopwatch(setup.original.to("cpu"), setup.example_inputs, setup.interface) as watch:
 
             def measure(gone: Mask) -> Point:
                 set_gammas(plan, module, arrays, gone)
                 pruned = remove(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
-                return Point(pruned.report.after.macs / pruned.report.before.macs, watch.share(pruned.module))
+                return Point(pruned.report.after.macs / setup.full.macs, watch.share(pruned.module))
 
             yield measure
     finally:

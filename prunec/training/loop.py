@@ -61,6 +61,9 @@ class Task(Protocol):
     def stop_reason(self) -> str:
         """Return why the phase should end early; "" to go on."""
 
+    def pauses(self) -> bool:
+        """Tell whether something is to be done now before the phase goes on."""
+
     def advice(self) -> list[str]:
         """Return what to tell the user now."""
 
@@ -91,6 +94,8 @@ class Tools:
 def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: Interrupt) -> str:
     """Run a phase from where ``state`` says it is; return why it ended early, or "".
 
+    Where the task pauses, it returns "" with steps left to do.
+
     Raises:
         CheckFailed: the loss is no longer a number (the last good checkpoint stays), or the task says so.
         Interrupted: a stop was asked for; a checkpoint has been written.
@@ -109,7 +114,7 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
                 tools.save()
                 raise failure
             reason = task.stop_reason()
-            if reason:
+            if reason or (task.pauses() and state.phase_step < phase.steps):
                 return reason
         asked = _stop_asked(tools, state, log_every, interrupt)
         if asked or state.step % config.checkpoint_every == 0:

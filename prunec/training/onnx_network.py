@@ -23,7 +23,7 @@ from prunec.frontends.onnx_load import load_onnx
 from prunec.frontends.onnx_module import to_module
 from prunec.frontends.onnx_view import type_shape
 from prunec.training.augment import Pipeline
-from prunec.training.batches import plain_batches
+from prunec.training.batches import sampled_batches
 from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet
 from prunec.training.restore import restore_batchnorm
@@ -137,12 +137,12 @@ def prepared_network(
     Raises:
         UnsupportedModel: the module does not compute what the file does.
     """
-    first = next(plain_batches(data.train, images, _CHECKED_IMAGES, 1))[0]
+    first = next(sampled_batches(data.train, images, _CHECKED_IMAGES, 1, config.seed))[0]
     check_agreement(network.module, network.path, network.interface, first)
     if config.restore_batchnorm == "never":
         return network.module, ()
-    batches = (inputs for inputs, _ in plain_batches(data.train, images, config.batch_size, _STATISTICS_BATCHES))
-    module, names = restore_batchnorm(network.module, batches, config.keep)
+    batches = sampled_batches(data.train, images, config.batch_size, _STATISTICS_BATCHES, config.seed)
+    module, names = restore_batchnorm(network.module, (inputs for inputs, _ in batches), config.keep)
     if not names:
         return module, ()
     check_agreement(module, network.path, network.interface, first)

@@ -109,7 +109,7 @@ def write_results(
         output_names=(names.output_name,),
         open_axes=names.open_axes,
     )
-    with stopwatch(setup.module.to("cpu"), one_image, names) as watch:
+    with stopwatch(setup.original.to("cpu"), one_image, names) as watch:
         was, now = watch.time(folder.onnx, _slowest(setup))
     validation = dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
     if "masks" in facts:

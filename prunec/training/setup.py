@@ -40,6 +40,8 @@ from prunec.training.sparsity import Sparsity, plan_sparsity, require_some
 from prunec.training.tensorboard import require_tensorboard
 from prunec.validate import evaluating
 
+WARMUP, ISTA, FINETUNE = 0, 1, 2
+"""Indices of a run's phases."""
 _LOG_BYTES = 16 << 20
 """Room for metrics.jsonl and the report."""
 
@@ -63,15 +65,18 @@ class Setup:
         device: where it trains.
         execution: how its steps are computed there.
         has_unused: some trainable parameter gets no gradient.
-        module: the network, on the device, in training mode.
+        original: the network as it was given, all its channels there.
+        module: what is trained towards sparsity, on the device, in training mode: ``original`` itself, or what is
+            left of it once channels have left while training (shrinking.py).
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
         objective: loss and scores.
         pipeline, batches: how images become inputs.
         phases: warm-up, ISTA, fine-tuning.
-        sparsity: which gammas are penalised, and λ.
-        scaling: where γ–W rescaling is possible.
-        full: the network's size.
+        sparsity: which gammas of ``module`` are penalised, and λ.
+        num_gammas: how many are in ``original``.
+        scaling: where γ–W rescaling of ``module`` is possible.
+        full: the size of ``original``.
         interface: names and open axes of the exported file.
         notes: sentences about how the network was made ready.
         goals: the budget, the last of several; () where there is none.
@@ -84,6 +89,7 @@ class Setup:
     device: torch.device
     execution: Execution
     has_unused: bool
+    original: nn.Module
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
     data: ImageSet
@@ -92,6 +98,7 @@ class Setup:
     batches: Batches
     phases: tuple[Phase, Phase, Phase]
     sparsity: Sparsity
+    num_gammas: int
     scaling: Scaling
     full: Size
     goals: tuple[Goal, ...]
@@ -157,6 +164,7 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         device=device,
         execution=execution,
         has_unused=has_unused,
+        original=module,
         module=module,
         example_inputs=example_inputs,
         data=data,
@@ -165,6 +173,7 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
         batches=batches,
         phases=phases,
         sparsity=sparsity,
+        num_gammas=sparsity.num_gammas,
         scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
         full=full,
         goals=goals,

@@ -50,6 +50,11 @@ class Sparsity:
         """Return bool[C], the channels of ``gamma`` that are penalised."""
         return self.penalised[gamma.classes] & gamma.decides
 
+    @property
+    def num_gammas(self) -> int:
+        """How many numbers are penalised."""
+        return sum(int(self.channels_of(gamma).sum()) for gamma in self.gammas)
+
 
 def sparsify(
     module: nn.Module,
@@ -153,3 +158,9 @@ def _why_not(plan: Sparsity) -> str:
 def named_parameters(module: nn.Module) -> Mapping[str, nn.Parameter]:
     """Return every name of every parameter: a shared one appears under each of its names."""
     return dict(module.named_parameters(remove_duplicate=False))
+
+
+def gamma_values(plan: Sparsity, module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Copy every gamma of ``plan`` to the CPU: parameter name -> float[C]."""
+    parameters = named_parameters(module)
+    return {gamma.param: parameters[gamma.param].detach().cpu().numpy() for gamma in plan.gammas}

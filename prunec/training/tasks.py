@@ -21,27 +21,21 @@ from prunec.training.controller import Controller
 from prunec.training.fitting import GammaHistory
 from prunec.training.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.ista import Ista
-from prunec.training.setup import Setup
-from prunec.training.sparsity import Sparsity, named_parameters
+from prunec.training.setup import ISTA, Setup
+from prunec.training.shrinking import due
+from prunec.training.sparsity import gamma_values, named_parameters
 from prunec.training.symptoms import SPARSITY, OnSymptom, Reading, Symptom
 
 NUM_BINS = 24
-
-
-def gamma_values(plan: Sparsity, module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    """Copy every gamma of ``plan`` to the CPU: parameter name -> float[C]."""
-    parameters = named_parameters(module)
-    return {gamma.param: parameters[gamma.param].detach().cpu().numpy() for gamma in plan.gammas}
 
 
 class Sparsify:
     """Warm-up (``controller`` None: no penalty) and ISTA.
 
     Args:
-        lr, gamma_lr: constant step sizes of the weights and of the penalised gammas.
-        top: right end of the histogram of |γ|.
         history: what the gammas were before they became zero.
         rescale: multiplies α by a factor.
+        top: right end of the histogram of |γ|.
     """
 
     def __init__(
@@ -52,9 +46,6 @@ class Sparsify:
         controller: Controller | None,
         history: GammaHistory,
         rescale: Callable[[float], None],
-        *,
-        lr: float,
-        gamma_lr: float,
         top: float,
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
@@ -62,8 +53,11 @@ class Sparsify:
         self._betas = BetaDrive(setup.sparsity, module) if setup.config.drive_beta else None
         self._emptied = ""
         self._found: list[Symptom] = []
-        self._lr, self._gamma_lr = lr, gamma_lr
+        self._lr, self._gamma_lr = setup.config.lr, setup.config.gamma_lr or setup.config.lr
         self._edges = np.linspace(0.0, top, NUM_BINS + 1)
+        self._gone = setup.num_gammas - setup.sparsity.num_gammas
+        self._log_every = setup.log_every(setup.phases[ISTA])
+        self.due: Mask | None = None
 
     def before_step(self, progress: float) -> None:
         for group in self._ista.param_groups:
@@ -79,7 +73,7 @@ class Sparsify:
         values = gamma_values(plan, self._module)
         keep = keep_mask(plan, zero_gammas(plan, values))
         size = self._size(values, keep)
-        sparsity, lasso = float(self._ista.sparsity()), float(self._ista.lasso())
+        sparsity, lasso = self._sparsity(), float(self._ista.lasso())
         row = {
             "sparsity": sparsity,
             "lasso": lasso,
@@ -96,7 +90,17 @@ class Sparsify:
             self._controller.observe(Reading(progress, loss, sparsity, lasso, left))
             self._found = self._controller.symptoms(emptied)
             row["symptoms"] = [self._told(symptom) for symptom in self._found]
+            if self._setup.config.shrink_after:
+                self.due = due(self._setup, self._history, self._log_every)
         return row
+
+    def _sparsity(self) -> float:
+        """Return the share of the network's penalised gammas that are zero, those that have left among them."""
+        now = float(self._ista.sparsity())
+        if not self._gone:
+            return now
+        every = self._setup.num_gammas
+        return (self._gone + now * (every - self._gone)) / every
 
     def _told(self, symptom: Symptom) -> str:
         """Return a symptom's name, with what is done about it."""
@@ -134,12 +138,16 @@ class Sparsify:
         plan = self._setup.sparsity
         chosen = [np.abs(values[gamma.param][plan.channels_of(gamma)]) for gamma in plan.gammas]
         counts, _ = np.histogram(np.minimum(np.concatenate(chosen), self._edges[-1]), self._edges)
+        counts[0] += self._gone
         return {"edges": self._edges.round(6).tolist(), "counts": counts.tolist()}
 
     def stop_reason(self) -> str:
         if self._controller is None:
             return ""
         return self._controller.is_done() or self._emptied
+
+    def pauses(self) -> bool:
+        return self.due is not None
 
     def advice(self) -> list[str]:
         return [_advice(symptom, self._setup.config.on_symptom) for symptom in self._found]
@@ -180,6 +188,9 @@ class FineTune:
 
     def stop_reason(self) -> str:
         return ""
+
+    def pauses(self) -> bool:
+        return False
 
     def advice(self) -> list[str]:
         return []

@@ -1,6 +1,6 @@
 """ρ and α when the user gives none, by the guidelines of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4.
 
-Owns the two rules and their reasons. A budget then moves ρ further: controller.py.
+Owns the two rules, their reasons, and which of them a run needs. A budget then moves ρ further: controller.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunec.passes.gammas import Mask
+from prunec.training.setup import ISTA, Setup
 from prunec.training.sparsity import Sparsity
 
 Floats = np.ndarray[Any, Any]
@@ -50,6 +51,34 @@ class GammaFacts:
     mean: float
     mean_penalty: float
     reach: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a run begins with."""
+
+    alpha: Choice
+    rho: Choice
+
+
+def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
+    """Fix α and ρ: what was given, or what the rules say.
+
+    Args:
+        values: each gamma parameter's float[C].
+    """
+    config, chance_loss = setup.config, setup.objective.chance_loss
+    facts = gamma_facts(setup.sparsity, values)
+    mu = config.gamma_lr or config.lr
+    if config.alpha is not None:
+        alpha = Choice(config.alpha, "given")
+    elif config.pretrained:
+        alpha = choose_alpha(facts, mu, config.rho, chance_loss)
+    else:
+        alpha = Choice(1.0, "training starts from scratch")
+    if config.rho is not None:
+        return Chosen(alpha, Choice(config.rho, "given"))
+    return Chosen(alpha, choose_rho_in_time(facts, alpha.value, chance_loss, mu, setup.phases[ISTA].steps))
 
 
 def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:

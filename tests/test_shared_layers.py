@@ -1,0 +1,78 @@
+"""Layers that run on several maps (heads of a detector, towers of a siamese network) are pruned by score, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from assertions import contraction_macs
+from onnx_masks import prune_at_random
+from onnx_nets import Net, prune, prune_and_compare
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunec.api import prune_module
+from prunec.passes.cost import cost
+
+CHANNELS, INNER = 8, 12
+
+
+class Heads(nn.Module):
+    """One head on three levels of a pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.head = nn.Sequential(nn.Conv2d(CHANNELS, INNER, 3, padding=1), nn.ReLU(), nn.Conv2d(INNER, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [F.relu(self.stem(x))]
+        levels += [F.max_pool2d(levels[-1], 2), F.avg_pool2d(levels[-1], 4)]
+        return torch.cat([self.head(level).flatten(2) for level in levels], 2)
+
+
+def test_a_module_with_a_shared_head_meets_its_budget() -> None:
+    net, x = Heads().eval(), torch.randn(2, 3, 16, 16)
+    result = prune_module(net, (x,), criterion="l1", target_macs=0.5)
+    assert contraction_macs(result.module, x) <= 0.5 * contraction_macs(net, x)
+    assert {(keep.param, keep.axis) for keep in result.plan.keeps} >= {("head.0.weight", 0), ("head.2.weight", 1)}
+
+
+def heads(silent: tuple[int, ...] = (), kernel: int = 3) -> onnx.ModelProto:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 16, 16]), 3, CHANNELS, silent=silent))
+    other = net.op("Sigmoid", net.conv(x, CHANNELS, CHANNELS))
+    first, second = net.const(net.weight(INNER, CHANNELS, kernel, kernel)), net.const(net.weight(4, INNER, 1, 1))
+    ends = []
+    for level in (x, other, net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])):
+        y = net.op("Relu", net.op("Conv", level, first, pads=[kernel // 2] * 4))
+        ends.append(net.op("Reshape", net.op("Conv", y, second), net.ints(1, 4, -1)))
+    net.output(net.op("Concat", *ends, axis=2))
+    return net.model()
+
+
+def test_a_file_with_a_shared_head_meets_its_budget() -> None:
+    traced, made, pruned = prune(heads(), criterion="l1", target_macs=0.5)
+    whole = cost(traced.graph).macs
+    assert cost(prune(pruned)[0].graph).macs <= 0.5 * whole
+    assert any(keep.size == INNER and len(keep.keep) < INNER for keep in made.keeps)
+
+
+@pytest.mark.parametrize("silent", [(), (1, 2, 5)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_any_channels_of_a_shared_head_can_go(kernel: int, silent: tuple[int, ...]) -> None:
+    """What is constant on one level and varies on another stays: the shared weight cannot take it in for one alone."""
+    gone = np.zeros(INNER, np.int64)
+    for seed in range(4):
+        _, facts, keep = prune_at_random(heads(silent, kernel), seed)
+        inner = next(read for read in facts.reads if read.ids.size == INNER)
+        gone += ~keep[facts.classes.class_of[inner.ids.ravel()]]
+    assert gone.any()
+
+
+def test_constants_of_one_level_stay(tmp_path: Path) -> None:
+    prune_and_compare(heads((1, 2, 5)), tmp_path)
