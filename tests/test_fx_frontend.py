@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from assertions import assert_same_function
 from networks import NETWORKS, make, shuffle
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx import Ref, Traced, trace
 from prunec.graph import Graph
@@ -101,6 +103,13 @@ def test_names_are_the_same_on_every_run() -> None:
 def test_a_batch_of_one_is_traced_with_a_batch_that_is_told_apart_from_broadcasting() -> None:
     graph = trace(make("resnet20"), NETWORKS["resnet20"].inputs(batch=1)).graph
     assert graph.values[graph.inputs[0]].shape == (3, 3, 16, 16)
+
+
+def test_what_only_export_reads_runs_at_any_batch_when_the_example_has_one() -> None:
+    net = make("export_only")
+    result = prune_module(net, NETWORKS["export_only"].inputs(batch=1), validate=False)
+    for batch in (1, 4):
+        assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=batch, grow=4))
 
 
 def test_a_forward_with_a_hard_coded_batch_of_one_is_traced_as_it_is() -> None:

@@ -31,6 +31,7 @@ from prunec.frontends.fx_trace import (
     failure_of,
     symbolic_trace,
     untraceable,
+    widened,
 )
 from prunec.frontends.meta import MetaMode, fake_tensors
 from prunec.graph import Graph, Node, Param, Value
@@ -48,8 +49,6 @@ _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
 _WRITTEN = "is written in place through a view"
-_TRACE_BATCH = 3
-"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +133,12 @@ def _writes_unseen(graph: Graph) -> bool:
 
 def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str, *, exported: bool) -> Traced:
     """Record with a batch that is not 1 where the network allows it."""
-    tensors = [i for i in inputs if isinstance(i, Tensor)]
-    if tensors and all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
-        wide = tuple(i.new_empty((_TRACE_BATCH, *i.shape[1:])) if isinstance(i, Tensor) else i for i in inputs)
+    wide = widened(inputs)
+    if wide is not inputs:
         try:
             return _record(module, wide, inputs, name, exported=exported)
+        except UnsupportedModel:
+            raise
         except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
             pass
     return _record(module, inputs, inputs, name, exported=exported)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, fx, nn
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
+
+_TRACE_BATCH = 3
+"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
 
 def candidates(module: fx.GraphModule | None) -> list[fx.GraphModule]:
@@ -124,27 +128,52 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
         UntraceableModel, BadInput: it does not either; the module itself does not run.
     """
     # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
-    open_sizes = tuple(_open_axes(i, lambda axis: axis != 1) for i in inputs)
-    open_batch = tuple(_open_axes(i, lambda axis: axis == 0) for i in inputs)
     last: BaseException | None = None
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_logs():
         warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
-        for shapes in (open_sizes, open_batch, None):
-            try:
-                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-                if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
-                    program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
-                # Guards compare with the shapes before pruning; they have no place in a pruned module.
-                exported = program.module(check_guards=False)
-                assert isinstance(exported, fx.GraphModule)
-                return _plain(exported)
-            except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
-                last = error
+        wide = widened(inputs)
+        for example in (wide,) if wide is inputs else (wide, inputs):
+            open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
+            for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
+                try:
+                    return _exported(module, example, shapes)
+                except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                    last = error
     assert last is not None
     failure = failure_of(module, inputs)
     if failure is not None:
         raise cannot_run(inputs, failure)
     raise untraceable(reason, last) from last
+
+
+def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
+    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
+        return inputs
+    return tuple(i.expand(_TRACE_BATCH, *i.shape[1:]).contiguous() if isinstance(i, Tensor) else i for i in inputs)
+
+
+def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
+        program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
+    # Guards compare with the shapes before pruning; they have no place in a pruned module.
+    exported = program.module(check_guards=False)
+    assert isinstance(exported, fx.GraphModule)
+    return _plain(exported)
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep what torch.export logs about sizes that it takes for fixed from the user."""
+    log = logging.getLogger("torch._export")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _is_seen_elsewhere(n: fx.Node) -> bool:
@@ -184,10 +213,12 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _open_axes(value: Any, chosen: Callable[[int], bool]) -> dict[int, Any] | None:
+def _open_axes(value: Any, fixed: int | None) -> dict[int, Any] | None:
+    """Return which axes stay open: all but ``fixed``, or the batch alone where that is None."""
     if not isinstance(value, Tensor):
         return None
-    return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if chosen(axis)} or None
+    axes = range(value.dim()) if fixed is not None else range(min(1, value.dim()))
+    return {axis: torch.export.Dim.AUTO for axis in axes if axis != fixed} or None
 
 
 def failure_of(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:

@@ -136,7 +136,10 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     if network is not None:
         module, notes = prepared_network(network, data, images, config)
     graph = read_module(module, example_inputs, config.model_spec).graph
-    sparsity = plan_sparsity(graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual)
+    classes = channels(graph, config.keep)
+    sparsity = plan_sparsity(
+        graph, classes, module, kind=config.penalty, residual=config.residual, drive_all=config.drive_beta
+    )
     require_some(sparsity)
     data = data.to(device)
     _check_shares(config.batch_size, len(data.train), ranks)

@@ -134,7 +134,9 @@ def shrunk(setup: Setup, plan: PrunePlan) -> Setup:
     config = setup.config
     module = apply_plan(setup.module.to("cpu"), plan).train()
     graph = read_module(module, setup.example_inputs, config.model_spec).graph
-    found = plan_sparsity(graph, channels(graph, config.keep), module, residual=config.residual)
+    found = plan_sparsity(
+        graph, channels(graph, config.keep), module, residual=config.residual, drive_all=config.drive_beta
+    )
     sparsity = inherited(setup.sparsity, found, kept_gammas(plan))
     return replace(
         setup,

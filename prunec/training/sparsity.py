@@ -21,9 +21,10 @@ from prunec.errors import BadInput
 from prunec.graph import Graph
 from prunec.labels import ChannelClasses
 from prunec.passes.channels import channels
-from prunec.passes.gammas import Gamma, Mask, gammas, residual_classes
+from prunec.passes.gammas import Gamma, Mask, gammas, gated_classes, residual_classes
 from prunec.passes.penalty import PenaltyKind, penalty
 from prunec.reading import read_module
+from prunec.training.betas import Driven
 from prunec.training.ista import Ista, Penalised
 
 Residual = Literal["group", "keep"]
@@ -38,6 +39,8 @@ class Sparsity:
         gammas: all BatchNorm scales.
         penalised: bool[num_classes], the classes whose gammas are driven to zero.
         penalty: float64[num_classes], λ.
+        driven: bool[num_classes], the penalised classes whose betas follow their gammas to zero: those that are
+            multiplied by a computed gate on the way to a contraction, where only a constant of zero is constant.
     """
 
     graph: Graph
@@ -45,6 +48,7 @@ class Sparsity:
     gammas: tuple[Gamma, ...]
     penalised: Mask
     penalty: np.ndarray[Any, np.dtype[np.float64]]
+    driven: Mask
 
     def channels_of(self, gamma: Gamma) -> Mask:
         """Return bool[C], the channels of ``gamma`` that are penalised."""
@@ -96,10 +100,14 @@ def plan_sparsity(
     *,
     kind: PenaltyKind = "memory",
     residual: Residual = "group",
+    drive_all: bool = False,
 ) -> Sparsity:
     """Work out which classes of ``module`` can be trained away, and their λ.
 
     A class with a frozen gamma (``requires_grad`` False) is left alone: it could never go as a whole.
+
+    Args:
+        drive_all: the betas of all penalised classes follow their gammas to zero, not of those behind gates only.
     """
     found = gammas(graph, classes)
     penalised = np.zeros(classes.num_classes, dtype=bool)
@@ -111,7 +119,8 @@ def plan_sparsity(
             penalised[gamma.classes[gamma.decides]] = False
     if residual == "keep":
         penalised &= ~residual_classes(graph, classes)
-    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind))
+    driven = penalised.copy() if drive_all else gated_classes(found, classes) & penalised
+    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind), driven)
 
 
 def build(
@@ -131,7 +140,18 @@ def build(
             weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
             group = torch.from_numpy(np.where(mask, gamma.classes, -1))
             chosen.append(Penalised(parameters[gamma.param], weights, group, gamma.param))
-    return Ista(optimizer, chosen, rho=rho, lr=lr)
+    return Ista(optimizer, chosen, rho=rho, lr=lr, betas=_driven(plan, parameters))
+
+
+def _driven(plan: Sparsity, parameters: Mapping[str, nn.Parameter]) -> list[Driven]:
+    """Return the betas that follow their gammas to zero, with λ."""
+    found = []
+    for gamma in plan.gammas:
+        mask = plan.channels_of(gamma) & plan.driven[gamma.classes]
+        if mask.any() and gamma.beta in parameters and parameters[gamma.beta].requires_grad:
+            weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
+            found.append(Driven(parameters[gamma.param], parameters[gamma.beta], weights))
+    return found
 
 
 def require_some(plan: Sparsity) -> None:
