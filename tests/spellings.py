@@ -171,6 +171,39 @@ class HalfWritten(nn.Module):
         return self.head(y)  # type: ignore[no-any-return]
 
 
+class Caching(nn.Module):
+    """Keeps what it computes of its parameters in a dict while it is not trained (timm's relative position biases)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Sequential(cbr(3, 8), cbr(8, 12)), Head(12)
+        self.bias, self.cache = nn.Parameter(torch.randn(12, 1, 1)), {}  # type: ignore[var-annotated]  # as people write it
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias * 2
+        y = self.stem(x)
+        self.seen.append(y)
+        self.last = y
+        return self.head(y + self.cache["bias"])  # type: ignore[no-any-return]
+
+
+class StandardisedByNorm(nn.Module):
+    """Weight standardisation by batch_norm on the weight, as NFNets write it: a mean over input channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight = cbr(3, 8), nn.Parameter(torch.randn(12, 8, 3, 3))
+        self.gain, self.norm, self.head = nn.Parameter(torch.ones(12)), nn.BatchNorm2d(12), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, 12, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain, training=True, momentum=0.0, eps=1e-6)
+        y = F.conv2d(self.stem(x), weight.reshape_as(self.weight), padding=1)
+        return self.head(F.relu(self.norm(y)))  # type: ignore[no-any-return]
+
+
 def normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
     """Return a network whose second convolution is wrapped (weight or spectral normalisation of PyTorch)."""
 
@@ -190,6 +223,8 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "dataclass": Net(DataclassOut),
         "siamese": Net(Siamese, ((3, 16, 16), (3, 16, 16))),
         "tied": Net(Tied),
+        "caching": Net(Caching),
+        "standardised_by_norm": Net(StandardisedByNorm),
         "temporal_shift": Net(TemporalShift),
         "half_written": Net(HalfWritten),
         "weight_norm_hooks": Net(normed(torch.nn.utils.weight_norm)),

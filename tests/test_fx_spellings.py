@@ -18,7 +18,7 @@ from prunec.api import analyze_module, gather_facts, input_specs, prune_module
 from prunec.apply import apply_plan
 from prunec.backends.fx import apply_edits
 from prunec.containers import tensors_in
-from prunec.errors import UnsupportedModel
+from prunec.errors import BadInput, UnsupportedModel
 from prunec.export import export_checked
 from prunec.frontends.meta import fake_tensors
 from prunec.passes.lower import lower
@@ -61,7 +61,7 @@ def test_a_budget_computes_what_the_masked_network_does(name: str) -> None:
     net, inputs = make(name, 0.0).double(), tuple(i.double() for i in SPELLINGS[name].inputs())
     traced = read_module(net, inputs)
     facts = gather_facts(traced.graph)
-    selection = select_budget(facts, score(facts, "l1"), target_params=0.7)
+    selection = select_budget(facts, score(facts, "l1"), target_params=0.75)
     made = plan(facts, selection, input_specs(traced.graph, inputs))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     assert (~selection.keep).any()
@@ -95,6 +95,32 @@ def test_parameters_are_what_torch_calls_parameters(name: str) -> None:
     assert report.before.params == parameter_elements(net)
     assert report.after.params == parameter_elements(prune_module(net, SPELLINGS[name].inputs()).module)
     assert (report.removed_channels == 0) == (name in KEEPS_ALL)
+
+
+def test_a_forward_that_keeps_tensors_is_left_without_what_tracing_made() -> None:
+    net, inputs = make("caching"), SPELLINGS["caching"].inputs()
+    analyze_module(net, inputs)
+    assert net.cache == {}
+    assert net.seen == []
+    assert not hasattr(net, "last")
+    expected = _outputs(net, *inputs)
+    cached = net.cache["bias"]
+    assert relative_error(expected, _outputs(prune_module(net, inputs, validate=False).module, *inputs)) <= 1e-5
+    assert net.cache["bias"] is cached
+
+
+def test_a_lazy_network_that_never_ran_is_refused_with_what_to_do() -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU())
+    with pytest.raises(BadInput, match="run the network once"):
+        analyze_module(net, (torch.zeros(1, 3, 8, 8),))
+    net(torch.zeros(1, 3, 8, 8))
+    assert analyze_module(net, (torch.zeros(1, 3, 8, 8),)).channels.total == 4
+
+
+def test_the_inputs_of_a_weight_that_is_standardised_over_them_stay() -> None:
+    result = prune_module(make("standardised_by_norm"), SPELLINGS["standardised_by_norm"].inputs(), validate=False)
+    assert all(k.axis == 0 for k in result.plan.keeps if k.param == "weight")
+    assert any("its statistics are those of its input" in pin.reason for pin in result.report.pins)
 
 
 def test_buffers_keep_their_names() -> None:

@@ -308,6 +308,15 @@ def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     return [Label(outputs[0], (*Label.along(x.shape, axis, ids).fields, *others)), *(Label(s) for s in outputs[1:])]
 
 
+def batch_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify, as ``per_channel``; with statistics of its own it averages over the other axes, which are refused."""
+    x, axis = inputs[0], node.attrs.get("axis", 1)
+    if node.attrs.get("training") or len(node.inputs) < 5 or not (node.inputs[3] and node.inputs[4]):
+        own = "averages over its positions: its statistics are those of its input"
+        ties.pin([field for field in x.fields if any(other != axis for other in varying(field))], own)
+    return per_channel(node, inputs, outputs, ties)
+
+
 def dynamic_quantize(
     node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties
 ) -> Sequence[Label]:
@@ -606,7 +615,7 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         "matmul": matmul,
         "attention": attention,
         "rnn": rnn,
-        "batch_norm": per_channel,
+        "batch_norm": batch_norm,
         "instance_norm": instance_norm,
         "group_norm": group_norm,
         "layer_norm": layer_norm,

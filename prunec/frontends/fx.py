@@ -29,6 +29,8 @@ from prunec.frontends.fx_trace import (
     eval_mode,
     export,
     failure_of,
+    left_as_it_was,
+    refuse_lazy,
     symbolic_trace,
     untraceable,
     widened,
@@ -94,7 +96,8 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         BadInput: the module cannot run on inputs of this shape.
     """
     inputs = tuple(example_inputs)
-    with eval_mode(module), torch.no_grad():
+    refuse_lazy(module)
+    with eval_mode(module), left_as_it_was(module), torch.no_grad():
         traced_by_fx, reason = symbolic_trace(module, len(inputs))
         partly: Traced | None = None
         for candidate in candidates(traced_by_fx):

@@ -8,15 +8,18 @@ hangs on it are taken off again.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
@@ -78,7 +81,7 @@ def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule |
     reason: BaseException | None = None
     for buffers in (True, False) if _reads_buffers(module) else (False,):
         try:
-            with warnings.catch_warnings(), _attributes_as_they_were(module):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
                 made = _traced(module, num_inputs, buffers=buffers)
             if not has_writes(made):
@@ -90,6 +93,21 @@ def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule |
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
             reason = error
     return None, reason
+
+
+def refuse_lazy(module: nn.Module) -> None:
+    """Check that every parameter has a shape.
+
+    Raises:
+        BadInput: a lazy layer has not seen an input yet.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise BadInput(
+                f"the parameter {name} has no shape yet",
+                why="it belongs to a lazy layer, which gets its shape from the first input",
+                do="run the network once on an example input",
+            )
 
 
 def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphModule:
@@ -111,14 +129,24 @@ def _reads_buffers(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _attributes_as_they_were(module: nn.Module) -> Iterator[None]:
-    """Take off what torch.fx hangs on the traced module: constants that it meets, under names that it makes up."""
-    before = set(vars(module))
+def left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Undo what tracers do to a module: constants that torch.fx hangs on it, proxies in caches that its forward fills.
+
+    Attributes, and the lists and dicts that they are, get their content back; tensors are not copied.
+    """
+    kept = [(vars(sub), dict(vars(sub))) for sub in module.modules()]
+    inner = [
+        (value, copy.copy(value))
+        for _, attributes in kept
+        for value in attributes.values()
+        if type(value) in (dict, list, set, OrderedDict)
+    ]
     try:
         yield
     finally:
-        for name in set(vars(module)) - before:
-            delattr(module, name)
+        for attributes, before in (*kept, *inner):
+            attributes.clear()
+            attributes.extend(before) if isinstance(attributes, list) else attributes.update(before)
 
 
 def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
