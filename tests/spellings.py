@@ -189,6 +189,35 @@ class Caching(nn.Module):
         return self.head(y + self.cache["bias"])  # type: ignore[no-any-return]
 
 
+class Recurrent(nn.Module):
+    """A CRNN: convolutions, then a recurrent layer along the width."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(cbr(3, 8), nn.MaxPool2d((2, 1)), cbr(8, 12), nn.AdaptiveAvgPool2d((1, None)))
+        self.layer = layer
+        self.head = nn.Linear(layer.hidden_size * (2 if layer.bidirectional else 1), 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        y = self.stem(x).squeeze(2)
+        y = y.permute(0, 2, 1) if self.layer.batch_first else y.permute(2, 0, 1)
+        out, state = self.layer(y)
+        return self.head(out), state
+
+
+class AskingForTypes(nn.Module):
+    """A forward that looks at the type of what it computes; of torch.fx's proxies it takes the wrong branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = cbr(3, 8), cbr(8, 12), Head(12)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.a(x)
+        levels = [x] if isinstance(x, Tensor) else x
+        return [self.head(self.b(level)) for level in levels]
+
+
 class StandardisedByNorm(nn.Module):
     """Weight standardisation by batch_norm on the weight, as NFNets write it: a mean over input channels."""
 
@@ -223,7 +252,11 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "dataclass": Net(DataclassOut),
         "siamese": Net(Siamese, ((3, 16, 16), (3, 16, 16))),
         "tied": Net(Tied),
+        "asking_for_types": Net(AskingForTypes),
         "caching": Net(Caching),
+        "lstm": Net(lambda: Recurrent(nn.LSTM(12, 7, num_layers=2, bidirectional=True, batch_first=True))),
+        "lstm_without_bias": Net(lambda: Recurrent(nn.LSTM(12, 5, bias=False))),
+        "gru": Net(lambda: Recurrent(nn.GRU(12, 7))),
         "standardised_by_norm": Net(StandardisedByNorm),
         "temporal_shift": Net(TemporalShift),
         "half_written": Net(HalfWritten),

@@ -123,6 +123,17 @@ def test_the_inputs_of_a_weight_that_is_standardised_over_them_stay() -> None:
     assert any("its statistics are those of its input" in pin.reason for pin in result.report.pins)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_recurrent_layer_gives_up_inputs_and_takes_their_constants(name: str) -> None:
+    result = prune_module(make(name), SPELLINGS[name].inputs(), validate=False)
+    layer = result.module.get_submodule("layer")
+    assert isinstance(layer, nn.RNNBase)
+    assert layer.input_size == layer.weight_ih_l0.shape[1] < 12
+    assert layer.weight_hh_l0.shape[1] == layer.hidden_size == 7
+    assert any(fold.target == "layer.bias_ih_l0" for fold in result.plan.folds)
+    assert any("a recurrent state feeds itself" in pin.reason for pin in result.report.pins)
+
+
 def test_buffers_keep_their_names() -> None:
     result = prune_module(make("frozen"), SPELLINGS["frozen"].inputs(), validate=False)
     names = set(result.module.state_dict())

@@ -366,6 +366,9 @@ def refresh_modules(module: nn.Module) -> None:
             sub.num_features = sub.num_features if sized is None else sized.shape[0]
         elif isinstance(sub, nn.GroupNorm) and weight is not None:
             sub.num_channels = weight.shape[0]
+        elif isinstance(sub, nn.RNNBase):
+            sub.input_size = sub.weight_ih_l0.shape[1]
+            sub._init_flat_weights()  # it keeps a list of its parameters
         elif isinstance(sub, nn.PReLU):
             sub.num_parameters = sub.weight.shape[0]
 

@@ -48,6 +48,7 @@ KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
 _WRITTEN = "is written in place through a view"
@@ -108,7 +109,12 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
             except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
                 reason = error
                 continue
-            if candidate is module or not _writes_unseen(found.graph):
+            if candidate is module:
+                return found
+            if not _returns_the_same(module, found):
+                reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
+                continue
+            if not _writes_unseen(found.graph):
                 return found
             partly = partly or found
         try:
@@ -127,6 +133,24 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], name: str, reason: Bas
         if failure_of(module, inputs) is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
+
+
+def _returns_the_same(module: nn.Module, found: Traced) -> bool:
+    """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
+    graph = found.graph
+    for mode in (MetaMode, fake_tensors):
+        shapes = iter([graph.shape(name) for name in graph.inputs])
+        try:
+            with mode():  # type: ignore[attr-defined]  # both are context managers
+                arguments = [
+                    torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
+                    for i in found.example_inputs
+                ]
+                returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
+        except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
+            continue
+        return returned == [graph.shape(name) for name in graph.outputs]
+    return True
 
 
 def _writes_unseen(graph: Graph) -> bool:
@@ -208,6 +232,8 @@ class _Walk(fx.Interpreter):
         module = self.fetch_attr(str(n.target))
         if type(module) is nn.Linear:
             return lambda args, _kwargs, result: recorder.linear(args[0], module.weight, module.bias, result)
+        if type(module) in _RECURRENT and n.args and isinstance(self.env.get(n.args[0]), Tensor):
+            return lambda args, _kwargs, result: recorder.recurrent(args, module, result)
         if isinstance(module, _INSTANCE_NORMS):
             return lambda args, _kwargs, result: recorder.instance_norm(args[0], module, result)
         if isinstance(module, KNOWN_LEAVES) or not any(True for _ in module.parameters()):
@@ -448,6 +474,33 @@ class _Recorder(MetaMode):
         axis = dim % x.dim()
         self._source = "aten.tensor_split"
         self.emit("split", [x], list(result), axis=axis, sizes=[part.shape[axis] for part in result])
+
+    def recurrent(self, args: Any, module: Any, result: Any) -> None:
+        """Record what each layer and direction reads of its input as a matrix product; the state is not followed."""
+        self._source = type(module).__name__
+        x, *states = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        reason = "a recurrent state feeds itself"
+        current: Operand = x
+        parts: list[Operand] = [*states]
+        leading = tuple(x.shape[:-1])
+        for layer in range(module.num_layers):
+            for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+                names = [
+                    f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
+                ]
+                w_in, b_in, w_state, b_state, w_out = (getattr(module, name, None) for name in names)
+                assert isinstance(w_in, Tensor)
+                assert isinstance(w_state, Tensor)
+                gates = (*leading, w_in.shape[0])
+                parts += self.emit("matmul", [current, w_in, b_in], [gates], transpose_b=True)
+                state = self.emit("opaque", [parts[-1]], [(*leading, w_state.shape[1])], reason=reason)[0]
+                parts += self.emit("matmul", [state, w_state, b_state], [gates], transpose_b=True)
+                parts += [w_out] if isinstance(w_out, Tensor) else []
+            if layer + 1 < module.num_layers:
+                (current,) = self.emit("opaque", parts, [tuple(outputs[0].shape)], reason=reason)
+                parts = []
+        self.emit("opaque", parts, outputs, reason=reason)
 
     def opaque_module(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Record a leaf module that prunec does not look into: what it touches is pinned."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
@@ -102,7 +102,7 @@ def refuse_lazy(module: nn.Module) -> None:
         BadInput: a lazy layer has not seen an input yet.
     """
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise BadInput(
                 f"the parameter {name} has no shape yet",
                 why="it belongs to a lazy layer, which gets its shape from the first input",

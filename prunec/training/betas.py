@@ -36,8 +36,8 @@ class BetaDrive:
     """
 
     def __init__(self, driven: Sequence[Driven]) -> None:
-        self._gammas = [each.gamma for each in driven]
-        self._betas = [each.beta for each in driven]
+        self._gammas: list[torch.Tensor] = [each.gamma for each in driven]
+        self._betas: list[torch.Tensor] = [each.beta for each in driven]
         self._sizes = [each.beta.numel() for each in driven]
         self._penalty = torch.cat([each.penalty.detach().float() for each in driven])
         self._held: torch.Tensor | None = None
