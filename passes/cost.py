@@ -36,7 +36,7 @@ class Cost:
     """The size of a network.
 
     Args:
-        params: elements of all parameters that some node reads; running statistics and numbers in the code left out.
+        params: elements of all parameters that some node reads; buffers and numbers in the code left out.
         macs: multiply-accumulates of all contractions, for one sample.
         activations: elements of the contractions' outputs, for one sample.
         macs_of: MACs per contraction (IR node name).
@@ -202,7 +202,8 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
 def _params_read(graph: Graph) -> Iterator[str]:
     others = _statistics(graph) | _put_back(graph)
     for name, param in graph.params.items():
-        if not param.literal and name not in others and (graph.consumers(name) or name in graph.outputs):
+        counted = param.learned and not param.literal and name not in others
+        if counted and (graph.consumers(name) or name in graph.outputs):
             yield name
 
 

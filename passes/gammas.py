@@ -6,7 +6,7 @@ training does with the answer is in prunec/training/sparsity.py; see scaling.py 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from prunec.ops import CONTRACTIONS
 from prunec.passes.flow import carried_classes, look_up
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Grades = np.ndarray[Any, np.dtype[np.int8]]
+
+VARIES, ZERO_ONLY, CONSTANT = range(3)
+"""What a class is where it is read if its gammas are zero: varying, constant provided that it is zero, constant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +37,8 @@ class Gamma:
             gamma need not be zero for the class to go.
         prunable: bool[C], nothing pins the class, this gamma decides, and with all deciding gammas of the
             class at zero every contraction that reads it sees a constant.
+        gated: bool[C], some contraction does so only where the constant is zero: it reads the product of the
+            class with a computed gate (squeeze-excite).
     """
 
     param: str
@@ -41,6 +47,7 @@ class Gamma:
     classes: Ids
     decides: Mask
     prunable: Mask
+    gated: Mask
 
 
 def gammas(graph: Graph, classes: ChannelClasses) -> tuple[Gamma, ...]:
@@ -54,7 +61,7 @@ def gammas(graph: Graph, classes: ChannelClasses) -> tuple[Gamma, ...]:
     """
     carried = carried_classes(graph, classes)
     demanded = _demanded(graph, carried)
-    constant_reads = _reads_constants(graph, classes, carried)
+    reads = _lowest_reads(graph, classes, carried)
     found: dict[str, Gamma] = {}
     for node in graph.nodes:
         if not has_gamma(graph, node):
@@ -68,10 +75,12 @@ def gammas(graph: Graph, classes: ChannelClasses) -> tuple[Gamma, ...]:
         before = found.get(node.inputs[1])
         if before is not None:
             decides = decides | before.decides
-        free = ~classes.pinned[own] & classes.is_channel[own] & constant_reads[own]
+        free = ~classes.pinned[own] & classes.is_channel[own] & (reads[own] != VARIES)
         first = node if before is None else before.node
         beta = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in graph.params else ""
-        found[node.inputs[1]] = Gamma(node.inputs[1], beta, first, own, decides, decides & free)
+        found[node.inputs[1]] = Gamma(
+            node.inputs[1], beta, first, own, decides, decides & free, reads[own] == ZERO_ONLY
+        )
     return tuple(found.values())
 
 
@@ -92,6 +101,14 @@ def residual_classes(graph: Graph, classes: ChannelClasses) -> Mask:
         if node.op in ("add", "sub") and len(operands) == 2 and operands[0] != operands[1]:
             found[np.intersect1d(carried[operands[0]], carried[operands[1]])] = True
     return found
+
+
+def gated_classes(found: Sequence[Gamma], classes: ChannelClasses) -> Mask:
+    """Return bool[num_classes], True for classes that are constant somewhere only where the constant is zero."""
+    gated = np.zeros(classes.num_classes, dtype=bool)
+    for gamma in found:
+        gated[gamma.classes[gamma.gated & gamma.prunable]] = True
+    return gated
 
 
 def is_depthwise(graph: Graph, node: Node) -> bool:
@@ -124,41 +141,47 @@ def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:
     return demanded
 
 
-def _reads_constants(graph: Graph, classes: ChannelClasses, carried: Mapping[str, Ids]) -> Mask:
-    """Return bool[num_classes]: every contraction sees a constant if the gammas in front of it are zero."""
-    constant: dict[str, Mask] = {name: np.zeros(carried[name].shape, dtype=bool) for name in graph.inputs}
-    constant.update({name: np.ones(carried[name].shape, dtype=bool) for name in (*graph.params, "")})
-    holds = np.ones(classes.num_classes, dtype=bool)
+def _lowest_reads(graph: Graph, classes: ChannelClasses, carried: Mapping[str, Ids]) -> Grades:
+    """Return int8[num_classes]: the worst that a contraction sees of each class if the gammas before it are zero."""
+    grades: dict[str, Grades] = {name: _all(VARIES, carried[name]) for name in graph.inputs}
+    grades.update({name: _all(CONSTANT, carried[name]) for name in (*graph.params, "")})
+    lowest = np.full(classes.num_classes, CONSTANT, dtype=np.int8)
     for node in graph.nodes:
         if node.op in CONTRACTIONS and not is_depthwise(graph, node):
             for name in node.inputs:
                 if name in graph.values:
-                    holds[carried[name][~constant[name]]] = False
+                    np.minimum.at(lowest, carried[name], grades[name])
         for out in node.outputs:
             if out:
-                constant[out] = _is_constant(graph, node, carried[out], carried, constant)
-    return holds
+                grades[out] = _grade(graph, node, carried[out], carried, grades)
+    return lowest
 
 
-def _is_constant(graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], constant: Mapping[str, Mask]) -> Mask:
-    """Return, for the classes of one output, whether they are constant if gammas are zero."""
+def _all(grade: int, want: Ids) -> Grades:
+    return np.full(want.shape, grade, dtype=np.int8)
+
+
+def _grade(graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], grades: Mapping[str, Grades]) -> Grades:
+    """Return, for the classes of one output, what they are if gammas are zero."""
     if has_gamma(graph, node):
-        return np.ones(want.shape, dtype=bool)
+        return _all(CONSTANT, want)
     if node.op in CONTRACTIONS and not (is_depthwise(graph, node) and not any(node.attrs["pads"])):
-        return np.zeros(want.shape, dtype=bool)
+        return _all(VARIES, want)
     if node.op in ("along", "arg_reduce", "opaque", "layer_norm", "group_norm", "lrn"):
-        return np.zeros(want.shape, dtype=bool)
+        return _all(VARIES, want)
     merges = node.op in ("concat", "scatter_slice")  # operands that lack the class hold other positions
     parts = []
     for name in node.inputs:
         if name:
-            absent = merges or name in graph.params
-            parts.append(look_up(constant[name], carried[name], want, absent))
+            absent = CONSTANT if merges or name in graph.params else VARIES
+            parts.append(look_up(grades[name], carried[name], want, absent))
     if not parts:
-        return np.ones(want.shape, dtype=bool)
-    # Zero times a gate is zero whatever the gate is; a constant that is not zero keeps the class alive.
-    result: Mask = (np.logical_or if node.op == "mul" else np.logical_and).reduce(parts)
+        return _all(CONSTANT, want)
+    result: Grades = np.minimum.reduce(parts)
+    if node.op == "mul":
+        # Zero times a gate is zero whatever the gate is; a constant that is not zero keeps the class alive.
+        result = np.maximum(result, np.minimum(np.maximum.reduce(parts), ZERO_ONLY)).astype(np.int8)
     if node.op == "pad":
         inner = look_up(np.ones(carried[node.inputs[0]].shape, dtype=bool), carried[node.inputs[0]], want, False)
-        result = result | ~inner  # what the padding added
+        result = np.where(inner, result, CONSTANT).astype(np.int8)  # what the padding added
     return result

@@ -13,7 +13,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -262,10 +262,9 @@ def _run(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
 
 
 def _leaves(result: Any) -> list[Any]:
-    import torch
-    from torch.utils import _pytree as pytree
+    from prunec.containers import tensors_in
 
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return tensors_in(result)
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
@@ -292,9 +291,11 @@ def _input_names(module: torch.nn.Module, tensors: Sequence[Any]) -> tuple[str, 
 
 
 def _output_names(result: Any, taken: Sequence[str]) -> tuple[str, ...]:
-    """Name outputs after a dict's keys, else "output", "output_1", …; never like an input."""
+    """Name outputs after a dict's keys or a dataclass's fields, else "output", "output_1", …; never like an input."""
     leaves = _leaves(result)
     keys = [str(key) for key in result] if isinstance(result, dict) else []
+    if is_dataclass(result):
+        keys = [field.name for field in fields(result)]
     if len(keys) != len(leaves):
         keys = ["output" if index == 0 else f"output_{index}" for index in range(len(leaves))]
     return tuple(f"{key}_out" if key in taken else key for key in keys)

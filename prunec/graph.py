@@ -39,12 +39,13 @@ class Param:
     """A tensor that the model holds: a parameter, buffer, initializer or literal.
 
     ``array`` is read-only and shares the model's memory where it can. ``literal`` marks a number
-    written in the model's code: it is not counted as a parameter.
+    written in the model's code, ``learned`` is False for a module's buffers: neither is counted as a parameter.
     """
 
     name: str
     array: np.ndarray[Any, Any]
     literal: bool = False
+    learned: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -37,8 +37,8 @@ Criterion = Literal["l1", "gamma", "taylor", "random"]
 PROVABLE = "removed what is provably constant or dead"
 SHOWN = "removed what is constant or dead, provably or on the calibration data"
 
-MAX_REWRITES = 50
-"""Calls found unrewritable, one after another, before prunec gives up on a network."""
+SAME_KIND = 3
+"""Calls of one kind found unrewritable, one after another, before all of that kind are taken to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +168,29 @@ def plan_and_apply(
             edits = lower(facts.graph, facts.classes, made, facts.constants)
             return replace(planned, result=apply(facts.graph, edits))
         except CannotRewrite as error:
-            if error.origin in frozen or len(frozen) == MAX_REWRITES:
+            added = _to_freeze(graph, frozen, error)
+            if not added:
                 raise InternalError(
                     "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
                 ) from error
-            frozen[error.origin] = error.reason
+            frozen.update(added)
+
+
+def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
+    """Return the user's nodes to pin after a failure, with the reason; none where all are pinned already.
+
+    The node that failed comes first. After ``SAME_KIND`` of a kind all of that kind follow, so that a deep network
+    is not planned once per block. Where pinning a node does not help, nothing is removed at all.
+    """
+    origins = dict.fromkeys(node.origin for node in graph.nodes)
+    if error.origin in frozen or error.origin not in origins:
+        reason = f"{error.origin} cannot be changed: {error.reason}"
+        return {origin: reason for origin in origins if origin not in frozen}
+    kinds = {node.origin: node.source for node in reversed(graph.nodes)}
+    same = [origin for origin in origins if kinds[origin] == kinds[error.origin]]
+    if sum(origin in frozen for origin in same) < SAME_KIND:
+        return {error.origin: error.reason}
+    return {origin: error.reason for origin in same if origin not in frozen}
 
 
 def _planned(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
+from prunec.containers import tensors_in
 from prunec.errors import UnsupportedModel
 from prunec.frontends.fx import Traced
 from prunec.frontends.onnx import TracedOnnx
@@ -92,11 +92,7 @@ def _saliency(
 
 
 def _half_squared_norm(outputs: Any) -> torch.Tensor:
-    tensors = [
-        leaf
-        for leaf in pytree.tree_leaves(outputs)
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.requires_grad
-    ]
+    tensors = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
     if not tensors:
         raise UnsupportedModel(
             "the taylor criterion needs an output that follows the parameters",

@@ -47,7 +47,7 @@ def _output_classes(facts: Facts, node: Node) -> Ints:
     if label.shape is None:
         return np.zeros(0, dtype=np.int64)
     axis = label.rank - 1 if node.op == "matmul" else 1
-    if node.op not in ("conv", "conv_transpose", "matmul") or label.rank <= axis:
+    if node.op not in ("conv", "conv_transpose", "matmul") or not 0 <= axis < label.rank:
         return np.zeros(0, dtype=np.int64)
     fields = [field for field in label.on(axis) if facts.classes.is_channel[facts.classes.class_of[field]].any()]
     if not fields:

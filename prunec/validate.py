@@ -188,8 +188,9 @@ def validate_modules(
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module in eval mode for the length of a block; every submodule gets its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
+        for part, _ in modes:
+            part.training = False  # not eval(): what torch.export made refuses it
         yield
     finally:
         for part, training in modes:
@@ -507,7 +508,8 @@ def _module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
 def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> _Run:
     """Return a function from feeds to the module's tensor outputs, flattened in order."""
     import torch
-    from torch.utils import _pytree as pytree
+
+    from prunec.containers import tensors_in
 
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
@@ -517,7 +519,7 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> _Run:
             for index, value in enumerate(example_inputs)
         ]
         with torch.no_grad():
-            leaves = pytree.tree_leaves(module(*arguments))
-        return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            outputs = tensors_in(module(*arguments))
+        return [tensor.cpu().numpy() for tensor in outputs]
 
     return run

@@ -13,9 +13,11 @@ from networks import cbr, silence
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunec import planning
 from prunec.api import Pruned, gather_facts, input_specs, prune_module
 from prunec.backends.fx import apply_edits
-from prunec.backends.fx_rewrite import CannotRewrite
+from prunec.edits import CannotRewrite, Edits
+from prunec.errors import BudgetNotMet
 from prunec.passes.lower import lower
 from prunec.passes.select import plan, select
 from prunec.reading import read_module
@@ -151,16 +153,9 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "layer norm": (lambda x: F.layer_norm(x, (CHANNELS, 8, 8)), "LayerNorm averages over its channels"),
     "group norm": (lambda x: F.group_norm(x, 1), "GroupNorm averages over the channels of a group"),
     "merged with the batch": (lambda x: x.reshape(-1, 1, 8, 8).expand(-1, 4, -1, -1), "is merged with the batch"),
-    "written in place": (lambda x: _write(x), "is written in place through a view"),
     "an op without a rule": (lambda x: x.triu() + x, "prunec has no rule for aten.triu"),
     "local response": (lambda x: F.local_response_norm(x, 3), "a spatial position is not a channel"),
 }
-
-
-def _write(x: Tensor) -> Tensor:
-    y = x.clone()
-    y[:, :3] += 1
-    return y
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -333,3 +328,81 @@ def test_a_graph_module_can_be_pruned_itself() -> None:
     result = prune_module(traced, (batch(),))
     assert result.report.removed_channels > 0
     assert_same_function(net, result.module, batch())
+
+
+class Watchful(nn.Module):
+    """Asserts sizes in every block, as timm's EvoNorm does; the last norm of each block starts at zero."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.inner = nn.ModuleList([nn.Conv2d(8, 8, 1) for _ in range(blocks)])
+        self.outer = nn.ModuleList([nn.Conv2d(8, 8, 1) for _ in range(blocks)])
+        self.gains = nn.ParameterList([nn.Parameter(torch.zeros(8)) for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, outer, gain in zip(self.inner, self.outer, self.gains, strict=True):
+            y = outer(torch.relu(inner(x)))
+            torch._assert(y.dim() == 4, "expected a batch of images")
+            torch._assert(y.shape[1] % 2 == 0, "")
+            x = x + y * gain.view(-1, 1, 1)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def test_checks_of_a_branch_that_vanishes_vanish_with_it() -> None:
+    net = Watchful(3)
+    result = prune_module(net, (torch.randn(1, 3, 8, 8),))
+    left = {name.split(".")[0] for name, _ in result.module.named_parameters()}
+    assert left == {"stem", "head"}
+
+
+class Stubborn(nn.Module):
+    """Many calls of a kind whose sizes cannot follow, and a check that fails without a word."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.body = nn.ModuleList([nn.Conv2d(8, 8, 1) for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv in self.body:
+            x = _eight(torch.relu(conv(x)))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@fx.wrap
+def _eight(x: Tensor) -> Tensor:
+    assert x.shape[1] == 8
+    return x * 2
+
+
+def test_a_deep_network_of_unrewritable_calls_is_planned_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = 0
+    make = planning._planned
+
+    def counted(*args: Any) -> Any:
+        nonlocal plans
+        plans += 1
+        return make(*args)
+
+    monkeypatch.setattr(planning, "_planned", counted)
+    net, x = Stubborn(60), torch.randn(1, 3, 8, 8)
+    with pytest.raises(BudgetNotMet):
+        prune_module(net, (x,), criterion="l1", target_macs=0.1, validate=False)
+    assert plans <= planning.SAME_KIND + 3
+
+
+def test_what_still_fails_when_it_is_pinned_stops_the_pruning_and_is_named() -> None:
+    def apply(edits: Edits) -> str:
+        if edits.params:
+            raise CannotRewrite("_0_2", "it never works")
+        return "unchanged"
+
+    torch.manual_seed(0)
+    net = silence(nn.Sequential(cbr(3, 8), cbr(8, 8), nn.Conv2d(8, 2, 1)))
+    traced = read_module(net, (torch.randn(1, 3, 8, 8),))
+    job = planning.plan_and_apply(traced.graph, (), planning.Options(), None, apply)
+    assert job.result == "unchanged"
+    assert any("_0_2 cannot be changed: it never works" in pin.reason for pin in job.facts.classes.pins)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from assertions import assert_same_function
 from networks import NETWORKS, make, shuffle
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx import Ref, Traced, trace
 from prunec.graph import Graph
@@ -101,6 +103,13 @@ def test_names_are_the_same_on_every_run() -> None:
 def test_a_batch_of_one_is_traced_with_a_batch_that_is_told_apart_from_broadcasting() -> None:
     graph = trace(make("resnet20"), NETWORKS["resnet20"].inputs(batch=1)).graph
     assert graph.values[graph.inputs[0]].shape == (3, 3, 16, 16)
+
+
+def test_what_only_export_reads_runs_at_any_batch_when_the_example_has_one() -> None:
+    net = make("export_only")
+    result = prune_module(net, NETWORKS["export_only"].inputs(batch=1), validate=False)
+    for batch in (1, 4):
+        assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=batch, grow=4))
 
 
 def test_a_forward_with_a_hard_coded_batch_of_one_is_traced_as_it_is() -> None:
@@ -297,13 +306,33 @@ def test_numbers_in_the_code_are_literals() -> None:
 def test_a_write_into_a_view_makes_its_base_opaque() -> None:
     def half(x: Tensor) -> Tensor:
         y = torch.relu(x)
-        y[:, :2] = 0.0
+        y[:, :2].zero_()
         return y * 2
 
-    graph = trace(Function(half), (image(),)).graph
+    graph = trace(fx.symbolic_trace(Function(half)), (image(),)).graph
     written = next(n for n in graph.nodes if n.attrs.get("reason") == "is written in place through a view")
     assert written.inputs[0] == next(node for node in graph.nodes if node.op == "relu").outputs[0]
     assert graph.consumers(written.outputs[0])[0].op == "mul"
+
+
+@pytest.mark.parametrize("spelling", ["assigned", "zeroed", "alias"])
+def test_writes_that_another_view_shows_are_taken_out_by_export(spelling: str) -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x + 1
+        view = y.view(2, 3, -1)
+        if spelling == "assigned":
+            y[:, :2] = 0.5
+        elif spelling == "zeroed":
+            y[:, :2].zero_()
+        else:
+            y.relu_()
+        return view * 2 + y.view(2, 3, -1)
+
+    traced = trace(Function(written), (torch.zeros(2, 3, 8, 8),))
+    x = torch.randn(2, 3, 8, 8)
+    assert traced.exported
+    assert not any("in place" in node.attrs.get("reason", "") for node in traced.graph.nodes)
+    assert torch.equal(traced.module(x.clone()), written(x.clone()))
 
 
 def test_a_view_taken_before_an_in_place_op_sees_its_result() -> None:
@@ -313,7 +342,7 @@ def test_a_view_taken_before_an_in_place_op_sees_its_result() -> None:
         y.relu_()
         return view * 2
 
-    graph = trace(Function(alias), (image(),)).graph
+    graph = trace(fx.symbolic_trace(Function(alias)), (image(),)).graph
     last = graph.nodes[-1]
     maker = graph.producer(last.inputs[0])
     assert maker is not None

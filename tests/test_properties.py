@@ -13,17 +13,16 @@ import torch
 from assertions import assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from masking import Masked
 from strategies import IN_CHANNELS, SIZE, Spec, build, specs
-from torch import Tensor, fx
+from torch import Tensor
 
 from prunec.api import gather_facts, input_specs, prune_module
 from prunec.apply import apply_plan
 from prunec.backends.fx import apply_edits
-from prunec.frontends.fx import Traced
 from prunec.passes import gates, residuals
 from prunec.passes.gates import gate_folds_of
 from prunec.passes.lower import lower
-from prunec.passes.reads import Read
 from prunec.passes.residuals import expansions_of
 from prunec.passes.select import Facts, plan, select
 from prunec.plan import PrunePlan
@@ -92,7 +91,7 @@ def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int,
     selection = select(facts, wish)
     made = plan(facts, selection, input_specs(traced.graph, (batch,)))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
-    masked = _Masked(traced, facts, selection.keep)
+    masked = Masked(traced, facts, selection.keep)
     with torch.no_grad():
         expected = [
             leaf for leaf in torch.utils._pytree.tree_leaves(masked.run(batch.clone())) if isinstance(leaf, Tensor)
@@ -115,34 +114,6 @@ def _some_classes(facts: Facts, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]
             constant = facts.classes.class_of[other.ids[~np.isnan(other.constant)]]
             wish[np.intersect1d(owners[varies], constant)] = True
     return wish
-
-
-class _Masked(fx.Interpreter):
-    """The original network, with removed channels set to zero wherever a contraction reads them.
-
-    Channels that are constant there are left as they are: the plan folds them.
-    """
-
-    def __init__(self, traced: Traced, facts: Facts, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        super().__init__(traced.module)
-        self.masks: dict[str, tuple[int, np.ndarray[Any, np.dtype[np.bool_]]]] = {}
-        for read in facts.reads:
-            self.masks[read.node.origin] = (read.axis, self._gone(read, facts, keep))
-
-    @staticmethod
-    def _gone(
-        read: Read, facts: Facts, keep: np.ndarray[Any, np.dtype[np.bool_]]
-    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return (~keep[facts.classes.class_of[read.ids.ravel()]]) & np.isnan(read.constant.ravel())
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name not in self.masks:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        axis, gone = self.masks[n.name]
-        x = args[0].clone()
-        x.index_fill_(axis, torch.from_numpy(np.flatnonzero(gone)), 0.0)
-        return getattr(self, n.op)(n.target, (x, *args[1:]), kwargs)
 
 
 @given(specs(), st.sampled_from([0.4, 0.8]))

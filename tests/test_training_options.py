@@ -11,18 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from training_bars import Stop, StopAt, config, write_bars
-from training_nets import Chain
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
-from prunec.passes.channels import channels
 from prunec.plan import PrunePlan
-from prunec.reading import read_module
-from prunec.training.betas import BetaDrive
+from prunec.training.betas import BetaDrive, Driven
 from prunec.training.distill import TEMPERATURE, distillation_loss
 from prunec.training.presets import resume_config
 from prunec.training.run import train_prune
-from prunec.training.sparsity import plan_sparsity
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +77,22 @@ def test_more_accumulated_images_than_there_are_is_refused(tmp_path: Path, bars:
 
 
 def test_betas_of_zero_gammas_reach_zero_and_the_others_stay() -> None:
-    module = Chain()
-    graph = read_module(module, (torch.zeros(2, 3, 8, 8),)).graph
-    plan = plan_sparsity(graph, channels(graph), module)
-    with torch.no_grad():
-        module.first[1].weight.copy_(torch.tensor([1.0, 0.0, 0.0, 1.0]))
-        module.first[1].bias.copy_(torch.tensor([0.5, 0.5, -0.3, -0.3]))
-    drive = BetaDrive(plan, module)
-    weight = float(plan.penalty[plan.gammas[0].classes[0]])
-    drive.step(0.1 / weight)
-    torch.testing.assert_close(module.first[1].bias.detach(), torch.tensor([0.5, 0.4, -0.2, -0.3]))
+    gamma, beta = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 1.0])), nn.Parameter(torch.tensor([0.5, 0.5, -0.3, -0.3]))
+    drive = BetaDrive([Driven(gamma, beta, torch.tensor([2.0, 2.0, 2.0, 0.0]))])
+
+    def step(threshold: float) -> None:
+        drive.hold()
+        with torch.no_grad():
+            beta.add_(0.25)  # what an optimiser does
+        drive.step(threshold)
+
+    step(0.05)
+    torch.testing.assert_close(beta.detach(), torch.tensor([0.75, 0.4, -0.2, -0.05]))
     for _ in range(10):
-        drive.step(0.1 / weight)
-    assert module.first[1].bias.tolist() == pytest.approx([0.5, 0.0, 0.0, -0.3])
+        step(0.05)
+    assert beta.tolist()[1:3] == [0.0, 0.0]
+    step(0.0)  # without a penalty they train as all others do
+    assert beta.tolist()[1:3] == [0.25, 0.25]
 
 
 def test_driven_betas_leave_less_to_fold(tmp_path: Path, bars: Path) -> None:

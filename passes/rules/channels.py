@@ -308,6 +308,15 @@ def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     return [Label(outputs[0], (*Label.along(x.shape, axis, ids).fields, *others)), *(Label(s) for s in outputs[1:])]
 
 
+def batch_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify, as ``per_channel``; with statistics of its own it averages over the other axes, which are refused."""
+    x, axis = inputs[0], node.attrs.get("axis", 1)
+    if node.attrs.get("training") or len(node.inputs) < 5 or not (node.inputs[3] and node.inputs[4]):
+        own = "averages over its positions: its statistics are those of its input"
+        ties.pin([field for field in x.fields if any(other != axis for other in varying(field))], own)
+    return per_channel(node, inputs, outputs, ties)
+
+
 def dynamic_quantize(
     node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties
 ) -> Sequence[Label]:
@@ -581,27 +590,30 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
     """Move: ``source``'s ids replace ``base``'s between start and end.
 
     Those that are replaced are unified with them: the result has the shape of ``base``, which gives up the same
-    positions.
+    positions. Along the other axes both give up the same ones.
     """
     base, source = inputs
     after, axis = outputs[0], node.attrs["axis"]
     if base.shape is None or source.shape is None or after is None:
         pin_all(inputs, ties, "has no known rank")
         return [Label(after)]
-    if not base.on(axis) and not source.on(axis):
-        outer = [Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.fields) for v in inputs]
-        merged = merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties)
-        return [Label(after, merged.fields)]
-    ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
-    for label in inputs:
-        _pin_other_axes(label, [axis], ties, "is overwritten in part")
-    moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
-    if moved is None:
-        ties.pin(ids, "is overwritten along an axis of open size")
-        return [Label(after)]
-    replaced = vector(base, axis, ties)[node.attrs["start"] : node.attrs["end"] : node.attrs["step"]]
-    ties.unify(replaced, vector(source, axis, ties), "is overwritten in part")
-    return [Label(after, tuple(moved))]
+    outer = [
+        Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.without(v.on(axis)).fields)
+        for v in inputs
+    ]
+    fields = list(merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties).fields)
+    if base.on(axis) or source.on(axis):
+        for label in inputs:
+            ties.pin([f for f in label.on(axis) if len(varying(f)) > 1], "is overwritten in part")
+        ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
+        moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
+        if moved is None:
+            ties.pin(ids, "is overwritten along an axis of open size")
+        else:
+            fields.extend(moved)
+            replaced = vector(base, axis, ties)[node.attrs["start"] : node.attrs["end"] : node.attrs["step"]]
+            ties.unify(replaced, vector(source, axis, ties), "is overwritten in part")
+    return [Label(after, tuple(fields))]
 
 
 def full(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -629,7 +641,7 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         "matmul": matmul,
         "attention": attention,
         "rnn": rnn,
-        "batch_norm": per_channel,
+        "batch_norm": batch_norm,
         "instance_norm": instance_norm,
         "group_norm": group_norm,
         "layer_norm": layer_norm,

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec.backends.fx_insert import insert
 from prunec.backends.fx_rewrite import REWRITES, Site, add_buffer, call
 from prunec.edits import CannotRewrite, Edits
-from prunec.frontends.fx import Ref, Traced, eval_mode
-from prunec.frontends.meta import MetaMode
+from prunec.frontends.fx import Ref, Traced
+from prunec.frontends.fx_trace import eval_mode
+from prunec.frontends.meta import MetaMode, fake_tensors
 from prunec.graph import Node, Shape
 
 _ORIGIN = "prunec_origin"
@@ -296,6 +295,7 @@ class _Surgery:
 
     def _erase(self) -> None:
         """Erase what nothing reads any more; statements without readers stay while their tensors live."""
+        self._erase_assertions()
         for n in reversed(list(self.module.graph.nodes)):
             if n.op in ("placeholder", "output") or n.users:
                 continue
@@ -310,6 +310,26 @@ class _Surgery:
                 idle = n.op == "get_attr" or passes or name in self.traced.unused or name in self.had_users
             if idle:
                 self.module.graph.erase_node(n)
+
+    def _erase_assertions(self) -> None:
+        """Erase checks of values that are no longer computed: else they keep what they look at alive."""
+        for n in list(self.module.graph.nodes):
+            if n.op == "call_function" and "assert" in getattr(n.target, "__name__", "") and not n.users:
+                read = [self.ir_of.get(_origin(source), []) for source in self._tensors_behind(n)]
+                if any(nodes and all(node.name in self.edits.removed for node in nodes) for nodes in read):
+                    self.module.graph.erase_node(n)
+
+    def _tensors_behind(self, n: fx.Node) -> set[fx.Node]:
+        """Return the nodes with tensor results that a number, or a comparison of numbers, is taken from."""
+        found: set[fx.Node] = set()
+        pending = list(n.all_input_nodes)
+        while pending:
+            source = pending.pop()
+            if any(isinstance(leaf, Ref) for leaf in pytree.tree_leaves(self.traced.results.get(_origin(source)))):
+                found.add(source)
+            else:
+                pending.extend(source.all_input_nodes)
+        return found
 
 
 def _operands(n: fx.Node) -> list[Any]:
@@ -386,6 +406,9 @@ def refresh_modules(module: nn.Module) -> None:
             sub.num_features = sub.num_features if sized is None else sized.shape[0]
         elif isinstance(sub, nn.GroupNorm) and weight is not None:
             sub.num_channels = weight.shape[0]
+        elif isinstance(sub, nn.RNNBase):
+            sub.input_size = sub.weight_ih_l0.shape[1]
+            sub._init_flat_weights()  # it keeps a list of its parameters
         elif isinstance(sub, nn.PReLU):
             sub.num_parameters = sub.weight.shape[0]
 
@@ -411,15 +434,16 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
         CannotRewrite: naming the first node that fails or has another shape.
     """
     try:
-        _check_shapes(traced, edits, module, MetaMode())
+        with MetaMode():
+            _check_shapes(traced, edits, module)
     except CannotRewrite:
-        # Some kernels (LSTM) want their parameters where their input is: fake tensors pretend that they are.
-        _check_shapes(traced, edits, module, FakeTensorMode(allow_non_fake_inputs=True))
+        with fake_tensors():  # some kernels do not run on the meta device
+            _check_shapes(traced, edits, module)
 
 
-def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule, mode: TorchDispatchMode) -> None:
+def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
-    with eval_mode(module), torch.no_grad(), mode:
+    with eval_mode(module), torch.no_grad():
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
         inputs = [
             torch.empty(next(rest), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
@@ -438,13 +462,24 @@ class _Check(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
-            raise CannotRewrite(
-                _origin(n), f"it does not run with fewer channels ({str(error).splitlines()[0][:120]})"
-            ) from error
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = f"it does not run with fewer channels ({first[:120]})"
+            raise CannotRewrite(self._blamed(n), reason) from error
         expected = self.traced.results.get(_origin(n))
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
+
+    def _blamed(self, n: fx.Node) -> str:
+        """Return the nearest node, going back, that computes a tensor: only of such are there channels to pin."""
+        with_channels = {node.origin for node in self.traced.graph.nodes}
+        pending = [n]
+        while pending:
+            at = pending.pop(0)
+            if _origin(at) in with_channels:
+                return _origin(at)
+            pending.extend(at.all_input_nodes)
+        return _origin(n)
 
     def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
         wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]

@@ -108,7 +108,10 @@ def _addmm(call: Call, to: Emitter) -> None:
 
 
 def _mm(call: Call, to: Emitter) -> None:
-    to.emit("matmul", [call["self"], call.args.get("mat2", call.args.get("other", call.args.get("vec")))], call.results)
+    second = next(call.args[name] for name in ("mat2", "other", "vec", "tensor") if name in call.args)
+    if call["self"].is_complex():
+        return _opaque(call, to)
+    to.emit("matmul", [call["self"], second], call.results)
 
 
 def _linear(call: Call, to: Emitter) -> None:
@@ -584,7 +587,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "convolution": _convolution,
         "addmm": _addmm,
         "baddbmm": _addmm,
-        **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot"), _mm),
+        **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "vdot"), _mm),
         "linear": _linear,
         **dict.fromkeys(_ATTENTIONS, _attention),
         **dict.fromkeys(_BATCH_NORMS, _batch_norm),

@@ -1,16 +1,13 @@
-"""nn.Module -> Graph: trace with torch.fx, then record the aten ops of every FX node under fake tensors.
+"""nn.Module -> Graph: trace it, then record the aten ops of every FX node on the meta device.
 
-Owns tracing, recording and the map back from IR to FX. What each aten op becomes is in aten.py; how a
-pruned GraphModule is made is in backends/fx.py. The user's module is never changed, and no autograd is
+Owns recording and the map back from IR to FX. The tracers are in fx_trace.py, what each aten op becomes is in
+aten.py; how a pruned GraphModule is made is in backends/fx.py. The user's module is never changed, and no autograd is
 involved: frozen parameters, train or eval mode and no_grad make no difference.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -23,10 +20,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunec.errors import BadInput, UntraceableModel
+from prunec.containers import tensors_in
+from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
-from prunec.frontends.fx_functional import Tracer, functional, has_writes
-from prunec.frontends.meta import MetaMode
+from prunec.frontends.fx_trace import (
+    candidates,
+    cannot_run,
+    eval_mode,
+    export,
+    failure_of,
+    left_as_it_was,
+    refuse_lazy,
+    symbolic_trace,
+    untraceable,
+    widened,
+)
+from prunec.frontends.meta import MetaMode, fake_tensors
 from prunec.graph import Graph, Node, Param, Value
 from prunec.ops import BINARY
 
@@ -39,10 +48,10 @@ KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
-_TRACE_BATCH = 3
-"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
+_WRITTEN = "is written in place through a view"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,133 +97,75 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         BadInput: the module cannot run on inputs of this shape.
     """
     inputs = tuple(example_inputs)
-    with eval_mode(module), torch.no_grad():
-        traced_by_fx, reason = _symbolic_trace(module, len(inputs))
-        for candidate in _candidates(traced_by_fx):
+    refuse_lazy(module)
+    with eval_mode(module), left_as_it_was(module), torch.no_grad():
+        traced_by_fx, reason = symbolic_trace(module, len(inputs))
+        partly: Traced | None = None
+        for candidate in candidates(traced_by_fx):
             try:
-                return _record_any_batch(candidate, inputs, name, exported=False)
+                found = _record_any_batch(candidate, inputs, name, exported=False)
+            except UnsupportedModel:
+                raise
             except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
                 reason = error
-        exported = _export(module, inputs, reason)
+                continue
+            if candidate is module:
+                return found
+            if not _returns_the_same(module, found):
+                reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
+                continue
+            if not _writes_unseen(found.graph):
+                return found
+            partly = partly or found
         try:
-            return _record_any_batch(exported, inputs, name, exported=True)
-        except Exception as error:  # the module's own, or the tracers'? a plain run tells
-            if _runs(module, inputs) is None:
-                raise _untraceable(reason, error) from error
-            raise _cannot_run(inputs, error) from error
+            return _exported(module, inputs, name, reason)
+        except (UntraceableModel, BadInput):
+            if partly is not None:
+                return partly
+            raise
 
 
-def _candidates(module: fx.GraphModule | None) -> list[fx.GraphModule]:
-    """Return what to record, best first: without writes in place where that can be, then as it was traced."""
-    if module is None:
-        return []
-    rewritten = functional(module)
-    return [module] if rewritten is None else [rewritten, module]
-
-
-def _untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
-    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
-    return UntraceableModel(
-        "the network can be read neither by torch.fx nor by torch.export",
-        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
-        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
-    )
-
-
-def _cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
-    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
-    return BadInput(
-        f"the network cannot run on an input of shape {shapes}",
-        why=_one_line(error),
-        do="give the shape that it expects with --input-shape",
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-
-
-@contextlib.contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
-    modes = [(sub, sub.training) for sub in module.modules()]
+def _exported(module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None) -> Traced:
+    exported = export(module, inputs, reason)
     try:
-        for sub, _ in modes:
-            sub.training = False
-        yield
-    finally:
-        for sub, mode in modes:
-            sub.training = mode
+        return _record_any_batch(exported, inputs, name, exported=True)
+    except Exception as error:  # the module's own, or the tracers'? a plain run tells
+        if failure_of(module, inputs) is None:
+            raise untraceable(reason, error) from error
+        raise cannot_run(inputs, error) from error
 
 
-def _symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
-    if isinstance(module, fx.GraphModule):
-        return module, None
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
-    concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-            tracer = Tracer(param_shapes_constant=True)
-            graph = tracer.trace(module, concrete_args=concrete or None)
-            made = fx.GraphModule(tracer.root, graph, type(module).__name__)
-            if not has_writes(made):
-                return made, None
-            rewritten = functional(made)
-            if rewritten is not None and not has_writes(rewritten):
-                return rewritten, None
-            return None, TypeError("it writes into a part of a tensor that something else may see")
-    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
-        return None, error
+def _returns_the_same(module: nn.Module, found: Traced) -> bool:
+    """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
+    graph = found.graph
+    for mode in (MetaMode, fake_tensors):
+        shapes = iter([graph.shape(name) for name in graph.inputs])
+        try:
+            with mode():  # type: ignore[attr-defined]  # both are context managers
+                arguments = [
+                    torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
+                    for i in found.example_inputs
+                ]
+                returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
+        except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
+            continue
+        return returned == [graph.shape(name) for name in graph.outputs]
+    return True
 
 
-def _export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
-    # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
-    open_sizes = tuple(_open_axes(i, lambda axis: axis != 1) for i in inputs)
-    open_batch = tuple(_open_axes(i, lambda axis: axis == 0) for i in inputs)
-    last: BaseException | None = None
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
-        for shapes in (open_sizes, open_batch, None):
-            try:
-                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-                # Guards compare with the shapes before pruning; they have no place in a pruned module.
-                exported = program.module(check_guards=False)
-                assert isinstance(exported, fx.GraphModule)
-                return exported
-            except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
-                last = error
-    assert last is not None
-    failure = _runs(module, inputs)
-    if failure is not None:
-        raise _cannot_run(inputs, failure)
-    raise _untraceable(reason, last) from last
-
-
-def _open_axes(value: Any, chosen: Callable[[int], bool]) -> dict[int, Any] | None:
-    if not isinstance(value, Tensor):
-        return None
-    return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if chosen(axis)} or None
-
-
-def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
-    """Return the error of a plain forward pass, None when it runs."""
-    try:
-        module(*inputs)
-    except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
-        return error
-    return None
+def _writes_unseen(graph: Graph) -> bool:
+    """Tell whether something is read that was written in place through another view: torch.export takes writes out."""
+    return any(node.attrs.get("reason") == _WRITTEN for node in graph.nodes)
 
 
 def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str, *, exported: bool) -> Traced:
     """Record with a batch that is not 1 where the network allows it."""
-    tensors = [i for i in inputs if isinstance(i, Tensor)]
-    if tensors and all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
-        wide = tuple(i.new_empty((_TRACE_BATCH, *i.shape[1:])) if isinstance(i, Tensor) else i for i in inputs)
+    wide = widened(inputs)
+    if wide is not inputs:
         try:
             return _record(module, wide, inputs, name, exported=exported)
+        except UnsupportedModel:
+            raise
         except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
             pass
     return _record(module, inputs, inputs, name, exported=exported)
@@ -226,11 +177,14 @@ def _record(
     recorder = _Recorder(module)
     try:
         recorder.walk(inputs)
-    except Exception:  # noqa: BLE001  # some kernels (LSTM) want their parameters where their input is
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    except Exception:  # noqa: BLE001  # some kernels do not run on the meta device
+        with fake_tensors() as fake:
             recorder = _Recorder(module, fake)
             recorder.walk(inputs)
     graph = recorder.graph(name or module.__class__.__name__)
+    if not graph.outputs:
+        do = "let its forward return tensors: alone, in lists, dicts or dataclasses"
+        raise UnsupportedModel("the network returns no tensor", do=do)
     return Traced(
         graph=graph,
         module=module,
@@ -278,6 +232,8 @@ class _Walk(fx.Interpreter):
         module = self.fetch_attr(str(n.target))
         if type(module) is nn.Linear:
             return lambda args, _kwargs, result: recorder.linear(args[0], module.weight, module.bias, result)
+        if type(module) in _RECURRENT and n.args and isinstance(self.env.get(n.args[0]), Tensor):
+            return lambda args, _kwargs, result: recorder.recurrent(args, module, result)
         if isinstance(module, _INSTANCE_NORMS):
             return lambda args, _kwargs, result: recorder.instance_norm(args[0], module, result)
         if isinstance(module, KNOWN_LEAVES) or not any(True for _ in module.parameters()):
@@ -436,7 +392,7 @@ class _Recorder(MetaMode):
             self._names[id(tensor)] = name
             self._alive.append(tensor)
         if name in self.tensors and name not in self._params:
-            self._params[name] = Param(name, _to_numpy(tensor))
+            self._params[name] = Param(name, _to_numpy(tensor), learned=isinstance(tensor, nn.Parameter))
             self._contents[name] = self._params[name].array
             self._by_storage.setdefault(_storage(tensor), []).append(tensor)
         return name
@@ -449,9 +405,8 @@ class _Recorder(MetaMode):
                 self._stale[id(other)] = (self._names[id(other)], now)
 
     def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
-        reason = "is written in place through a view"
         source, self._source = self._source, "in-place write"
-        (name,) = self.emit("opaque", list(stale), [tensor], reason=reason)
+        (name,) = self.emit("opaque", list(stale), [tensor], reason=_WRITTEN)
         self._source = source
         return name
 
@@ -468,7 +423,7 @@ class _Recorder(MetaMode):
                 self._define(n.name, result)
                 self._inputs.append(n.name)
         elif n.op == "output":
-            self._outputs.extend(self._name(leaf) for leaf in pytree.tree_leaves(args[0]) if isinstance(leaf, Tensor))
+            self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
         self.results[n.name] = pytree.tree_map(
             lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result
         )
@@ -519,6 +474,33 @@ class _Recorder(MetaMode):
         axis = dim % x.dim()
         self._source = "aten.tensor_split"
         self.emit("split", [x], list(result), axis=axis, sizes=[part.shape[axis] for part in result])
+
+    def recurrent(self, args: Any, module: Any, result: Any) -> None:
+        """Record what each layer and direction reads of its input as a matrix product; the state is not followed."""
+        self._source = type(module).__name__
+        x, *states = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        reason = "a recurrent state feeds itself"
+        current: Operand = x
+        parts: list[Operand] = [*states]
+        leading = tuple(x.shape[:-1])
+        for layer in range(module.num_layers):
+            for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+                names = [
+                    f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
+                ]
+                w_in, b_in, w_state, b_state, w_out = (getattr(module, name, None) for name in names)
+                assert isinstance(w_in, Tensor)
+                assert isinstance(w_state, Tensor)
+                gates = (*leading, w_in.shape[0])
+                parts += self.emit("matmul", [current, w_in, b_in], [gates], transpose_b=True)
+                state = self.emit("opaque", [parts[-1]], [(*leading, w_state.shape[1])], reason=reason)[0]
+                parts += self.emit("matmul", [state, w_state, b_state], [gates], transpose_b=True)
+                parts += [w_out] if isinstance(w_out, Tensor) else []
+            if layer + 1 < module.num_layers:
+                (current,) = self.emit("opaque", parts, [tuple(outputs[0].shape)], reason=reason)
+                parts = []
+        self.emit("opaque", parts, outputs, reason=reason)
 
     def opaque_module(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Record a leaf module that prunec does not look into: what it touches is pinned."""

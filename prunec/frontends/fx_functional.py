@@ -42,11 +42,57 @@ class _Assignable(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
+class _Buffer(_Assignable):
+    """A buffer that is read in the forward; its sizes are numbers, as those of a parameter are."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self.buffer = buffer
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.buffer.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.buffer.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.buffer.size() if dim is None else self.buffer.size(dim)
+
+    def dim(self) -> int:
+        return self.buffer.dim()
+
+    def numel(self) -> int:
+        return self.buffer.numel()
+
+
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, which also records assignments to slices. They are writes: see ``has_writes``."""
+    """torch.fx's tracer, which also records assignments to slices. They are writes: see ``has_writes``.
+
+    Args:
+        buffers: a buffer that the forward reads is a node, as a parameter is; else it is read at once, and what is
+            computed from it is a constant without a name.
+    """
+
+    def __init__(self, *, buffers: bool) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.buffers = buffers
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return what reading an attribute of a module gives: a proxy for a buffer of the network."""
+        if not self.buffers or not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, nn.Parameter):
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = next((name for name, buffer in self.root.named_buffers() if buffer is attr_val), None)
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            make = lambda node: _Buffer(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
+        return parameter_proxy_cache[name]
 
 
 def functional(module: fx.GraphModule) -> fx.GraphModule | None:

@@ -80,6 +80,7 @@ class Sizer:
 
     def selection(self, arrays: Arrays) -> tuple[Facts, Selection]:
         """Return what removal would keep with these arrays in place of the graph's own."""
+        arrays = {**arrays, **self._betas(arrays)}
         params = {name: replace(self.graph.params[name], array=array) for name, array in arrays.items()}
         graph = replace(self.graph, params=MappingProxyType({**self.graph.params, **params}))
         classes = self.plan.classes
@@ -87,6 +88,16 @@ class Sizer:
         live = liveness(graph, known)
         facts = Facts(graph, classes, known, live, reads(graph, classes, known, live))
         return facts, select(facts, border=self.border, multiple_of=self.multiple_of)
+
+    def _betas(self, arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the betas that follow their gammas, zero where these are: removal finds them so, or sets them."""
+        found = {}
+        for gamma in self.plan.gammas:
+            follows = self.plan.channels_of(gamma) & self.plan.driven[gamma.classes]
+            if gamma.beta in self.graph.params and gamma.param in arrays and follows.any():
+                beta = arrays.get(gamma.beta, self.graph.params[gamma.beta].array)
+                found[gamma.beta] = np.where(follows & (arrays[gamma.param] == 0), 0, beta).astype(beta.dtype)
+        return found
 
     def size(self, arrays: Arrays) -> Size:
         """Count the network that removal would leave with these arrays in place of the graph's own."""

@@ -229,11 +229,18 @@ def expendable(plan: Sparsity, order: Ids, zero: Mask) -> Ids:
 
 
 def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) -> None:
-    """Give the module's gammas their values: zero where the class is ``gone``, else those of ``arrays``."""
+    """Give the module's gammas their values: zero where the class is ``gone``, else those of ``arrays``.
+
+    The betas that follow them are zero there too.
+    """
     parameters = named_parameters(module)
     with torch.no_grad():
         for name, array in with_zeros(plan, arrays, gone).items():
             parameters[name].copy_(torch.from_numpy(array))
+        for gamma in plan.gammas:
+            follows = plan.channels_of(gamma) & (gone & plan.driven)[gamma.classes]
+            if gamma.beta in parameters and follows.any():
+                parameters[gamma.beta][torch.from_numpy(follows)] = 0.0
 
 
 def _protected(plan: Sparsity, order: Ids, zero: Mask) -> Mask:

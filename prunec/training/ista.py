@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunec.errors import BadInput
+from prunec.training.betas import BetaDrive, Driven
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +64,7 @@ class Ista(Optimizer):
         gammas: what to penalise; bare parameters get λ = 1 and a group per channel.
         rho: weight of the penalty in the objective, ≥ 0. May be set later (``ista.rho = ...``).
         lr: μ, the gammas' step size; by default that of the base group which held the first of them.
+        betas: shrunk to zero while their gammas are zero, and not trained meanwhile (betas.py).
 
     Raises:
         BadInput: no gammas, one that ``base`` does not hold, or shapes that do not fit.
@@ -75,6 +77,7 @@ class Ista(Optimizer):
         *,
         rho: float,
         lr: float | None = None,
+        betas: Sequence[Driven] = (),
     ) -> None:
         penalised = [gamma if isinstance(gamma, Penalised) else Penalised(gamma) for gamma in gammas]
         _check(penalised, rho)
@@ -84,6 +87,7 @@ class Ista(Optimizer):
         parameters = [gamma.parameter for gamma in penalised]
         super().__init__([{"params": parameters}], {"lr": held_lr if lr is None else lr, "rho": float(rho)})
         self._gammas = self.param_groups[0]
+        self._betas = BetaDrive(betas) if betas else None
         self._buffers = _Buffers.of(penalised)
         self._wrapped = True
         self._link()
@@ -96,8 +100,12 @@ class Ista(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the base optimiser, then the gammas; return the closure's loss, if any."""
+        if self._betas is not None:
+            self._betas.hold()
         loss = self.base.step() if closure is None else self.base.step(closure)
         self._step_gammas()
+        if self._betas is not None:
+            self._betas.step(float(self._gammas["lr"]) * float(self._gammas["rho"]))
         return loss
 
     def _step_gammas(self) -> None:

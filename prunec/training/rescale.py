@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from prunec.containers import tensors_in
 from prunec.errors import BadInput, InternalError
 from prunec.passes.scaling import Read, Scaling
 
@@ -134,11 +135,11 @@ def _outputs(module: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
     try:
         # TF32's 10-bit products would differ by more than the tolerance between two equal functions.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            results = pytree.tree_leaves(module(*inputs))
+            results = tensors_in(module(*inputs))
     finally:
         for child, training in modes:
             child.training = training
-    return [result for result in results if isinstance(result, torch.Tensor) and result.is_floating_point()]
+    return [result for result in results if result.is_floating_point()]
 
 
 def _relative_error(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

@@ -140,7 +140,13 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     graph = read_module(module, example_inputs, config.model_spec).graph
     # What layers take is measured, or read from the checkpoint, once the run begins: see weighed.
     sparsity = plan_sparsity(
-        graph, channels(graph, config.keep), module, kind=config.penalty, residual=config.residual, rates=NO_RATES
+        graph,
+        channels(graph, config.keep),
+        module,
+        kind=config.penalty,
+        residual=config.residual,
+        drive_all=config.drive_beta,
+        rates=NO_RATES,
     )
     require_some(sparsity)
     data = data.to(device)

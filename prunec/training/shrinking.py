@@ -27,12 +27,12 @@ from prunec.reading import read_module
 from prunec.report import PruneReport, plain
 from prunec.training.budget import with_zeros
 from prunec.training.ema import Ema
-from prunec.training.fitting import GammaHistory, Ids, set_gammas
+from prunec.training.fitting import GammaHistory, Ids
 from prunec.training.footprint import size_under
 from prunec.training.ista import Ista
 from prunec.training.removal import base_optimizer, remove
 from prunec.training.setup import Setup
-from prunec.training.sparsity import Sparsity, build, gamma_values, named_parameters, plan_sparsity
+from prunec.training.sparsity import Sparsity, build, named_parameters, plan_sparsity
 
 WORTHWHILE = 0.05
 """Share of the MACs that must be saved: reading and rebuilding a network takes seconds."""
@@ -45,12 +45,23 @@ def due(setup: Setup, history: GammaHistory, log_every: int) -> Mask | None:
         history: has seen the present gammas; it is shown them every ``log_every`` steps.
     """
     plan = setup.sparsity
-    gone = history.zero_for(1 + math.ceil(setup.config.shrink_after / log_every))
+    gone = history.zero_for(1 + math.ceil(setup.config.shrink_after / log_every)) & ~_betas_left(plan, setup.module)
     if not gone.any():
         return None
     now = size_under(plan.graph, plan.classes, np.ones_like(gone)).macs
     left = setup.sizer.size(with_zeros(plan, history.values, gone)).macs
     return gone if left <= (1 - WORTHWHILE) * now else None
+
+
+def _betas_left(plan: Sparsity, module: nn.Module) -> Mask:
+    """Return bool[num_classes]: classes whose betas are on their way to zero, and not there yet."""
+    parameters = named_parameters(module)
+    left = np.zeros_like(plan.driven)
+    for gamma in plan.gammas:
+        if gamma.beta in parameters:
+            beta = parameters[gamma.beta].detach().cpu().numpy()
+            left[gamma.classes[plan.channels_of(gamma) & (beta != 0)]] = True
+    return left & plan.driven
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,10 +84,7 @@ def shrink(live: Live, gone: Mask, step: int) -> tuple[Live, Mapping[str, Any] |
     rank_0 = setup.ranks.on_main(lambda: _planned(live, gone))
     plan = PrunePlan.from_json(rank_0["plan"])
     if plan.is_empty:
-        # Planning took the network to the CPU and back: its buffers are other tensors now.
-        same = Ema(setup.execution.place(setup.module), setup.config.ema_decay)
-        same.load_state_dict(live.ema.state_dict())
-        return replace(live, ema=same), None, ""
+        return live, None, ""
     averaged = live.ema.copied_to(copy.deepcopy(setup.module).to("cpu"))
     smaller = shrunk(setup, plan)
     ista = _same_optimizer(live.ista, names, setup, smaller, plan)
@@ -95,14 +103,12 @@ def shrink(live: Live, gone: Mask, step: int) -> tuple[Live, Mapping[str, Any] |
 def _planned(live: Live, gone: Mask) -> dict[str, Any]:
     """Plan the removal of the classes that are ``gone``, as plain data; zeros that are younger stay."""
     setup, plan = live.setup, live.setup.sparsity
-    now = gamma_values(plan, setup.module)
-    module = setup.module.to("cpu")
-    none = np.zeros_like(gone)
-    try:
-        set_gammas(plan, module, live.history.values, gone)
-        pruned = remove(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
-    finally:
-        set_gammas(plan, module, now, none)
+    module = copy.deepcopy(setup.module).to("cpu")
+    parameters = named_parameters(module)
+    with torch.no_grad():
+        for name, values in with_zeros(plan, live.history.values, gone).items():
+            parameters[name].copy_(torch.from_numpy(values))
+    pruned = remove(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
     return {"plan": pruned.plan.to_json(), "report": summary_of(pruned.report)}
 
 
@@ -134,7 +140,9 @@ def shrunk(setup: Setup, plan: PrunePlan) -> Setup:
     config = setup.config
     module = apply_plan(setup.module.to("cpu"), plan).train()
     graph = read_module(module, setup.example_inputs, config.model_spec).graph
-    found = plan_sparsity(graph, channels(graph, config.keep), module, residual=config.residual)
+    found = plan_sparsity(
+        graph, channels(graph, config.keep), module, residual=config.residual, drive_all=config.drive_beta
+    )
     sparsity = inherited(setup.sparsity, found, kept_gammas(plan))
     return replace(
         setup,
@@ -160,7 +168,8 @@ def inherited(before: Sparsity, after: Sparsity, kept: Mapping[str, Ids]) -> Spa
         was = was[kept.get(gamma.param, np.arange(was.size))]
         penalised[gamma.classes] |= before.penalised[was]
         penalty[gamma.classes] = before.penalty[was]
-    return replace(after, penalised=penalised & after.penalised, penalty=penalty)
+    penalised &= after.penalised
+    return replace(after, penalised=penalised, penalty=penalty, driven=after.driven & penalised)
 
 
 def _same_optimizer(ista: Ista, names: Mapping[int, str], before: Setup, after: Setup, plan: PrunePlan) -> Ista:

@@ -22,9 +22,10 @@ from prunec.graph import Graph
 from prunec.labels import ChannelClasses
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
-from prunec.passes.gammas import Gamma, Mask, gammas, residual_classes
+from prunec.passes.gammas import Gamma, Mask, gammas, gated_classes, residual_classes
 from prunec.passes.penalty import PenaltyKind, penalty
 from prunec.reading import read_module
+from prunec.training.betas import Driven
 from prunec.training.ista import Ista, Penalised
 from prunec.training.layer_times import measure
 from prunec.training.ranks import from_first
@@ -41,6 +42,8 @@ class Sparsity:
         gammas: all BatchNorm scales.
         penalised: bool[num_classes], the classes whose gammas are driven to zero.
         penalty: float64[num_classes], λ.
+        driven: bool[num_classes], the penalised classes whose betas follow their gammas to zero: those that are
+            multiplied by a computed gate on the way to a contraction, where only a constant of zero is constant.
     """
 
     graph: Graph
@@ -48,6 +51,7 @@ class Sparsity:
     gammas: tuple[Gamma, ...]
     penalised: Mask
     penalty: np.ndarray[Any, np.dtype[np.float64]]
+    driven: Mask
 
     def channels_of(self, gamma: Gamma) -> Mask:
         """Return bool[C], the channels of ``gamma`` that are penalised."""
@@ -105,6 +109,7 @@ def plan_sparsity(
     kind: PenaltyKind = "memory",
     residual: Residual = "group",
     rates: Rates | None = None,
+    drive_all: bool = False,
 ) -> Sparsity:
     """Work out which classes of ``module`` can be trained away, and their λ.
 
@@ -112,6 +117,7 @@ def plan_sparsity(
 
     Args:
         kind, residual, rates: see ``sparsify``.
+        drive_all: the betas of all penalised classes follow their gammas to zero, not of those behind gates only.
     """
     if rates is None:
         rates = from_first(lambda: measure(graph).rates) if kind == "latency" else NO_RATES
@@ -125,7 +131,8 @@ def plan_sparsity(
             penalised[gamma.classes[gamma.decides]] = False
     if residual == "keep":
         penalised &= ~residual_classes(graph, classes)
-    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind, rates))
+    driven = penalised.copy() if drive_all else gated_classes(found, classes) & penalised
+    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind, rates), driven)
 
 
 def build(
@@ -145,7 +152,18 @@ def build(
             weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
             group = torch.from_numpy(np.where(mask, gamma.classes, -1))
             chosen.append(Penalised(parameters[gamma.param], weights, group, gamma.param))
-    return Ista(optimizer, chosen, rho=rho, lr=lr)
+    return Ista(optimizer, chosen, rho=rho, lr=lr, betas=_driven(plan, parameters))
+
+
+def _driven(plan: Sparsity, parameters: Mapping[str, nn.Parameter]) -> list[Driven]:
+    """Return the betas that follow their gammas to zero, with λ."""
+    found = []
+    for gamma in plan.gammas:
+        mask = plan.channels_of(gamma) & plan.driven[gamma.classes]
+        if mask.any() and gamma.beta in parameters and parameters[gamma.beta].requires_grad:
+            weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
+            found.append(Driven(parameters[gamma.param], parameters[gamma.beta], weights))
+    return found
 
 
 def require_some(plan: Sparsity) -> None:

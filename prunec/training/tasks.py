@@ -15,7 +15,6 @@ from torch import nn
 
 from prunec.errors import CheckFailed, EmptyNetwork
 from prunec.passes.gammas import Mask
-from prunec.training.betas import BetaDrive
 from prunec.training.budget import excess
 from prunec.training.controller import Controller
 from prunec.training.fitting import GammaHistory
@@ -50,7 +49,6 @@ class Sparsify:
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
         self._history, self._rescale = history, rescale
-        self._betas = BetaDrive(setup.sparsity, module) if setup.config.drive_beta else None
         self._emptied = ""
         self._found: list[Symptom] = []
         self._lr = setup.config.lr
@@ -66,8 +64,6 @@ class Sparsify:
         controller = self._controller
         self._ista.param_groups[-1]["lr"] = self._gamma_lr * (controller.mu_factor if controller is not None else 1.0)
         self._ista.rho = controller.rho_at(progress) if controller is not None else 0.0
-        if self._betas is not None:
-            self._betas.step(float(self._ista.param_groups[-1]["lr"]) * self._ista.rho)
 
     def measure(self, progress: float, loss: float) -> Mapping[str, Any]:
         plan = self._setup.sparsity

@@ -1,0 +1,48 @@
+"""The original network with removed channels set to zero wherever a contraction reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from prunec.frontends.fx import Traced
+from prunec.passes.reads import Read
+from prunec.passes.select import Facts
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Masked(fx.Interpreter):
+    """Runs a traced network with masks.
+
+    Channels that are constant at a read which absorbs them are left as they are: the plan folds them.
+    """
+
+    def __init__(self, traced: Traced, facts: Facts, keep: Mask) -> None:
+        super().__init__(traced.module)
+        self.masks: dict[str, list[tuple[int, Mask]]] = {}
+        for read in facts.reads:
+            self.masks.setdefault(read.node.origin, []).append((read.index, _gone(read, facts, keep)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self.masks:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        operands = list(args)
+        for index, gone in self.masks[n.name]:
+            operands[index] = masked(operands[index], gone)
+        return getattr(self, n.op)(n.target, tuple(operands), kwargs)
+
+
+def _gone(read: Read, facts: Facts, keep: Mask) -> Mask:
+    folded = ~np.isnan(read.constant) & read.absorbs
+    gone: Mask = ~keep[facts.classes.class_of[read.ids]] & ~folded
+    return gone
+
+
+def masked(x: Tensor, gone: Mask) -> Tensor:
+    """Return ``x`` with zeros where ``gone`` (which broadcasts against it) says so."""
+    return x.masked_fill(torch.from_numpy(gone.copy()), 0.0)

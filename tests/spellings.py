@@ -1,0 +1,268 @@
+"""Networks spelled as people spell them where it is harder to follow: the table SPELLINGS.
+
+Owns modules whose weights are computed, whose buffers are read in the forward, whose outputs are dataclasses, and
+their like; tests/test_fx_spellings.py runs over them. The common shapes are in networks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from networks import Head, Net, cbr
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+
+class LowRank(nn.Module):
+    """A linear layer whose weight is the product of two parameters, added to a third (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = cbr(3, 8)
+        self.base = nn.Linear(8, 12)
+        self.down, self.up = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(12, 4))
+        self.norm, self.head = nn.BatchNorm1d(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        x = F.linear(x, self.base.weight + self.up @ self.down, self.base.bias)
+        return self.head(F.relu(self.norm(x)))  # type: ignore[no-any-return]
+
+
+class Spectral(nn.Module):
+    """Spectral normalisation written out: the weight is divided by u·W·v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight = cbr(3, 8), nn.Parameter(torch.randn(12, 8, 3, 3))
+        self.u, self.v = nn.Parameter(torch.rand(12)), nn.Parameter(torch.rand(72))
+        self.norm, self.head = nn.BatchNorm2d(12), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / torch.dot(self.u, torch.mv(self.weight.flatten(1), self.v))
+        return self.head(F.relu(self.norm(F.conv2d(self.stem(x), weight, padding=1))))  # type: ignore[no-any-return]
+
+
+class FrozenNorm(nn.Module):
+    """torchvision's FrozenBatchNorm2d: statistics and affine parameters are buffers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(channels)
+        gains = torch.rand(channels, generator=generator) + 0.5
+        self.register_buffer("weight", gains * (torch.rand(channels, generator=generator) > 0.5))
+        self.register_buffer("bias", torch.rand(channels, generator=generator) - 0.5)
+        self.register_buffer("running_mean", torch.rand(channels, generator=generator) - 0.5)
+        self.register_buffer("running_var", torch.rand(channels, generator=generator) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, var = (
+            tensor.reshape(1, -1, 1, 1) for tensor in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight * (var + 1e-5).rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+class Frozen(nn.Module):
+    """Frozen normalisation, and a mask over the channels that is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), FrozenNorm(16)
+        self.b, self.head = cbr(16, 12), Head(12)
+        self.register_buffer("mask", (torch.arange(16) % 3 != 0).float().reshape(1, 16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(F.relu(self.norm(self.a(x))) * self.mask))  # type: ignore[no-any-return]
+
+
+class Gridded(nn.Module):
+    """A tensor that the forward makes by itself, as detection heads make their grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Sequential(cbr(3, 8), cbr(8, 12, stride=2)), nn.Conv2d(12, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.out(self.stem(x))
+        return y.sigmoid() * 2 + torch.arange(6).reshape(1, 6, 1, 1).float()  # type: ignore[no-any-return]
+
+
+@dataclass
+class Found:
+    """What a network of two heads returns."""
+
+    scores: Tensor
+    extra: dict[str, Tensor]
+
+
+class DataclassOut(nn.Module):
+    """Outputs in a dataclass with a dict in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.mask, self.head = cbr(3, 8), cbr(8, 12), nn.Conv2d(8, 1, 1), Head(12)
+
+    def forward(self, x: Tensor) -> Found:
+        y = self.a(x)
+        return Found(self.head(self.b(y)), {"mask": self.mask(y)})
+
+
+class Siamese(nn.Module):
+    """One encoder for two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(cbr(3, 8), cbr(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.fc(torch.abs(self.encoder(x) - self.encoder(y)))  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight, each with a BatchNorm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = cbr(3, 8), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.b.weight = self.a.weight
+        self.norm_a, self.norm_b, self.head = nn.BatchNorm2d(8), nn.BatchNorm2d(8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm_a(self.a(self.stem(x))))
+        return self.head(F.relu(self.norm_b(self.b(x))))  # type: ignore[no-any-return]
+
+
+class TemporalShift(nn.Module):
+    """TSM: a part of the channels moves by a frame, written into slices of a fresh tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = cbr(3, 16), cbr(16, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        frames, c, h, w = y.size()
+        y, part = y.view(frames // 2, 2, c, h, w), c // 8
+        out = torch.zeros_like(y)
+        out[:, :-1, :part] = y[:, 1:, :part]
+        out[:, 1:, part : 2 * part] = y[:, :-1, part : 2 * part]
+        out[:, :, 2 * part :] = y[:, :, 2 * part :]
+        return self.head(self.body(out.view(frames, c, h, w)))  # type: ignore[no-any-return]
+
+
+class HalfWritten(nn.Module):
+    """Half of a copy's channels replaced, the other half scaled in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.head = cbr(3, 8), cbr(4, 4), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.clone()
+        y[:, :4] = self.part(x[:, :4])
+        y[:, 4:] *= 0.5
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+class Caching(nn.Module):
+    """Keeps what it computes of its parameters in a dict while it is not trained (timm's relative position biases)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Sequential(cbr(3, 8), cbr(8, 12)), Head(12)
+        self.bias, self.cache = nn.Parameter(torch.randn(12, 1, 1)), {}  # type: ignore[var-annotated]  # as people write it
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias * 2
+        y = self.stem(x)
+        self.seen.append(y)
+        self.last = y
+        return self.head(y + self.cache["bias"])  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """A CRNN: convolutions, then a recurrent layer along the width."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(cbr(3, 8), nn.MaxPool2d((2, 1)), cbr(8, 12), nn.AdaptiveAvgPool2d((1, None)))
+        self.layer = layer
+        self.head = nn.Linear(layer.hidden_size * (2 if layer.bidirectional else 1), 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        y = self.stem(x).squeeze(2)
+        y = y.permute(0, 2, 1) if self.layer.batch_first else y.permute(2, 0, 1)
+        out, state = self.layer(y)
+        return self.head(out), state
+
+
+class AskingForTypes(nn.Module):
+    """A forward that looks at the type of what it computes; of torch.fx's proxies it takes the wrong branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = cbr(3, 8), cbr(8, 12), Head(12)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.a(x)
+        levels = [x] if isinstance(x, Tensor) else x
+        return [self.head(self.b(level)) for level in levels]
+
+
+class StandardisedByNorm(nn.Module):
+    """Weight standardisation by batch_norm on the weight, as NFNets write it: a mean over input channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight = cbr(3, 8), nn.Parameter(torch.randn(12, 8, 3, 3))
+        self.gain, self.norm, self.head = nn.Parameter(torch.ones(12)), nn.BatchNorm2d(12), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, 12, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain, training=True, momentum=0.0, eps=1e-6)
+        y = F.conv2d(self.stem(x), weight.reshape_as(self.weight), padding=1)
+        return self.head(F.relu(self.norm(y)))  # type: ignore[no-any-return]
+
+
+def normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+    """Return a network whose second convolution is wrapped (weight or spectral normalisation of PyTorch)."""
+
+    def make() -> nn.Module:
+        wrapped = wrap(nn.Conv2d(8, 12, 3, padding=1))
+        return nn.Sequential(cbr(3, 8), wrapped, nn.BatchNorm2d(12), nn.ReLU(), cbr(12, 8), Head(8))
+
+    return make
+
+
+SPELLINGS: Mapping[str, Net] = MappingProxyType(
+    {
+        "low_rank": Net(LowRank),
+        "spectral": Net(Spectral),
+        "frozen": Net(Frozen),
+        "gridded": Net(Gridded),
+        "dataclass": Net(DataclassOut),
+        "siamese": Net(Siamese, ((3, 16, 16), (3, 16, 16))),
+        "tied": Net(Tied),
+        "asking_for_types": Net(AskingForTypes),
+        "caching": Net(Caching),
+        "lstm": Net(lambda: Recurrent(nn.LSTM(12, 7, num_layers=2, bidirectional=True, batch_first=True))),
+        "lstm_without_bias": Net(lambda: Recurrent(nn.LSTM(12, 5, bias=False))),
+        "gru": Net(lambda: Recurrent(nn.GRU(12, 7))),
+        "standardised_by_norm": Net(StandardisedByNorm),
+        "temporal_shift": Net(TemporalShift),
+        "half_written": Net(HalfWritten),
+        "weight_norm_hooks": Net(normed(torch.nn.utils.weight_norm)),
+        "weight_norm_parametrized": Net(normed(parametrizations.weight_norm)),
+        "spectral_norm_hooks": Net(normed(torch.nn.utils.spectral_norm)),
+        "spectral_norm_parametrized": Net(normed(parametrizations.spectral_norm)),
+    }
+)
