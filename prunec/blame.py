@@ -2,7 +2,7 @@
 
 The frontend checks what it needs before it reads on (frontends/onnx_nodes.py, onnx_check.py), and no more: a check
 against the whole specification would refuse files that run. Only when something breaks is the file put before
-ONNX's checker and ONNX Runtime; if one of them rejects it, its reason is the message.
+ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ def judged(work: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 def _complaint(path: str) -> str:
-    """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it."""
+    """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it, and it runs."""
     import onnx
 
     from prunec import runtime
+    from prunec.validate import working_feed
 
     try:
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:  # noqa: BLE001  # of several types by version; whatever it is, it is a complaint
         return runtime.first_line(error)
     try:
-        runtime.open_runner(path, path, "cpu", optimise=False)
+        working_feed(runtime.open_runner(path, path, "cpu", optimise=False), path, None)
     except PrunecError as error:
         return error.why or error.what
     return ""

@@ -423,3 +423,10 @@ def test_output_that_is_a_number_of_channels_stays_it(through: str, tmp_path: Pa
     net.output(net.conv(x, 8, 4))
     net.output(net.op("Div", count, net.const(2, np.int64)), dtype=TensorProto.INT64, shape=[])
     prune_and_compare(net.model(), tmp_path)
+
+
+def test_axis_that_is_reduced_twice(tmp_path: Path) -> None:
+    net = Net(13)
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
+    net.output(net.conv(net.op("ReduceMean", x, axes=[2, -2, 3], keepdims=1), 8, 4, 1))
+    prune_and_compare(net.model(), tmp_path, check=False)

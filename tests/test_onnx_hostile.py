@@ -397,6 +397,18 @@ def test_node_that_breaks_the_specification_is_the_files_fault(damage: str, comm
     assert [file.name for file in tmp_path.iterdir()] == ["broken.onnx"]
 
 
+def test_file_that_loads_and_does_not_run_is_at_fault(tmp_path: Path) -> None:
+    """The checker looks into no shapes of recurrent weights, and ONNX Runtime looks when it runs."""
+    net = Net(13)
+    x = net.op("Reshape", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8), net.ints(8, 1, 36))
+    weights = [net.const(net.weight(1, 8, size)) for size in (7, 2)]
+    net.output(net.op("LSTM", x, *weights, hidden_size=2), shape=[8, 1, 1, 2])
+    path = tmp_path / "broken.onnx"
+    onnx.save(net.model(), path)
+    with pytest.raises(BadInput, match="not a valid ONNX model"):
+        analyze_onnx(path)
+
+
 def test_crash_on_a_valid_file_stays_a_fault_of_prunec(tmp_path: Path) -> None:
     net = Net(13)
     net.output(net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))

@@ -204,7 +204,7 @@ def _axes(view: View) -> list[int] | None:
         return None
     if not axes:
         return [] if view.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
-    return sorted(axis % rank for axis in axes) if rank else []
+    return sorted({axis % rank for axis in axes}) if rank else []
 
 
 def arg_reduce(kind: str) -> Translate:

@@ -116,7 +116,9 @@ def over(a: Item, b: Item) -> Item:
 
 def divide(a: Item, b: Item) -> Item:
     """Divide as ONNX's Div does: whole numbers truncate towards zero."""
-    if is_symbolic(a) or is_symbolic(b) or a is None or b is None or b == 0:
+    if a is None or b is None or b == 0:
+        return None
+    if isinstance(a, Product | Computed) or isinstance(b, Product | Computed):
         exact = over(a, b)
         # Between whole numbers only: an int among the operands tells. Of floats it would be a true quotient.
         return _computed("/", a, b, commutes=False) if exact is None and type(b) is int else exact
