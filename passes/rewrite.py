@@ -82,8 +82,8 @@ class _Rewrite:
         self.old = graph
         self.by_name = {node.name: node for node in graph.nodes}
         self.nodes: list[Node] = []
-        self.after: list[Node] = []
-        """What takes the result of the node at hand."""
+        self.pending: dict[str, list[str]] = {}
+        """Node name -> values to add to its result."""
         self.values: dict[str, Value] = dict(graph.values)
         self.params: dict[str, Param] = dict(graph.params)
 
@@ -96,9 +96,8 @@ class _Rewrite:
             for expansion in expansions.get(node.name, ()):
                 reader = self._operand(reader, expansion)
             for fold in folds.get(node.name, ()):
-                reader = self._past_product(reader, fold)
-            self.nodes += [reader, *self.after]
-            self.after = []
+                self._past_product(reader, fold)
+            self._finish(reader)
         old = self.old
         values, params = MappingProxyType(self.values), MappingProxyType(self.params)
         return Graph(tuple(self.nodes), values, params, old.inputs, old.outputs, old.name, old.frontend)
@@ -132,27 +131,50 @@ class _Rewrite:
         inputs = tuple(value if i == expansion.index else name for i, name in enumerate(node.inputs))
         return replace(node, inputs=inputs)
 
-    def _past_product(self, node: Node, fold: GateFold) -> Node:
-        """Add a convolution on the gate, and its result to the reader's; return the reader with its result renamed."""
+    def _past_product(self, node: Node, fold: GateFold) -> None:
+        """Add a convolution on the gate, and note that its result belongs to the reader's."""
         product, weight = self.by_name.get(fold.product), self.old.params.get("".join(node.inputs[1:2]))
         if product is None or weight is None or fold.gate >= len(product.inputs) or node.op != "conv":
             raise _misfit(node.name, "it does not convolve a product with a fixed weight")
-        gate, out = product.inputs[fold.gate], node.outputs[0]
+        gate = product.inputs[fold.gate]
         shape, _, positions = self._channels(node.name, gate, 1, fold.positions)
         if positions.size and positions.max() >= weight.shape[1]:
             raise _misfit(node.name, "it reads other channels")
-        base, spatial = f"{out}_from_gate", len(shape) - 2
+        base, spatial = f"{node.outputs[0]}_from_gate", len(shape) - 2
         picked = _resized(shape, 1, positions.size)
         value = self._add(node, "gather", gate, f"{base}_picked", picked, {"axis": 1, "indices": positions})
+        end, scale = self._end(node)
         columns = weight.array[:, positions].reshape(weight.shape[0], positions.size, -1).sum(axis=2, dtype=np.float64)
-        columns = (columns * np.asarray(fold.constants)).astype(weight.array.dtype)
+        columns = (columns * np.asarray(fold.constants) * scale[:, None]).astype(weight.array.dtype)
         stored = self._store(f"{base}_weight", columns.reshape(*columns.shape, *[1] * spatial))
         one = {"strides": [1] * spatial, "pads": [0] * (2 * spatial), "dilations": [1] * spatial, "conv_groups": 1}
         value = self._add(node, "conv", value, base, _resized(shape, 1, weight.shape[0]), one, stored)
-        inner = self._free(f"{out}_without_gate")
-        self.values[inner] = replace(self.values[out], name=inner)
-        self.after.insert(0, self._node(node, "add", (inner, value), out, {"behind": True}))
-        return replace(node, outputs=(inner, *node.outputs[1:]))
+        self.pending.setdefault(end.name, []).append(value)
+
+    def _end(self, node: Node) -> tuple[Node, Array]:
+        """Return behind which node something is added to a convolution's result, and float64[C_out] to scale it by.
+
+        That is the BatchNorm that follows, so that the two can still be merged; else the convolution.
+        """
+        readers, ones = self.old.consumers(node.outputs[0]), np.ones(self.old.params[node.inputs[1]].shape[0])
+        norm = readers[0] if len(readers) == 1 and node.outputs[0] not in self.old.outputs else node
+        vectors = [self.old.params.get(name) for name in norm.inputs[1:]]
+        plain = norm.op == "batch_norm" and norm.inputs[0] == node.outputs[0] and norm.attrs.get("axis", 1) == 1
+        if not plain or norm.attrs.get("training") or len(vectors) < 4 or vectors[0] is None or vectors[3] is None:
+            return node, ones
+        variance = vectors[3].array.astype(np.float64) + norm.attrs["eps"]
+        return norm, ones * vectors[0].array / np.sqrt(variance)
+
+    def _finish(self, node: Node) -> None:
+        """Append a node, and what is to be added to its result, which then goes by the same name."""
+        behind: list[Node] = []
+        for value in self.pending.get(node.name, ()):
+            out = node.outputs[0]
+            inner = self._free(f"{out}_without_gate")
+            self.values[inner] = replace(self.values[out], name=inner)
+            behind.insert(0, self._node(node, "add", (inner, value), out, {"behind": True}))
+            node = replace(node, outputs=(inner, *node.outputs[1:]))
+        self.nodes += [node, *behind]
 
     def _add(
         self, reader: Node, op: str, source: str, name: str, shape: Shape, attrs: Mapping[str, Any], *more: str

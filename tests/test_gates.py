@@ -213,6 +213,24 @@ def test_gated_constants_leave_a_files_product(tmp_path: Path, opset: int) -> No
     assert (twice.removed_channels, twice.gates) == (0, ())
 
 
+def test_the_sum_is_behind_a_normalisation_so_that_the_two_can_be_merged(tmp_path: Path) -> None:
+    net = gated()
+    at = next(i for i, node in enumerate(net.nodes) if node.op_type == "Tanh")
+    before, after = net.nodes[:at], net.nodes[at:]
+    net.nodes = before
+    rng = net.rng
+    vectors = [net.const(rng.uniform(0.5, 2, 8).astype(np.float32)) for _ in range(4)]
+    after[0].input[0] = net.op("BatchNormalization", after[0].input[0], *vectors, epsilon=0.3)
+    net.nodes += after
+    files = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(net.model(), files[0])
+    assert prune_onnx(*files, gates="fold", validate=False).gates
+    assert_same_outputs(*files, random_feeds(net.model()))
+    made = {output: node for node in onnx.load(files[1]).graph.node for output in node.output}
+    (added,) = [node for node in made.values() if node.op_type == "Add"]
+    assert {made[name].op_type for name in added.input} == {"BatchNormalization", "Conv"}
+
+
 def test_nothing_is_added_inside_a_fused_convolution(tmp_path: Path) -> None:
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
     model = gated(reader="FusedConv").model()
