@@ -116,7 +116,7 @@ def rows(folder: Path, seconds: float) -> Iterator[str]:
             yield f"| {name} | {share:.0%} | {milliseconds:.2f} | {promised:.3f} | {measured:.3f} | {cost:.0f} |"
 
 
-def of_file(path: Path, folder: Path, seconds: float) -> str:
+def of_file(path: Path, folder: Path, seconds: float, multiple_of: int) -> str:
     """Measure a file; open sizes of its input are those that the check of a pruning takes first."""
     model, before = onnx.load(path), folder / "before.onnx"
     inject_alive(model)
@@ -124,7 +124,8 @@ def of_file(path: Path, folder: Path, seconds: float) -> str:
     files, macs, removed = {}, {}, {}
     for name, options in OPTIONS.items():
         files[name] = folder / f"{name}.onnx"
-        removed[name] = prune_onnx(before, files[name], validate=False, **options).removed_channels
+        report = prune_onnx(before, files[name], validate=False, multiple_of=multiple_of, **options)
+        removed[name] = report.removed_channels
         macs[name] = analyze_onnx(files[name]).macs
     error = validate_onnx(before, files["expand"], provider="cpu", runs=0).max_rel_error
     runner = runtime.open_runner(files["tie"], path.stem, "cpu", optimise=False)
@@ -132,7 +133,7 @@ def of_file(path: Path, folder: Path, seconds: float) -> str:
     return _row(path.stem, removed, macs, ratio(files, feed(kinds, "image", 0), seconds), error)
 
 
-def of_network(name: str, folder: Path, seconds: float) -> str:
+def of_network(name: str, folder: Path, seconds: float, multiple_of: int) -> str:
     """Measure a network of torchvision or timm, half of its gammas zero, on one image of 224x224."""
     import_torchvision()
     from test_real_networks import build
@@ -141,7 +142,7 @@ def of_network(name: str, folder: Path, seconds: float) -> str:
     files, macs, removed = {}, {}, {}
     for label, options in OPTIONS.items():
         files[label] = folder / f"{label}.onnx"
-        found = prune_module(net, (batch,), validate=False, **options)
+        found = prune_module(net, (batch,), validate=False, multiple_of=multiple_of, **options)
         export_onnx(found.module, (batch,), files[label])
         macs[label], removed[label] = found.report.after.macs, found.report.removed_channels
     values = {ort.InferenceSession(files["tie"]).get_inputs()[0].name: batch.numpy()}
@@ -158,6 +159,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.onnx|timm:NAME|torchvision:NAME")
+    parser.add_argument("--multiple-of", type=int, default=1, help="of files and networks: round kept channels up")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     given = parser.parse_args()
     if given.files:
@@ -166,7 +168,7 @@ def main() -> None:
             for item in given.files:
                 measure = of_file if item.suffix == ".onnx" else of_network
                 named = item if item.suffix == ".onnx" else str(item)
-                print(measure(named, Path(folder), given.seconds), flush=True)
+                print(measure(named, Path(folder), given.seconds, given.multiple_of), flush=True)
         return
     print("| block | constant | tied, ms | macs | time | cost |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
