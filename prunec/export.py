@@ -64,7 +64,7 @@ def export_onnx(
         example_inputs: its positional arguments; tensors become inputs, anything else a constant.
         path: written atomically.
         input_names: one per tensor; by default the parameters of ``forward``.
-        output_names: one per output tensor; by default the keys of a dict, else "output", "output_1", …
+        output_names: of the first output tensors; the others have the keys of a dict, else "output", "output_1", …
         dynamic_batch: leave axis 0 open where the module itself follows it.
         open_axes: leave open just these axes instead: input or output name -> axis -> its symbol. The caller
             knows that the module follows them.
@@ -217,7 +217,8 @@ def _interface(
     tensors = _tensors(arguments)
     inputs = tuple(input_names) or _input_names(module, tensors)
     result = _run(module, arguments)
-    outputs = tuple(output_names) or _output_names(result, taken=inputs)
+    named = _output_names(result, taken=(*inputs, *output_names))
+    outputs = (*output_names, *named[len(output_names) :])
     sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim > 0}
     if not dynamic_batch or len(sizes) != 1:
         return _Interface(inputs, outputs, (), ())

@@ -210,7 +210,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
     "PixelShuffle": (nn.PixelShuffle(2), (2, 4, 8, 8), ["depth_to_space"]),
     "Flatten": (nn.Flatten(), (2, 3, 8, 8), ["reshape"]),
     "ZeroPad2d": (nn.ZeroPad2d(1), (2, 3, 8, 8), ["pad"]),
-    "LSTM": (nn.LSTM(8, 4), (2, 3, 8), ["opaque"]),
+    "LSTM": (nn.LSTM(8, 4), (2, 3, 8), ["matmul", "opaque", "matmul", "opaque"]),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def test_a_plan_applies_to_a_fresh_network_after_others_were_traced(name: str) -
     net, inputs = make(name), SPELLINGS[name].inputs()
     analyze_module(net, inputs)  # a trace that came before must not change what tensors are called
     result = prune_module(net, inputs, validate=False)
-    rebuilt = apply_plan(copy.deepcopy(net), PrunePlan.from_json(result.plan.to_json()))
+    rebuilt = apply_plan(make(name), PrunePlan.from_json(result.plan.to_json()))
     rebuilt.load_state_dict(result.module.state_dict())
     assert relative_error(_outputs(result.module, *inputs), _outputs(rebuilt, *inputs)) == 0.0
 
@@ -158,6 +157,27 @@ def assert_same_function_of_fields(net: nn.Module, pruned: nn.Module) -> None:
     assert type(found) is type(expected)
     assert relative_error([expected.scores], [found.scores]) <= 1e-5
     assert relative_error([expected.extra["mask"]], [found.extra["mask"]]) <= 1e-5
+
+
+def test_outputs_beyond_the_names_given_are_exported_under_their_own(tmp_path: Path) -> None:
+    net, inputs = make("dataclass"), SPELLINGS["dataclass"].inputs()
+    assert export_checked(net, inputs, tmp_path / "net.onnx", output_names=("first",)).passed
+
+
+def test_a_forward_that_asks_whether_it_has_a_tensor_takes_the_branch_that_it_takes_when_it_runs() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return y if isinstance(y, torch.Tensor) else y * 2
+
+    net, x = Asking(), torch.randn(2, 3, 8, 8)
+    traced = read_module(net, (x,))
+    assert not traced.exported
+    assert_same_function(net, traced.module, x)
 
 
 def test_a_network_that_returns_no_tensor_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from training_bars import config, write_bars
 
 from prunec.api import prune_module
+from prunec.errors import PrunecError
 from prunec.passes.channels import channels
 from prunec.reading import read_module
 from prunec.training import sparsify
@@ -99,3 +101,28 @@ def test_a_budget_counts_on_betas_that_follow(tmp_path: Path, bars: Path) -> Non
     left = results.after["params"] / results.before["params"]
     assert 0.5 < left <= 0.6
     assert np.isfinite(left)
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+
+
+def quantised() -> nn.Module:
+    """Its state holds settings beside its tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: nn.Module = torch.ao.quantization.quantize_dynamic(gated(), {nn.Linear})
+        return made
+
+
+@pytest.mark.parametrize(("factory", "what"), [("lazy", "run the network once"), ("quantised", "")])
+def test_networks_that_cannot_be_trained_as_they_are_end_with_a_message(
+    tmp_path: Path, bars: Path, factory: str, what: str
+) -> None:
+    given = {**NETWORK, "model": f"test_training_gates:{factory}"}
+    try:
+        train_prune(config(tmp_path / "run", bars, **given, shares=(0.1, 0.9, 0.0), steps=6))
+    except PrunecError as error:
+        assert what in str(error)
+    else:
+        assert factory == "quantised"

@@ -48,7 +48,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # torch's own, about the pytrees that torch.export leaves in a module
-        module = copy.deepcopy(traced.module)
+        module = copy.deepcopy(traced.module, _computed(traced.module))
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
         n.meta[_ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
@@ -59,6 +59,12 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     _delete_unused_tensors(module)
     check_shapes(traced, edits, module)
     return module
+
+
+def _computed(module: nn.Module) -> dict[int, Any]:
+    """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes)."""
+    values = [value for sub in module.modules() for value in vars(sub).values()]
+    return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
 
 
 class _Surgery:
@@ -407,7 +413,8 @@ def refresh_modules(module: nn.Module) -> None:
         elif isinstance(sub, nn.GroupNorm) and weight is not None:
             sub.num_channels = weight.shape[0]
         elif isinstance(sub, nn.RNNBase):
-            sub.input_size = sub.weight_ih_l0.shape[1]
+            first = sub.weight_ih_l0
+            sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
             sub._init_flat_weights()  # it keeps a list of its parameters
         elif isinstance(sub, nn.PReLU):
             sub.num_parameters = sub.weight.shape[0]

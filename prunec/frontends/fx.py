@@ -139,9 +139,9 @@ def _returns_the_same(module: nn.Module, found: Traced) -> bool:
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
     for mode in (MetaMode, fake_tensors):
-        shapes = iter([graph.shape(name) for name in graph.inputs])
+        shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
         try:
-            with mode():  # type: ignore[attr-defined]  # both are context managers
+            with left_as_it_was(module), mode():
                 arguments = [
                     torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
                     for i in found.example_inputs
@@ -232,7 +232,8 @@ class _Walk(fx.Interpreter):
         module = self.fetch_attr(str(n.target))
         if type(module) is nn.Linear:
             return lambda args, _kwargs, result: recorder.linear(args[0], module.weight, module.bias, result)
-        if type(module) in _RECURRENT and n.args and isinstance(self.env.get(n.args[0]), Tensor):
+        first = n.args[0] if n.args else None
+        if type(module) in _RECURRENT and isinstance(first, fx.Node) and isinstance(self.env.get(first), Tensor):
             return lambda args, _kwargs, result: recorder.recurrent(args, module, result)
         if isinstance(module, _INSTANCE_NORMS):
             return lambda args, _kwargs, result: recorder.instance_norm(args[0], module, result)

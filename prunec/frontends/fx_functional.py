@@ -36,7 +36,17 @@ _CIRCULAR_PADS = (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 
 
 class _Assignable(fx.Proxy):
-    """A proxy that records ``z[index] = y``, which torch.fx's own refuses."""
+    """A proxy that records ``z[index] = y``, which torch.fx's own refuses, and that passes for a tensor.
+
+    A forward that asks ``isinstance(x, Tensor)`` takes the branch that it takes when it runs.
+    """
+
+    _is_param = False
+    _is_buffer = False
+
+    @property  # type: ignore[misc]  # isinstance asks for it when the type itself does not answer
+    def __class__(self) -> type:
+        return torch.Tensor
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -81,6 +91,10 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what reading an attribute of a module gives: a proxy for a buffer of the network."""

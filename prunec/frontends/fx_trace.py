@@ -81,7 +81,7 @@ def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule |
     reason: BaseException | None = None
     for buffers in (True, False) if _reads_buffers(module) else (False,):
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), left_as_it_was(module):
                 warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
                 made = _traced(module, num_inputs, buffers=buffers)
             if not has_writes(made):
