@@ -25,6 +25,8 @@ class Masked(fx.Interpreter):
         super().__init__(traced.module)
         self.masks: dict[str, list[tuple[int, Mask]]] = {}
         for read in facts.reads:
+            if read.node.attrs.get("inserted"):
+                continue  # what a rewrite put in is no node of the network
             self.masks.setdefault(read.node.origin, []).append((read.index, _gone(read, facts, keep)))
 
     def run_node(self, n: fx.Node) -> Any:
