@@ -22,6 +22,7 @@ from prunec.cli.options import (
 
 if TYPE_CHECKING:
     from prunec.calibration import Calibration
+    from prunec.plan import PrunePlan
     from prunec.report import PruneReport
     from prunec.resolve import TorchModel
 
@@ -90,6 +91,13 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
 )
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="PLAN.json",
+    help="Also write what was done as data, to be done again: PrunePlan.load(PLAN).apply_onnx(MODEL, OUT).",
+)
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
 @keep_option
 @force_option
@@ -103,6 +111,7 @@ def prune(
     calibrate: str | None,
     tolerance: float | None,
     normalise: str | None,
+    plan_file: Path | None,
     no_validate: bool,
     force: bool,
     as_json: bool,
@@ -121,6 +130,8 @@ def prune(
     from prunec.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
+    if plan_file is not None:
+        check_output(plan_file, force=force, inputs=(model, output))
     choices["calibration"] = _calibration(calibrate, tolerance, normalise)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
@@ -129,10 +140,15 @@ def prune(
         from prunec import api
 
         report = api.prune_onnx(
-            found.path, output, input_shapes=dict(found.input_shapes), validate=not no_validate, **choices
+            found.path,
+            output,
+            input_shapes=dict(found.input_shapes),
+            validate=not no_validate,
+            plan_file=plan_file,
+            **choices,
         )
     else:
-        report = _prune_module(found, output, validate=not no_validate, **choices)
+        report = _prune_module(found, output, plan_file, validate=not no_validate, **choices)
     if as_json:
         show_json({**report.to_json_dict(), "output": str(output)})
     else:
@@ -152,7 +168,9 @@ def _calibration(data: str | None, tolerance: float | None, normalise: str | Non
     return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise)
 
 
-def _prune_module(found: TorchModel, output: Path, *, validate: bool, **choices: Any) -> PruneReport:
+def _prune_module(
+    found: TorchModel, output: Path, plan_file: Path | None, *, validate: bool, **choices: Any
+) -> PruneReport:
     from prunec import api
     from prunec.export import export_checked, export_onnx
 
@@ -160,10 +178,19 @@ def _prune_module(found: TorchModel, output: Path, *, validate: bool, **choices:
     report = replace(pruned.report, model=found.name)
     if not validate:
         export_onnx(pruned.module, found.example_inputs, output)
+        _write_plan(pruned.plan, plan_file)
         return report
     # What computes the same function is held against the original, the rest against the pruned module.
     original = found.module if report.exact else None
     checked = export_checked(pruned.module, found.example_inputs, output, original=original)
+    _write_plan(pruned.plan, plan_file)
     # What was compared on the user's own inputs says more than the check of the export.
     on_data = report.validation is not None and "data" in report.validation.families
     return report if on_data else replace(report, validation=checked)
+
+
+def _write_plan(plan: PrunePlan, path: Path | None) -> None:
+    from prunec.files import write_text
+
+    if path is not None:
+        write_text(path, plan.to_json() + "\n")

@@ -20,6 +20,7 @@ from prunec.blame import judged
 from prunec.calibration import Calibration, Observed
 from prunec.edits import Edits
 from prunec.errors import BadInput, ValidationFailed
+from prunec.files import write_text
 from prunec.graph import Graph
 from prunec.passes.channels import channels
 from prunec.passes.select import EXACT, select
@@ -220,6 +221,7 @@ def prune_onnx(
     tolerance: float = 1e-4,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    plan_file: str | Path | None = None,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -232,6 +234,8 @@ def prune_onnx(
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
         calibration, inputs, options: as for ``prune_module``.
+        plan_file: where to write the plan too (JSON): ``PrunePlan.load(plan_file).apply_onnx(path, output)`` makes
+            the same of this file, and the like of one with the same graph and other weights.
 
     Raises:
         ValidationFailed, BudgetNotMet, BadInput, UnsupportedModel: see there.
@@ -264,6 +268,9 @@ def prune_onnx(
             feeds = given or (samples if job.by_data else None)
             allowed = _allowed(job, tolerance, calibration)
             report = _checked_files(Path(path), staged, input_shapes, job, report, allowed, feeds, chosen.seed)
+        if plan_file is not None:
+            written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
+            write_text(Path(plan_file), written.to_json() + "\n")
     return report
 
 

@@ -222,6 +222,12 @@ class PrunePlan:
 
         return apply_to_module(module, self)
 
+    def apply_onnx(self, path: str | Path, output: str | Path) -> None:
+        """Write what the plan makes of an ONNX file; see prunec.apply_onnx.apply_to_onnx."""
+        from prunec.apply_onnx import apply_to_onnx
+
+        apply_to_onnx(path, self, output)
+
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):

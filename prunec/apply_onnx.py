@@ -1,0 +1,54 @@
+"""Apply a stored plan to an ONNX file: the file that it was made for, or one with the same graph and other weights.
+
+Owns that way back, without torch; prunec/apply.py has the one for modules. What a plan does to a graph is
+passes/lower.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prunec.backends.onnx import apply_onnx
+from prunec.backends.onnx_save import save_onnx
+from prunec.blame import judged
+from prunec.edits import CannotRewrite
+from prunec.errors import BadPlan
+from prunec.passes.channels import channels
+from prunec.passes.lower import lower
+from prunec.passes.rewrite import rewritten
+from prunec.plan import PrunePlan
+from prunec.reading import read_onnx
+
+
+@judged
+def apply_to_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None:
+    """Write the file that ``plan`` makes of the one at ``path``; names, open axes, opsets and metadata stay.
+
+    Args:
+        path: an ONNX file whose graph is that of the file that the plan was made for.
+        output: replaced where it exists.
+
+    Raises:
+        BadPlan: the plan does not fit the file.
+        BadInput, UnsupportedModel: see ``prunec.frontends.onnx``.
+    """
+    if plan.earlier:
+        raise BadPlan(
+            "the plan holds several prunings, one after the other",
+            why="they were made of a module, while it was trained",
+            do="apply it to the module with prunec.apply.apply_plan, and export what comes back",
+        )
+    traced = read_onnx(path, _sizes(plan))
+    traced = replace(traced, graph=rewritten(traced.graph, plan))
+    edits = lower(traced.graph, channels(traced.graph), plan)
+    try:
+        save_onnx(apply_onnx(traced, edits), output)
+    except CannotRewrite as error:
+        raise BadPlan(f"the plan does not fit the file: {error.origin}", why=error.reason) from error
+
+
+def _sizes(plan: PrunePlan) -> Mapping[str, Sequence[int]]:
+    """Return the sizes that inputs had when the plan was made, where none was open."""
+    return {spec.name: spec.shape for spec in plan.inputs if spec.shape and all(spec.shape)}
