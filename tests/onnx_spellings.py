@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import Array, Net
 
 CHANNELS = 8
@@ -252,6 +252,16 @@ def by_its_size(net: Net, name: str) -> str:
     return str(net.op("Mul", name, net.op("Div", count, net.op("Sub", count, net.const(np.float32(1))))))
 
 
+def normalised(net: Net, name: str) -> str:
+    """Give a weight its mean and deviation per filter, as weight standardisation with a gain does."""
+    weight = next(numpy_helper.to_array(tensor) for tensor in net.initializers if tensor.name == name)
+    rows = weight.reshape(len(weight), -1)
+    vectors = [rows.std(axis=1), rows.mean(axis=1), np.zeros(len(rows), np.float32), np.ones(len(rows), np.float32)]
+    flat = net.op("Reshape", name, net.ints(1, len(rows), -1))
+    y, _, _ = net.op("BatchNormalization", flat, *map(net.const, vectors), outputs=3, training_mode=1, epsilon=1e-12)
+    return str(net.op("Reshape", y, net.ints(*weight.shape)))
+
+
 SPELLINGS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "tensorflow": tensorflow,
     "keras": keras,
@@ -272,6 +282,7 @@ SPELLINGS: Mapping[str, Callable[[], onnx.ModelProto]] = {
         step("Slice", np.array([0]), np.array([3]), np.array([3])), undo=lambda w: np.concatenate([w, w], axis=3)
     ),
     "weight-scaled-by-its-size": lambda: through(by_its_size, undo=lambda w: w * np.float32(1 - 1 / w.size)),
+    "standardised-weight": lambda: through(normalised, undo=lambda w: w, opset=15),
     "unsqueezed-weight": lambda: through(step("Squeeze", np.array([0])), step("Identity"), undo=lambda w: w[None]),
     "dequantised-weight": lambda: through(
         step("DequantizeLinear", np.float32(0.005)), undo=lambda w: np.rint(w / 0.005).clip(-127, 127).astype(np.int8)

@@ -454,6 +454,24 @@ def _reduce(numbers: Callable[..., Array], join: Callable[[sym.Item, sym.Item], 
     return run
 
 
+def _batch_norm(view: View, arrays: Sequence[Array]) -> Sequence[Array] | None:
+    """Normalise stored weights: exporters write weight standardisation as a BatchNormalization in training mode."""
+    training = bool(view.attrs.get("training_mode", 0))
+    if len(arrays) != 5 or arrays[0].ndim < 2 or arrays[0].size > MAX_NEW_ELEMENTS or arrays[0].dtype == object:
+        return None
+    if len(view.outputs) not in ((1, 3) if training else (1,)):
+        return None
+    x, scale, bias, mean, var = (array.astype(np.float64) for array in arrays)
+    others = tuple(axis for axis in range(x.ndim) if axis != 1)
+    now = (x.mean(axis=others), x.var(axis=others)) if training else (mean, var)
+    shape = (-1, *(1,) * (x.ndim - 2))
+    factor = scale / np.sqrt(now[1] + view.attrs.get("epsilon", 1e-5))
+    y = (x - now[0].reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+    momentum = view.attrs.get("momentum", 0.9)
+    running = [old * momentum + new * (1 - momentum) for old, new in zip((mean, var), now, strict=True)]
+    return [array.astype(arrays[0].dtype) for array in (y, *running)][: len(view.outputs)]
+
+
 FOLDS: Mapping[str, Fold] = MappingProxyType(
     {
         "Identity": _same,
@@ -486,6 +504,7 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "Greater": _elementwise(np.greater, lambda a, b: _less_than(b, a)),
         "Not": _elementwise(np.logical_not, _on_numbers(lambda a: not a)),
         "Where": _elementwise(np.where, _choose),
+        "BatchNormalization": _batch_norm,
         "ReduceProd": _reduce(np.prod, sym.times),
         "ReduceSum": _reduce(np.sum, sym.plus),
         "ReduceMax": _reduce(np.max, _largest),
