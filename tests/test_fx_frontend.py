@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends import fx_trace
 from prunec.frontends.fx import Ref, Traced, trace
 from prunec.graph import Graph
 
@@ -110,6 +111,15 @@ def test_what_only_export_reads_runs_at_any_batch_when_the_example_has_one() -> 
     result = prune_module(net, NETWORKS["export_only"].inputs(batch=1), validate=False)
     for batch in (1, 4):
         assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=batch, grow=4))
+
+
+def test_export_gives_up_open_sizes_that_take_too_long_and_keeps_the_batch_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fx_trace, "_OPEN_SECONDS", 0.0)
+    net = make("export_only")
+    result = prune_module(net, NETWORKS["export_only"].inputs(), validate=False)
+    assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=5))
 
 
 def test_a_forward_with_a_hard_coded_batch_of_one_is_traced_as_it_is() -> None:

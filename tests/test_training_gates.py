@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -115,14 +116,12 @@ def quantised() -> nn.Module:
         return made
 
 
-@pytest.mark.parametrize(("factory", "what"), [("lazy", "run the network once"), ("quantised", "")])
-def test_networks_that_cannot_be_trained_as_they_are_end_with_a_message(
-    tmp_path: Path, bars: Path, factory: str, what: str
-) -> None:
-    given = {**NETWORK, "model": f"test_training_gates:{factory}"}
-    try:
-        train_prune(config(tmp_path / "run", bars, **given, shares=(0.1, 0.9, 0.0), steps=6))
-    except PrunecError as error:
-        assert what in str(error)
-    else:
-        assert factory == "quantised"
+def test_a_lazy_network_that_never_ran_is_refused_with_what_to_do(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(PrunecError, match="run the network once"):
+        train_prune(config(tmp_path / "run", bars, **{**NETWORK, "model": "test_training_gates:lazy"}))
+
+
+def test_a_state_with_settings_beside_its_tensors_is_no_obstacle(tmp_path: Path, bars: Path) -> None:
+    given = {**NETWORK, "model": "test_training_gates:quantised", "shares": (0.1, 0.9, 0.0), "steps": 6}
+    with contextlib.suppress(PrunecError):  # what its integer layers allow is another matter
+        train_prune(config(tmp_path / "run", bars, **given))

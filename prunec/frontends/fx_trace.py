@@ -12,6 +12,8 @@ import copy
 import inspect
 import io
 import logging
+import math
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,10 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
 
+_OPEN_SECONDS = 15.0
+"""Time for torch.export to keep image sizes open; without, the traced network takes images of the example's size."""
 _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
@@ -164,7 +169,8 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
             open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
-                    return _exported(module, example, shapes)
+                    with _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                        return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                     last = error
     assert last is not None
@@ -190,6 +196,23 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     return _plain(exported)
+
+
+class _Deadline(TorchFunctionMode):
+    """Gives up after some seconds, at the next call of torch.
+
+    Padding that is computed from open sizes (TensorFlow's SAME) nests formulas in each other until torch.export
+    takes minutes per layer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._end = time.monotonic() + seconds
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.monotonic() > self._end:
+            raise TimeoutError("the formulas of its sizes become too long")
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
