@@ -233,6 +233,7 @@ def test_shrinking_goes_together_with(tmp_path: Path, bars: Path, given: dict[st
 
 
 def test_a_rescaled_network_shrinks_and_its_scale_is_undone(tmp_path: Path, bars: Path) -> None:
+    torch.manual_seed(0)
     module, _ = tiny()
     weights = tmp_path / "weights.safetensors"
     save_file(module.state_dict(), weights)
