@@ -246,13 +246,13 @@ def _run(step: Step, layer: nn.Module | None, ins: list[Tensor]) -> Tensor:
 
 
 @st.composite
-def specs(draw: st.DrawFn, max_steps: int = 9) -> Spec:
-    """Draw a network in which every step fits what it reads."""
+def specs(draw: st.DrawFn, max_steps: int = 9, gated: bool = False) -> Spec:
+    """Draw a network in which every step fits what it reads; ``gated`` ones have inverted residuals with gates too."""
     metas = [Meta(IN_CHANNELS, 1)]
     steps: list[Step] = []
     count = draw(st.integers(2, max_steps))
     for _ in range(count):
-        step, meta = draw(_step(tuple(metas)))
+        step, meta = draw(_step(tuple(metas), gated))
         steps.append(step)
         metas.append(meta)
     head = draw(st.sampled_from(["linear", "flatten", "conv", "two"]))
@@ -260,7 +260,7 @@ def specs(draw: st.DrawFn, max_steps: int = 9) -> Spec:
 
 
 @st.composite
-def _step(draw: st.DrawFn, metas: tuple[Meta, ...]) -> tuple[Step, Meta]:
+def _step(draw: st.DrawFn, metas: tuple[Meta, ...], gated: bool) -> tuple[Step, Meta]:
     # Recent results are read more often, so that networks are deep and not a bush.
     at = max(0, len(metas) - 1 - draw(st.sampled_from([0, 0, 0, 1, 2])))
     x = metas[at]
@@ -268,7 +268,8 @@ def _step(draw: st.DrawFn, metas: tuple[Meta, ...]) -> tuple[Step, Meta]:
     twins = [i for i, m in enumerate(metas) if m == x and i != at]
     joined = [i for i, m in enumerate(metas) if m.scale == x.scale and i != at]
     if at > 0:
-        kinds += ["depthwise", "se", "inverted", "prelu", "padded", "standardised"]
+        kinds += ["depthwise", "se", "prelu", "padded", "standardised"]
+        kinds += ["inverted", "inverted"] if gated else []
         kinds += ["grouped", "split", "shuffle", "shuffle"] if x.channels % 2 == 0 and x.channels >= 4 else []
         kinds += ["slice"] if x.channels > 3 else []
         kinds += ["pixel_shuffle"] if x.channels % 4 == 0 and x.channels >= 8 and x.scale > 1 else []
