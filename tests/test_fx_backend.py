@@ -18,6 +18,7 @@ from prunec.api import Pruned, gather_facts, input_specs, prune_module
 from prunec.backends.fx import apply_edits
 from prunec.edits import CannotRewrite, Edits
 from prunec.errors import BudgetNotMet
+from prunec.graph import Graph
 from prunec.passes.lower import lower
 from prunec.passes.select import plan, select
 from prunec.reading import read_module
@@ -395,7 +396,7 @@ def test_a_deep_network_of_unrewritable_calls_is_planned_a_few_times_only(monkey
 
 
 def test_what_still_fails_when_it_is_pinned_stops_the_pruning_and_is_named() -> None:
-    def apply(edits: Edits) -> str:
+    def apply(graph: Graph, edits: Edits) -> str:
         if edits.params:
             raise CannotRewrite("_0_2", "it never works")
         return "unchanged"

@@ -172,7 +172,7 @@ def test_modules_that_handle_files_do_not_load_torch() -> None:
 
 # The layers, lowest first: a module imports, when it is imported, from its own layer and those below it.
 LAYERS = (
-    r"prunec\.(errors|ops|graph|labels|plan|report|files)",
+    r"prunec\.(errors|ops|graph|labels|plan|report|files|containers)",
     (
         r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
         r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)"
@@ -182,7 +182,7 @@ LAYERS = (
         r"prunec\.(validate|libraries|resolve|export|report_html|analysis_html|health|planning|saliency|blame)"
     ),
     r"prunec\.survivors",
-    r"prunec\.(analysis|apply|reading)",
+    r"prunec\.(analysis|apply|apply_onnx|reading)",
     r"prunec\.(api|bench|training\b.*)",
     r"prunec\.cli\b.*|prunec|prunec\.__main__",
 )

@@ -196,6 +196,7 @@ def test_a_trained_networks_gammas_step_so_that_they_reach_zero_in_time() -> Non
     assert mu(3000) == pytest.approx(0.6 / (0.001 * 1000))
     assert mu(30) == 1.0
     assert mu(10**7) == 0.01
+    assert choose_mu(facts, rho=0.0, lr=0.01, steps=100).value == 0.01
 
 
 def test_gamma_facts_are_those_of_the_penalised_gammas() -> None:

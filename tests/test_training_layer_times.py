@@ -423,20 +423,3 @@ def test_other_times_are_another_run(
     train_prune(config(tmp_path / "run", bars, penalty="latency"))
     log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert log != (Path(finished.output) / "metrics.jsonl").read_bytes()
-
-
-def test_a_budget_takes_channels_of_a_slow_layer_first(
-    tmp_path: Path, bars: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No gamma reaches zero here: the budget takes the smallest ‖γ‖/λ, by the λ that was measured."""
-
-    def slow_layer(models: Sequence[bytes], runs: int, seconds: float) -> list[float]:
-        slow = stored(models[0])[0].shape == (6, 8, 3, 3)
-        return [time * (1000 if slow else 1) for time in by_weights(models, runs, seconds)]
-
-    monkeypatch.setattr(runtime, "kernel_times", slow_layer)
-    given: dict[str, Any] = {"rho": 1e-9, "target_macs": 0.9, "steps": 6, "stop_on_plateau": False, "seed": 1}
-    for kind, slow_one_goes in (("latency", True), ("macs", False)):
-        result = train_prune(config(tmp_path / kind, bars, penalty=kind, **given))
-        smaller = {layer["node"] for layer in result.layers if layer["after"] < layer["before"]}
-        assert (smaller == {"left_0"}) is slow_one_goes

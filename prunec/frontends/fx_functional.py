@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -38,7 +39,8 @@ _CIRCULAR_PADS = (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 class _Assignable(fx.Proxy):
     """A proxy that records ``z[index] = y``, which torch.fx's own refuses, and that passes for a tensor.
 
-    A forward that asks ``isinstance(x, Tensor)`` takes the branch that it takes when it runs.
+    A forward that asks ``isinstance(x, Tensor)`` takes the branch that it takes when it runs. Nobody else is told so:
+    torch's own code would read the memory of a size among the arguments as if it were a tensor's.
     """
 
     _is_param = False
@@ -46,10 +48,27 @@ class _Assignable(fx.Proxy):
 
     @property  # type: ignore[misc]  # isinstance asks for it when the type itself does not answer
     def __class__(self) -> type:
-        return torch.Tensor
+        asks = sys._getframe(1)
+        theirs = str(asks.f_globals.get("__name__", "")).partition(".")[0] != "torch"
+        if theirs and "isinstance" in asks.f_code.co_names and not _is_number(self.node):
+            return torch.Tensor
+        return type(self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Tell whether a node is a size, or computed from sizes alone."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel", "item", "tolist", "__len__")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    if getattr(node.target, "__module__", "") in ("_operator", "math", "builtins"):
+        return bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
+    return False
 
 
 class _Buffer(_Assignable):

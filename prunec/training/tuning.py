@@ -103,9 +103,11 @@ def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, ste
 
 def choose_mu(facts: GammaFacts, rho: float, lr: float, steps: int) -> Choice:
     """Choose μ so that a gamma without use reaches zero within a third of ``steps``; from ``lr`` to 1."""
-    needed = facts.reach / (max(rho, 1e-30) * REACH_SHARE * max(1, steps))
+    if rho == 0:
+        return Choice(lr, "there is no penalty")
+    needed = facts.reach / (rho * REACH_SHARE * max(1, steps))
     mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
-    reach = round(facts.reach / (mu * max(rho, 1e-30)))
+    reach = round(facts.reach / (mu * rho))
     return Choice(mu, f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA")
 
 
