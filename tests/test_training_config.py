@@ -122,3 +122,11 @@ def test_adamw_brings_its_own_step_sizes_and_leaves_the_gammas_theirs() -> None:
     assert (config.lr, config.finetune_lr) == (1e-3, 1e-3)
     assert config.gamma_lr == make_config("run", arch="resnet20").lr
     assert make_config("run", arch="resnet20", optimizer="adamw", lr=0.01).lr == 0.01
+
+
+@pytest.mark.parametrize(
+    "shares", [(1.0, 2.0), (0.3, 0.4, 0.2, 0.1), (0.5, 0.0, 0.5), (-0.1, 0.6, 0.5), (0.3, float("nan"), 0.3)]
+)
+def test_shares_that_are_not_three_are_refused(shares: tuple[float, ...]) -> None:
+    with pytest.raises(BadInput, match="shares is"):
+        make_config("run", preset="digits", shares=shares, distill=0.5)

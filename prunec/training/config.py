@@ -237,16 +237,17 @@ def check(config: RunConfig) -> RunConfig:
         _require(name, getattr(config, name), lambda value: 0 < value < 1, "between 0 and 1, such as 0.5")
     _check_targets(config)
     _require("distill", config.distill, lambda value: 0 <= value <= 1, "a weight between 0 and 1, such as 0.5")
-    if config.distill and not config.shares[2]:
-        raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
     if config.optimizer == "nesterov" and not config.momentum:
         raise BadInput("nesterov needs a momentum", do="give a momentum, or the optimizer sgd")
     _choose("optimizer", config.optimizer, get_args(OptimizerKind))
     _require("momentum", config.momentum, lambda value: value < 1, "below 1")
     _require("ema_decay", config.ema_decay, lambda value: value < 1, "below 1")
     _require("rho_warmup", config.rho_warmup, lambda value: value <= 1, "a share of the ISTA steps")
-    shares_fit = min(config.shares) >= 0 and config.shares[1] > 0
-    _require("shares", config.shares, lambda _: shares_fit, "three shares, of which ISTA's is not 0")
+    shares = config.shares
+    shares_fit = len(shares) == 3 and all(0 <= share < math.inf for share in shares) and shares[1] > 0
+    _require("shares", shares, lambda _: shares_fit, "three shares, of which ISTA's is not 0: 0.3,0.4,0.3")
+    if config.distill and not shares[2]:
+        raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
     factors_fit = bool(config.rho_factors) and min(config.rho_factors) > 0
     _require("rho_factors", config.rho_factors, lambda _: factors_fit, "positive factors")
     _choose("penalty", config.penalty, PENALTIES)
