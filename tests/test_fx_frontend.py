@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_export_gives_up_open_sizes_that_take_too_long_and_keeps_the_batch_open(
     net = make("export_only")
     result = prune_module(net, NETWORKS["export_only"].inputs(), validate=False)
     assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=5))
+
+
+def test_sizes_stay_open_however_long_other_work_keeps_the_trace_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fx_trace, "_OPEN_SECONDS", 4.0)
+    net = make("export_only")
+    stem = next(sub for sub in net.modules() if isinstance(sub, nn.Conv2d))
+    stem.register_forward_pre_hook(lambda *_: time.sleep(5) if torch.compiler.is_exporting() else None)
+    traced = fx_trace.export(net, NETWORKS["export_only"].inputs(), None)
+    assert traced(*NETWORKS["export_only"].inputs(grow=4)).shape == net(*NETWORKS["export_only"].inputs(grow=4)).shape
 
 
 def test_a_forward_with_a_hard_coded_batch_of_one_is_traced_as_it_is() -> None:

@@ -28,7 +28,8 @@ from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
 
 _OPEN_SECONDS = 15.0
-"""Time for torch.export to keep image sizes open; without, the traced network takes images of the example's size."""
+"""Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
+example's size."""
 _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
@@ -199,18 +200,19 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
 
 
 class _Deadline(TorchFunctionMode):
-    """Gives up after some seconds, at the next call of torch.
+    """Gives up after some seconds of this thread's own processor time, at the next call of torch.
 
     Padding that is computed from open sizes (TensorFlow's SAME) nests formulas in each other until torch.export
-    takes minutes per layer.
+    takes minutes per layer. Time that other work on the machine takes does not count: it must not decide at which
+    sizes the traced network can run.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self._end = time.monotonic() + seconds
+        self._end = time.thread_time() + seconds
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if time.monotonic() > self._end:
+        if time.thread_time() > self._end:
             raise TimeoutError("the formulas of its sizes become too long")
         return func(*args, **(kwargs or {}))
 
