@@ -170,9 +170,28 @@ def test_rho_is_chosen_so_that_the_penalty_is_comparable_to_the_loss() -> None:
 
 def test_alpha_is_chosen_so_that_gammas_reach_zero_within_a_hundred_steps_or_so() -> None:
     facts = GammaFacts(weighted=200.0, mean=0.5, mean_penalty=1.0, reach=0.5)
-    assert choose_alpha(facts, mu=0.01, rho=0.02, chance_loss=CHANCE).value == pytest.approx(0.1)
-    assert choose_alpha(facts, mu=0.01, rho=0.2, chance_loss=CHANCE).value == pytest.approx(1.0)
-    assert choose_alpha(facts, mu=0.0005, rho=0.01, chance_loss=CHANCE).value == pytest.approx(0.001)
+
+    def alpha(mu: float, rho: float) -> float:
+        return choose_alpha(facts, mu, mu, rho, CHANCE).value
+
+    assert alpha(mu=0.01, rho=0.02) == pytest.approx(0.1)
+    assert alpha(mu=0.01, rho=0.2) == pytest.approx(1.0)
+    assert alpha(mu=2e-5, rho=0.5) == pytest.approx(0.01)  # the paper's for segmentation: 0.002 of 0.5
+    assert alpha(mu=1e-6, rho=0.5) == pytest.approx(0.001)
+
+
+def test_no_alpha_is_chosen_with_which_gammas_or_betas_would_learn_too_fast() -> None:
+    facts = GammaFacts(weighted=700.0, mean=1.0, mean_penalty=1.0, reach=0.6)
+    slow = choose_alpha(facts, mu=1e-5, lr=1e-6, rho=0.001, chance_loss=CHANCE)
+    assert slow.value == 0.01, "0.001 would multiply μ by a million"
+    assert choose_alpha(facts, mu=1e-5, lr=0.01, rho=0.001, chance_loss=CHANCE).value == 0.1
+    assert choose_alpha(facts, mu=0.05, lr=0.01, rho=0.001, chance_loss=CHANCE).value == 1.0
+    assert "would learn as with a rate above 1" in slow.reason
+
+
+def test_without_a_penalty_alpha_is_one() -> None:
+    facts = GammaFacts(weighted=700.0, mean=1.0, mean_penalty=1.0, reach=0.6)
+    assert choose_alpha(facts, mu=1e-6, lr=1e-6, rho=0.0, chance_loss=CHANCE).value == 1.0
 
 
 def test_a_short_run_gets_a_larger_rho_within_bounds() -> None:

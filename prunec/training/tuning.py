@@ -77,14 +77,23 @@ def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
         return _with_own_step(facts, config, chance_loss, steps, budgeted=bool(setup.goals))
     mu = config.gamma_lr or config.lr
     if config.alpha is not None:
-        alpha = Choice(config.alpha, "given")
+        alpha = Choice(config.alpha, f"given{_too_fast(config)}")
     elif config.pretrained:
-        alpha = choose_alpha(facts, mu, config.rho, chance_loss)
+        alpha = choose_alpha(facts, mu, config.lr, config.rho, chance_loss)
     else:
         alpha = Choice(1.0, "training starts from scratch")
     if config.rho is not None:
         return Chosen(alpha, Choice(config.rho, "given"))
     return Chosen(alpha, choose_rho_in_time(facts, alpha.value, chance_loss, mu, steps))
+
+
+def _too_fast(config: RunConfig) -> str:
+    """Return what to say where a given α is likely to wreck a trained network; "" where it is not."""
+    alpha = config.alpha
+    if not config.pretrained or alpha is None or config.lr / alpha**2 <= 10 * LARGEST_MU:
+        return ""
+    rate = _two_digits(config.lr / alpha**2)
+    return f", but betas then learn as with a rate of {rate:g} (lr/α²): lower lr, or raise alpha"
 
 
 def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, steps: int, *, budgeted: bool) -> Chosen:
@@ -154,19 +163,27 @@ def choose_rho_in_time(facts: GammaFacts, alpha: float, chance_loss: float, mu: 
     return Choice(rho, f"a gamma without use then reaches zero within {reach} of the {steps} steps of ISTA")
 
 
-def choose_alpha(facts: GammaFacts, mu: float, rho: float | None, chance_loss: float) -> Choice:
+def choose_alpha(facts: GammaFacts, mu: float, lr: float, rho: float | None, chance_loss: float) -> Choice:
     """Choose α of 1, 0.1, 0.01, 0.001 so that mean |αγ| is nearest to 100·μ·λ·ρ: zero within a few hundred steps.
 
-    Where ρ is to be chosen too, it is the ρ that would go with each α.
+    Gammas then learn as with μ/α², and betas as with lr/α²: values of α for which one of these is above 1 would wreck
+    the network, and are left out. Where ρ is to be chosen too, it is the ρ that would go with each α.
     """
+    if rho == 0:
+        return Choice(1.0, "there is no penalty")
 
     def mismatch(alpha: float) -> float:
         weight = choose_rho(facts, alpha, chance_loss).value if rho is None else rho
         steps = alpha * facts.mean / max(mu * facts.mean_penalty * weight, 1e-30)
         return float(abs(np.log(max(steps, 1e-30) / 100)))
 
-    best = min(ALPHAS, key=mismatch)
-    return Choice(best, f"of {', '.join(f'{a:g}' for a in ALPHAS)} the one whose mean |αγ| is nearest to 100·μ·λ·ρ")
+    fastest = max(mu, lr)
+    usable = [alpha for alpha in ALPHAS if alpha == 1 or fastest / alpha**2 <= 1.001 * LARGEST_MU]  # 0.01 / 0.1² is 1
+    best = min(usable, key=mismatch)
+    reason = f"of {', '.join(f'{alpha:g}' for alpha in usable)} the one whose mean |αγ| is nearest to 100·μ·λ·ρ"
+    if len(usable) < len(ALPHAS):
+        reason += f"; with a smaller one gammas or betas would learn as with a rate above {LARGEST_MU:g}"
+    return Choice(best, reason)
 
 
 def _two_digits(value: float) -> float:
