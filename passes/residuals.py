@@ -6,7 +6,7 @@ operand no longer computes must outweigh putting its channels back in their plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,14 +44,43 @@ def expansions_of(
     Returns:
         The facts of the rewritten graph, and the expansions; ``facts`` and nothing where none pays.
     """
-    found = tuple(_candidates(facts, select(facts, border=border, multiple_of=multiple_of)))
+    return all_that_pay(
+        facts,
+        lambda found: select(found, border=border, multiple_of=multiple_of),
+        _candidates,
+        lambda found: analyse(expand(facts.graph, found)),
+        lambda wide, chosen, found: _paying(facts.graph, wide, chosen, found, multiple_of),
+    )
+
+
+def all_that_pay(
+    facts: Facts,
+    choose: Callable[[Facts], Selection],
+    candidates: Callable[[Facts, Selection], Iterable[Item]],
+    rewritten: Callable[[tuple[Item, ...]], Facts],
+    paying: Callable[[Facts, Selection, tuple[Item, ...]], Iterable[Item]],
+) -> tuple[Facts, tuple[Item, ...]]:
+    """Carry out what could be rewritten, and leave out what does not pay until all that is left does.
+
+    What one rewrite frees may hang on another one, so each is judged beside all that are left.
+
+    Args:
+        facts: of the graph as it is.
+        choose: what may be removed.
+        candidates: the rewrites that are possible.
+        rewritten: the facts of the graph with some of them.
+        paying: of some, those (or the parts of them) that save more than they cost.
+
+    Returns:
+        The facts with the rewrites that pay, and these; ``facts`` and nothing where none does.
+    """
+    found = tuple(candidates(facts, choose(facts)))
     while found:
-        wide = analyse(expand(facts.graph, found))
-        chosen = select(wide, border=border, multiple_of=multiple_of)
-        paying = tuple(_paying(facts.graph, wide, chosen, found, multiple_of))
-        if paying == found:
+        wide = rewritten(found)
+        left = tuple(paying(wide, choose(wide), found))
+        if left == found:
             return wide, found
-        found = paying
+        found = left
     return facts, ()
 
 
