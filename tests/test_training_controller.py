@@ -150,6 +150,15 @@ def test_the_planned_course_ends_at_the_budget_before_the_phase_does() -> None:
     assert planned_excess(0.85) == pytest.approx(0)
 
 
+def test_where_the_channels_are_chosen_rho_only_rises() -> None:
+    early = Controller(0.1, budgeted=True, chance_loss=CHANCE, committed=True)
+    feed(early, course(20, loss=lambda share: 0.1 + share, excess=0.0001))
+    assert early.rho_at(0.5) == 0.1, "the loss has risen and the budget is nearly met: they have to go all the same"
+    late = Controller(0.1, budgeted=True, chance_loss=CHANCE, committed=True)
+    feed(late, course(20, loss=lambda share: 0.1 + share, excess=1))
+    assert late.rho_at(0.5) > 0.2
+
+
 def test_the_controller_remembers_across_a_checkpoint() -> None:
     first = Controller(0.1, budgeted=True, chance_loss=CHANCE, on_symptom="adjust")
     feed(first, course(15, sparsity=0.99, excess=0.9))

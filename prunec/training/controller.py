@@ -34,6 +34,7 @@ class Controller:
         budgeted: there is a size to reach.
         stop_on_plateau: end when loss, sparsity and lasso have settled at the last factor.
         chance_loss: the loss of guessing, ln(number of classes).
+        committed: what the penalty is on has to go, whatever that does to the loss: ρ never falls below its base.
         on_symptom: ``warn`` tells of each symptom once; ``adjust`` applies its factors, again after a while where
             it lasts; ``stop`` makes the run end.
     """
@@ -45,6 +46,7 @@ class Controller:
     stop_on_plateau: bool = True
     chance_loss: float = math.inf
     on_symptom: OnSymptom = "warn"
+    committed: bool = False
     readings: list[Reading] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     budget_factor: float = 1.0
@@ -63,10 +65,12 @@ class Controller:
         self.readings.append(reading)
         if self.budgeted and reading.progress > self.warmup:
             behind = reading.excess - planned_excess(reading.progress)
-            if self._hurts(reading):
+            if self._hurts(reading) and not self.committed:
                 self.budget_factor /= _BUDGET_STEP
             elif abs(behind) > 0.02:
                 self.budget_factor *= _BUDGET_STEP if behind > 0 else 1 / _BUDGET_STEP
+            if self.committed:
+                self.budget_factor = max(1.0, self.budget_factor)
 
     def _hurts(self, reading: Reading) -> bool:
         """The loss has gone a tenth of the way to guessing: more penalty would cost more than it decides."""

@@ -236,7 +236,7 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     if "target_latency" in given:
         settings.pop("target_macs", None)
     if given.get("optimizer") == "adamw":
-        settings.update(_for_adamw(settings))
+        settings.update(_for_adamw(settings, from_scratch=not (given.get("weights") or given.get("onnx"))))
     settings.update(given)
     for need in chosen.needs:
         if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
@@ -244,9 +244,9 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     return check(RunConfig(output=output, preset=name, **settings))
 
 
-def _for_adamw(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _for_adamw(settings: Mapping[str, Any], *, from_scratch: bool) -> dict[str, Any]:
     """Return AdamW's own step sizes; the penalised gammas, which it does not move, keep those of the recipe."""
-    gamma_lr = settings.get("gamma_lr", settings.get("lr"))
+    gamma_lr = settings.get("gamma_lr", settings.get("lr") if from_scratch else None)
     return {"lr": 1e-3, "finetune_lr": 1e-3, "weight_decay": 0.01, "gamma_lr": gamma_lr}
 
 

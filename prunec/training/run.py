@@ -29,6 +29,7 @@ from prunec.training.context import Context, state_of
 from prunec.training.controller import restarted
 from prunec.training.ema import Ema
 from prunec.training.fitting import GammaHistory
+from prunec.training.focus import focused
 from prunec.training.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.loop import Interrupt, resume_command
 from prunec.training.progress import Progress, Silent
@@ -131,8 +132,10 @@ class _Run(Context):
         self.state = state_of(resumed)
         facts = self.state.facts
         self._weigh()
-        for plan in self._left_in_training():
-            self.setup = shrunk(self.setup, plan)
+        entries = facts.get("focus", ())
+        self.setup = focused(self.setup, entries, 0)
+        for done, plan in enumerate(self._left_in_training(), 1):
+            self.setup = focused(shrunk(self.setup, plan), entries, done)
         self.module, self.history = self.setup.module, GammaHistory(self.setup.sparsity)
         self.ranks.on_main(lambda: continue_run_folder(self.setup.folder, self.config))
         changed = checkpoints.changed_settings(resumed, self.config)

@@ -154,7 +154,7 @@ def shrunk(setup: Setup, plan: PrunePlan) -> Setup:
 
 
 def inherited(before: Sparsity, after: Sparsity, kept: Mapping[str, Ids]) -> Sparsity:
-    """Return ``after`` with the penalised classes and the λ of ``before``.
+    """Return ``after`` with the penalised classes, the λ and the focus of ``before``.
 
     λ measured anew would fall with what the neighbours lost, and the run would no longer minimise what it began with.
 
@@ -163,13 +163,18 @@ def inherited(before: Sparsity, after: Sparsity, kept: Mapping[str, Ids]) -> Spa
     """
     classes_before = {gamma.param: gamma.classes for gamma in before.gammas}
     penalised, penalty = np.zeros_like(after.penalised), np.zeros_like(after.penalty)
+    focus = np.zeros_like(after.penalised)
     for gamma in after.gammas:
         was = classes_before[gamma.param]
         was = was[kept.get(gamma.param, np.arange(was.size))]
         penalised[gamma.classes] |= before.penalised[was]
         penalty[gamma.classes] = before.penalty[was]
+        if before.focus is not None:
+            focus[gamma.classes] = before.focus[was]
     penalised &= after.penalised
-    return replace(after, penalised=penalised, penalty=penalty, driven=after.driven & penalised)
+    driven = after.driven & penalised
+    kept_focus = focus if before.focus is not None else None
+    return replace(after, penalised=penalised, penalty=penalty, driven=driven, focus=kept_focus)
 
 
 def _same_optimizer(ista: Ista, names: Mapping[int, str], before: Setup, after: Setup, plan: PrunePlan) -> Ista:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from prunec.training import checkpoint as checkpoints
-from prunec.training import latency, shrinking
+from prunec.training import focus, latency, shrinking
 from prunec.training.budget import Sizer, in_words, refreshed
 from prunec.training.checkpoint import Checkpoint
 from prunec.training.context import Context
@@ -35,6 +35,10 @@ def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
     """
     if resumed is None:
         _begin(context)
+    elif context.state.phase_step == 0 and len(context.state.facts.get("focus", ())) <= context.state.milestone:
+        context.module.load_state_dict(resumed["module"])
+        context.history.load_state_dict(resumed["history"])
+        _focus(context)
     _make_trainers(context, resumed)
     if context.state.phase_step == 0:
         # Shows before the first step that a checkpoint can be written, whatever quotas there are.
@@ -58,6 +62,8 @@ def _begin(context: Context) -> None:
     if context.config.pretrained:
         context.score("before")
         _keep_teacher(context)
+    _focus(context)
+    setup = context.setup
     chosen = choose(setup, gamma_values(setup.sparsity, context.module))
     facts["alpha"], facts["rho"] = chosen.alpha.value, chosen.rho.value
     if chosen.mu is not None:
@@ -69,6 +75,25 @@ def _begin(context: Context) -> None:
     values = gamma_values(setup.sparsity, context.module)
     context.history.observe(values)
     facts["top"] = max(float(abs(v).max()) for v in values.values()) * 1.25 or 1.0
+
+
+def _focus(context: Context) -> None:
+    """Put the penalty on what the budget takes, if the run is of that kind."""
+    facts, setup = context.state.facts, context.setup
+    if not focus.wanted(context.config):
+        return
+    context.history.observe(gamma_values(setup.sparsity, context.module))
+    sizer = replace(setup.sizer, graph=refreshed(setup.sparsity.graph, context.module))
+    gone = context.ranks.on_main(lambda: fit(context.history, sizer, setup.goals, setup.full).gone)
+    if not gone.any():
+        return
+    shrinkings = len(facts.get("shrinkings", ()))
+    facts.setdefault("focus", []).append(focus.entry(gone, shrinkings))
+    context.setup = focus.focused(setup, facts["focus"], shrinkings)
+    context.tell(
+        f"the penalty is on the {int(gone.sum())} of {int(setup.sparsity.penalised.sum())} channel classes that would "
+        "go if the network were pruned to its budget now; give --rho to have it on all of them"
+    )
 
 
 def _reasons(context: Context, chosen: Chosen) -> list[str]:
@@ -104,6 +129,7 @@ def _make_trainers(context: Context, resumed: Checkpoint | None) -> None:
         config.stop_on_plateau,
         setup.objective.chance_loss,
         config.on_symptom,
+        setup.sparsity.focus is not None,
     )
     context.restore(resumed)
 

@@ -44,6 +44,7 @@ class Sparsity:
         penalty: float64[num_classes], λ.
         driven: bool[num_classes], the penalised classes whose betas follow their gammas to zero: those that are
             multiplied by a computed gate on the way to a contraction, where only a constant of zero is constant.
+        focus: bool[num_classes], those of the penalised classes that the penalty is on; None: all of them.
     """
 
     graph: Graph
@@ -52,6 +53,12 @@ class Sparsity:
     penalised: Mask
     penalty: np.ndarray[Any, np.dtype[np.float64]]
     driven: Mask
+    focus: Mask | None = None
+
+    @property
+    def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """λ where the penalty acts, and zero elsewhere, float64[num_classes]."""
+        return self.penalty if self.focus is None else np.where(self.focus, self.penalty, 0.0)
 
     def channels_of(self, gamma: Gamma) -> Mask:
         """Return bool[C], the channels of ``gamma`` that are penalised."""
@@ -149,7 +156,7 @@ def build(
     for gamma in plan.gammas:
         mask = plan.channels_of(gamma)
         if mask.any():
-            weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
+            weights = torch.from_numpy(np.where(mask, plan.weights[gamma.classes], 0.0)).float()
             group = torch.from_numpy(np.where(mask, gamma.classes, -1))
             chosen.append(Penalised(parameters[gamma.param], weights, group, gamma.param))
     return Ista(optimizer, chosen, rho=rho, lr=lr, betas=_driven(plan, parameters))
@@ -161,7 +168,7 @@ def _driven(plan: Sparsity, parameters: Mapping[str, nn.Parameter]) -> list[Driv
     for gamma in plan.gammas:
         mask = plan.channels_of(gamma) & plan.driven[gamma.classes]
         if mask.any() and gamma.beta in parameters and parameters[gamma.beta].requires_grad:
-            weights = torch.from_numpy(np.where(mask, plan.penalty[gamma.classes], 0.0)).float()
+            weights = torch.from_numpy(np.where(mask, plan.weights[gamma.classes], 0.0)).float()
             found.append(Driven(parameters[gamma.param], parameters[gamma.beta], weights))
     return found
 

@@ -70,7 +70,7 @@ class Sparsify:
         values = gamma_values(plan, self._module)
         keep = keep_mask(plan, zero_gammas(plan, values))
         size = self._size(values, keep)
-        sparsity, lasso = self._sparsity(), float(self._ista.lasso())
+        sparsity, lasso = self._sparsity(values), float(self._ista.lasso())
         row = {
             "sparsity": sparsity,
             "lasso": lasso,
@@ -91,13 +91,11 @@ class Sparsify:
                 self.due = due(self._setup, self._history, self._log_every)
         return row
 
-    def _sparsity(self) -> float:
-        """Return the share of the network's penalised gammas that are zero, those that have left among them."""
-        now = float(self._ista.sparsity())
-        if not self._gone:
-            return now
-        every = self._setup.num_gammas
-        return (self._gone + now * (every - self._gone)) / every
+    def _sparsity(self, values: Mapping[str, np.ndarray[Any, Any]]) -> float:
+        """Return the share of the network's prunable gammas that are zero, those that have left among them."""
+        plan = self._setup.sparsity
+        zero = sum(int((values[g.param][plan.channels_of(g)] == 0).sum()) for g in plan.gammas)
+        return (self._gone + zero) / self._setup.num_gammas
 
     def _told(self, symptom: Symptom) -> str:
         """Return a symptom's name, with what is done about it."""

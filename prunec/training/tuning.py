@@ -25,6 +25,8 @@ REGULARISER_SHARE = 0.3
 
 REACH_SHARE = 1 / 3
 """Share of the ISTA steps within which a gamma without use should reach zero."""
+FOCUS_SHARE = 1 / 2
+"""The same for half of the gammas that the penalty is on, where these are chosen: see focus.py."""
 LARGEST_MU = 1.0
 """Above it, the noise of gradients moves gammas of usual size by themselves."""
 MOST_TIMES = 10.0
@@ -73,8 +75,10 @@ def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
     """
     config, chance_loss = setup.config, setup.objective.chance_loss
     facts, steps = gamma_facts(setup.sparsity, values), setup.phases[ISTA].steps
+    if setup.sparsity.focus is not None:
+        return _with_focus(facts, config, steps)
     if config.pretrained and config.alpha is None and config.gamma_lr is None:
-        return _with_own_step(facts, config, chance_loss, steps, budgeted=bool(setup.goals))
+        return _with_own_step(facts, config, chance_loss, steps)
     mu = config.gamma_lr or config.lr
     if config.alpha is not None:
         alpha = Choice(config.alpha, f"given{_too_fast(config)}")
@@ -96,7 +100,20 @@ def _too_fast(config: RunConfig) -> str:
     return f", but betas then learn as with a rate of {rate:g} (lr/α²): lower lr, or raise alpha"
 
 
-def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, steps: int, *, budgeted: bool) -> Chosen:
+def _with_focus(facts: GammaFacts, config: RunConfig, steps: int) -> Chosen:
+    """Let the gammas that the penalty is on reach zero in time, by ρ alone: it does not have to tell them apart."""
+    mu = _two_digits(config.lr / (1 - config.momentum) if config.momentum < 1 else config.lr)
+    reach = max(1, round(FOCUS_SHARE * steps))
+    rho = _two_digits(facts.reach / (mu * reach))
+    in_time = f"half of the gammas that it is on then reach zero within about {reach} of the {steps} steps of ISTA"
+    return Chosen(
+        Choice(1.0, "gammas have a step size of their own"),
+        Choice(rho, in_time),
+        Choice(mu, "gammas learn as fast as with momentum"),
+    )
+
+
+def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, steps: int) -> Chosen:
     """Leave a trained network's scales alone, and give its gammas a step size of their own.
 
     A small α lets gammas reach zero in fewer steps, but multiplies the learning rate of betas by 1/α² and that of the
@@ -105,7 +122,7 @@ def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, ste
     alpha = Choice(1.0, "gammas have a step size of their own")
     rho = choose_rho(facts, 1.0, chance_loss) if config.rho is None else Choice(config.rho, "given")
     mu = choose_mu(facts, rho.value, config.lr, steps)
-    if config.rho is None and not budgeted:
+    if config.rho is None:
         rho = choose_rho_in_time(facts, 1.0, chance_loss, mu.value, steps)
     return Chosen(alpha, rho, mu)
 
@@ -129,14 +146,15 @@ def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
         own = np.abs(values[gamma.param][mask])
         np.add.at(squares, gamma.classes[mask], own**2)
         magnitudes.append(own)
-    norms = np.sqrt(squares)
-    used = plan.penalised & (plan.penalty > 0)
+    norms, weights = np.sqrt(squares), plan.weights
+    used = plan.penalised & (weights > 0)
+    alive = used & (norms > 0)
     every = np.concatenate(magnitudes)
     return GammaFacts(
-        weighted=float((plan.penalty * norms).sum()),
+        weighted=float((weights * norms).sum()),
         mean=float(every.mean()),
-        mean_penalty=float(plan.penalty[used].mean()),
-        reach=float(np.median(norms[used] / plan.penalty[used])),
+        mean_penalty=float(weights[used].mean()),
+        reach=float(np.median(norms[alive] / weights[alive])) if alive.any() else 0.0,
     )
 
 
