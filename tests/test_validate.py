@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 from prunec import runtime
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
-from prunec.probes import FAMILIES, InputKind, feed
+from prunec.probes import FAMILIES, Array, Feed, InputKind, feed
 from prunec.validate import (
     evaluating,
     gap,
@@ -193,6 +194,33 @@ def test_a_difference_beyond_rounding_fails_in_a_network_that_amplifies(tmp_path
     one = amplifying(tmp_path / "one.onnx", list(range(64)))
     other = amplifying(tmp_path / "other.onnx", list(range(64)), error=1e-4)
     assert not validate_onnx(one, other, provider="cpu", runs=0).passed
+
+
+def test_the_original_is_run_anew_once_per_input_however_many_outputs_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[str] = Counter()
+    run = runtime.Runner.__call__
+
+    def counted(runner: runtime.Runner, values: Feed) -> list[Array]:
+        runs[Path(runner.name).stem[:1]] += 1
+        return run(runner, values)
+
+    monkeypatch.setattr(runtime.Runner, "__call__", counted)
+    found = []
+    for outputs in (1, 8):
+        for name in "ab":
+            net = Net()
+            x = net.input("x", [1, 3, 8, 8])
+            for _ in range(outputs):
+                net.output(net.op("Mul", x, net.const(np.float32({"a": 1.0, "b": 1.1}[name]))))
+            onnx.save(net.model(), tmp_path / f"{name}{outputs}.onnx")
+        runs.clear()
+        result = validate_onnx(tmp_path / f"a{outputs}.onnx", tmp_path / f"b{outputs}.onnx", provider="cpu", runs=0)
+        assert not result.passed
+        found.append(dict(runs))
+    assert found[0] == found[1]
+    assert found[0]["a"] <= 1 + 3 * found[0]["b"]  # finding an input; each, then optimised, then with other last bits
 
 
 def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -> None:
