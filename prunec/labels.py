@@ -1,7 +1,8 @@
 """Channel ids: the labels that values carry, the builder that ties them, and the solved classes.
 
-Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass) and
-``ChannelClasses`` (the frozen result). The rules that use them are in passes/rules/channels.py.
+Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass),
+``ChannelClasses`` (the frozen result) and ``Kept`` (what a keep mask leaves of it). The rules that use
+them are in passes/rules/channels.py.
 
 An id is a positive integer; 0 means "no channel": a position that can never be removed. A *field* is
 an integer array that broadcasts against its value's shape: full size on the axes along which the ids
@@ -10,6 +11,7 @@ vary, size 1 elsewhere. A label is a tuple of fields, almost always one: shape (
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -228,6 +230,26 @@ def _same_along(classes: Ids, axis: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """The fields of all labels, each once, end to end: one numpy call tells what a keep mask leaves of every one.
+
+    ``owners`` int64[all ids] is the class of each id, ``starts`` int64[fields] where each field begins; ``place`` has
+    the number of a field by its identity. Values share fields, and what has no elements is left out.
+    """
+
+    owners: Ids
+    starts: Ids
+    place: Mapping[int, int]
+
+    @classmethod
+    def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
+        fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
+        ids = np.concatenate([*(field.ravel() for field in fields.values()), _NO_IDS])
+        sizes = np.array([0, *(field.size for field in fields.values())], dtype=np.int64)
+        return cls(class_of[ids], np.cumsum(sizes)[:-1], {key: number for number, key in enumerate(fields)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ChannelClasses:
     """The channels of a graph, partitioned into classes that live or die together.
 
@@ -239,6 +261,7 @@ class ChannelClasses:
         members: the parameter axes that carry ids, in graph order.
         pins: every pin, in graph order.
         balances: the grouped convolutions' demands.
+        laid: the fields of the labels end to end; see ``Kept``.
     """
 
     class_of: Ids
@@ -248,6 +271,10 @@ class ChannelClasses:
     members: tuple[Member, ...]
     pins: tuple[Pin, ...]
     balances: tuple[Balance, ...]
+    laid: _Laid = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "laid", _Laid.out(self.labels, self.class_of))
 
     @property
     def num_classes(self) -> int:
@@ -274,3 +301,46 @@ class ChannelClasses:
             along = np.asarray(kept.any(axis=others))
             mask = along if mask is None else np.logical_and(mask, along)
         return None if mask is None or bool(mask.all()) else mask
+
+
+class Kept:
+    """What a keep mask leaves of every field of the labels; the mask must not change while this is asked.
+
+    Args:
+        keep: bool[num_classes].
+    """
+
+    def __init__(self, classes: ChannelClasses, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        self.classes = classes
+        self.keep = keep
+        laid = classes.laid
+        counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
+        self._counts: list[int] = counts.tolist()
+
+    def count(self, ids: Ids) -> int:
+        """Return how many ids of a field of some label stay."""
+        place = self.classes.laid.place.get(id(ids))
+        return 0 if place is None else self._counts[place]
+
+    def empty(self) -> set[int]:
+        """Return the identities of the fields of which nothing stays."""
+        return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
+
+    def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return what ``ChannelClasses.keep_along`` does."""
+        if all(self.count(ids) == ids.size for ids in self.classes.labels[name].on(axis)):
+            return None
+        return self.classes.keep_along(name, axis, self.keep)
+
+    def axes(self, name: str) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Return the masks of the axes of a value along which something goes, in order."""
+        cut = [ids for ids in self.classes.labels[name].fields if self.count(ids) < ids.size]
+        masks = {axis: self.along(name, axis) for axis in sorted({axis for ids in cut for axis in varying(ids)})}
+        return {axis: mask for axis, mask in masks.items() if mask is not None}
+
+    def shape(self, name: str, shape: Shape) -> Shape:
+        """Return the sizes that are left of a value of ``shape``."""
+        masks = self.axes(name)
+        if not masks:
+            return shape
+        return tuple(int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(shape))
