@@ -12,7 +12,8 @@ padded, or averaged with padded zeros, before (passes/profiles.py). Ye et al., I
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,21 +112,44 @@ def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Need
         if absorption.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
             pending.append(absorption)
     chosen = np.zeros(classes.num_classes, dtype=bool)
-    while pending:
-        serves = np.zeros(classes.num_classes)
-        for absorption in pending:
-            able = absorption.carriers()
-            size = np.abs(absorption.constants)
-            # One per absorption served, plus at most a half for the relative size of the constant.
-            np.maximum.at(
-                share := np.zeros(classes.num_classes),
-                absorption.classes[able],
-                1 + 0.5 * size[able] / size[able].max(),
-            )
-            serves += share
-        best = int(serves.argmax())
-        chosen[best] = True
-        pending = [a for a in pending if not (a.carriers() & (a.classes == best)).any()]
+    chosen[_greedy_cover([_shares(absorption) for absorption in pending])] = True
+    return chosen
+
+
+def _shares(absorption: Absorption) -> dict[int, float]:
+    """Return how well each class would serve: 1, and at most a half for the relative size of its constant."""
+    able = absorption.carriers()
+    size = np.abs(absorption.constants[able])
+    shares: dict[int, float] = {}
+    for owner, share in zip(absorption.classes[able].tolist(), (1 + 0.5 * size / size.max()).tolist(), strict=True):
+        shares[owner] = max(share, shares.get(owner, 0.0))
+    return shares
+
+
+def _greedy_cover(served: Sequence[Mapping[int, float]]) -> list[int]:
+    """Return classes that between them serve all: each time the one with the largest sum of shares, then the lowest.
+
+    Args:
+        served: for each that needs one, how well each class would serve.
+    """
+    waiting: dict[int, dict[int, float]] = {}
+    for number, shares in enumerate(served):
+        for owner, share in shares.items():
+            waiting.setdefault(owner, {})[number] = share
+    totals = {owner: sum(shares.values()) for owner, shares in waiting.items()}
+    queue = [(-total, owner) for owner, total in totals.items()]
+    heapq.heapify(queue)
+    chosen = []
+    while queue:
+        total, best = heapq.heappop(queue)
+        if not waiting[best] or -total != totals[best]:
+            continue  # an entry from before others were served
+        chosen.append(best)
+        done = set(waiting[best])
+        for owner in dict.fromkeys(owner for number in done for owner in served[number]):
+            waiting[owner] = {number: share for number, share in waiting[owner].items() if number not in done}
+            totals[owner] = sum(waiting[owner].values())
+            heapq.heappush(queue, (-totals[owner], owner))
     return chosen
 
 

@@ -340,7 +340,14 @@ class Kept:
 
     def shape(self, name: str, shape: Shape) -> Shape:
         """Return the sizes that are left of a value of ``shape``."""
-        masks = self.axes(name)
-        if not masks:
-            return shape
-        return tuple(int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(shape))
+        fields = self.classes.labels[name].fields
+        sizes = list(shape)
+        for ids, left in ((ids, self.count(ids)) for ids in fields):
+            if left == ids.size:
+                continue
+            for axis in varying(ids):
+                if ids.shape[axis] == ids.size and sum(other.shape[axis] != 1 for other in fields) == 1:
+                    sizes[axis] = left  # the field runs along this axis only, and no other does: what counts is known
+                elif (mask := self.along(name, axis)) is not None:
+                    sizes[axis] = int(mask.sum())
+        return tuple(sizes)
