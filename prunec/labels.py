@@ -12,6 +12,7 @@ vary, size 1 elsewhere. A label is a tuple of fields, almost always one: shape (
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -124,12 +125,13 @@ class Ties:
 
         An id that meets 0 is pinned: the other operand cannot give up that position.
         """
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
-        both = (a != 0) & (b != 0)
-        if both.all():
+        if np.count_nonzero(a) == a.size and np.count_nonzero(b) == b.size:
             self._pairs.append((a, b))
             return
+        both = (a != 0) & (b != 0)
         self._pairs.append((a[both], b[both]))
         lone = np.concatenate((a[~both], b[~both]))
         self.pin(lone, reason)
@@ -139,9 +141,9 @@ class Ties:
 
         The result has size 1 on every axis that is not in ``keep_axes``.
         """
-        others = [axis for axis in varying(field) if axis not in keep_axes]
-        if not others:
+        if field.size == math.prod(field.shape[axis] for axis in keep_axes):
             return field
+        others = [axis for axis in varying(field) if axis not in keep_axes]
         head = field
         for axis in others:
             head = head.take([0], axis=axis)
@@ -150,8 +152,12 @@ class Ties:
 
     def pin(self, ids: Ids | Sequence[Ids], reason: str, where: str = "") -> None:
         """Forbid the removal of ``ids``, with the reason shown to the user."""
-        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids] or [_NO_IDS])
-        flat = np.unique(flat[flat != 0])
+        if not len(ids):
+            return
+        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
+        flat = flat[flat != 0]
+        if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
+            flat = np.unique(flat)
         if flat.size:
             node = self.node
             self._pins.append(Pin(flat, node, where or (node.origin if node is not None else ""), reason))
@@ -199,13 +205,15 @@ class Ties:
         b = np.concatenate([pair[1] for pair in self._pairs] or [_NO_IDS])
         self._pairs = [(a, b)]
         ties = coo_matrix((np.ones(a.size, dtype=np.int8), (a, b)), shape=(self._count, self._count))
-        _, component = connected_components(ties, directed=False)
+        count, component = connected_components(ties, directed=False)
         # Class numbers follow the order in which ids were made, so they are the same on every run;
         # id 0 is alone in its component (unify never pairs it) and becomes class 0.
-        _, first, class_of = np.unique(component, return_index=True, return_inverse=True)
-        rank = np.empty(first.size, dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(first.size)
-        return rank[class_of].astype(np.int64)
+        first = np.empty(count, dtype=np.int64)
+        first[component[::-1]] = np.arange(component.size)[::-1]  # of several, the last one written stands
+        rank = np.empty(count, dtype=np.int64)
+        rank[np.argsort(first, kind="stable")] = np.arange(count)
+        class_of: Ids = rank[component]
+        return class_of
 
     def _square(self, class_of: Ids) -> bool:
         """Tie the slots of every field that classes cut in a non-rectangular way; tell whether any was."""
