@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,9 @@ _ROUNDING_FACTOR = 4.0
 
 _FLIPS_ALLOWED = 1e-3
 
+RUNS = 30
+"""Timed runs of each model, where nothing else is asked for; slow models get fewer, see runtime.interleaved_latency."""
+
 _VANISHING = 1e-2
 """An output is measured against its magnitude, and at least this fraction of its largest for any input: a
 detector that finds nothing writes the rounding of its sigmoid, which no two programs share."""
@@ -47,7 +50,7 @@ def validate_onnx(
     *,
     provider: ProviderName = "auto",
     tolerance: float = 1e-4,
-    runs: int = 30,
+    runs: int = RUNS,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Iterable[Feed] | None = None,
     seed: int = 0,
@@ -74,11 +77,39 @@ def validate_onnx(
         ValidationFailed: ``b`` does not run where ``a`` does, or gives an output of another shape.
     """
     chosen = runtime.choose_provider(provider)
-    first = runtime.open_runner(a, _name(a, "the first model"), chosen.name, optimise=False)
-    second = runtime.open_runner(b, _name(b, "the second model"), chosen.name, optimise=False)
+    comparison, ran, timed_on = _compare_onnx(a, b, chosen.name, tolerance, input_shapes, inputs, seed)
+    if chosen.note and provider == "cuda":
+        comparison.notes.insert(0, chosen.note)
+    latency: tuple[float, float] | tuple[None, None] = (None, None)
+    if ran[0] == ran[1] and runs > 0:
+        first, second = (
+            runtime.open_runner(model, _name(model, name), chosen.name, optimise=True)
+            for model, name in ((a, "the first model"), (b, "the second model"))
+        )
+        latency = runtime.interleaved_latency(first, second, timed_on, runs)
+    if chosen.name == "cuda" and ran[0] == "cpu":
+        comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
+    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran[0])
+
+
+def _compare_onnx(
+    a: Model,
+    b: Model,
+    provider: Literal["cpu", "cuda"],
+    tolerance: float,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    inputs: Iterable[Feed] | None,
+    seed: int,
+) -> tuple[_Comparison, tuple[str, str], Feed]:
+    """Return the comparison, where both really ran, and one of the inputs.
+
+    Its sessions are gone when it returns: each holds the model's weights and the activations of its largest run.
+    """
+    first = runtime.open_runner(a, _name(a, "the first model"), provider, optimise=False)
+    second = runtime.open_runner(b, _name(b, "the second model"), provider, optimise=False)
     _check_interfaces(first, second)
     feeds = _given(inputs) if inputs is not None else _feeds(first, a, input_shapes, seed).items()
-    rounding = functools.cache(lambda: runtime.open_runner(a, first.name, chosen.name, optimise=True))
+    rounding = functools.cache(lambda: runtime.open_runner(a, first.name, provider, optimise=True))
     comparison = _compare(
         first,
         second,
@@ -88,20 +119,8 @@ def validate_onnx(
         again=(lambda values: rounding()(values),),
         in_half=functools.cache(lambda: runtime.computes_in_half(a)),
     )
-    if chosen.note and provider == "cuda":
-        comparison.notes.insert(0, chosen.note)
-    timed = first.provider == second.provider and runs > 0
-    latency: tuple[float, float] | tuple[None, None] = (None, None)
-    if timed:
-        fast = [
-            runtime.open_runner(model, run.name, chosen.name, optimise=True) for model, run in ((a, first), (b, second))
-        ]
-        timed_on = next(iter(_given(inputs) if inputs is not None else feeds))[1]
-        latency = runtime.interleaved_latency(fast[0], fast[1], timed_on, runs)
-    ran = first.provider
-    if chosen.name == "cuda" and ran == "cpu":
-        comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
-    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran)
+    _, timed_on = next(iter(_given(inputs) if inputs is not None else feeds))
+    return comparison, (first.provider, second.provider), timed_on
 
 
 def validate_module_against_onnx(

@@ -444,6 +444,13 @@ def test_a_file_is_pruned_into_a_smaller_file_with_the_same_interface(
     assert (tmp_path / "out.onnx").stat().st_size < half_file.stat().st_size
 
 
+def test_a_file_is_timed_against_the_original_where_something_was_removed(run: Run, half_file: Path) -> None:
+    for keep, is_timed in (((), True), (("--keep", "*"), False)):
+        validation = json.loads(run("prune", half_file, "-o", "out.onnx", "--force", "--json", *keep)[1])["validation"]
+        assert validation["passed"]
+        assert (validation["latency_a_ms"] is not None) == is_timed
+
+
 def test_the_input_file_is_never_overwritten(run: Run, half_file: Path) -> None:
     before = half_file.read_bytes()
     status, _, err = run("prune", half_file, "-o", half_file, "--force")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -230,6 +232,29 @@ def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -
     assert timed.latency_ratio is not None
     assert timed.latency_ratio > 0
     assert validate_onnx(conv_file, conv_file, provider="cpu", runs=0).latency_ratio is None
+
+
+def test_latency_is_measured_when_the_sessions_of_the_comparison_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    opened, measured = runtime.open_runner, runtime.interleaved_latency
+
+    def noted(*args: Any, **kwargs: Any) -> runtime.Runner:
+        runner = opened(*args, **kwargs)
+        sessions.append(weakref.ref(runner.session))
+        return runner
+
+    def counting(*args: Any) -> tuple[float, float]:
+        alive.append(sum(session() is not None for session in sessions))
+        return measured(*args)
+
+    monkeypatch.setattr(runtime, "open_runner", noted)
+    monkeypatch.setattr(runtime, "interleaved_latency", counting)
+    a, b = (save_conv(tmp_path / f"{scale}.onnx", scale=scale) for scale in (1.0, 1.5))
+    assert not validate_onnx(a, b, provider="cpu", runs=1).passed
+    assert (len(sessions), alive) == (5, [2])  # two to compare, one for the rounding of the first, two that are timed
 
 
 def test_a_model_may_be_given_as_bytes(conv_file: Path) -> None:
