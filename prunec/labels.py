@@ -19,8 +19,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from prunec.graph import Node, Shape
 
@@ -204,15 +202,11 @@ class Ties:
         a = np.concatenate([pair[0] for pair in self._pairs] or [_NO_IDS])
         b = np.concatenate([pair[1] for pair in self._pairs] or [_NO_IDS])
         self._pairs = [(a, b)]
-        ties = coo_matrix((np.ones(a.size, dtype=np.int8), (a, b)), shape=(self._count, self._count))
-        count, component = connected_components(ties, directed=False)
+        root = smallest_tied(self._count, a, b)
         # Class numbers follow the order in which ids were made, so they are the same on every run;
         # id 0 is alone in its component (unify never pairs it) and becomes class 0.
-        first = np.empty(count, dtype=np.int64)
-        first[component[::-1]] = np.arange(component.size)[::-1]  # of several, the last one written stands
-        rank = np.empty(count, dtype=np.int64)
-        rank[np.argsort(first, kind="stable")] = np.arange(count)
-        class_of: Ids = rank[component]
+        number = np.cumsum(root == np.arange(self._count)) - 1
+        class_of: Ids = number[root]
         return class_of
 
     def _square(self, class_of: Ids) -> bool:
@@ -231,6 +225,23 @@ class Ties:
 
 
 _NO_IDS: Ids = np.zeros(0, dtype=np.int64)
+
+
+def smallest_tied(count: int, a: Ids, b: Ids) -> Ids:
+    """Return int64[count]: for each id the smallest one that pairs (a[i], b[i]) tie it to, over any number of pairs.
+
+    Connected components by hooking and pointer jumping (Shiloach and Vishkin, 1982): a few rounds of numpy, as
+    fast as scipy's, and importing that takes longer than most analyses.
+    """
+    root = np.arange(count)
+    while True:
+        apart = root[a] != root[b]
+        if not apart.any():
+            return root
+        a, b = a[apart], b[apart]
+        np.minimum.at(root, np.maximum(root[a], root[b]), np.minimum(root[a], root[b]))
+        while not np.array_equal(above := root[root], root):
+            root = above
 
 
 def _same_along(classes: Ids, axis: int) -> bool:

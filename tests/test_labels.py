@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from prunec.graph import Node
-from prunec.labels import ChannelClasses, Kept, Label, Member, Ties, spread, varying
+from prunec.labels import ChannelClasses, Kept, Label, Member, Ties, smallest_tied, spread, varying
 
 
 def node(name: str = "n") -> Node:
@@ -208,6 +210,26 @@ def test_what_stays_of_all_fields_at_once_is_what_stays_of_each() -> None:
                 np.testing.assert_equal(kept.axes(name).get(axis), classes.keep_along(name, axis, keep))
         assert kept.shape("x", (2, 4, 8)) == (2, int(keep[classes.class_of[ids]].sum()), 8)
         assert (id(field) in kept.empty()) == (not keep[classes.class_of[ids]].any())
+
+
+def test_each_id_is_given_the_smallest_that_it_is_tied_to() -> None:
+    rng = np.random.default_rng(0)
+    order = rng.permutation(500)
+    cases = {
+        "nothing": ([], []),
+        "itself": ([3], [3]),
+        "a chain": (np.arange(499), np.arange(1, 500)),
+        "a shuffled chain": (order[:-1], order[1:]),
+        "a star": (np.full(500, 499), np.arange(500)),
+        "a pair many times": ([7] * 9, [5] * 9),
+        **{f"{count} random pairs": tuple(rng.integers(0, 500, (2, count))) for count in (50, 250, 500, 2000)},
+    }
+    for name, (a, b) in cases.items():
+        pairs = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+        root = smallest_tied(500, *pairs)
+        _, component = connected_components(coo_matrix((np.ones(len(a)), pairs), shape=(500, 500)), directed=False)
+        expected = [np.flatnonzero(component == own)[0] for own in component]
+        np.testing.assert_array_equal(root, expected, err_msg=name)
 
 
 def test_spreading_puts_ids_on_one_axis() -> None:
