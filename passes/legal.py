@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Graph, Node
-from prunec.labels import Balance, ChannelClasses, Ids, Kept
+from prunec.labels import Balance, ChannelClasses, Ids, Kept, distinct
 from prunec.passes.constants import Constants
 from prunec.passes.needs import Needs, needs
 
@@ -97,7 +97,7 @@ def _fill(
             owners = classes.class_of[field] if id(field) in empty else None
             if owners is not None and not keep[owners].any():
                 before = keep.copy() if before is None else before
-                _give_back(np.unique(owners), 1, keep, priority)
+                _give_back(distinct(owners), 1, keep, priority)
     return None if before is None else _difference(before, keep)
 
 

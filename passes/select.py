@@ -14,7 +14,7 @@ import numpy as np
 
 from prunec.errors import BudgetNotMet
 from prunec.graph import Graph, Shape
-from prunec.labels import ChannelClasses, Kept
+from prunec.labels import ChannelClasses, Kept, distinct
 from prunec.passes.absorb import absorbing, absorptions, choose_carriers, clashes, folds, sharing
 from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, as_it_came, cost
@@ -283,7 +283,7 @@ def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
     groups = [np.asarray(group, dtype=np.int64) for group in group_classes(classes)]
     alone = np.setdiff1d(order, np.concatenate([*groups, _NO_CHANNELS]))
     if as_it_came(facts.graph) is not facts.graph:
-        groups = [np.unique(classes.class_of[member.ids]) for member in classes.members]
+        groups = [distinct(classes.class_of[member.ids]) for member in classes.members]
     position = np.full(classes.num_classes, -1, dtype=np.int64)
     position[order] = np.arange(order.size)
     last = np.array([position[group].max(initial=-1) for group in groups], dtype=np.int64)

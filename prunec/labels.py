@@ -67,6 +67,12 @@ def spread(ids: Ids, axis: int, rank: int) -> Ids:
     return ids.reshape(shape)
 
 
+def distinct(ids: Ids) -> Ids:
+    """Return the different numbers among ``ids``, sorted: np.unique at a fraction of its time."""
+    ids = np.sort(ids, axis=None)
+    return ids[np.append(True, ids[1:] != ids[:-1])] if ids.size else ids
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pin:
     """Ids that must stay, and why. ``node`` is None for graph inputs, outputs and the user's keep list."""
@@ -155,7 +161,7 @@ class Ties:
         flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
         flat = flat[flat != 0]
         if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
-            flat = np.unique(flat)
+            flat = distinct(flat)
         if flat.size:
             node = self.node
             self._pins.append(Pin(flat, node, where or (node.origin if node is not None else ""), reason))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from prunec.graph import Node
-from prunec.labels import ChannelClasses, Kept, Label, Member, Ties, smallest_tied, spread, varying
+from prunec.labels import ChannelClasses, Kept, Label, Member, Ties, distinct, smallest_tied, spread, varying
 
 
 def node(name: str = "n") -> Node:
@@ -230,6 +231,11 @@ def test_each_id_is_given_the_smallest_that_it_is_tied_to() -> None:
         _, component = connected_components(coo_matrix((np.ones(len(a)), pairs), shape=(500, 500)), directed=False)
         expected = [np.flatnonzero(component == own)[0] for own in component]
         np.testing.assert_array_equal(root, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("ids", [[], [3], [3, 3, 1], [[2, 0], [0, 2]]])
+def test_distinct_numbers_come_sorted(ids: list[object]) -> None:
+    np.testing.assert_array_equal(distinct(np.array(ids, dtype=np.int64)), np.unique(np.array(ids, dtype=np.int64)))
 
 
 def test_spreading_puts_ids_on_one_axis() -> None:
