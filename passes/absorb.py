@@ -12,7 +12,8 @@ padded, or averaged with padded zeros, before (passes/profiles.py). Ye et al., I
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +63,29 @@ class Absorption:
         return able
 
 
+def absorbing(found: Sequence[Read]) -> tuple[Read, ...]:
+    """Return the reads that have a constant to fold: all that ``absorptions`` ever looks at, and few of a network's."""
+    return tuple(read for read in found if read.absorbs and is_flat(read.ids) and _foldable(read).any())
+
+
+def _foldable(read: Read) -> Mask:
+    """Return bool[channels]: constants other than zero, and not dead."""
+    constants = read.constant.ravel()
+    foldable: Mask = ~np.isnan(constants) & (constants != 0) & ~read.dead.ravel()
+    return foldable
+
+
 def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask) -> Iterator[Absorption]:
-    """Yield every convolution group of a running contraction that loses constants other than zero."""
+    """Yield every convolution group of a running contraction that loses constants other than zero.
+
+    Args:
+        found: the reads, or the ``absorbing`` ones among them.
+    """
     for read in found:
         if read.node.name not in wanted.nodes or not read.absorbs or not is_flat(read.ids):
             continue
         owners, constants = classes.class_of[read.ids.ravel()], read.constant.ravel()
-        constant = ~np.isnan(constants) & (constants != 0) & ~read.dead.ravel()
+        constant = _foldable(read)
         lost = constant & ~keep[owners]
         if not lost.any():
             continue
@@ -95,48 +112,81 @@ def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Need
         if absorption.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
             pending.append(absorption)
     chosen = np.zeros(classes.num_classes, dtype=bool)
-    while pending:
-        serves = np.zeros(classes.num_classes)
-        for absorption in pending:
-            able = absorption.carriers()
-            size = np.abs(absorption.constants)
-            # One per absorption served, plus at most a half for the relative size of the constant.
-            np.maximum.at(
-                share := np.zeros(classes.num_classes),
-                absorption.classes[able],
-                1 + 0.5 * size[able] / size[able].max(),
-            )
-            serves += share
-        best = int(serves.argmax())
-        chosen[best] = True
-        pending = [a for a in pending if not (a.carriers() & (a.classes == best)).any()]
+    chosen[_greedy_cover([_shares(absorption) for absorption in pending])] = True
     return chosen
 
 
-def clashes(graph: Graph, classes: ChannelClasses, found: Sequence[Read], keep: Mask) -> Iterator[tuple[Node, Mask]]:
-    """Yield contractions that share a weight or bias but lose different constants, with the classes concerned.
+def _shares(absorption: Absorption) -> dict[int, float]:
+    """Return how well each class would serve: 1, and at most a half for the relative size of its constant."""
+    able = absorption.carriers()
+    size = np.abs(absorption.constants[able])
+    shares: dict[int, float] = {}
+    for owner, share in zip(absorption.classes[able].tolist(), (1 + 0.5 * size / size.max()).tolist(), strict=True):
+        shares[owner] = max(share, shares.get(owner, 0.0))
+    return shares
 
-    One tensor cannot take two different folds: those channels have to stay.
+
+def _greedy_cover(served: Sequence[Mapping[int, float]]) -> list[int]:
+    """Return classes that between them serve all: each time the one with the largest sum of shares, then the lowest.
+
+    Args:
+        served: for each that needs one, how well each class would serve.
     """
+    waiting: dict[int, dict[int, float]] = {}
+    for number, shares in enumerate(served):
+        for owner, share in shares.items():
+            waiting.setdefault(owner, {})[number] = share
+    totals = {owner: sum(shares.values()) for owner, shares in waiting.items()}
+    queue = [(-total, owner) for owner, total in totals.items()]
+    heapq.heapify(queue)
+    chosen = []
+    while queue:
+        total, best = heapq.heappop(queue)
+        if not waiting[best] or -total != totals[best]:
+            continue  # an entry from before others were served
+        chosen.append(best)
+        done = set(waiting[best])
+        for owner in dict.fromkeys(owner for number in done for owner in served[number]):
+            waiting[owner] = {number: share for number, share in waiting[owner].items() if number not in done}
+            totals[owner] = sum(waiting[owner].values())
+            heapq.heappush(queue, (-totals[owner], owner))
+    return chosen
+
+
+def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...]:
+    """Return pairs of reads of different nodes that share a weight or bias: the first that reads it, and another."""
     by_param: dict[str, Read] = {}
+    pairs = []
     for read in found:
         # A bias of floats that others read stays theirs, see _bias_target; integers have no place for another.
         shared = read.node.inputs[1:3] if is_integer(graph, read.node) else read.node.inputs[1:2]
         for name in {graph.stored(name) for name in shared if name} - {""}:
             first = by_param.setdefault(name, read)
-            if first.node is read.node:
-                continue
-            owners = classes.class_of[read.ids.ravel()]
-            values = [_folded(r, owners.size) for r in (first, read)]
-            differ = values[0] != values[1]
-            if first.border != read.border or (read.border and (values[0] != values[1]).any()):
-                # One stands for the others at both, so all that is constant must be the same, whether it goes or not.
-                differ = (values[0] != 0) | (values[1] != 0)
-            differ &= ~keep[owners]
-            if differ.any():
-                mask = np.zeros(classes.num_classes, dtype=bool)
-                mask[owners[differ]] = True
-                yield read.node, mask
+            if first.node is not read.node:
+                pairs.append((first, read))
+    return tuple(pairs)
+
+
+def clashes(classes: ChannelClasses, pairs: Sequence[tuple[Read, Read]], keep: Mask) -> Iterator[tuple[Node, Mask]]:
+    """Yield contractions that share a weight or bias but lose different constants, with the classes concerned.
+
+    One tensor cannot take two different folds: those channels have to stay.
+
+    Args:
+        pairs: see ``sharing``.
+    """
+    for first, read in pairs:
+        owners = classes.class_of[read.ids.ravel()]
+        values = [_folded(r, owners.size) for r in (first, read)]
+        differ = values[0] != values[1]
+        if first.border != read.border or (read.border and (values[0] != values[1]).any()):
+            # One stands for the others at both, so all that is constant must be the same, whether it goes or not.
+            differ = (values[0] != 0) | (values[1] != 0)
+        differ &= ~keep[owners]
+        if differ.any():
+            mask = np.zeros(classes.num_classes, dtype=bool)
+            mask[owners[differ]] = True
+            yield read.node, mask
 
 
 def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:

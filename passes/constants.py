@@ -86,7 +86,7 @@ def constants(
             if weight is not None:
                 weights[node.name] = weight
             known.update(_evaluate(graph, node, found, weight, rules))
-            for name in observed.keys() & set(node.outputs):
+            for name in observed.keys() & set(node.outputs) if observed else ():
                 known[name], seen[name] = _merged(known.get(name), observed[name])
     return Constants(MappingProxyType(known), graph.params, MappingProxyType(weights), MappingProxyType(seen))
 

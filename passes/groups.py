@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunec.graph import Graph
-from prunec.labels import ChannelClasses, Label
+from prunec.labels import ChannelClasses, Label, distinct
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -22,14 +22,16 @@ def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
 
     Groups follow the first parameter that they touch; classes within a group follow its indices.
     """
-    touched: dict[int, list[int]] = {}
-    for number, member in enumerate(classes.members):
-        for channel in np.unique(classes.class_of[member.ids]).tolist():
-            if channel and classes.is_channel[channel]:
-                touched.setdefault(channel, []).append(number)
+    members = classes.members
+    owners = classes.class_of[np.concatenate([np.zeros(0, np.int64), *(member.ids.ravel() for member in members)])]
+    numbers = np.repeat(np.arange(len(members)), [member.ids.size for member in members])
+    # Pairs of channel and member, each once, sorted: what a channel touches stands side by side.
+    pairs = distinct((owners * len(members) + numbers)[classes.is_channel[owners]])
+    channels, touched = pairs // max(1, len(members)), (pairs % max(1, len(members))).tolist()
+    starts = np.flatnonzero(np.diff(channels, prepend=-1))
     groups: dict[tuple[int, ...], list[int]] = {}
-    for channel in sorted(touched):
-        groups.setdefault(tuple(touched[channel]), []).append(channel)
+    for channel, start, stop in zip(channels[starts].tolist(), starts, [*starts[1:], len(touched)], strict=False):
+        groups.setdefault(tuple(touched[start:stop]), []).append(channel)
     return tuple(tuple(groups[key]) for key in sorted(groups))
 
 
@@ -61,7 +63,7 @@ def _connect(result: nx.DiGraph, graph: Graph, classes: ChannelClasses, value: s
     if not value or source not in result:
         return  # an absent operand, or a parameter: those are members, not nodes
     label = classes.labels.get(value, Label(None))
-    found = {c for field in label.fields for c in np.unique(classes.class_of[field]).tolist() if c}
+    found = {c for field in label.fields for c in distinct(classes.class_of[field]).tolist() if c}
     if result.has_edge(source, reader):
         found.update(result.edges[source, reader]["classes"])
     result.add_edge(source, reader, value=value, shape=graph.shape(value), classes=sorted(found))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Graph, Node
-from prunec.labels import Balance, ChannelClasses, Ids
+from prunec.labels import Balance, ChannelClasses, Ids, Kept, distinct
 from prunec.passes.constants import Constants
 from prunec.passes.needs import Needs, needs
 
@@ -23,7 +23,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 def legalise(
     graph: Graph, classes: ChannelClasses, constants: Constants, keep: Mask, priority: Floats
-) -> tuple[Mask, dict[str, Mask]]:
+) -> tuple[Mask, dict[str, Mask], Needs]:
     """Return the smallest superset of ``keep`` found that can be carried out, and what each demand gave back.
 
     Args:
@@ -31,7 +31,7 @@ def legalise(
         priority: float64[num_classes]; of channels that would do, the highest is given back.
 
     Returns:
-        The mask, and node name -> bool[num_classes] of the classes given back at that node.
+        The mask; node name -> bool[num_classes] of the classes given back at that node; what still runs then.
     """
     keep = keep.copy()
     given: dict[str, Mask] = {}
@@ -39,12 +39,13 @@ def legalise(
         before = keep.copy()
         for balance in classes.balances:
             _record(given, balance.node.name, _balance(balance, classes, keep, priority))
-        wanted = needs(graph, classes, constants, keep)
-        for node in reversed(graph.nodes):  # what a reader gets back, its source need not give back once more
+        kept = Kept(classes, keep)
+        wanted, empty = needs(graph, kept, constants), kept.empty()
+        for node in reversed(graph.nodes if empty else ()):  # what a reader gets back, its source need not, too
             if node.name in wanted.nodes:
-                _record(given, node.name, _fill(node, wanted, classes, keep, priority))
+                _record(given, node.name, _fill(node, wanted, classes, keep, priority, empty))
         if (keep == before).all():
-            return keep, given
+            return keep, given, wanted
 
 
 def _record(given: dict[str, Mask], name: str, mask: Mask | None) -> None:
@@ -80,17 +81,24 @@ def _difference(before: Mask, after: Mask) -> Mask | None:
     return changed if changed.any() else None
 
 
-def _fill(node: Node, wanted: Needs, classes: ChannelClasses, keep: Mask, priority: Floats) -> Mask | None:
-    """Give back one channel (in place) on every axis of a running node's tensors that would be empty."""
-    before = keep.copy()
+def _fill(
+    node: Node, wanted: Needs, classes: ChannelClasses, keep: Mask, priority: Floats, empty: set[int]
+) -> Mask | None:
+    """Give back one channel (in place) on every axis of a running node's tensors that would be empty.
+
+    Args:
+        empty: the identities of the fields that nothing stayed of when this node's readers had given back nothing.
+    """
+    before: Mask | None = None
     gone = wanted.dropped.get(node.name, ())
     names = [n for i, n in enumerate(node.inputs) if n and i not in gone and (node.name, i) not in wanted.cuts]
     for name in (*names, *(name for name in node.outputs if name)):
         for field in classes.labels[name].fields:
-            owners = classes.class_of[field]
-            if not keep[owners].any():
-                _give_back(np.unique(owners), 1, keep, priority)
-    return _difference(before, keep)
+            owners = classes.class_of[field] if id(field) in empty else None
+            if owners is not None and not keep[owners].any():
+                before = keep.copy() if before is None else before
+                _give_back(distinct(owners), 1, keep, priority)
+    return None if before is None else _difference(before, keep)
 
 
 def round_up(groups: Iterable[Sequence[int]], keep: Mask, priority: Floats, multiple: int) -> Mask:

@@ -140,7 +140,9 @@ def _read(graph: Graph, live: dict[str, Array], name: str, read: Array) -> None:
         return
     read = lift(read, value.rank or 0)
     before = live.get(name)
-    if before is not None:
+    if before is not None and before.shape == read.shape:
+        read = before | read
+    elif before is not None:
         size = math.prod(np.broadcast_shapes(before.shape, read.shape))
         read = before | read if size <= MAX_ELEMENTS else np.ones((1,) * read.ndim, dtype=np.bool_)
     live[name] = read

@@ -16,7 +16,7 @@ import numpy as np
 from prunec.edits import Edits
 from prunec.errors import BadPlan
 from prunec.graph import Graph, Node
-from prunec.labels import ChannelClasses
+from prunec.labels import ChannelClasses, Kept
 from prunec.passes.constants import Constants, constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.needs import Needs, needs
@@ -98,17 +98,13 @@ def _needs(graph: Graph, classes: ChannelClasses, known: Constants, keep: Mask, 
     The plan decides, not this graph's weights: a fresh network has other constants.
     """
     dummy = {(c.node, c.index): np.zeros(()) for c in plan.constant_inputs}
-    return needs(graph, classes, known, keep, cuts=dummy)
+    return needs(graph, Kept(classes, keep), known, cuts=dummy)
 
 
 def _keeps(classes: ChannelClasses, keep: Mask) -> dict[str, dict[int, Array]]:
-    result: dict[str, dict[int, Array]] = {}
-    for name, label in classes.labels.items():
-        for axis in range(len(label.shape or ())):
-            mask = classes.keep_along(name, axis, keep)
-            if mask is not None:
-                result.setdefault(name, {})[axis] = np.flatnonzero(mask)
-    return result
+    kept = Kept(classes, keep)
+    masks = {name: kept.axes(name) for name in classes.labels}
+    return {name: {axis: np.flatnonzero(mask) for axis, mask in of.items()} for name, of in masks.items() if of}
 
 
 def _typed(graph: Graph, key: tuple[str, int], value: Array) -> Array:

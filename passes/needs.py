@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Graph, Node, Shape
-from prunec.labels import ChannelClasses, varying
+from prunec.labels import Kept, varying
 from prunec.ops import BINARY
 from prunec.passes.constants import Constants
 
@@ -38,13 +38,9 @@ class Needs:
 
 
 def needs(
-    graph: Graph,
-    classes: ChannelClasses,
-    constants: Constants,
-    keep: Mask,
-    cuts: Mapping[tuple[str, int], np.ndarray[Any, Any]] | None = None,
+    graph: Graph, kept: Kept, constants: Constants, cuts: Mapping[tuple[str, int], np.ndarray[Any, Any]] | None = None
 ) -> Needs:
-    """Find what a graph pruned by ``keep`` (bool[num_classes]) still computes.
+    """Find what a pruned graph still computes.
 
     Args:
         cuts: the inputs to take as constant, where that was decided before; None finds them.
@@ -54,21 +50,24 @@ def needs(
     wanted = set(graph.outputs)
     nodes: set[str] = set()
     decided, cuts = cuts, dict(cuts or {})
-    fixed = graph.fixed_values() | set(graph.inputs)
     dropped: dict[str, tuple[int, ...]] = {}
     for node in reversed(graph.nodes):
         if not any(name in wanted for name in node.outputs) and not _has_effects(node):
             continue
         nodes.add(node.name)
         if node.op == "concat":
-            empty = tuple(i for i, name in enumerate(node.inputs) if _is_empty(name, node.attrs["axis"], classes, keep))
+            empty = tuple(i for i, name in enumerate(node.inputs) if _is_empty(name, node.attrs["axis"], kept))
             if empty and len(empty) < len(node.inputs):
                 dropped[node.name] = empty
-        cut = _cut(graph, node, classes, constants, keep, fixed) if decided is None else None
+        cut = _cut(graph, node, kept, constants) if decided is None else None
         if cut is not None:
             cuts[node.name, cut[0]] = cut[1]
-        gone = dropped.get(node.name, ())
-        wanted.update(n for i, n in enumerate(node.inputs) if n and (node.name, i) not in cuts and i not in gone)
+        if cuts or node.name in dropped:
+            gone = dropped.get(node.name, ())
+            wanted.update(n for i, n in enumerate(node.inputs) if (node.name, i) not in cuts and i not in gone)
+        else:
+            wanted.update(node.inputs)
+        wanted.discard("")
     return Needs(frozenset(nodes), cuts, dropped)
 
 
@@ -76,44 +75,42 @@ def _has_effects(node: Node) -> bool:
     return node.op == "opaque" and not any(node.outputs)
 
 
-def _is_empty(name: str, axis: int, classes: ChannelClasses, keep: Mask) -> bool:
-    mask = classes.keep_along(name, axis, keep)
+def _is_empty(name: str, axis: int, kept: Kept) -> bool:
+    mask = kept.along(name, axis)
     return mask is not None and not mask.any()
 
 
-def _cut(
-    graph: Graph, node: Node, classes: ChannelClasses, constants: Constants, keep: Mask, fixed: frozenset[str]
-) -> tuple[int, np.ndarray[Any, Any]] | None:
+def _cut(graph: Graph, node: Node, kept: Kept, constants: Constants) -> tuple[int, np.ndarray[Any, Any]] | None:
     """Return (input index, constant) where one operand of a binary op is constant and the other spans the output."""
     if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
         return None
     out = graph.values[node.outputs[0]].shape
-    if _kept_known(node.outputs[0], classes, constants, keep) is not None:
+    if _kept_known(node.outputs[0], kept, constants) is not None:
         return None  # what reads this node's output will cut there, if it can
+    fixed = graph.fixed_values()
     for index, name in enumerate(node.inputs):
         other = node.inputs[1 - index]
-        if name in fixed or other in graph.params:
+        if name in fixed or name in graph.inputs or other in graph.params:
             continue
-        known = _kept_known(name, classes, constants, keep)
+        known = _kept_known(name, kept, constants)
         if known is not None and out is not None and _spans(graph.shape(other), out):
             return index, known
     return None
 
 
-def _kept_known(name: str, classes: ChannelClasses, constants: Constants, keep: Mask) -> np.ndarray[Any, Any] | None:
+def _kept_known(name: str, kept: Kept, constants: Constants) -> np.ndarray[Any, Any] | None:
     """Return the constant that a value is on all its kept channels; None where some kept element varies."""
     known = constants.known.get(name)
-    label = classes.labels.get(name)
+    label = kept.classes.labels.get(name)
     if known is None or label is None or label.shape is None or len(varying(known)) > 1:
         return None
     axes = varying(known)
     if not np.isnan(known).any():
         return known
-    mask = classes.keep_along(name, axes[0], keep) if axes else None
+    mask = kept.along(name, axes[0]) if axes else None
     if mask is None:
         return None
-    kept = known.compress(mask, axis=axes[0])
-    return known if not np.isnan(kept).any() else None
+    return known if not np.isnan(known.compress(mask, axis=axes[0])).any() else None
 
 
 def _spans(shape: Shape | None, out: Shape) -> bool:

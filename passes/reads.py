@@ -221,13 +221,20 @@ def _dead_where_carried(graph: Graph, classes: ChannelClasses, liveness: Livenes
     """Return bool[num_classes]: some value that depends on the input carries the class, and none is live there."""
     carried, alive = (np.zeros(classes.num_classes, dtype=bool) for _ in range(2))
     fixed = graph.fixed_values()
+    settled: set[int] = set()  # fields, shared by many values, of which one value is live throughout
     for name in graph.values:
         if name in fixed or name not in classes.labels:
             continue
         for ids in classes.labels[name].fields:
-            live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
-            carried[classes.class_of[ids]] = True
-            alive[classes.class_of[ids[live]]] = True
+            if id(ids) in settled:
+                continue
+            live, owners = liveness.of(name), classes.class_of[ids]
+            carried[owners] = True
+            if live.all():
+                alive[owners] = True
+                settled.add(id(ids))
+            else:
+                alive[owners[np.broadcast_to(any_outside(live, ids), ids.shape)]] = True
     return carried & ~alive
 
 

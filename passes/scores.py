@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.labels import Ids
+from prunec.labels import Ids, Label, Member
 from prunec.passes.groups import group_classes
 from prunec.passes.select import Facts
 
@@ -60,6 +60,7 @@ def score(
 def _makers(facts: Facts) -> set[tuple[str, int]]:
     """Return (parameter, axis) of the weights whose output axis makes channels."""
     found = set()
+    by_first = {int(member.ids[0]): member for member in facts.classes.members}
     for node in facts.graph.nodes:
         if node.op == "conv" or (node.op == "conv_transpose" and node.attrs["conv_groups"] > 1):
             found.add((node.inputs[1], 0))
@@ -68,11 +69,7 @@ def _makers(facts: Facts) -> set[tuple[str, int]]:
         elif node.op == "matmul" and node.inputs[1] not in facts.graph.params and _is_matrix(facts, node.inputs[1]):
             found.add((node.inputs[1], 0 if node.attrs.get("transpose_b") else 1))
         elif node.op == "matmul":
-            found.update(
-                (member.param, member.axis)
-                for member in facts.classes.members
-                if _makes(facts, node.outputs[0], member.ids)
-            )
+            found.update(_made(facts.classes.labels[node.outputs[0]], by_first))
     return found
 
 
@@ -80,11 +77,16 @@ def _is_matrix(facts: Facts, name: str) -> bool:
     return len(facts.graph.shape(name) or ()) == 2
 
 
-def _makes(facts: Facts, value: str, ids: np.ndarray[Any, Any]) -> bool:
-    """Tell whether a matrix product's output carries exactly these ids."""
-    return any(
-        field.size == ids.size and np.array_equal(field.ravel(), ids) for field in facts.classes.labels[value].fields
-    )
+def _made(label: Label, by_first: Mapping[int, Member]) -> Iterator[tuple[str, int]]:
+    """Yield the parameter axes whose ids, all of them and no others, a matrix product's output carries.
+
+    Args:
+        by_first: the parameter axes by their first id, which no other has.
+    """
+    for field in label.fields:
+        member = by_first.get(int(field.flat[0])) if field.size else None
+        if member is not None and np.array_equal(field.ravel(), member.ids):
+            yield member.param, member.axis
 
 
 def _gammas(facts: Facts) -> set[tuple[str, int]]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from prunec.errors import BudgetNotMet
 from prunec.graph import Graph, Shape
-from prunec.labels import ChannelClasses
-from prunec.passes.absorb import absorptions, choose_carriers, clashes, folds
+from prunec.labels import ChannelClasses, Kept, distinct
+from prunec.passes.absorb import absorbing, absorptions, choose_carriers, clashes, folds, sharing
 from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
@@ -81,36 +81,75 @@ def select(
         multiple_of: coupled groups keep a multiple of this many channels.
         priority: float64[num_classes]: which of several channels to give back first; none: the earliest.
     """
-    graph, classes = facts.graph, facts.classes
-    exact = exactly_removable(facts.graph, classes, facts.reads, facts.liveness)
-    current = (~exact if keep is None else keep | classes.pinned).copy()
-    order = np.zeros(classes.num_classes) if priority is None else priority
+    demands = _demands(facts, border, multiple_of, priority)
+    return _carried_out(demands, ~demands.exact if keep is None else keep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Demands:
+    """What every selection from the same facts has to meet, whatever is wished for.
+
+    Args:
+        exact, border, multiple_of: see ``Selection`` and ``select``.
+        order: float64[num_classes], the priority.
+        absorbing, sharing: the reads that need a second look, see passes/absorb.py.
+        groups: the coupled groups, where their sizes are rounded.
+    """
+
+    facts: Facts
+    exact: Mask
+    border: str
+    multiple_of: int
+    order: Floats
+    absorbing: tuple[Read, ...]
+    sharing: tuple[tuple[Read, Read], ...]
+    groups: tuple[tuple[int, ...], ...]
+
+
+def _demands(facts: Facts, border: str, multiple_of: int, priority: Floats | None) -> _Demands:
+    classes = facts.classes
+    return _Demands(
+        facts=facts,
+        exact=exactly_removable(facts.graph, classes, facts.reads, facts.liveness),
+        border=border,
+        multiple_of=multiple_of,
+        order=np.zeros(classes.num_classes) if priority is None else priority,
+        absorbing=absorbing(facts.reads),
+        sharing=sharing(facts.graph, facts.reads),
+        groups=group_classes(classes) if multiple_of > 1 else (),
+    )
+
+
+def _carried_out(demands: _Demands, keep: Mask) -> Selection:
+    """Return the smallest superset of a wish found that meets all demands."""
+    facts, classes, exact = demands.facts, demands.facts.classes, demands.exact
+    current = keep | classes.pinned
     carriers = np.zeros_like(current)
     clashed: dict[str, Mask] = {}
     given: dict[str, Mask] = {}
     while True:
         before = current.copy()
-        for node, mask in clashes(graph, classes, facts.reads, current):
+        for node, mask in clashes(classes, demands.sharing, current):
             clashed[node.name] = clashed.get(node.name, False) | (mask & ~current)
             current |= mask
-        current, back = legalise(graph, classes, facts.constants, current, order)
+        current, back, wanted = legalise(facts.graph, classes, facts.constants, current, demands.order)
         for name, mask in back.items():
             given[name] = given.get(name, False) | mask
-        if multiple_of > 1:
-            current = round_up(group_classes(classes), current, order, multiple_of)
-        wanted = needs(graph, classes, facts.constants, current)
-        chosen = _carriers(facts, wanted, current, exact, border) & ~current
+        if demands.groups:
+            current = round_up(demands.groups, current, demands.order, demands.multiple_of)
+            wanted = needs(facts.graph, Kept(classes, current), facts.constants)
+        chosen = _carriers(demands, wanted, current) & ~current
         carriers |= chosen
         current |= chosen
         if (current == before).all():
-            return Selection(current, exact, carriers, given, clashed, wanted, border)
+            return Selection(current, exact, carriers, given, clashed, wanted, demands.border)
 
 
-def _carriers(facts: Facts, wanted: Needs, keep: Mask, exact: Mask, border: str) -> Mask:
-    found: Sequence[Read] = facts.reads
-    if border != EXACT:
+def _carriers(demands: _Demands, wanted: Needs, keep: Mask) -> Mask:
+    found: Sequence[Read] = demands.absorbing
+    if demands.border != EXACT:
         found = [read for read in found if read.node.op == "conv_transpose"]
-    return choose_carriers(facts.classes, found, wanted, keep, exact)
+    return choose_carriers(demands.facts.classes, found, wanted, keep, demands.exact)
 
 
 def plan(
@@ -189,11 +228,13 @@ def select_budget(
     targets = (("macs", target_macs), ("params", target_params))
     whole = cost(as_it_came(facts.graph))
 
+    demands = _demands(facts, border, multiple_of, scores)
+
     def fits(selection: Selection) -> bool:
-        count = recount(facts, selection)
+        count = recount(facts, selection, demands.absorbing)
         return all(goal is None or getattr(count, name) <= goal * getattr(whole, name) for name, goal in targets)
 
-    base = select(facts, border=border, multiple_of=multiple_of, priority=scores)
+    base = _carried_out(demands, ~demands.exact)
     if fits(base):
         return base
     free = np.flatnonzero(base.keep & ~facts.classes.pinned & facts.classes.is_channel)
@@ -203,7 +244,7 @@ def select_budget(
     def at(count: int) -> Selection:
         wish = base.keep.copy()
         wish[order[:count]] = False
-        return select(facts, wish, border=border, multiple_of=multiple_of, priority=scores)
+        return _carried_out(demands, wish)
 
     return _smallest(at, fits, order.size, facts, whole)
 
@@ -242,7 +283,7 @@ def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
     groups = [np.asarray(group, dtype=np.int64) for group in group_classes(classes)]
     alone = np.setdiff1d(order, np.concatenate([*groups, _NO_CHANNELS]))
     if as_it_came(facts.graph) is not facts.graph:
-        groups = [np.unique(classes.class_of[member.ids]) for member in classes.members]
+        groups = [distinct(classes.class_of[member.ids]) for member in classes.members]
     position = np.full(classes.num_classes, -1, dtype=np.int64)
     position[order] = np.arange(order.size)
     last = np.array([position[group].max(initial=-1) for group in groups], dtype=np.int64)
@@ -255,18 +296,25 @@ def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
 _NO_CHANNELS = np.zeros(0, dtype=np.int64)
 
 
-def recount(facts: Facts, selection: Selection) -> Cost:
-    """Count what the pruned network holds and computes, from the shapes that are left and the biases that are new."""
+def recount(facts: Facts, selection: Selection, found: Sequence[Read] | None = None) -> Cost:
+    """Count what the pruned network holds and computes, from the shapes that are left and the biases that are new.
+
+    Args:
+        found: the reads that have a constant to fold, where they are known; None looks at all.
+    """
     rest, shape_of = pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted)
     count = cost(rest, shape_of)
-    return replace(count, params=count.params + _new_biases(facts, selection, rest, shape_of))
+    biases = _new_biases(facts, selection, facts.reads if found is None else found, rest, shape_of)
+    return replace(count, params=count.params + biases)
 
 
-def _new_biases(facts: Facts, selection: Selection, rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
+def _new_biases(
+    facts: Facts, selection: Selection, found: Sequence[Read], rest: Graph, shape_of: Callable[[str], Shape | None]
+) -> int:
     """Count the elements of the biases that contractions without one get; shared weights share theirs."""
-    wanted, keep = selection.wanted, selection.keep
-    found = folds(facts.graph, facts.classes, facts.reads, wanted, keep, selection.border, selection.exact)
-    made = {fold.node for fold in found if fold.kind == "bias" and not fold.target}
+    wanted, keep, exact = selection.wanted, selection.keep, selection.exact
+    folded = folds(facts.graph, facts.classes, found, wanted, keep, selection.border, exact)
+    made = {fold.node for fold in folded if fold.kind == "bias" and not fold.target}
     sizes: dict[str, int] = {}
     for node in rest.nodes:
         shape = shape_of(node.outputs[0]) if node.name in made else None

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from prunec.graph import Graph, Shape
-from prunec.labels import ChannelClasses
+from prunec.graph import Graph, Node, Shape
+from prunec.labels import ChannelClasses, Kept
 from prunec.passes.needs import Mask, Needs
 
 
@@ -23,34 +23,37 @@ def pruned_shapes(
         weight = balance.node.inputs[1]
         count = int(keep[classes.class_of[shared]].sum(axis=1).max())
         per_group.update(dict.fromkeys((weight, graph.stored(weight)), count))
+    kept = Kept(classes, keep)
     cache: dict[str, Shape | None] = {}
 
     def shape_of(name: str) -> Shape | None:
         if name not in cache:
-            cache[name] = _shape(graph, classes, keep, name, per_group.get(name))
+            cache[name] = _shape(graph, kept, name, per_group.get(name))
         return cache[name]
 
+    return _running(graph, wanted), shape_of
+
+
+def _running(graph: Graph, wanted: Needs) -> Graph:
+    """Return the graph of the nodes that still run, less the inputs that they no longer read."""
+    if not wanted.cuts and len(wanted.nodes) == len(graph.nodes):
+        return graph
+    cut = {name for name, _ in wanted.cuts}
     nodes = tuple(
-        replace(
-            node,
-            inputs=tuple("" if (node.name, i) in wanted.cuts else name for i, name in enumerate(node.inputs)),
-        )
+        node if node.name not in cut else replace(node, inputs=_uncut(node, wanted))
         for node in graph.nodes
         if node.name in wanted.nodes
     )
-    rest = Graph(nodes, graph.values, graph.params, graph.inputs, graph.outputs, graph.name, graph.frontend)
-    return rest, shape_of
+    return Graph(nodes, graph.values, graph.params, graph.inputs, graph.outputs, graph.name, graph.frontend)
 
 
-def _shape(graph: Graph, classes: ChannelClasses, keep: Mask, name: str, per_group: int | None) -> Shape | None:
+def _uncut(node: Node, wanted: Needs) -> tuple[str, ...]:
+    return tuple("" if (node.name, index) in wanted.cuts else name for index, name in enumerate(node.inputs))
+
+
+def _shape(graph: Graph, kept: Kept, name: str, per_group: int | None) -> Shape | None:
     shape = graph.shape(name)
-    if shape is None or name not in classes.labels:
+    if shape is None or name not in kept.classes.labels:
         return shape
-    sizes = list(shape)
-    for axis in range(len(sizes)):
-        mask = classes.keep_along(name, axis, keep)
-        if mask is not None:
-            sizes[axis] = int(mask.sum())
-    if per_group is not None:
-        sizes[1] = per_group
-    return tuple(sizes)
+    shape = kept.shape(name, shape)
+    return shape if per_group is None else (shape[0], per_group, *shape[2:])

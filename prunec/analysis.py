@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Node
+from prunec.labels import distinct
 from prunec.passes.cost import Cost as PassCost
 from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
@@ -231,7 +232,7 @@ def _layers(facts: Facts) -> Iterator[LayerSummary]:
 def _notes(facts: Facts) -> dict[int, str]:
     notes: dict[int, str] = {0: "a single channel: there is nothing to choose from"}
     for pin in facts.classes.pins:
-        for channel in np.unique(facts.classes.class_of[pin.ids]).tolist():
+        for channel in distinct(facts.classes.class_of[pin.ids]).tolist():
             notes.setdefault(channel, f"{pin.where}: {pin.reason}" if pin.where else pin.reason)
     return notes
 

@@ -317,10 +317,17 @@ def _checked_files(
     feeds: Iterable[Feed] | None,
     seed: int,
 ) -> PruneReport:
-    from prunec.validate import validate_onnx
+    from prunec.validate import RUNS, validate_onnx
 
     result = validate_onnx(
-        original, pruned, provider="cpu", tolerance=tolerance, input_shapes=input_shapes, inputs=feeds, seed=seed
+        original,
+        pruned,
+        provider="cpu",
+        tolerance=tolerance,
+        runs=RUNS if report.removed_channels else 0,  # the same network is as fast
+        input_shapes=input_shapes,
+        inputs=feeds,
+        seed=seed,
     )
     _refuse_difference(job, result, tolerance)
     return replace(report, validation=result, border_error=_border_error(job, report, result))

@@ -96,6 +96,7 @@ class Graph:
     frontend: str = ""
     _producers: Mapping[str, Node] = field(init=False, repr=False)
     _consumers: Mapping[str, tuple[Node, ...]] = field(init=False, repr=False)
+    _fixed: frozenset[str] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         producers: dict[str, Node] = {}
@@ -140,11 +141,14 @@ class Graph:
 
     def fixed_values(self) -> frozenset[str]:
         """Return the names of the parameters and of all values computed from parameters alone."""
-        found = set(self.params)
-        for node in self.nodes:
-            if node.op != "opaque" and any(node.inputs) and all(name in found for name in node.inputs if name):
-                found.update(name for name in node.outputs if name)
-        return frozenset(found)
+        if self._fixed is None:  # many passes ask, and some of them over and over
+            found = set(self.params)
+            for node in self.nodes:
+                if node.op != "opaque" and any(node.inputs) and all(name in found for name in node.inputs if name):
+                    found.update(name for name in node.outputs if name)
+            object.__setattr__(self, "_fixed", frozenset(found))
+        assert self._fixed is not None
+        return self._fixed
 
     def text(self, around: Node | None = None, radius: int = 3) -> str:
         """Return the graph as lines, or the lines around one node, for messages and tests."""

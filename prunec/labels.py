@@ -1,7 +1,8 @@
 """Channel ids: the labels that values carry, the builder that ties them, and the solved classes.
 
-Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass) and
-``ChannelClasses`` (the frozen result). The rules that use them are in passes/rules/channels.py.
+Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass),
+``ChannelClasses`` (the frozen result) and ``Kept`` (what a keep mask leaves of it). The rules that use
+them are in passes/rules/channels.py.
 
 An id is a positive integer; 0 means "no channel": a position that can never be removed. A *field* is
 an integer array that broadcasts against its value's shape: full size on the axes along which the ids
@@ -10,14 +11,14 @@ vary, size 1 elsewhere. A label is a tuple of fields, almost always one: shape (
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from prunec.graph import Node, Shape
 
@@ -64,6 +65,12 @@ def spread(ids: Ids, axis: int, rank: int) -> Ids:
     shape = [1] * rank
     shape[axis] = ids.size
     return ids.reshape(shape)
+
+
+def distinct(ids: Ids) -> Ids:
+    """Return the different numbers among ``ids``, sorted: np.unique at a fraction of its time."""
+    ids = np.sort(ids, axis=None)
+    return ids[np.append(True, ids[1:] != ids[:-1])] if ids.size else ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,12 +129,13 @@ class Ties:
 
         An id that meets 0 is pinned: the other operand cannot give up that position.
         """
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
-        both = (a != 0) & (b != 0)
-        if both.all():
+        if np.count_nonzero(a) == a.size and np.count_nonzero(b) == b.size:
             self._pairs.append((a, b))
             return
+        both = (a != 0) & (b != 0)
         self._pairs.append((a[both], b[both]))
         lone = np.concatenate((a[~both], b[~both]))
         self.pin(lone, reason)
@@ -137,9 +145,9 @@ class Ties:
 
         The result has size 1 on every axis that is not in ``keep_axes``.
         """
-        others = [axis for axis in varying(field) if axis not in keep_axes]
-        if not others:
+        if field.size == math.prod(field.shape[axis] for axis in keep_axes):
             return field
+        others = [axis for axis in varying(field) if axis not in keep_axes]
         head = field
         for axis in others:
             head = head.take([0], axis=axis)
@@ -148,8 +156,12 @@ class Ties:
 
     def pin(self, ids: Ids | Sequence[Ids], reason: str, where: str = "") -> None:
         """Forbid the removal of ``ids``, with the reason shown to the user."""
-        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids] or [_NO_IDS])
-        flat = np.unique(flat[flat != 0])
+        if not len(ids):
+            return
+        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
+        flat = flat[flat != 0]
+        if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
+            flat = distinct(flat)
         if flat.size:
             node = self.node
             self._pins.append(Pin(flat, node, where or (node.origin if node is not None else ""), reason))
@@ -196,14 +208,12 @@ class Ties:
         a = np.concatenate([pair[0] for pair in self._pairs] or [_NO_IDS])
         b = np.concatenate([pair[1] for pair in self._pairs] or [_NO_IDS])
         self._pairs = [(a, b)]
-        ties = coo_matrix((np.ones(a.size, dtype=np.int8), (a, b)), shape=(self._count, self._count))
-        _, component = connected_components(ties, directed=False)
+        root = smallest_tied(self._count, a, b)
         # Class numbers follow the order in which ids were made, so they are the same on every run;
         # id 0 is alone in its component (unify never pairs it) and becomes class 0.
-        _, first, class_of = np.unique(component, return_index=True, return_inverse=True)
-        rank = np.empty(first.size, dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(first.size)
-        return rank[class_of].astype(np.int64)
+        number = np.cumsum(root == np.arange(self._count)) - 1
+        class_of: Ids = number[root]
+        return class_of
 
     def _square(self, class_of: Ids) -> bool:
         """Tie the slots of every field that classes cut in a non-rectangular way; tell whether any was."""
@@ -223,8 +233,45 @@ class Ties:
 _NO_IDS: Ids = np.zeros(0, dtype=np.int64)
 
 
+def smallest_tied(count: int, a: Ids, b: Ids) -> Ids:
+    """Return int64[count]: for each id the smallest one that pairs (a[i], b[i]) tie it to, over any number of pairs.
+
+    Connected components by hooking and pointer jumping (Shiloach and Vishkin, 1982): a few rounds of numpy, as
+    fast as scipy's, and importing that takes longer than most analyses.
+    """
+    root = np.arange(count)
+    while True:
+        apart = root[a] != root[b]
+        if not apart.any():
+            return root
+        a, b = a[apart], b[apart]
+        np.minimum.at(root, np.maximum(root[a], root[b]), np.minimum(root[a], root[b]))
+        while not np.array_equal(above := root[root], root):
+            root = above
+
+
 def _same_along(classes: Ids, axis: int) -> bool:
     return bool((classes == classes.take([0], axis=axis)).all())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """The fields of all labels, each once, end to end: one numpy call tells what a keep mask leaves of every one.
+
+    ``owners`` int64[all ids] is the class of each id, ``starts`` int64[fields] where each field begins; ``place`` has
+    the number of a field by its identity. Values share fields, and what has no elements is left out.
+    """
+
+    owners: Ids
+    starts: Ids
+    place: Mapping[int, int]
+
+    @classmethod
+    def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
+        fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
+        ids = np.concatenate([*(field.ravel() for field in fields.values()), _NO_IDS])
+        sizes = np.array([0, *(field.size for field in fields.values())], dtype=np.int64)
+        return cls(class_of[ids], np.cumsum(sizes)[:-1], {key: number for number, key in enumerate(fields)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,6 +286,7 @@ class ChannelClasses:
         members: the parameter axes that carry ids, in graph order.
         pins: every pin, in graph order.
         balances: the grouped convolutions' demands.
+        laid: the fields of the labels end to end; see ``Kept``.
     """
 
     class_of: Ids
@@ -248,6 +296,10 @@ class ChannelClasses:
     members: tuple[Member, ...]
     pins: tuple[Pin, ...]
     balances: tuple[Balance, ...]
+    laid: _Laid = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "laid", _Laid.out(self.labels, self.class_of))
 
     @property
     def num_classes(self) -> int:
@@ -274,3 +326,53 @@ class ChannelClasses:
             along = np.asarray(kept.any(axis=others))
             mask = along if mask is None else np.logical_and(mask, along)
         return None if mask is None or bool(mask.all()) else mask
+
+
+class Kept:
+    """What a keep mask leaves of every field of the labels; the mask must not change while this is asked.
+
+    Args:
+        keep: bool[num_classes].
+    """
+
+    def __init__(self, classes: ChannelClasses, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        self.classes = classes
+        self.keep = keep
+        laid = classes.laid
+        counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
+        self._counts: list[int] = counts.tolist()
+
+    def count(self, ids: Ids) -> int:
+        """Return how many ids of a field of some label stay."""
+        place = self.classes.laid.place.get(id(ids))
+        return 0 if place is None else self._counts[place]
+
+    def empty(self) -> set[int]:
+        """Return the identities of the fields of which nothing stays."""
+        return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
+
+    def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return what ``ChannelClasses.keep_along`` does."""
+        if all(self.count(ids) == ids.size for ids in self.classes.labels[name].on(axis)):
+            return None
+        return self.classes.keep_along(name, axis, self.keep)
+
+    def axes(self, name: str) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Return the masks of the axes of a value along which something goes, in order."""
+        cut = [ids for ids in self.classes.labels[name].fields if self.count(ids) < ids.size]
+        masks = {axis: self.along(name, axis) for axis in sorted({axis for ids in cut for axis in varying(ids)})}
+        return {axis: mask for axis, mask in masks.items() if mask is not None}
+
+    def shape(self, name: str, shape: Shape) -> Shape:
+        """Return the sizes that are left of a value of ``shape``."""
+        fields = self.classes.labels[name].fields
+        sizes = list(shape)
+        for ids, left in ((ids, self.count(ids)) for ids in fields):
+            if left == ids.size:
+                continue
+            for axis in varying(ids):
+                if ids.shape[axis] == ids.size and sum(other.shape[axis] != 1 for other in fields) == 1:
+                    sizes[axis] = left  # the field runs along this axis only, and no other does: what counts is known
+                elif (mask := self.along(name, axis)) is not None:
+                    sizes[axis] = int(mask.sum())
+        return tuple(sizes)

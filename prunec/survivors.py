@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Node
-from prunec.labels import Label, Pin
+from prunec.labels import Label, Pin, distinct
 from prunec.ops import BINARY, CONTRACTIONS, UNARY
 from prunec.passes.channels import GRAPH_OUTPUT
 from prunec.passes.cost import as_it_came
@@ -62,7 +62,7 @@ def pin_reports(facts: Facts) -> tuple[PinReport, ...]:
     """List the pins that hold channels, those of one node and reason together, in graph order."""
     merged: dict[tuple[str, str, str], set[int]] = {}
     for pin in facts.classes.pins:
-        owners = np.unique(facts.classes.class_of[pin.ids])
+        owners = distinct(facts.classes.class_of[pin.ids])
         owners = owners[facts.classes.is_channel[owners]]
         if owners.size:
             merged.setdefault(_pin_key(pin), set()).update(owners.tolist())

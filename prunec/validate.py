@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,9 @@ _ROUNDING_FACTOR = 4.0
 
 _FLIPS_ALLOWED = 1e-3
 
+RUNS = 30
+"""Timed runs of each model, where nothing else is asked for; slow models get fewer, see runtime.interleaved_latency."""
+
 _VANISHING = 1e-2
 """An output is measured against its magnitude, and at least this fraction of its largest for any input: a
 detector that finds nothing writes the rounding of its sigmoid, which no two programs share."""
@@ -47,7 +50,7 @@ def validate_onnx(
     *,
     provider: ProviderName = "auto",
     tolerance: float = 1e-4,
-    runs: int = 30,
+    runs: int = RUNS,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Iterable[Feed] | None = None,
     seed: int = 0,
@@ -74,11 +77,39 @@ def validate_onnx(
         ValidationFailed: ``b`` does not run where ``a`` does, or gives an output of another shape.
     """
     chosen = runtime.choose_provider(provider)
-    first = runtime.open_runner(a, _name(a, "the first model"), chosen.name, optimise=False)
-    second = runtime.open_runner(b, _name(b, "the second model"), chosen.name, optimise=False)
+    comparison, ran, timed_on = _compare_onnx(a, b, chosen.name, tolerance, input_shapes, inputs, seed)
+    if chosen.note and provider == "cuda":
+        comparison.notes.insert(0, chosen.note)
+    latency: tuple[float, float] | tuple[None, None] = (None, None)
+    if ran[0] == ran[1] and runs > 0:
+        first, second = (
+            runtime.open_runner(model, _name(model, name), chosen.name, optimise=True)
+            for model, name in ((a, "the first model"), (b, "the second model"))
+        )
+        latency = runtime.interleaved_latency(first, second, timed_on, runs)
+    if chosen.name == "cuda" and ran[0] == "cpu":
+        comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
+    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran[0])
+
+
+def _compare_onnx(
+    a: Model,
+    b: Model,
+    provider: Literal["cpu", "cuda"],
+    tolerance: float,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    inputs: Iterable[Feed] | None,
+    seed: int,
+) -> tuple[_Comparison, tuple[str, str], Feed]:
+    """Return the comparison, where both really ran, and one of the inputs.
+
+    Its sessions are gone when it returns: each holds the model's weights and the activations of its largest run.
+    """
+    first = runtime.open_runner(a, _name(a, "the first model"), provider, optimise=False)
+    second = runtime.open_runner(b, _name(b, "the second model"), provider, optimise=False)
     _check_interfaces(first, second)
     feeds = _given(inputs) if inputs is not None else _feeds(first, a, input_shapes, seed).items()
-    rounding = functools.cache(lambda: runtime.open_runner(a, first.name, chosen.name, optimise=True))
+    rounding = functools.cache(lambda: runtime.open_runner(a, first.name, provider, optimise=True))
     comparison = _compare(
         first,
         second,
@@ -88,20 +119,8 @@ def validate_onnx(
         again=(lambda values: rounding()(values),),
         in_half=functools.cache(lambda: runtime.computes_in_half(a)),
     )
-    if chosen.note and provider == "cuda":
-        comparison.notes.insert(0, chosen.note)
-    timed = first.provider == second.provider and runs > 0
-    latency: tuple[float, float] | tuple[None, None] = (None, None)
-    if timed:
-        fast = [
-            runtime.open_runner(model, run.name, chosen.name, optimise=True) for model, run in ((a, first), (b, second))
-        ]
-        timed_on = next(iter(_given(inputs) if inputs is not None else feeds))[1]
-        latency = runtime.interleaved_latency(fast[0], fast[1], timed_on, runs)
-    ran = first.provider
-    if chosen.name == "cuda" and ran == "cpu":
-        comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
-    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran)
+    _, timed_on = next(iter(_given(inputs) if inputs is not None else feeds))
+    return comparison, (first.provider, second.provider), timed_on
 
 
 def validate_module_against_onnx(
@@ -284,7 +303,8 @@ def _compare(
     Args:
         again: the first model with its arithmetic in another order. Asked only where a comparison fails, as is
             the first model itself on inputs that differ in their last bits: what differs no more than the
-            model differs from itself is rounding (a saturated sigmoid, a deep network that amplifies).
+            model differs from itself is rounding (a saturated sigmoid, a deep network that amplifies). Each is
+            run at most once per feed: a detector has many outputs.
         in_half: tells whether the first model computes in half precision. Asked only there, too.
     """
     seen = _Comparison()
@@ -308,11 +328,12 @@ def _compare(
         _check_outputs(outputs_a, outputs_b, names)
         if not reference:
             reference, varies = outputs_a, [False] * len(outputs_a)
+        anew = [functools.cache(functools.partial(_outputs_anew, rerun, values)) for rerun in reruns]
         for index, (x, y) in enumerate(zip(outputs_a, outputs_b, strict=True)):
             found = gap(x, y)
             fails = found.over() > found.allowed(tolerance)
-            rounding = max(_rounding(rerun, values, index, x) for rerun in reruns) if fails else 0.0
-            gaps.append((family, index, found, fails and found.absolute <= _ROUNDING_FACTOR * rounding))
+            allowed = (_ROUNDING_FACTOR * _rounding(others(), index, x) for others in anew)
+            gaps.append((family, index, found, fails and any(found.absolute <= most for most in allowed)))
             varies[index] = varies[index] or _changed(reference[index], x)
     if not count:
         raise BadInput("no input was found that the first model takes", why="; ".join(seen.notes), do=_GIVE_INPUTS)
@@ -344,13 +365,20 @@ def labels_of(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
-def _rounding(again: _Run, values: Feed, index: int, output: Array) -> float:
-    """Return how far the first model is from itself; 0 where that cannot be told."""
+def _outputs_anew(again: _Run, values: Feed) -> list[Array]:
+    """Return the first model's outputs with its arithmetic in another order; none where it does not run so."""
     try:
-        other = again(values)[index]
+        return again(values)
     except Exception:  # noqa: BLE001 - an optimiser's own failure says nothing about the comparison
+        return []
+
+
+def _rounding(others: Sequence[Array], index: int, output: Array) -> float:
+    """Return how far one output of the first model is from itself; 0 where that cannot be told."""
+    other = others[index] if index < len(others) else None
+    if other is None or other.shape != output.shape or output.dtype.kind != "f":
         return 0.0
-    return gap(output, other).absolute if other.shape == output.shape and output.dtype.kind == "f" else 0.0
+    return gap(output, other).absolute
 
 
 @dataclass(frozen=True, slots=True)

@@ -419,11 +419,12 @@ def half_file(run: Run, tmp_path: Path) -> Path:
     return tmp_path / "half.onnx"
 
 
-def test_analyze_of_a_file_does_not_load_torch(conv_file: Path) -> None:
+def test_analyze_of_a_file_loads_neither_torch_nor_scipy(conv_file: Path) -> None:
+    """Each takes longer than the analysis of most files."""
     code = (
         "import sys\nfrom prunec.cli.main import execute\n"
         "status = execute(['analyze', sys.argv[1], '--json'])\n"
-        "sys.exit(status or ('torch' in sys.modules and 99))\n"
+        "sys.exit(status or (not {'torch', 'scipy'}.isdisjoint(sys.modules) and 99))\n"
     )
     result = python(code, str(conv_file))
     assert result.returncode == 0, result.stderr
@@ -442,6 +443,13 @@ def test_a_file_is_pruned_into_a_smaller_file_with_the_same_interface(
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
     assert (tmp_path / "out.onnx").stat().st_size < half_file.stat().st_size
+
+
+def test_a_file_is_timed_against_the_original_where_something_was_removed(run: Run, half_file: Path) -> None:
+    for keep, is_timed in (((), True), (("--keep", "*"), False)):
+        validation = json.loads(run("prune", half_file, "-o", "out.onnx", "--force", "--json", *keep)[1])["validation"]
+        assert validation["passed"]
+        assert (validation["latency_a_ms"] is not None) == is_timed
 
 
 def test_the_input_file_is_never_overwritten(run: Run, half_file: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from prunec.graph import Node
-from prunec.labels import ChannelClasses, Label, Member, Ties, spread, varying
+from prunec.labels import ChannelClasses, Kept, Label, Member, Ties, distinct, smallest_tied, spread, varying
 
 
 def node(name: str = "n") -> Node:
@@ -183,6 +186,56 @@ def test_an_index_of_a_split_axis_stays_while_any_of_its_slots_does() -> None:
     keep[classes.class_of[ids[[0, 3]]]] = False
     np.testing.assert_array_equal(classes.keep_along("x", 2, keep), [False, True, True])
     assert classes.keep_along("x", 1, keep) is None
+
+
+def test_what_stays_of_all_fields_at_once_is_what_stays_of_each() -> None:
+    ties = Ties()
+    ids, slots = ties.fresh(4), ties.fresh(6)
+    field = spread(ids, 1, 3)
+    labels = {
+        "x": Label((2, 4, 8), (field,)),
+        "shared": Label((2, 4, 8), (field,)),
+        "split": Label((1, 2, 3), (slots.reshape(1, 2, 3),)),
+        "bare": Label((5,)),
+        "nothing": Label((1, 0), (spread(ties.fresh(0), 1, 2),)),
+        "unranked": Label(None),
+    }
+    classes = ties.solve(labels, [Member("w", 0, ids)])
+    for gone in ([], [1, 3], [0, 1, 2, 3], [4, 7], [5, 6, 7, 8, 9], [*range(10)]):
+        keep = np.ones(classes.num_classes, dtype=bool)
+        keep[classes.class_of[np.concatenate((ids, slots))[gone]]] = False
+        kept = Kept(classes, keep)
+        for name, label in labels.items():
+            for axis in range(len(label.shape or ())):
+                np.testing.assert_equal(kept.along(name, axis), classes.keep_along(name, axis, keep))
+                np.testing.assert_equal(kept.axes(name).get(axis), classes.keep_along(name, axis, keep))
+        assert kept.shape("x", (2, 4, 8)) == (2, int(keep[classes.class_of[ids]].sum()), 8)
+        assert (id(field) in kept.empty()) == (not keep[classes.class_of[ids]].any())
+
+
+def test_each_id_is_given_the_smallest_that_it_is_tied_to() -> None:
+    rng = np.random.default_rng(0)
+    order = rng.permutation(500)
+    cases = {
+        "nothing": ([], []),
+        "itself": ([3], [3]),
+        "a chain": (np.arange(499), np.arange(1, 500)),
+        "a shuffled chain": (order[:-1], order[1:]),
+        "a star": (np.full(500, 499), np.arange(500)),
+        "a pair many times": ([7] * 9, [5] * 9),
+        **{f"{count} random pairs": tuple(rng.integers(0, 500, (2, count))) for count in (50, 250, 500, 2000)},
+    }
+    for name, (a, b) in cases.items():
+        pairs = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+        root = smallest_tied(500, *pairs)
+        _, component = connected_components(coo_matrix((np.ones(len(a)), pairs), shape=(500, 500)), directed=False)
+        expected = [np.flatnonzero(component == own)[0] for own in component]
+        np.testing.assert_array_equal(root, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("ids", [[], [3], [3, 3, 1], [[2, 0], [0, 2]]])
+def test_distinct_numbers_come_sorted(ids: list[object]) -> None:
+    np.testing.assert_array_equal(distinct(np.array(ids, dtype=np.int64)), np.unique(np.array(ids, dtype=np.int64)))
 
 
 def test_spreading_puts_ids_on_one_axis() -> None:

@@ -53,7 +53,7 @@ def without(facts: Facts, *gone: int) -> Mask:
 
 def legal(facts: Facts, keep: Mask, priority: Any = None) -> tuple[Mask, dict[str, Mask]]:
     order = np.zeros(facts.classes.num_classes) if priority is None else priority
-    return legalise(facts.graph, facts.classes, facts.constants, keep, order)
+    return legalise(facts.graph, facts.classes, facts.constants, keep, order)[:2]
 
 
 def stays(facts: Facts, keep: Mask, number: int) -> list[bool]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +19,7 @@ from torch import nn
 
 from prunec import runtime
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
-from prunec.probes import FAMILIES, InputKind, feed
+from prunec.probes import FAMILIES, Array, Feed, InputKind, feed
 from prunec.validate import (
     evaluating,
     gap,
@@ -195,6 +198,33 @@ def test_a_difference_beyond_rounding_fails_in_a_network_that_amplifies(tmp_path
     assert not validate_onnx(one, other, provider="cpu", runs=0).passed
 
 
+def test_the_original_is_run_anew_once_per_input_however_many_outputs_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[str] = Counter()
+    run = runtime.Runner.__call__
+
+    def counted(runner: runtime.Runner, values: Feed) -> list[Array]:
+        runs[Path(runner.name).stem[:1]] += 1
+        return run(runner, values)
+
+    monkeypatch.setattr(runtime.Runner, "__call__", counted)
+    found = []
+    for outputs in (1, 8):
+        for name in "ab":
+            net = Net()
+            x = net.input("x", [1, 3, 8, 8])
+            for _ in range(outputs):
+                net.output(net.op("Mul", x, net.const(np.float32({"a": 1.0, "b": 1.1}[name]))))
+            onnx.save(net.model(), tmp_path / f"{name}{outputs}.onnx")
+        runs.clear()
+        result = validate_onnx(tmp_path / f"a{outputs}.onnx", tmp_path / f"b{outputs}.onnx", provider="cpu", runs=0)
+        assert not result.passed
+        found.append(dict(runs))
+    assert found[0] == found[1]
+    assert found[0]["a"] <= 1 + 3 * found[0]["b"]  # finding an input; each, then optimised, then with other last bits
+
+
 def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -> None:
     timed = validate_onnx(conv_file, conv_file, provider="cpu", runs=3)
     assert timed.latency_a_ms is not None
@@ -202,6 +232,29 @@ def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -
     assert timed.latency_ratio is not None
     assert timed.latency_ratio > 0
     assert validate_onnx(conv_file, conv_file, provider="cpu", runs=0).latency_ratio is None
+
+
+def test_latency_is_measured_when_the_sessions_of_the_comparison_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    opened, measured = runtime.open_runner, runtime.interleaved_latency
+
+    def noted(*args: Any, **kwargs: Any) -> runtime.Runner:
+        runner = opened(*args, **kwargs)
+        sessions.append(weakref.ref(runner.session))
+        return runner
+
+    def counting(*args: Any) -> tuple[float, float]:
+        alive.append(sum(session() is not None for session in sessions))
+        return measured(*args)
+
+    monkeypatch.setattr(runtime, "open_runner", noted)
+    monkeypatch.setattr(runtime, "interleaved_latency", counting)
+    a, b = (save_conv(tmp_path / f"{scale}.onnx", scale=scale) for scale in (1.0, 1.5))
+    assert not validate_onnx(a, b, provider="cpu", runs=1).passed
+    assert (len(sessions), alive) == (5, [2])  # two to compare, one for the rounding of the first, two that are timed
 
 
 def test_a_model_may_be_given_as_bytes(conv_file: Path) -> None:

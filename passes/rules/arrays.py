@@ -80,9 +80,11 @@ def tidy(array: Array, shape: Shape, moved: bool = False) -> Array | None:
     array = lift(array, len(shape))
     small = array.size <= TIDY_ELEMENTS
     if small or not (moved or _is_finite(array)):
-        array = np.where(np.isfinite(array), array, np.nan)
-        if np.isnan(array).all():
+        finite = np.isfinite(array)
+        if not finite.any():
             return None
+        if array.dtype.kind != "f" or not finite.all():
+            array = np.where(finite, array, np.nan)
     array = uniform(array, [axis for axis, size in enumerate(shape) if not isinstance(size, int)])
     if any(have not in (1, size) for have, size in zip(array.shape, shape, strict=True)):
         return None
@@ -98,6 +100,19 @@ def narrow(array: Array) -> Array:
     for axis, size in enumerate(array.shape):
         if size > 1:
             head = array[(slice(None),) * axis + (slice(0, 1),)]
-            if bool(((array == head) | ((array != array) & (head != head))).all()):  # x != x only for NaN
+            if equal(array, head):
                 array = head
     return array
+
+
+def equal(array: Array, head: Array) -> bool:
+    """Tell whether every element is that of ``head``, which is broadcast; NaN equals NaN."""
+    same = array == head
+    if same.all():
+        return True
+    return array.dtype.kind == "f" and bool((same | ((array != array) & (head != head))).all())  # x != x only for NaN
+
+
+def stretched(vector: Array, size: int) -> Array:
+    """Return a vector of ``size`` elements, or of one that stands for all of them, in full length."""
+    return vector if vector.size == size else np.full(size, vector.item())

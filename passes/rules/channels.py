@@ -7,6 +7,7 @@ an op: name it in prunec/ops.py, map it in a frontend, and give it a row in each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -36,7 +37,8 @@ def vector(label: Label, axis: int, ties: Ties) -> Ids:
     if not fields:
         size = label.shape[axis]
         return np.zeros(size if isinstance(size, int) else 1, dtype=np.int64)
-    ties.pin(fields[1:], "two labelled axes were merged into one")
+    if len(fields) > 1:
+        ties.pin(fields[1:], "two labelled axes were merged into one")
     return ties.tie_along(fields[0], [axis]).ravel()
 
 
@@ -47,7 +49,7 @@ def pin_all(labels: Sequence[Label], ties: Ties, reason: str) -> None:
 
 def _pin_other_axes(label: Label, axes: Sequence[int], ties: Ties, reason: str) -> None:
     """Pin the fields that vary along none of ``axes``."""
-    ties.pin([f for f in label.fields if not any(f.shape[axis] != 1 for axis in axes)], reason)
+    ties.pin([f for f in label.fields if all(f.shape[axis] == 1 for axis in axes)], reason)
 
 
 def _to_rank(label: Label, rank: int) -> Label:
@@ -69,7 +71,7 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
     """
     x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else Label(None)
     _pin_other_axes(x, [1], ties, SPATIAL)
-    ties.pin([f for f in weight.fields if any(axis > 1 for axis in varying(f))], TAPS)
+    ties.pin([f for f in weight.fields if math.prod(f.shape[2:]) != 1], TAPS)
     groups = node.attrs["conv_groups"]
     in_ids, out_ids = vector(x, 1, ties), vector(weight, 0, ties)
     if groups == 1:
@@ -95,7 +97,7 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
     """
     x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else Label(None)
     _pin_other_axes(x, [1], ties, SPATIAL)
-    ties.pin([f for f in weight.fields if any(axis > 1 for axis in varying(f))], TAPS)
+    ties.pin([f for f in weight.fields if math.prod(f.shape[2:]) != 1], TAPS)
     groups = node.attrs["conv_groups"]
     in_ids = vector(weight, 0, ties)
     ties.unify(vector(x, 1, ties), in_ids)

@@ -19,7 +19,17 @@ import numpy as np
 from prunec.graph import Dim, Node, Shape
 from prunec.ops import BINARY, UNARY
 from prunec.passes.rules import numeric
-from prunec.passes.rules.arrays import MAX_ELEMENTS, TIDY_ELEMENTS, along, fits, lift, others, uniform, unknown
+from prunec.passes.rules.arrays import (
+    MAX_ELEMENTS,
+    TIDY_ELEMENTS,
+    along,
+    fits,
+    lift,
+    others,
+    stretched,
+    uniform,
+    unknown,
+)
 from prunec.passes.rules.moves import MOVES
 from prunec.passes.rules.weights import Weight, negligible
 
@@ -112,7 +122,7 @@ def _contract(call: Call, constants: Array, only_zeros: bool) -> Array | None:
     """Return float64[out] = Σ_k constants[k] · Σ_taps W[o, k], NaN where an unknown input is read."""
     if call.weight is None:
         return np.zeros(1) if bool((constants == 0).all()) else None
-    constants = np.broadcast_to(constants, call.weight.num_inputs)
+    constants = stretched(constants, call.weight.num_inputs)
     lost = np.isnan(constants) | ((constants != 0) & only_zeros)
     blocked = call.weight.reading(lost)
     if blocked.all() and blocked.size:
@@ -333,7 +343,10 @@ def dequantize(call: Call) -> Known:
     x, scale, zero = call.known[0], _scale(call), _zero_point(call)
     if x is None or not fits([x, scale, zero]):
         return [None]
-    return [(np.asarray(x, dtype=np.float64) - zero) * scale]
+    centred = np.subtract(x, zero, dtype=np.float64)
+    # A weight takes eight times the file's bytes here: once must do.
+    in_place = np.broadcast_shapes(centred.shape, scale.shape) == centred.shape
+    return [np.multiply(centred, scale, out=centred if in_place else None)]
 
 
 def _scale(call: Call) -> Array:

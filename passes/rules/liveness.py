@@ -18,7 +18,7 @@ import numpy as np
 
 from prunec.graph import Node, Shape
 from prunec.ops import BINARY, UNARY
-from prunec.passes.rules.arrays import along, any_along, lift, narrow, others
+from prunec.passes.rules.arrays import along, any_along, lift, narrow, others, stretched
 from prunec.passes.rules.moves import MOVES, factor
 from prunec.passes.rules.weights import Weight
 
@@ -96,7 +96,7 @@ def conv(step: Step) -> Needs:
 
 
 def _read_by(weight: Weight, outputs: Array) -> Array:
-    return weight.read_by(np.broadcast_to(outputs, weight.num_outputs))
+    return weight.read_by(stretched(outputs, weight.num_outputs))
 
 
 def matmul(step: Step) -> Needs:
@@ -145,7 +145,8 @@ def _fit(need: Array, shape: Shape | None) -> Array:
     if shape is None or len(shape) > need.ndim:
         return ALL
     extra = need.ndim - len(shape)
-    need = any_along(need, range(extra)).reshape(need.shape[extra:])
+    if extra:
+        need = any_along(need, range(extra)).reshape(need.shape[extra:])
     return any_along(need, [axis for axis, size in enumerate(shape) if size != need.shape[axis]])
 
 

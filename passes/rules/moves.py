@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunec.graph import Dim, Node, Shape
+from prunec.passes.rules.arrays import equal
 
 Array = np.ndarray[Any, Any]
 Move = Callable[[Node, Sequence[Array], Sequence[Shape], Sequence[Shape], Any], list[Array] | None]
@@ -99,8 +100,7 @@ def shrink(array: Array, axes: Sequence[int]) -> Array:
         if array.shape[axis] == 1 or array.size == array.shape[axis]:
             continue
         head = array.take([0], axis=axis)
-        # x != x is True for NaN only: unknown constants compare equal to each other.
-        if bool(((array == head) | ((array != array) & (head != head))).all()):
+        if equal(array, head):
             array = head
     return array
 

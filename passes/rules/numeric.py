@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.special import erf, expit
 
 Array = np.ndarray[Any, Any]
 Attrs = Mapping[str, Any]
@@ -25,6 +24,18 @@ Reduction = Callable[[Array, tuple[int, ...]], Array]
 def _plain(function: Callable[..., Any]) -> Callable[..., Array]:
     """Give a function that has no attributes the signature of the tables (its last argument is dropped)."""
     return lambda *operands: np.asarray(function(*operands[:-1]))
+
+
+def _erf(x: Array) -> Array:
+    from scipy.special import erf  # importing scipy takes longer than most analyses
+
+    return np.asarray(erf(x))
+
+
+def _expit(x: Array) -> Array:
+    from scipy.special import expit
+
+    return np.asarray(expit(x))
 
 
 SELU_ALPHA = 1.6732632423543772
@@ -55,9 +66,9 @@ def _gelu(x: Array, attrs: Attrs) -> Array:
     if kind == "tanh":
         share = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     elif kind == "sigmoid":
-        share = expit(1.702 * x)
+        share = _expit(1.702 * x)
     else:
-        share = 0.5 * (1 + erf(x / math.sqrt(2)))
+        share = 0.5 * (1 + _erf(x / math.sqrt(2)))
     return np.asarray(x * share)
 
 
@@ -128,13 +139,13 @@ UNARY_FUNCTIONS: Mapping[str, Unary] = MappingProxyType(
         "celu": _celu,
         "selu": _selu,
         "gelu": _gelu,
-        "sigmoid": _plain(expit),
+        "sigmoid": _plain(_expit),
         "log_sigmoid": _plain(lambda x: -np.logaddexp(0, -x)),
         "tanh": _plain(np.tanh),
         "hard_tanh": _hard_tanh,
         "hard_sigmoid": _hard_sigmoid,
         "hard_swish": _plain(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-        "silu": lambda x, attrs: x * expit(attrs.get("alpha", 1.0) * x),
+        "silu": lambda x, attrs: x * _expit(attrs.get("alpha", 1.0) * x),
         "mish": _plain(lambda x: x * np.tanh(np.logaddexp(0, x))),
         "softplus": _softplus,
         "softsign": _plain(lambda x: x / (1 + np.abs(x))),
@@ -158,7 +169,7 @@ UNARY_FUNCTIONS: Mapping[str, Unary] = MappingProxyType(
         "floor": _plain(np.floor),
         "ceil": _plain(np.ceil),
         "round": _plain(np.rint),  # half to even, in PyTorch and ONNX alike
-        "erf": _plain(erf),
+        "erf": _plain(_erf),
         "sin": _plain(np.sin),
         "cos": _plain(np.cos),
         "tan": _plain(np.tan),

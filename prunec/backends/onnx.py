@@ -84,7 +84,8 @@ def _check_operands(traced: TracedOnnx, edits: Edits) -> None:
         if node.name in edits.removed or node.name in edits.dropped_inputs or any(constant):
             continue
         shapes = [_new_shape(traced, edits, name) for name in node.inputs]
-        changed = replace(node, attrs={**node.attrs, **edits.attrs.get(node.name, {})})
+        attrs = edits.attrs.get(node.name)
+        changed = replace(node, attrs={**node.attrs, **attrs}) if attrs else node
         wrong = contradiction(changed, shapes)
         if wrong:
             raise CannotRewrite(node.origin, wrong)

@@ -83,8 +83,7 @@ def write_onnx(source: OnnxSource, path: Path) -> None:
     if pieces is None or sum(map(len, pieces)) > MAX_FILE_BYTES:
         pieces = [_with_data_file(source, path.with_name(f"{path.name}.data")).SerializeToString()]
     with path.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
+        file.writelines(pieces)
 
 
 def _pieces(source: OnnxSource) -> list[Piece]:

@@ -130,10 +130,8 @@ class Surgeon:
         Args:
             shapes: values whose shape changed.
         """
-        nodes = self._live(self._redirected())
-        read = _read_names(nodes) | {value.name for value in self.traced.source.model.graph.output}
-        self._settle_names(nodes, read)
-        return self._assemble(nodes, shapes)
+        nodes, read = self._live(self._redirected())
+        return self._assemble(nodes, self._settle_names(nodes, read), shapes)
 
     # --- steps of finish --------------------------------------------------------------------------------
 
@@ -182,37 +180,43 @@ class Surgeon:
             seen.add(value)
         return value
 
-    def _live(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    def _live(self, nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """Return the nodes that the outputs need, and the names that are read: by them, or as outputs."""
         needed = {value.name for value in self.traced.source.model.graph.output}
         live: list[onnx.NodeProto] = []
         for node in reversed(nodes):
             if not node.output or any(name in needed for name in node.output):
                 needed |= _reads_of(node)
                 live.append(node)
-        return live[::-1]
+        return live[::-1], needed
 
-    def _settle_names(self, nodes: Sequence[onnx.NodeProto], read: set[str]) -> None:
-        """Give new tensors the names that they replace, where those are free; forget those that nothing reads."""
+    def _settle_names(self, nodes: Sequence[onnx.NodeProto], read: set[str]) -> set[str]:
+        """Give new tensors the names that they replace, where those are free; forget those that nothing reads.
+
+        Returns the names that are read then.
+        """
         made = {name for node in nodes for name in node.output}
         final: dict[str, str] = {}
+        given: set[str] = set()
         for name in [name for name in self._stored if name in read]:
             like = self._stored[name].like
-            if like not in read and like not in made and like not in final.values():
+            if like not in read and like not in made and like not in given:
                 final[name] = like
+                given.add(like)
         for node in nodes:
             for slot, name in enumerate(node.input):
                 if name in final:
                     node.input[slot] = final[name]
         self._stored = {final.get(name, name): stored for name, stored in self._stored.items() if name in read}
+        return read.difference(final).union(final.values())
 
-    def _assemble(self, nodes: Sequence[onnx.NodeProto], shapes: Mapping[str, Shape]) -> OnnxSource:
+    def _assemble(self, nodes: Sequence[onnx.NodeProto], read: set[str], shapes: Mapping[str, Shape]) -> OnnxSource:
         source = self.traced.source
         model, files = _without_graph(source.model), source.files.with_more()
         graph, old = model.graph, source.model.graph
         for field in ("name", "doc_string"):
             setattr(graph, field, getattr(old, field))
         graph.metadata_props.extend(getattr(old, "metadata_props", ()))
-        read = _read_names(nodes) | {value.name for value in old.output}
         tensors = {name: _tensor(name, stored.array, files) for name, stored in self._stored.items()}
         known = {tensor.name for tensor in old.initializer}
         as_nodes = [name for name in tensors if name not in known and (model.ir_version < 4 or name in self.makers)]
@@ -295,10 +299,6 @@ def _reads_of(node: onnx.NodeProto) -> set[str]:
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             reads = reads.union(*map(free_names, attribute.graphs))
     return reads - {""}
-
-
-def _read_names(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    return set().union(*map(_reads_of, nodes)) if nodes else set()
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:

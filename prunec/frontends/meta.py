@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ class MetaMode(TorchDispatchMode):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run one op on the meta device."""
+        rule = _SHORTCUTS.get(func)
+        result = (
+            rule([self.twin(arg) if isinstance(arg, Tensor) else arg for arg in args]) if rule is not None else None
+        )
+        if result is not None:
+            return result
         args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
         if kwargs.get("device") is not None or _makes_tensors(func):
             kwargs = {**kwargs, "device": torch.device("meta"), "pin_memory": None} if _takes_device(func) else kwargs
@@ -71,3 +78,35 @@ def _takes_device(func: Any) -> bool:
 def _makes_tensors(func: Any) -> bool:
     """Tell whether an op has no tensor among its arguments (zeros, arange …)."""
     return not any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+
+
+def _like_first(args: Sequence[Any]) -> Any:
+    """An elementwise op on floats: the result is laid out as the operand is."""
+    return torch.empty_like(args[0]) if args[0].is_floating_point() else None
+
+
+def _first(args: Sequence[Any]) -> Any:
+    """The same in place."""
+    return args[0] if args[0].is_floating_point() else None
+
+
+def _batch_norm(args: Sequence[Any]) -> Any:
+    """Evaluation with the statistics of the network, all in the precision in which torch computes."""
+    x, _, _, mean, var, training, *_ = args
+    computed = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if training or mean is None or var is None or not mean.dtype == var.dtype == computed:
+        return None
+    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(var)
+
+
+_ELEMENTWISE = ("relu", "hardtanh", "hardswish", "hardsigmoid", "mish", "silu", "elu", "leaky_relu", "gelu", "sigmoid",
+                "tanh")  # fmt: skip
+_SHORTCUTS: Mapping[Any, Callable[[Sequence[Any]], Any]] = MappingProxyType(
+    {
+        **{getattr(torch.ops.aten, name).default: _like_first for name in _ELEMENTWISE},
+        **{getattr(torch.ops.aten, f"{name}_").default: _first for name in _ELEMENTWISE},
+        torch.ops.aten.native_batch_norm.default: _batch_norm,
+    }
+)
+"""Ops that torch computes on the meta device by many smaller ones in Python, at milliseconds a call: what comes out of
+them, from tensors on the meta device; None where it is not plain, and torch is asked after all."""

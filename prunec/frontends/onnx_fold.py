@@ -52,6 +52,8 @@ def fold(view: View, dtype: str) -> Sequence[Array] | None:
     if view.op in ("Shape", "Size"):
         result = _shape(view) if view.op == "Shape" else _size(view)
         return None if result is None else [_settle(result, "int64")]
+    if view.op != "CastLike" and any(name and name not in view.facts.known for name in view.inputs):
+        return None  # as for most nodes
     known = [view.data(index) for index in range(len(view.inputs))]
     if view.op == "CastLike" and len(known) == 2 and known[1] is None:
         known[1] = _of_type(view.facts.values.get(view.inputs[1]))  # only its type is read

@@ -181,10 +181,10 @@ _GRAPH_KINDS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
 def _trim(names: Iterable[str]) -> tuple[str, ...]:
-    kept = list(names)
+    kept = tuple(names)
     while kept and not kept[-1]:
-        kept.pop()
-    return tuple(kept)
+        kept = kept[:-1]
+    return kept
 
 
 def _given_names(graph: onnx.GraphProto) -> set[str]:
