@@ -12,11 +12,14 @@ import itertools
 import operator
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from prunec.frontends.fx_attention import FORWARDS
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -111,6 +114,13 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not _is_transparent(m) and super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace torch.nn's transformers through forwards that can be traced."""
+        return super().call_module(m, partial(FORWARDS[type(m)], m) if _is_transparent(m) else forward, args, kwargs)
+
     def create_arg(self, a: Any) -> Any:
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
@@ -126,6 +136,10 @@ class Tracer(fx.Tracer):
             make = lambda node: _Buffer(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
+
+
+def _is_transparent(m: nn.Module) -> bool:
+    return type(m) in FORWARDS and not (m._forward_hooks or m._forward_pre_hooks)
 
 
 def functional(module: fx.GraphModule) -> fx.GraphModule | None:
