@@ -6,7 +6,7 @@ pass, constants do not. REFUSED: channels stay, with a reason. COMPUTED: sizes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,11 @@ def slice_by_inputs(net: Net, x: str) -> str:
     return str(net.op("Slice", x, net.ints(-7, 1), net.ints(2**62, -1), net.ints(1, -1), net.ints(1, 1)))
 
 
-def slice_every_second(net: Net, x: str) -> str:
-    return str(net.op("Slice", x, net.ints(0), net.ints(8), net.ints(1), net.ints(2)))
+def stepped(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]) -> Build:
+    def build(net: Net, x: str) -> str:
+        return str(net.op("Slice", x, *(net.ints(*values) for values in (starts, ends, axes, steps))))
+
+    return build
 
 
 def focus(net: Net, x: str) -> str:
@@ -342,6 +345,10 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "split-num-outputs": (18, split_by_count),
     "slice-attributes": (9, slice_by_attributes),
     "slice-inputs": (13, slice_by_inputs),
+    "slice-steps": (13, stepped((1,), (0,), (8,), (3,))),
+    "slice-reversed": (13, stepped((1,), (-1,), (-100,), (-1,))),
+    "slice-steps-of-several-axes": (13, stepped((3, 1, 2), (0, 1, 0), (9, 100, -1), (2, 2, 1))),
+    "slice-steps-of-all-axes": (10, stepped((-3, 2), (1, 5), (8, -9), (2, -2))),
     "focus": (13, focus),
     "gather": (13, gathered),
     "sequence-of-chunks": (13, sequence_of_chunks),
@@ -475,7 +482,6 @@ REFUSED: Mapping[str, tuple[int, Build, str]] = {
     "reduce-max": (13, maximum_over_channels, "max"),
     "arg-max": (13, where_largest, "argmax"),
     "pool-indices": (13, indices_of_pool, "Indices"),
-    "slice-every-second": (13, slice_every_second, "with a step"),
     "scatter-nd": (13, scattered, "depends on the values"),
     "if": (13, branching, "a graph of its own"),
     "loop": (13, looping, "a graph of its own"),

@@ -474,18 +474,12 @@ def moves(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
         if moved is None:
             ties.pin(field, "its channels move in a way that prunec cannot follow")
             continue
-        if node.op == "slice" and any(step != 1 and field.shape[axis] != 1 for axis, step in _steps(node)):
-            ties.pin(field, "is sliced with a step")
         for result, part in zip(results, moved, strict=True):
             if varying(part):
                 result.append(part)
             else:
                 ties.pin(part, "is picked out by its index")
     return [Label(shape, tuple(result)) for shape, result in zip(outputs, results, strict=True)]
-
-
-def _steps(node: Node) -> list[tuple[int, int]]:
-    return list(zip(node.attrs["axes"], node.attrs["steps"], strict=True))
 
 
 def gather(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

@@ -229,10 +229,45 @@ def _slice(site: Site) -> Sequence[int]:
             raise site.cannot("the axes that it slices are not its own")
         return ()
     at = {cut.axis: place for place, cut in enumerate(cuts)}
-    for slot, name in ((1, "starts"), (2, "ends")):
+    picks = site.attrs.get("picks", {})
+    if picks and len(picks) == len(cuts):
+        return _picked(site, picks)
+    source = ""
+    for axis, indices in picks.items():
+        source = _picked_before(site, axis, indices, source)
+        site.surgeon.read(site.place, 0, source)
+    for slot, name, number in ((1, "starts", 0), (2, "ends", _TO_THE_LAST)):
         entries = {at[site.node.attrs["axes"][place]]: number for place, number in site.differences(name).items()}
-        write_entries(site, slot, {**_counted_from_the_end(site, cuts, name), **entries}, name)
-    return (1, 2)
+        whole = {at[axis]: number for axis in picks}
+        write_entries(site, slot, {**_counted_from_the_end(site, cuts, name), **entries, **whole}, name)
+    if picks:
+        write_entries(site, 4, {at[axis]: 1 for axis in picks}, "steps")
+    return (1, 2, 4) if picks else (1, 2)
+
+
+_TO_THE_LAST = 2**31 - 1
+"""An end that every version of Slice takes for "to the last"."""
+
+
+def _picked(site: Site, picks: Mapping[int, Array]) -> Sequence[int]:
+    """What is left of cuts with steps has no step any more: a Gather per axis in place of the Slice."""
+    *before, (axis, indices) = picks.items()
+    source = site.view.inputs[0]
+    for other, chosen in before:
+        source = _picked_before(site, other, chosen, source)
+    inputs = [source, site.surgeon.store(indices, f"{site.view.outputs[0]}_indices")]
+    node = helper.make_node("Gather", inputs, list(site.view.outputs), site.view.node.proto.name, axis=axis)
+    site.surgeon.become(site.place, node)
+    return tuple(range(len(site.view.inputs)))
+
+
+def _picked_before(site: Site, axis: int, indices: Array, source: str = "") -> str:
+    """Pick what is left along one axis in front of the node; return what that makes."""
+    source, stem = source or site.view.inputs[0], f"{site.view.outputs[0]}_picked"
+    out = site.surgeon.fresh(stem)
+    inputs = [source, site.surgeon.store(indices, f"{stem}_indices")]
+    site.surgeon.insert_before(site.place, helper.make_node("Gather", inputs, [out], out, axis=axis))
+    return out
 
 
 def _counted_from_the_end(site: Site, cuts: Sequence[Cut], name: str) -> Entries:
