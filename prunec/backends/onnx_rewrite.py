@@ -293,6 +293,23 @@ def _gather(site: Site) -> Sequence[int]:
     return (1,)
 
 
+def _scatter_slice(site: Site) -> Sequence[int]:
+    """ScatterND's indices are a grid: of the stretch that is overwritten, and the whole of other axes."""
+    before, indices = site.view.shape(0), site.view.constant(1)
+    after = site.shapes.get(site.node.inputs[0], before)
+    if before is None or after is None or indices is None:
+        raise site.cannot("its indices are computed")
+    count = indices.shape[-1]
+    if not site.attrs and before[:count] == after[:count]:
+        return ()
+    start, end = (site.attrs.get(name, site.node.attrs[name]) for name in ("start", "end"))
+    places = [np.arange(size) for size in after[:count] if isinstance(size, int)]
+    places[site.node.attrs["axis"]] = np.arange(start, end)
+    grid = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).astype(indices.dtype)
+    site.surgeon.read(site.place, 1, site.surgeon.store(grid, site.view.inputs[1]))
+    return (1,)
+
+
 def _pad(site: Site) -> Sequence[int]:
     """Pad's amounts; from opset 18 on they may be for some axes only."""
     rank = len(site.node.attrs["pads"]) // 2
@@ -331,7 +348,7 @@ def _attention(site: Site) -> Sequence[int]:
     return ()
 
 
-_BY_SHAPE = ("resize", "slice", "attention")
+_BY_SHAPE = ("resize", "slice", "attention", "scatter_slice")
 """Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
 
 REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
@@ -346,6 +363,7 @@ REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
         "split": _split,
         "slice": _slice,
         "gather": _gather,
+        "scatter_slice": _scatter_slice,
         "pad": _pad,
         "resize": _resize,
         "attention": _attention,
