@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -409,3 +410,12 @@ def test_what_still_fails_when_it_is_pinned_stops_the_pruning_and_is_named() -> 
     job = planning.plan_and_apply(traced.graph, (), planning.Options(), None, apply)
     assert job.result == "unchanged"
     assert any("_0_2 cannot be changed: it never works" in pin.reason for pin in job.facts.classes.pins)
+
+
+def test_a_pruned_module_is_saved_whole_although_its_annotations_are_text(tmp_path: Path) -> None:
+    """Annotations are text where a file says ``from __future__ import annotations``, as this one does."""
+    net = Spelled(lambda x: x * 2)
+    result = prune(net)
+    torch.save(result.module, tmp_path / "pruned.pt")
+    loaded = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    assert_same_function(result.module, loaded, torch.randn(2, 3, 8, 8), tolerance=0.0)

@@ -111,7 +111,7 @@ class Tracer(fx.Tracer):
             computed from it is a constant without a name.
     """
 
-    def __init__(self, *, buffers: bool) -> None:
+    def __init__(self, *, buffers: bool = True) -> None:
         super().__init__(param_shapes_constant=True)
         self.buffers = buffers
 

@@ -128,6 +128,8 @@ def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphMod
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
     tracer = Tracer(buffers=buffers)
     graph = tracer.trace(module, concrete_args=concrete or None)
+    for node in graph.nodes:
+        node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     return fx.GraphModule(tracer.root, graph, type(module).__name__)
 
 
