@@ -262,7 +262,8 @@ def _attrs(
     if rule is None:
         return {}
     where = _Where(graph, classes, node, keep, keeps)
-    return {key: value for key, value in rule(where) if not np.array_equal(value, node.attrs[key])}
+    before: Mapping[str, Any] = node.attrs
+    return {key: value for key, value in rule(where) if key not in before or not np.array_equal(value, before[key])}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -344,14 +345,23 @@ def _split(at: _Where) -> _Changes:
 def _slice(at: _Where) -> _Changes:
     attrs = at.node.attrs
     starts, ends = list(attrs["starts"]), list(attrs["ends"])
+    picks: dict[int, Array] = {}
     for number, (axis, step) in enumerate(zip(attrs["axes"], attrs["steps"], strict=True)):
         index = at.kept(at.x, axis)
-        if index is not None and step == 1:
-            size = at.size(at.x, axis)
-            start, end, _ = slice(starts[number], ends[number], step).indices(size)
+        if index is None:
+            continue
+        size = at.size(at.x, axis)
+        cut = slice(starts[number], ends[number], step)
+        if step == 1:
+            start, end, _ = cut.indices(size)
             starts[number], ends[number] = _rank(index, start), _rank(index, end)
+        else:
+            chosen = np.arange(size)[cut]
+            picks[axis] = np.searchsorted(index, chosen[np.isin(chosen, index)]).astype(np.int64)
     yield "starts", starts
     yield "ends", ends
+    if picks:
+        yield "picks", picks
 
 
 def _rank(index: Array, position: int) -> int:

@@ -23,6 +23,7 @@ Elementwise: UNARY (alpha, beta, min, max, approximate … as attributes), BINAR
     dynamic_quantize  x -> x / scale rounded, scale, zero_point   one scale, which spans all values of x and 0
 Movement
     reshape shape · transpose perm · slice axes starts ends steps · split axis sizes · concat axis
+      picks (slice, lowered): axis -> what is left of a cut with a step, as indices
     gather axis indices · expand shape · tile repeats · pad pads (begin per axis, end per axis) mode value
     depth_to_space block mode (DCR | CRD) · space_to_depth block mode · im2col kernel (product of window)
     scatter_slice   base, source    axis start end step

@@ -546,8 +546,21 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> _Run:
             torch.from_numpy(values[str(index)]).to(device) if str(index) in values else value
             for index, value in enumerate(example_inputs)
         ]
-        with torch.no_grad():
+        with torch.no_grad(), _without_fused_transformers():
             outputs = tensors_in(module(*arguments))
         return [tensor.cpu().numpy() for tensor in outputs]
 
     return run
+
+
+@contextlib.contextmanager
+def _without_fused_transformers() -> Iterator[None]:
+    """Run torch.nn's attention as it runs in training: its fused kernels take any number in a mask for True."""
+    import torch
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -6,7 +6,7 @@ pass, constants do not. REFUSED: channels stay, with a reason. COMPUTED: sizes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,36 @@ def slice_by_inputs(net: Net, x: str) -> str:
     return str(net.op("Slice", x, net.ints(-7, 1), net.ints(2**62, -1), net.ints(1, -1), net.ints(1, 1)))
 
 
-def slice_every_second(net: Net, x: str) -> str:
-    return str(net.op("Slice", x, net.ints(0), net.ints(8), net.ints(1), net.ints(2)))
+def overwritten(*cuts: slice) -> Build:
+    """x[cuts] = sigmoid(x)[cuts], the indices a grid of as many axes as there are cuts."""
+
+    def build(net: Net, x: str) -> str:
+        sizes = (2, CHANNELS, 6, 6)
+        grid = np.stack(
+            np.meshgrid(*(np.arange(n)[cut] for n, cut in zip(sizes, cuts, strict=False)), indexing="ij"), -1
+        )
+        y = net.op("Sigmoid", x)
+        for axis, cut in enumerate(cuts):
+            if cut != slice(None):
+                y = net.op("Slice", y, net.ints(cut.start), net.ints(cut.stop), net.ints(axis))
+        return str(net.op("ScatterND", x, net.const(grid, np.int64), y))
+
+    return build
+
+
+def overwritten_first(net: Net, x: str) -> str:
+    """As PyTorch's second exporter writes it: the axis that is written to is moved to the front."""
+    x = net.op("Transpose", x, perm=[1, 0, 2, 3])
+    y = net.op("Slice", net.op("Relu", x), net.ints(2), net.ints(7), net.ints(0))
+    x = net.op("ScatterND", x, net.const(np.arange(2, 7)[:, None], np.int64), y)
+    return str(net.op("Transpose", x, perm=[1, 0, 2, 3]))
+
+
+def stepped(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]) -> Build:
+    def build(net: Net, x: str) -> str:
+        return str(net.op("Slice", x, *(net.ints(*values) for values in (starts, ends, axes, steps))))
+
+    return build
 
 
 def focus(net: Net, x: str) -> str:
@@ -342,6 +370,13 @@ PASSES: Mapping[str, tuple[int, Build]] = {
     "split-num-outputs": (18, split_by_count),
     "slice-attributes": (9, slice_by_attributes),
     "slice-inputs": (13, slice_by_inputs),
+    "slice-steps": (13, stepped((1,), (0,), (8,), (3,))),
+    "slice-reversed": (13, stepped((1,), (-1,), (-100,), (-1,))),
+    "slice-steps-of-several-axes": (13, stepped((3, 1, 2), (0, 1, 0), (9, 100, -1), (2, 2, 1))),
+    "slice-steps-of-all-axes": (10, stepped((-3, 2), (1, 5), (8, -9), (2, -2))),
+    "overwritten": (13, overwritten(slice(None), slice(2, 7))),
+    "overwritten-whole": (11, overwritten(slice(None), slice(None))),
+    "overwritten-first": (18, overwritten_first),
     "focus": (13, focus),
     "gather": (13, gathered),
     "sequence-of-chunks": (13, sequence_of_chunks),
@@ -382,6 +417,7 @@ ZERO_PASSES: Mapping[str, tuple[int, Build]] = {
 """Ops after which another constant than zero is no longer uniform: padding joins in, or a gate."""
 
 DEAD_PASSES: Mapping[str, tuple[int, Build]] = {
+    "overwritten-pixels": (16, overwritten(slice(None), slice(None), slice(1, 4), slice(None))),
     "lp-pool": (18, elementwise("LpPool", kernel_shape=[2, 2])),
     "softmax-over-space": (13, elementwise("Softmax", axis=-1)),
     "cumulative-sum": (14, lambda net, x: net.op("CumSum", x, net.const(3, np.int64))),
@@ -475,8 +511,7 @@ REFUSED: Mapping[str, tuple[int, Build, str]] = {
     "reduce-max": (13, maximum_over_channels, "max"),
     "arg-max": (13, where_largest, "argmax"),
     "pool-indices": (13, indices_of_pool, "Indices"),
-    "slice-every-second": (13, slice_every_second, "with a step"),
-    "scatter-nd": (13, scattered, "depends on the values"),
+    "scatter-nd": (13, scattered, "not one stretch"),
     "if": (13, branching, "a graph of its own"),
     "loop": (13, looping, "a graph of its own"),
 }

@@ -178,7 +178,7 @@ def _build(step: Step, ins: list[Meta]) -> tuple[nn.Module | None, Meta]:
     if kind == "split":
         return None, Meta(x.channels - x.channels // 2, x.scale)
     if kind == "slice":
-        return None, Meta(step["end"] - step["start"], x.scale)
+        return None, Meta(len(range(step["start"], step["end"], step["step"])), x.scale)
     if kind == "padded":
         return None, Meta(x.channels + step["low"] + step["high"], x.scale)
     if kind == "pool":
@@ -229,7 +229,7 @@ def _run(step: Step, layer: nn.Module | None, ins: list[Tensor]) -> Tensor:
     if kind == "split":
         return torch.split(x, x.shape[1] // 2, dim=1)[step["piece"]]
     if kind == "slice":
-        return x[:, step["start"] : step["end"]]
+        return x[:, step["start"] : step["end"] : step["step"]]
     if kind == "padded":
         return F.pad(x, (0, 0, 0, 0, step["low"], step["high"]))
     if kind == "pool":
@@ -295,7 +295,8 @@ def _options(draw: st.DrawFn, kind: str, at: int, x: Meta, twins: tuple[int, ...
         options = {"piece": draw(st.integers(0, 1))}
     elif kind == "slice":
         start = draw(st.integers(0, x.channels - 3))
-        options = {"start": start, "end": draw(st.integers(start + 2, x.channels))}
+        end = draw(st.integers(start + 2, x.channels))
+        options = {"start": start, "end": end, "step": draw(st.integers(1, min(2, end - start - 1)))}
     elif kind == "padded":
         options = {"low": draw(st.integers(0, 3)), "high": draw(st.integers(0, 3))}
     elif kind == "pool":

@@ -93,3 +93,24 @@ def test_any_channels_of_its_heads_can_go(attrs: dict[str, float]) -> None:
     for seed in range(4):
         _, facts, keep = prune_at_random(attending(**attrs), seed)
         assert (~keep & facts.classes.is_channel).any()
+
+
+def merged_with_an_open_batch() -> onnx.ModelProto:
+    """Heads beside the images of an open batch, as PyTorch's attention has them: [L, N, 32] -> [L, 4·N, 8] and back."""
+    net = Net(17)
+    x = net.op("Relu", net.conv(net.input("x", ["N", 3, 4, 4]), 3, WIDTH))
+    x = net.op("Transpose", net.op("Reshape", x, net.ints(0, WIDTH, TOKENS)), perm=[2, 0, 1])
+    batch = net.op("Slice", net.op("Shape", x), net.ints(1), net.ints(2))
+    heads = net.op("Mul", batch, net.ints(HEADS))
+    x = net.op("Reshape", x, net.op("Concat", net.ints(TOKENS), heads, net.ints(SIZE), axis=0))
+    x = net.op("Sigmoid", net.op("Transpose", x, perm=[1, 0, 2]))
+    x = net.op("Transpose", x, perm=[1, 0, 2])
+    x = net.op("Reshape", x, net.op("Concat", net.ints(TOKENS), batch, net.ints(WIDTH), axis=0))
+    net.output(net.op("MatMul", x, net.const(net.weight(WIDTH, 5))), shape=[TOKENS, "N", 5])
+    return net.model()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_heads_merged_with_an_open_batch_lose_the_same_channels(batch: int) -> None:
+    _, facts, keep = prune_at_random(merged_with_an_open_batch(), batch, {"N": batch})
+    assert (~keep & facts.classes.is_channel).any()

@@ -101,6 +101,37 @@ class Broadcast(nn.Module):
         return out
 
 
+class Stacked(nn.Module):
+    """Parts of a split in a list that grows, as in YOLOv8's blocks, and others gone over in loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)) for _ in range(2))
+        self.head = nn.Conv2d(48, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        parts = list(x.chunk(2, 1))
+        parts.extend(block(parts[-1]) for block in self.blocks)
+        parts += [F.relu(part) for part in torch.split(x, split_size_or_sections=[5, 7], dim=1)]
+        parts += [part * 2 for part in torch.tensor_split(x, (3, 8), dim=1)]
+        out: Tensor = self.head(torch.cat(parts, 1))
+        return out
+
+
+class Short(nn.Module):
+    """A chunk that makes fewer parts than it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.cat(list(self.stem(x).chunk(3, 1)), 1))
+        return out
+
+
 def half_silent(net: nn.Module) -> nn.Module:
     net = trained_like(net)
     with torch.no_grad():
@@ -110,7 +141,7 @@ def half_silent(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("build", [Circular, Assembled, Overwritten])
+@pytest.mark.parametrize("build", [Circular, Assembled, Overwritten, Stacked])
 def test_silent_channels_go_exactly(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = half_silent(build())
@@ -121,7 +152,7 @@ def test_silent_channels_go_exactly(build: Callable[[], nn.Module]) -> None:
     assert_same_function(net, pruned.module, example, torch.randn(1, 3, 17, 13))
 
 
-@pytest.mark.parametrize("build", [Circular, Assembled, Overwritten])
+@pytest.mark.parametrize("build", [Circular, Assembled, Overwritten, Stacked])
 def test_only_inputs_and_outputs_are_pinned(build: Callable[[], nn.Module]) -> None:
     found = analyze_module(build(), (torch.zeros(2, 3, 12, 12),))
     assert {pin.op for pin in found.pins} == {"output"}
@@ -136,12 +167,17 @@ def test_the_pruned_network_becomes_onnx(build: Callable[[], nn.Module], tmp_pat
     assert checked.passed
 
 
-@pytest.mark.parametrize("build", [Watched, Broadcast])
+@pytest.mark.parametrize("build", [Watched, Broadcast, Short])
 def test_writes_that_others_see_or_that_broadcast_keep_their_meaning(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = build().eval()
     example = torch.randn(2, 3, 8, 8)
     assert_same_function(net, prune_module(net, (example,)).module, example)
+
+
+def test_parts_of_a_split_are_gone_over_without_torch_export() -> None:
+    assert not trace(Stacked(), (torch.zeros(2, 3, 12, 12),)).exported
+    assert trace(Short(), (torch.zeros(2, 3, 12, 12),)).exported
 
 
 def test_the_users_module_keeps_its_padding() -> None:

@@ -430,3 +430,17 @@ def test_axis_that_is_reduced_twice(tmp_path: Path) -> None:
     x = net.op("Relu", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8, silent=(1, 2, 5, 6)))
     net.output(net.conv(net.op("ReduceMean", x, axes=[2, -2, 3], keepdims=1), 8, 4, 1))
     prune_and_compare(net.model(), tmp_path, check=False)
+
+
+@pytest.mark.parametrize("rows", [6, 4])
+def test_a_product_of_constants_that_were_scaled_by_a_size_is_read(rows: int, tmp_path: Path) -> None:
+    """A detector's learned queries attend to each other: they are divided by a size, then go through a matrix."""
+    net = Net()
+    x = net.op("Relu", net.conv(net.input("x", [2, 3, 8, 8]), 3, 8, silent=(1, 5)))
+    size = net.op("Slice", net.op("Shape", x), net.ints(1), net.ints(2))
+    scale = net.op("Sqrt", net.op("Cast", size, to=TensorProto.FLOAT))
+    queries = net.op("MatMul", net.op("Div", net.const(net.weight(rows, 4)), scale), net.const(net.weight(4, 4)))
+    pooled = net.op("Conv", net.op("GlobalAveragePool", x), net.const(net.weight(4, 8, 1, 1)))
+    net.output(net.op("MatMul", queries, net.op("Reshape", pooled, net.ints(4, 2))), shape=[rows, 2])
+    _, made, _ = prune_and_compare(net.model(), tmp_path)
+    assert num_removed(made) > 0

@@ -450,21 +450,27 @@ def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
 def _past_open_sizes(
     field: Ids, groups: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], after: Shape, ties: Ties
 ) -> Ids | None:
-    """Move ids along the first of several axes, some of them open, that become others: (64, H, W) -> (8, 8·H·W).
+    """Move ids along the first or last of several axes, some of them open, that become others.
 
-    Each new row is made of several old ones, which are tied, or is a part of one; None where it is neither.
+    (64, H, W) -> (8, 8·H·W): each new row is made of several old ones, which are tied, or is a part of one.
+    (L, N, 24) -> (L, 4·N, 6), attention heads merged with an open batch: the heads lose the same slots.
+    None where it is neither.
     """
     axis = varying(field)[0]
     ins, outs = next(group for group in groups if axis in group[0])
-    size, new = field.shape[axis], after[outs[0]] if outs else None
-    if varying(field) != (axis,) or axis != ins[0] or len(outs) < 2 or not isinstance(new, int):
+    if varying(field) != (axis,) or axis not in (ins[0], ins[-1]) or len(outs) < 2:
         return None
+    first = axis == ins[0]
+    at = outs[0] if first else outs[-1]
+    size, new = field.shape[axis], after[at]
     ids = field.ravel()
-    if size % new == 0:
-        rows = ids.reshape(new, -1)
-        ties.unify(rows, rows[:, :1])
-        return spread(rows[:, 0], outs[0], len(after))
-    return spread(np.repeat(ids, new // size), outs[0], len(after)) if new % size == 0 else None
+    if not isinstance(new, int) or (size % new and new % size):
+        return None
+    if new >= size:
+        return spread(np.repeat(ids, new // size) if first else np.tile(ids, new // size), at, len(after))
+    rows = ids.reshape(new, -1) if first else ids.reshape(-1, new).T
+    ties.unify(rows, rows[:, :1])
+    return spread(rows[:, 0].copy(), at, len(after))
 
 
 def moves(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -476,18 +482,12 @@ def moves(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
         if moved is None:
             ties.pin(field, "its channels move in a way that prunec cannot follow")
             continue
-        if node.op == "slice" and any(step != 1 and field.shape[axis] != 1 for axis, step in _steps(node)):
-            ties.pin(field, "is sliced with a step")
         for result, part in zip(results, moved, strict=True):
             if varying(part):
                 result.append(part)
             else:
                 ties.pin(part, "is picked out by its index")
     return [Label(shape, tuple(result)) for shape, result in zip(outputs, results, strict=True)]
-
-
-def _steps(node: Node) -> list[tuple[int, int]]:
-    return list(zip(node.attrs["axes"], node.attrs["steps"], strict=True))
 
 
 def gather(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

@@ -167,9 +167,14 @@ def _split(site: Site) -> None:
 
 def _slice(site: Site) -> None:
     n = site.fx_node
+    if "picks" in site.attrs and len(site.siblings) == 1 and site.target in ("getitem", "slice"):
+        ((_, indices),) = site.attrs["picks"].items()
+        if not isinstance(n.args[0], fx.Node):
+            raise site.refuse()
+        return _index_select(site, n.args[0], indices)
     if n.target is operator.getitem:
         n.args = (n.args[0], _new_index(site, n.args[1]))
-        return
+        return None
     start = site.attrs.get("starts", site.node.attrs["starts"])[0]
     end = site.attrs.get("ends", site.node.attrs["ends"])[0]
     axis = site.node.attrs["axes"][0]
@@ -198,7 +203,9 @@ def _new_index(site: Site, index: Any) -> Any:
             axis += 1
         elif isinstance(item, slice):
             found = _take(pending, "slice", lambda node, at=axis: node.attrs["axes"] == [at])  # type: ignore[misc]  # at is bound now
-            if found is not None and found[1]:
+            if found is not None and "picks" in found[1]:
+                item = found[1]["picks"][axis].tolist()
+            elif found is not None and found[1]:
                 node, attrs = found
                 item = slice(
                     attrs.get("starts", node.attrs["starts"])[0], attrs.get("ends", node.attrs["ends"])[0], item.step
@@ -249,7 +256,8 @@ def _index_select(site: Site, source: fx.Node, indices: np.ndarray[Any, Any]) ->
     buffer = add_buffer(site.module, f"{n.name}_indices", torch.from_numpy(indices.copy()))
     with site.module.graph.inserting_before(n):
         index = site.module.graph.get_attr(buffer)
-    call(n, torch.index_select, source, site.node.attrs["axis"], index)
+    axis = site.node.attrs["axis"] if site.node.op == "gather" else site.node.attrs["axes"][0]
+    call(n, torch.index_select, source, axis, index)
 
 
 def add_buffer(module: fx.GraphModule, name: str, tensor: torch.Tensor) -> str:

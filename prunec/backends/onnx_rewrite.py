@@ -229,10 +229,45 @@ def _slice(site: Site) -> Sequence[int]:
             raise site.cannot("the axes that it slices are not its own")
         return ()
     at = {cut.axis: place for place, cut in enumerate(cuts)}
-    for slot, name in ((1, "starts"), (2, "ends")):
+    picks = site.attrs.get("picks", {})
+    if picks and len(picks) == len(cuts):
+        return _picked(site, picks)
+    source = ""
+    for axis, indices in picks.items():
+        source = _picked_before(site, axis, indices, source)
+        site.surgeon.read(site.place, 0, source)
+    for slot, name, number in ((1, "starts", 0), (2, "ends", _TO_THE_LAST)):
         entries = {at[site.node.attrs["axes"][place]]: number for place, number in site.differences(name).items()}
-        write_entries(site, slot, {**_counted_from_the_end(site, cuts, name), **entries}, name)
-    return (1, 2)
+        whole = {at[axis]: number for axis in picks}
+        write_entries(site, slot, {**_counted_from_the_end(site, cuts, name), **entries, **whole}, name)
+    if picks:
+        write_entries(site, 4, {at[axis]: 1 for axis in picks}, "steps")
+    return (1, 2, 4) if picks else (1, 2)
+
+
+_TO_THE_LAST = 2**31 - 1
+"""An end that every version of Slice takes for "to the last"."""
+
+
+def _picked(site: Site, picks: Mapping[int, Array]) -> Sequence[int]:
+    """What is left of cuts with steps has no step any more: a Gather per axis in place of the Slice."""
+    *before, (axis, indices) = picks.items()
+    source = site.view.inputs[0]
+    for other, chosen in before:
+        source = _picked_before(site, other, chosen, source)
+    inputs = [source, site.surgeon.store(indices, f"{site.view.outputs[0]}_indices")]
+    node = helper.make_node("Gather", inputs, list(site.view.outputs), site.view.node.proto.name, axis=axis)
+    site.surgeon.become(site.place, node)
+    return tuple(range(len(site.view.inputs)))
+
+
+def _picked_before(site: Site, axis: int, indices: Array, source: str = "") -> str:
+    """Pick what is left along one axis in front of the node; return what that makes."""
+    source, stem = source or site.view.inputs[0], f"{site.view.outputs[0]}_picked"
+    out = site.surgeon.fresh(stem)
+    inputs = [source, site.surgeon.store(indices, f"{stem}_indices")]
+    site.surgeon.insert_before(site.place, helper.make_node("Gather", inputs, [out], out, axis=axis))
+    return out
 
 
 def _counted_from_the_end(site: Site, cuts: Sequence[Cut], name: str) -> Entries:
@@ -255,6 +290,23 @@ def _gather(site: Site) -> Sequence[int]:
         raise site.cannot("its indices are computed")
     new = np.asarray(site.attrs["indices"], dtype=indices.dtype)
     site.surgeon.read(site.place, 1, site.surgeon.store(new, site.view.inputs[1]))
+    return (1,)
+
+
+def _scatter_slice(site: Site) -> Sequence[int]:
+    """ScatterND's indices are a grid: of the stretch that is overwritten, and the whole of other axes."""
+    before, indices = site.view.shape(0), site.view.constant(1)
+    after = site.shapes.get(site.node.inputs[0], before)
+    if before is None or after is None or indices is None:
+        raise site.cannot("its indices are computed")
+    count = indices.shape[-1]
+    if not site.attrs and before[:count] == after[:count]:
+        return ()
+    start, end = (site.attrs.get(name, site.node.attrs[name]) for name in ("start", "end"))
+    places = [np.arange(size) for size in after[:count] if isinstance(size, int)]
+    places[site.node.attrs["axis"]] = np.arange(start, end)
+    grid = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).astype(indices.dtype)
+    site.surgeon.read(site.place, 1, site.surgeon.store(grid, site.view.inputs[1]))
     return (1,)
 
 
@@ -296,7 +348,7 @@ def _attention(site: Site) -> Sequence[int]:
     return ()
 
 
-_BY_SHAPE = ("resize", "slice", "attention")
+_BY_SHAPE = ("resize", "slice", "attention", "scatter_slice")
 """Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
 
 REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
@@ -311,6 +363,7 @@ REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
         "split": _split,
         "slice": _slice,
         "gather": _gather,
+        "scatter_slice": _scatter_slice,
         "pad": _pad,
         "resize": _resize,
         "attention": _attention,

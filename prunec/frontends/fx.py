@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from prunec.containers import tensors_in
 from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
 from prunec.frontends.aten import Call, Operand, translate
+from prunec.frontends.fx_attention import follow_modes
 from prunec.frontends.fx_trace import (
     candidates,
     cannot_run,
@@ -96,33 +97,40 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         UntraceableModel: neither tracer can read it; both reasons are given.
         BadInput: the module cannot run on inputs of this shape.
     """
-    inputs = tuple(example_inputs)
+    modes = {path: sub.training for path, sub in module.named_modules()}
     refuse_lazy(module)
     with eval_mode(module), left_as_it_was(module), torch.no_grad():
-        traced_by_fx, reason = symbolic_trace(module, len(inputs))
-        partly: Traced | None = None
-        for candidate in candidates(traced_by_fx):
-            try:
-                found = _record_any_batch(candidate, inputs, name, exported=False)
-            except UnsupportedModel:
-                raise
-            except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
-                reason = error
-                continue
-            if candidate is module:
-                return found
-            if not _returns_the_same(module, found):
-                reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
-                continue
-            if not _writes_unseen(found.graph):
-                return found
-            partly = partly or found
+        found = _read(module, tuple(example_inputs), name)
+    follow_modes(found.module, modes)
+    return found
+
+
+def _read(module: nn.Module, inputs: tuple[Any, ...], name: str) -> Traced:
+    """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
+    traced_by_fx, reason = symbolic_trace(module, len(inputs))
+    partly: Traced | None = None
+    for candidate in candidates(traced_by_fx, inputs):
         try:
-            return _exported(module, inputs, name, reason)
-        except (UntraceableModel, BadInput):
-            if partly is not None:
-                return partly
+            found = _record_any_batch(candidate, inputs, name, exported=False)
+        except UnsupportedModel:
             raise
+        except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
+            reason = error
+            continue
+        if candidate is module:
+            return found
+        if not _returns_the_same(module, found):
+            reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
+            continue
+        if not _writes_unseen(found.graph):
+            return found
+        partly = partly or found
+    try:
+        return _exported(module, inputs, name, reason)
+    except (UntraceableModel, BadInput):
+        if partly is not None:
+            return partly
+        raise
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None) -> Traced:

@@ -11,12 +11,15 @@ import copy
 import itertools
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from prunec.frontends.fx_attention import FORWARDS
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -53,6 +56,10 @@ class _Assignable(fx.Proxy):
         if theirs and "isinstance" in asks.f_code.co_names and not _is_number(self.node):
             return torch.Tensor
         return type(self)
+
+    def __len__(self) -> int:
+        count = _num_parts(self.node)
+        return super().__len__() if count is None else count
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -104,12 +111,24 @@ class Tracer(fx.Tracer):
             computed from it is a constant without a name.
     """
 
-    def __init__(self, *, buffers: bool) -> None:
+    def __init__(self, *, buffers: bool = True) -> None:
         super().__init__(param_shapes_constant=True)
         self.buffers = buffers
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not _is_transparent(m) and super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace torch.nn's transformers through forwards that can be traced."""
+        return super().call_module(m, partial(FORWARDS[type(m)], m) if _is_transparent(m) else forward, args, kwargs)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Go over the parts of a tensor that was split: how many there are stands in the call."""
+        count = _num_parts(obj.node)
+        return super().iter(obj) if count is None else (operator.getitem(obj, place) for place in range(count))
 
     def create_arg(self, a: Any) -> Any:
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
@@ -126,6 +145,28 @@ class Tracer(fx.Tracer):
             make = lambda node: _Buffer(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
+
+
+def _num_parts(node: fx.Node) -> int | None:
+    """Return into how many parts a call splits a tensor; None where that depends on its size.
+
+    A chunk of a short tensor makes fewer than it says. Then the graph does not run, and torch.export is asked.
+    """
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    given = node.args[1] if len(node.args) > 1 else next((node.kwargs[key] for key in _HOW if key in node.kwargs), None)
+    if name in ("chunk", "tensor_split") and isinstance(given, int):
+        return given
+    if not isinstance(given, list | tuple):
+        return None
+    return {"split": len(given), "split_with_sizes": len(given), "tensor_split": len(given) + 1}.get(str(name))
+
+
+_HOW = ("chunks", "split_size", "split_size_or_sections", "split_sizes", "sections", "indices", "indices_or_sections")
+"""What the argument of a call that splits is called."""
+
+
+def _is_transparent(m: nn.Module) -> bool:
+    return type(m) in FORWARDS and not (m._forward_hooks or m._forward_pre_hooks)
 
 
 def functional(module: fx.GraphModule) -> fx.GraphModule | None:

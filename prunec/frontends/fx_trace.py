@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx_attention import expand
 from prunec.frontends.fx_functional import Tracer, functional, has_writes
 
 _OPEN_SECONDS = 15.0
@@ -34,12 +35,18 @@ _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
 
-def candidates(module: fx.GraphModule | None) -> list[fx.GraphModule]:
-    """Return what to record, best first: without writes in place where that can be, then as it was traced."""
+def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.GraphModule]:
+    """Return what to record, best first: attention written out, without writes in place, then as it was traced."""
     if module is None:
         return []
+    found = [module]
     rewritten = functional(module)
-    return [module] if rewritten is None else [rewritten, module]
+    if rewritten is not None:
+        found.insert(0, rewritten)
+    with contextlib.suppress(Exception):  # a network that does not run: recording it will say why
+        expanded = expand(found[0], inputs)
+        found = [*([] if expanded is None else [expanded]), *found]
+    return found
 
 
 def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
@@ -122,6 +129,8 @@ def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphMod
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
     tracer = Tracer(buffers=buffers)
     graph = tracer.trace(module, concrete_args=concrete or None)
+    for node in graph.nodes:
+        node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     return fx.GraphModule(tracer.root, graph, type(module).__name__)
 
 

@@ -5,7 +5,8 @@ table in onnx_ops.py, keep what the outputs need. The model is never changed. It
 directly: importing it with onnx-graphsurgeon takes two to four times as long as loading, inferring and
 saving the file together (benchmarks/onnx_prune.py), and drops doc strings and metadata on the way out.
 
-    load_onnx (onnx_load)  ->  read_nodes (onnx_nodes)  ->  infer, refine (onnx_shapes), fold (onnx_fold)
+    load_onnx (onnx_load)  ->  read_nodes (onnx_nodes)  ->  infer, refine (onnx_shapes), fold (onnx_fold),
+    branches that always run (onnx_branches)
     ->  translate (onnx_ops)  ->  check_graph (onnx_check)  ->  TracedOnnx
 """
 
@@ -20,6 +21,7 @@ import onnx
 
 from prunec.errors import BadInput
 from prunec.frontends import onnx_shapes
+from prunec.frontends.onnx_branches import with_settled_branches
 from prunec.frontends.onnx_check import check_graph
 from prunec.frontends.onnx_draft import Draft
 from prunec.frontends.onnx_fold import fold, marked
@@ -39,7 +41,7 @@ class TracedOnnx:
 
     Args:
         graph: what the passes work on.
-        source: the model as it was read.
+        source: the model as it was read, with the branch that runs in place of each If that the file settles.
         nodes: its nodes, sorted topologically.
         parts: by place in the file's list of nodes: the IR nodes that one ONNX node became.
         slots: by IR node name: for each of its inputs the ONNX node's input, -1 for an inner value.
@@ -77,6 +79,9 @@ def trace_onnx(
     nodes = read_nodes(source.model)
     shapes = _named(source, input_shapes)
     facts, drafts = _walk(source, nodes, {}, None)
+    while (settled := with_settled_branches(source, nodes, facts)) is not None:
+        source, nodes = settled, read_nodes(settled.model)
+        facts, drafts = _walk(source, nodes, {}, None)
     file_facts = facts
     if shapes:
         onnx_shapes.check_input_shapes(_inputs(source.model), shapes)

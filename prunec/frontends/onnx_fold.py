@@ -148,8 +148,9 @@ def marked(view: View) -> Sequence[Array]:
         if moved is not None:
             return moved
     joined = [array for name, array in zip(view.inputs, marks, strict=True) if name in facts.known]
-    if len(results) == 1 and np.broadcast_shapes(*(array.shape for array in joined)) == results[0].shape:
-        return [np.logical_or.reduce(np.broadcast_arrays(*joined))]
+    joined = joined[:1] if view.op == "CastLike" else joined
+    if view.op in _SIDE_BY_SIDE:
+        return [np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*joined)), results[0].shape)]
     anywhere = any(array.any() for array in joined)
     return [np.full(array.shape, anywhere) for array in results]
 
@@ -158,6 +159,14 @@ _MOVING = frozenset(
     {"Identity", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand",
      "Tile", "Split"}
 )  # fmt: skip
+
+
+_SIDE_BY_SIDE = frozenset(
+    {"Abs", "Add", "And", "BitShift", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Div", "Equal", "Erf", "Exp", "Floor",
+     "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or",
+     "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Tanh", "Where", "Xor"}
+)  # fmt: skip
+"""Ops whose operands broadcast against each other, element by element."""
 
 
 # --- sources ----------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import numpy as np
 
 from prunec.frontends.onnx_draft import Draft, inner, is_settled, moved, one, opaque, scalar, set_shape
 from prunec.frontends.onnx_fold import split_sizes
-from prunec.frontends.onnx_view import View, at, ints, positive
-from prunec.graph import Dim
+from prunec.frontends.onnx_view import Array, View, at, ints, positive
+from prunec.graph import Dim, Shape
 
 NO_RANK = "the rank of its input is not known"
 MAX_OPEN_END = 2**31 - 1
@@ -144,6 +144,42 @@ def gather(view: View) -> Sequence[Draft]:
         first = {"axis": axis, "indices": np.zeros((), np.int64)}  # any: what lies along the axis stays
         return _after_refusal(view, [axis], "picking by a computed index", "gather", first)
     return opaque(view, "it picks by computed indices")
+
+
+def scatter_nd(view: View) -> Sequence[Draft]:
+    """ScatterND as exporters write ``x[:, a:b] = y``: its indices are constant, and a grid with one stretch."""
+    base, indices = view.shape(0), view.constant(1)
+    if indices is None or base is None or view.attrs.get("reduction", "none") != "none":
+        return opaque(view, "what it selects depends on the values")
+    stretch = _stretch(np.asarray(indices), base)
+    if stretch is None:
+        return opaque(view, "what it overwrites is not one stretch along one axis")
+    axis, start, end = stretch
+    return one(view, "scatter_slice", (0, 2), axis=axis, start=start, end=end, step=1)
+
+
+def _stretch(indices: Array, base: Shape) -> tuple[int, int, int] | None:
+    """Return (axis, start, end) where ``indices`` is the grid of a stretch of one axis and the whole of others.
+
+    indices: int64[n_0, …, n_q-1, q], the place along axis j being one of n_j.
+    """
+    count = indices.shape[-1] if indices.ndim else 0
+    if not indices.size or indices.ndim != count + 1 or count > len(base):
+        return None
+    partial = (0, 0, indices.shape[0])
+    for axis, size in enumerate(base[:count]):
+        along = indices[(0,) * axis + (slice(None),) + (0,) * (count - 1 - axis) + (axis,)]
+        spread = along.reshape([-1 if other == axis else 1 for other in range(count)])
+        if not isinstance(size, int) or (indices[..., axis] != spread).any() or (np.diff(along) != 1).any():
+            return None
+        start, end = int(along[0]), int(along[-1]) + 1
+        if start < 0 or end > size:
+            return None
+        if (start, end) != (0, size):
+            if partial != (0, 0, indices.shape[0]):
+                return None
+            partial = (axis, start, end)
+    return partial
 
 
 def pad(view: View) -> Sequence[Draft]:

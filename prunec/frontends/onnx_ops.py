@@ -88,6 +88,7 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "Split": move.split,
         "Concat": move.concat,
         "Gather": move.gather,
+        "ScatterND": move.scatter_nd,
         "Pad": move.pad,
         "Expand": move.expand,
         "Tile": move.tile,
@@ -142,7 +143,7 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), refuse(BODY)),
         **dict.fromkeys(
             ("NonMaxSuppression", "NonZero", "Unique", "Compress", "OneHot", "MaxUnpool", "GatherElements", "GatherND",
-             "Scatter", "ScatterElements", "ScatterND", "TensorScatter", "ReverseSequence"),
+             "Scatter", "ScatterElements", "TensorScatter", "ReverseSequence"),
             refuse(BY_VALUE),
         ),
         **dict.fromkeys(
