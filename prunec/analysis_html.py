@@ -39,6 +39,7 @@ def analysis_page(analysis: Analysis) -> str:
         f"<h1>{text(analysis.model)}</h1>",
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
+        "".join(f'<p class="soft">{text(note)}</p>' for note in analysis.notes),
         section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
         section("Pinned: cannot be removed", _pins(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),

@@ -185,6 +185,7 @@ class Analysis:
         params: elements of parameters, literals left out.
         macs: multiply-accumulates of one input, batch 1.
         activations: elements written by all ops, batch 1.
+        notes: what a person must know to read the numbers.
     """
 
     model: str
@@ -199,6 +200,7 @@ class Analysis:
     pins: tuple[PinReport, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     layers: tuple[LayerSummary, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the analysis as JSON data; the keys are the field names."""
@@ -340,6 +342,7 @@ class PruneReport:
             tolerance; that was checked unless validation was refused.
         expanded: operands that are put together again where they are added up (``--residual expand``).
         gates: products whose constant channels go past them (``--gates fold``).
+        notes: what a person must know to read the numbers.
     """
 
     model: str
@@ -359,6 +362,7 @@ class PruneReport:
     exact_on_data: bool = False
     expanded: tuple[Expanded, ...] = ()
     gates: tuple[GateFolded, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""
