@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_a_short_run_gets_a_larger_rho_within_bounds() -> None:
     assert rho(30_000) == paper
     assert rho(500) == pytest.approx(1.4 / (0.2 * 500 / 3), rel=0.03)
     assert rho(5) == pytest.approx(10 * paper, rel=0.05)
+
+
+def test_what_rho_does_in_time_is_said_as_it_is() -> None:
+    facts = GammaFacts(weighted=110.0, mean=1.0, mean_penalty=0.7, reach=1.4)
+    enough = choose_rho_in_time(facts, 1.0, CHANCE, mu=0.2, steps=500).reason
+    assert re.fullmatch(r"a gamma without use then reaches zero within about 16\d of the 500 steps of ISTA", enough)
+    short = choose_rho_in_time(facts, 1.0, CHANCE, mu=0.2, steps=5).reason
+    assert re.fullmatch(
+        r"a gamma without use would take about \d\d+ steps to zero, and ISTA has 5: train longer", short
+    )
 
 
 def test_a_trained_networks_gammas_step_so_that_they_reach_zero_in_time() -> None:

@@ -107,8 +107,7 @@ def choose_mu(facts: GammaFacts, rho: float, lr: float, steps: int) -> Choice:
         return Choice(lr, "there is no penalty")
     needed = facts.reach / (rho * REACH_SHARE * max(1, steps))
     mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
-    reach = round(facts.reach / (mu * rho))
-    return Choice(mu, f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA")
+    return Choice(mu, _in_time(round(facts.reach / (mu * rho)), steps))
 
 
 def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
@@ -150,8 +149,14 @@ def choose_rho_in_time(facts: GammaFacts, alpha: float, chance_loss: float, mu: 
     if needed <= comparable.value:
         return comparable
     rho = _two_digits(min(needed, MOST_TIMES * comparable.value))
-    reach = round(alpha * facts.reach / (mu * rho))
-    return Choice(rho, f"a gamma without use then reaches zero within {reach} of the {steps} steps of ISTA")
+    return Choice(rho, _in_time(round(alpha * facts.reach / (mu * rho)), steps))
+
+
+def _in_time(reach: int, steps: int) -> str:
+    """Return what becomes of a gamma without use."""
+    if reach > steps:
+        return f"a gamma without use would take about {reach} steps to zero, and ISTA has {steps}: train longer"
+    return f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA"
 
 
 def choose_alpha(facts: GammaFacts, mu: float, rho: float | None, chance_loss: float) -> Choice:
