@@ -22,6 +22,9 @@ SCORE_NAMES = {
 MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
 """What people read for the moments of a run at which its network is scored."""
 
+PHASE_NAMES = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
+"""What people read for the phases of a run."""
+
 
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON data: dataclasses become objects, tuples become arrays."""
