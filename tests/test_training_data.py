@@ -130,6 +130,12 @@ def test_a_folder_that_makes_no_sense_is_refused(folder: Path, spoil: object, me
         load(str(folder), (3, 8, 8))
 
 
+@pytest.mark.parametrize(("shape", "why"), [((4, 8, 8), "images have 1 or 3\n"), ((8, 8, 3), "with channels last\n")])
+def test_a_network_that_takes_no_images_is_refused(folder: Path, shape: tuple[int, int, int], why: str) -> None:
+    with pytest.raises(BadInput, match=f"the network takes images of {shape[0]} channels\n(.*){why}"):
+        load(str(folder), shape)
+
+
 def test_hidden_files_are_no_images(folder: Path) -> None:
     before = len(load(str(folder), (3, 8, 8)).train)
     (folder / "train/cat/._0.png").write_bytes(b"what macOS puts beside files")

@@ -98,6 +98,7 @@ def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, ste
     mu = choose_mu(facts, rho.value, config.lr, steps)
     if config.rho is None and not budgeted:
         rho = choose_rho_in_time(facts, 1.0, chance_loss, mu.value, steps)
+        mu = Choice(mu.value, _in_time(round(facts.reach / (mu.value * rho.value)), steps))
     return Chosen(alpha, rho, mu)
 
 
