@@ -137,6 +137,22 @@ def test_under_a_budget_rho_follows_the_planned_course() -> None:
     assert "budget" in feed(late, [Reading(0.6, 0.1, 0.5, 1, -0.001)])
 
 
+def test_on_its_course_rho_stays_and_falls_where_the_loss_suffers_even_behind_it() -> None:
+    on_course, suffering = Controller(0.1, budgeted=True), Controller(0.1, budgeted=True, chance_loss=CHANCE)
+    feed(on_course, [Reading(0.4, 0.1, 0.2, 1, planned_excess(0.4) + 0.01)])
+    assert on_course.rho_at(0.4) == 0.1
+    feed(suffering, [Reading(0.4, 0.1, 0, 1, 1.0)])
+    raised = suffering.rho_at(0.4)
+    feed(suffering, [Reading(0.5, 0.5, 0, 1, 1.0)])
+    assert suffering.rho_at(0.5) < raised
+
+
+def test_a_loss_that_began_at_that_of_guessing_has_not_risen_to_it() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(15, loss=CHANCE))
+    assert controller.symptoms() == []
+
+
 def test_a_simulated_network_is_brought_to_its_budget() -> None:
     controller, size = Controller(0.001, budgeted=True, warmup=0.05), 1.0
     for step in range(100):

@@ -19,6 +19,7 @@ from prunec.errors import PrunecError
 from prunec.passes.channels import channels
 from prunec.reading import read_module
 from prunec.training import sparsify
+from prunec.training.betas import BetaDrive, Driven
 from prunec.training.run import train_prune
 from prunec.training.sparsity import plan_sparsity
 
@@ -68,6 +69,18 @@ def test_only_classes_behind_the_gate_need_a_constant_of_zero() -> None:
     assert not by_name["project_norm.weight"].gated.any()
     assert not plan.driven[by_name["project_norm.weight"].classes].any()
     assert plan_sparsity(graph, channels(graph), module, drive_all=True).driven.sum() == plan.penalised.sum()
+
+
+def test_only_betas_with_a_penalty_are_held_and_shrunk() -> None:
+    gamma, beta = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.full((3,), 0.5))
+    with torch.no_grad():
+        gamma[2] = 1.0
+    drive = BetaDrive([Driven(gamma, beta, torch.tensor([0.0, 2.0, 2.0]))])
+    drive.hold()
+    with torch.no_grad():
+        beta.fill_(0.7)  # the optimiser's step
+    drive.step(0.1)
+    assert beta.tolist() == pytest.approx([0.7, 0.3, 0.7])
 
 
 def test_a_loop_of_ones_own_loses_channels_behind_the_gate_exactly() -> None:
