@@ -21,7 +21,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_bars import Stop, StopAt, config, write_bars
+from training_bars import Stop, StopAt, config
 from training_nets import tiny
 
 from prunec.errors import (
@@ -52,11 +52,6 @@ RESULTS = {
     "report.html",
     "config.json",
 }
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.fixture(scope="module")
