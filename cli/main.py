@@ -6,7 +6,9 @@ here, nor when a command module is: ``prunec --help`` must answer at once.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -26,11 +28,13 @@ from prunec.cli.prune import prune
 from prunec.cli.report import report
 from prunec.cli.train_prune import train_prune
 from prunec.cli.validate import validate
-from prunec.errors import InternalError, Interrupted, PrunecError
+from prunec.errors import InternalError, Interrupted, PrunecError, WriteFailed
+from prunec.files import disk_reason
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _INTERNAL = 70
+_PLAIN = {"−": "-", "×": "x", "…": "...", "→": "->", "μ": "mu", "ρ": "rho", "α": "alpha", "λ": "lambda"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,11 +53,45 @@ for _command in (analyze, prune, train_prune, validate, bench, report, archs, pr
 
 def run() -> None:
     """Run the command line and leave with its exit status: the ``prunec`` script."""
+    _open_streams()
     sys.exit(execute(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Let no terminal fail a command: closed streams swallow, characters that one cannot show are spelled out."""
+    codecs.register_error("prunec.plain", _spelled)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="prunec.plain")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    there = error.object[error.start : error.end]
+    # What is no character at all is a byte of a file name that is not UTF-8.
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in there), error.end
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; every error is one message on stderr."""
+    streams = sys.stdout, sys.stderr
+    try:
+        return _execute(arguments)
+    except (BrokenPipeError, SystemExit) as leaving:
+        # click and rich turn a pipe without a reader into exit status 1, which is a failed check here;
+        # click puts streams of its own in place of the broken ones.
+        cause = leaving.__context__ if isinstance(leaving, SystemExit) else leaving
+        if sys.stdout is streams[0] and not isinstance(cause, BrokenPipeError):
+            raise
+        sys.stdout, sys.stderr = streams
+        return _readers_left()
+
+
+def _execute(arguments: Sequence[str]) -> int:
     settings = Settings(debug=False)
     try:
         with _quiet_libraries("--debug" not in arguments):
@@ -68,9 +106,7 @@ def execute(arguments: Sequence[str]) -> int:
             click.echo(str(cause or "") or "interrupted", err=True)
         return cause.exit_status if isinstance(cause, Interrupted) else _INTERRUPTED
     except BrokenPipeError:
-        # The reader has left (`prunec … | head`); keep Python from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _BROKEN_PIPE
+        raise
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, it is told in one message
         if settings.debug:
             traceback.print_exc()
@@ -80,6 +116,16 @@ def execute(arguments: Sequence[str]) -> int:
             click.echo(message, err=True)
         return status
     return status if isinstance(status, int) else 0
+
+
+def _readers_left() -> int:
+    """Keep Python from complaining when it flushes at exit what nobody reads (`prunec … | head`)."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return _BROKEN_PIPE
 
 
 @contextlib.contextmanager
@@ -100,6 +146,10 @@ def _message(error: Exception) -> tuple[str, int]:
     """Return what to tell and the exit status."""
     if isinstance(error, PrunecError | InternalError):
         return str(error), error.exit_status
+    reason = disk_reason(error)
+    if reason:
+        where = getattr(error, "filename", None) or "the output"
+        return str(WriteFailed(f"cannot write {where}", why=reason, do="free some space, or write elsewhere")), 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"error[bad-input]: {where}{error.strerror}", PrunecError.exit_status

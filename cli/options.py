@@ -51,7 +51,7 @@ shape_option = click.option(
     multiple=True,
     metavar="[NAME:]1x3x224x224",
     callback=lambda _context, _parameter, value: _shapes(value),
-    help="Shape of an input, batch included; repeat for several inputs. Without a name: the next input.",
+    help="Shape of an input, batch included; repeatable with names. Without one: the first input that is not named.",
 )
 
 provider_option = click.option(
@@ -80,7 +80,7 @@ keep_option = click.option(
 inputs_option = click.option(
     "--inputs",
     metavar="FOLDER",
-    help="Compare on the inputs in this folder (.npy or .npz, named after the inputs) instead of random ones.",
+    help="Compare on the inputs in this folder (.npy, .npz or images) instead of random ones.",
 )
 
 normalise_option = click.option(

@@ -126,12 +126,15 @@ def prune(
     """
     from prunec.cli.render import show_json, show_prune
     from prunec.errors import BadInput
-    from prunec.files import check_output
+    from prunec.files import check_name, check_output, same_file
     from prunec.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
+    check_name(output)
     if plan_file is not None:
-        check_output(plan_file, force=force, inputs=(model, output))
+        check_output(plan_file, force=force, inputs=(model,))
+        if same_file(plan_file, output):
+            raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
     choices["calibration"] = _calibration(calibrate, tolerance, normalise)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")

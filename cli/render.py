@@ -111,6 +111,8 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
     _show_blocked(out, analysis.blocked, full)
     _tell_rewrites(out, analysis.blocked, ("residual", "gates"))
     _show_pins(out, analysis.pins, full)
+    for note in analysis.notes:
+        tell(f"note: {note}")
 
 
 def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> None:
@@ -203,7 +205,7 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         untried: "residual", "gates": options that might have taken more.
     """
     out = console()
-    out.print(Text(report.model, style="bold"), Text(report.reason, style="dim"))
+    out.print(Text(f"{report.model}:", style="bold"), Text(report.reason, style="dim"))
     out.print(cost_table(report.before, report.after))
     kind = "an approximation: the function has changed"
     if report.exact or report.exact_on_data:
@@ -235,6 +237,8 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     if report.validation is not None:
         out.print()
         _print_check(out, report)
+    for note in report.notes:
+        tell(f"note: {note}")
     out.print(Text(f"wrote {output}"))
 
 

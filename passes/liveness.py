@@ -60,7 +60,7 @@ def liveness(graph: Graph, constants: Constants, rules: Mapping[str, Rule] = LIV
         _read(graph, live, name, np.ones((), dtype=np.bool_))
     from_params = made_of_params(graph)
     for node in reversed(graph.nodes):
-        if from_params.issuperset(node.outputs):
+        if node.outputs and from_params.issuperset(node.outputs):
             continue  # it reads parameters, and what it computes may be as large as they are
         lives = tuple(live.get(name) for name in node.outputs)
         needs = tuple(_needed(read, constants.by_rule(name)) for name, read in zip(node.outputs, lives, strict=True))

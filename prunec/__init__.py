@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunec.api import analyze_module, analyze_onnx, prune_module, prune_onnx
+    from prunec.apply import apply_plan
     from prunec.errors import PrunecError
     from prunec.export import export_onnx
     from prunec.plan import PrunePlan
@@ -25,6 +26,7 @@ __all__ = [
     "PrunecError",
     "analyze_module",
     "analyze_onnx",
+    "apply_plan",
     "export_onnx",
     "prune_module",
     "prune_onnx",
@@ -38,6 +40,7 @@ _HOME = MappingProxyType(
         "PrunecError": "prunec.errors",
         "analyze_module": "prunec.api",
         "analyze_onnx": "prunec.api",
+        "apply_plan": "prunec.apply",
         "export_onnx": "prunec.export",
         "prune_module": "prunec.api",
         "prune_onnx": "prunec.api",

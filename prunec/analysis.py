@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Node
+from prunec.graph import Graph, Node
 from prunec.labels import distinct
 from prunec.passes.cost import Cost as PassCost
 from prunec.passes.cost import as_it_came, class_cost, cost
@@ -69,6 +69,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
         pins=pin_reports(facts),
         blocked=blocked(facts, selection),
         layers=layers,
+        notes=tuple(_open_sizes(facts.graph)),
     )
 
 
@@ -93,7 +94,17 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
         message="" if removed else _why_nothing(facts, held),
         expanded=tuple(_expanded(facts, selection, plan)),
         gates=tuple(_gates(facts, selection, plan)),
+        notes=tuple(_open_sizes(facts.graph)),
     )
+
+
+def _open_sizes(graph: Graph) -> Iterator[str]:
+    """Yield a note for each input with open sizes beside the batch: MACs at a size of 1 are no measure of a layer."""
+    for name in graph.inputs:
+        shape = graph.values[name].shape or ()
+        if not all(isinstance(size, int) for size in shape[1:]):
+            sizes = "x".join(str(size) if isinstance(size, int) else "?" for size in shape)
+            yield f"open sizes count as 1 in MACs and activations: give --input-shape for input {name} ({sizes})"
 
 
 def _gates(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[GateFolded]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from prunec.charts import stacked_bar, text
 from prunec.report import Analysis, Blocked, LayerSummary, PinReport, constant_in, percent, readable
-from prunec.report_html import html_table, page, section, tiles
+from prunec.report_html import html_table, name_cell, page, section, tiles
 
 _NEUTRAL = "var(--c0)"
 _GOLDEN_ANGLE = 137.508
@@ -39,6 +39,7 @@ def analysis_page(analysis: Analysis) -> str:
         f"<h1>{text(analysis.model)}</h1>",
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
+        "".join(f'<p class="soft">{text(note)}</p>' for note in analysis.notes),
         section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
         section("Pinned: cannot be removed", _pins(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
@@ -82,8 +83,9 @@ def _layers(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
         rows.append(
             (
                 _name(_colour(layer, colours), layer.node), text(layer.op), f"{layer.channels:,}",
-                stacked_bar(parts, width=120), f"{layer.prunable:,}", f"{layer.constant:,}" if layer.constant else "",
-                f"{layer.dead:,}" if layer.dead else "", readable(layer.params), readable(layer.macs), text(layer.note),
+                stacked_bar(parts, width=90), f"{layer.prunable:,}", f"{layer.constant:,}" if layer.constant else "",
+                f"{layer.dead:,}" if layer.dead else "", readable(layer.params), readable(layer.macs),
+                name_cell(layer.note),
             )
         )  # fmt: skip
     columns = ("layer", "op", "channels>", "", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
@@ -98,18 +100,24 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
         name = _name(colours.get(group.id, _NEUTRAL), str(group.id))
         prunable = "yes" if group.prunable else "pinned"
         cost = (readable(group.params_per_channel), readable(group.macs_per_channel))
-        rows.append((name, f"{group.channels:,}", prunable, *cost, text(shown)))
+        rows.append((name, f"{group.channels:,}", prunable, *cost, name_cell(shown)))
     return html_table(("group", "channels>", "prunable", "params each>", "MACs each>", "members"), rows)
 
 
 def _pins(pins: Sequence[PinReport]) -> str:
-    rows = [(text(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in pins]
+    rows = [(name_cell(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in pins]
     return html_table(("node", "op", "channels>", "reason"), rows)
 
 
 def _blocked(held: Sequence[Blocked]) -> str:
     rows = [
-        (text(item.node), text(item.op), f"{item.channels:,}", text(item.reason), text(constant_in(item, 4, 12)))
+        (
+            name_cell(item.node),
+            text(item.op),
+            f"{item.channels:,}",
+            text(item.reason),
+            name_cell(constant_in(item, 4, 12)),
+        )
         for item in held
     ]
     return html_table(("held by", "op", "channels>", "reason", "constant in"), rows)
@@ -183,7 +191,7 @@ def _colour(layer: LayerSummary, colours: Mapping[int, str]) -> str:
 
 
 def _name(colour: str, name: str) -> str:
-    return f'<span class="n">{_chip(colour)}{text(name)}</span>'
+    return name_cell(name, _chip(colour))
 
 
 def _chip(colour: str) -> str:

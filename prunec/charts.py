@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _MAX_POINTS = 400
+_LONGEST_LABEL = 16
+_WIDE = 960
+"""Charts of this width scroll on a small screen, where they would be too small to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,9 @@ def line_chart(
     low, high = (min(math.floor(10 * min(ys)) / 10, 0.9) if min(ys) > 0.5 else 0.0, 1.0) if percent else _padded(ys)
     # One logged step still gets an axis.
     right = x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1
-    frame = _Frame(50, 34, width - 66, height - 66, x_range[0], right, low, high)
+    frame = _Frame(58, 34, width - 74, height - 66, x_range[0], right, low, high)
     body = [_spans(frame, spans), _axes(frame, percent)]
+    body.append(_label(frame.left - 14, frame.top + frame.height + 17, "step", "tick", "end"))
     body += [_line(frame, line, percent) for line in series]
     if len(series) > 1:
         body.append(_legend(frame, series))
@@ -109,7 +113,7 @@ def pareto_chart(title: str, points: Sequence[tuple[str, float, float]], *, widt
         return ""
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
     low, high = _padded([min(ys), min(1.0, max(ys) + 1e-9)])
-    frame = _Frame(50, 34, width - 76, height - 66, 0.0, 1.08 * max(xs), low, min(high, 1.02))
+    frame = _Frame(58, 34, width - 84, height - 66, 0.0, 1.08 * max(xs), low, min(high, 1.02))
     best = sorted((x, y) for x, y in zip(xs, ys, strict=True) if not _beaten(x, y, points))
     line = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in best)
     body = [_axes(frame, percent=True), _tag("polyline", css="line", stroke="var(--c0)", points=line)]
@@ -131,14 +135,14 @@ def kept_bars(
     before: Sequence[int],
     after: Sequence[int],
     *,
-    width: int = 960,
+    width: int = _WIDE,
     height: int = 300,
 ) -> str:
     """Return a bar per layer: its full height before, filled to what is kept."""
     if not labels:
         return ""
     named = len(labels) <= 60
-    bottom = 84 if named else 28
+    bottom = 28 + (4 * min(_LONGEST_LABEL, max(map(len, labels))) if named else 0)
     top = max(max(before), max(after), 1)
     frame = _Frame(50, 34, width - 62, height - 34 - bottom, 0, len(labels), 0, top * 1.05)
     step = frame.width / len(labels)
@@ -164,7 +168,7 @@ def heatmap(
     edges: Sequence[float],
     columns: Sequence[Sequence[float]],
     *,
-    width: int = 960,
+    width: int = _WIDE,
     height: int = 260,
 ) -> str:
     """Return shares over time: one column per step, one cell per bin between ``edges``.
@@ -308,7 +312,7 @@ def _label(x: float, y: float, value: object, css: str, anchor: str) -> str:
 
 def _slanted(x: float, y: float, value: str) -> str:
     # The end of a dotted name tells layers apart.
-    shown = value if len(value) <= 16 else "…" + value[-15:]
+    shown = value if len(value) <= _LONGEST_LABEL else "…" + value[1 - _LONGEST_LABEL :]
     turn = f"rotate(-40 {x:.1f} {y:.1f})"
     return _tag("text", text(shown), css="tick", x=x, y=y, text_anchor="end", transform=turn)
 
@@ -316,6 +320,5 @@ def _slanted(x: float, y: float, value: str) -> str:
 def _svg(title: str, width: int, height: int, body: str) -> str:
     heading = _tag("text", text(title), css="title", x=8, y=20)
     box = f"0 0 {width} {height}"
-    return _tag(
-        "svg", heading + body, css="chart", viewBox=box, width=width, height=height, role="img", aria_label=title
-    )
+    css = "chart wide" if width >= _WIDE else "chart"
+    return _tag("svg", heading + body, css=css, viewBox=box, width=width, height=height, role="img", aria_label=title)

@@ -38,7 +38,7 @@ def check_output(path: str | Path, *, force: bool = False, inputs: Iterable[str 
     """
     path = Path(path)
     for given in inputs:
-        if _same_file(path, Path(given)):
+        if same_file(path, Path(given)):
             raise BadInput(
                 f"the output {path} is the input",
                 why="prunec never overwrites its input",
@@ -52,6 +52,22 @@ def check_output(path: str | Path, *, force: bool = False, inputs: Iterable[str 
         raise BadInput(f"the output {path} is already there", do="give another path, or --force to replace it")
     check_folder(path.resolve().parent)
     return path
+
+
+def check_name(path: str | Path) -> None:
+    """Find out whether ONNX and ONNX Runtime, which take UTF-8 only, can open a file of this name.
+
+    Raises:
+        BadInput: the name, or that of a folder that it lies in, is not UTF-8.
+    """
+    try:
+        os.path.realpath(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"the name {path} is not UTF-8",
+            why="ONNX and ONNX Runtime cannot open files of such names",
+            do="rename the file, or the folder that it lies in",
+        ) from error
 
 
 def check_folder(folder: str | Path) -> None:
@@ -100,7 +116,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(aside, final)
         _flush(final.parent)
     except Exception as error:
-        reason = _disk_reason(error)
+        reason = disk_reason(error)
         if reason:
             raise write_failed(final, reason) from error
         raise
@@ -114,7 +130,7 @@ def write_failed(path: Path, reason: str) -> WriteFailed:
     return WriteFailed(f"cannot write {path}", why=reason, do="free some space, or give a folder on another disk")
 
 
-def _disk_reason(error: BaseException) -> str:
+def disk_reason(error: BaseException) -> str:
     """Return what the system says if ``error`` comes from a disk that takes no more, else "".
 
     Libraries hide it: torch.save raises a RuntimeError in its place, safetensors has only the text.
@@ -180,8 +196,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` to ``path`` atomically, as UTF-8; bytes of file names that are not are escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, document: Any) -> None:
@@ -280,7 +296,8 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}")
 
 
-def _same_file(a: Path, b: Path) -> bool:
+def same_file(a: Path, b: Path) -> bool:
+    """Tell whether two paths are one file, there or not."""
     try:
         return a.samefile(b)
     except OSError:

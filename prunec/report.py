@@ -22,6 +22,9 @@ SCORE_NAMES = {
 MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
 """What people read for the moments of a run at which its network is scored."""
 
+PHASE_NAMES = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
+"""What people read for the phases of a run."""
+
 
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON data: dataclasses become objects, tuples become arrays."""
@@ -185,6 +188,7 @@ class Analysis:
         params: elements of parameters, literals left out.
         macs: multiply-accumulates of one input, batch 1.
         activations: elements written by all ops, batch 1.
+        notes: what a person must know to read the numbers.
     """
 
     model: str
@@ -199,6 +203,7 @@ class Analysis:
     pins: tuple[PinReport, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     layers: tuple[LayerSummary, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the analysis as JSON data; the keys are the field names."""
@@ -340,6 +345,7 @@ class PruneReport:
             tolerance; that was checked unless validation was refused.
         expanded: operands that are put together again where they are added up (``--residual expand``).
         gates: products whose constant channels go past them (``--gates fold``).
+        notes: what a person must know to read the numbers.
     """
 
     model: str
@@ -359,6 +365,7 @@ class PruneReport:
     exact_on_data: bool = False
     expanded: tuple[Expanded, ...] = ()
     gates: tuple[GateFolded, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from prunec.charts import Series, Span, heatmap, kept_bars, line_chart, pareto_chart, stacked_bar, text
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json, read_lines, write_text
-from prunec.report import MOMENT_NAMES, SCORE_NAMES, percent, readable
+from prunec.report import MOMENT_NAMES, PHASE_NAMES, SCORE_NAMES, percent, readable
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,7 +30,8 @@ _STYLE = """
 --c6:#e0b93a;--c7:#46c4d8;--c8:#ff7a70;--c9:#b3c45a;--c0:#71809a;--shade:#6ea0ff14;--shade2:#f5a04e14}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1040px;margin:0 auto;padding:32px 20px 60px}h1{font-size:26px;margin:0 0 2px}
+main{max-width:1040px;margin:0 auto;padding:32px 20px 60px}h1{font-size:26px;margin:0 0 2px;
+overflow-wrap:anywhere}
 h2{font-size:18px;margin:0 0 10px}p{margin:4px 0 10px}.soft{color:var(--soft)}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 20px;
 margin-top:18px;overflow-x:auto}
@@ -40,9 +41,10 @@ margin-top:18px;overflow-x:auto}
 .tile span{color:var(--soft);font-size:13px}.good{color:var(--good)}.bad{color:var(--bad)}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;text-align:left}td,th{padding:3px 18px 3px 0;vertical-align:top}
-tbody tr{border-top:1px solid var(--line)}.r{text-align:right;white-space:nowrap}.n{white-space:nowrap}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:8px}
-svg{max-width:100%;height:auto;display:block}svg.mini{display:inline-block;vertical-align:middle}
+tbody tr{border-top:1px solid var(--line)}.r{text-align:right;white-space:nowrap}
+.n{display:inline-flex;align-items:baseline;min-width:13em;max-width:26em;overflow-wrap:anywhere}.n .chip{flex:none}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px}
+svg{max-width:100%;height:auto;display:block}svg.wide{min-width:640px}svg.mini{display:inline-block;vertical-align:middle;max-width:none}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .title{font-weight:600;font-size:13.5px}
 svg .tick,svg .phase,svg .legend{fill:var(--soft);font-size:11px}svg .value{font-size:11px}
 svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
@@ -90,6 +92,11 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for row in rows
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
+
+
+def name_cell(words: str, mark: str = "") -> str:
+    """Return a cell of long names, which break anywhere so that a table stays as wide as its page; ``mark`` is HTML."""
+    return f'<span class="n">{mark}<span>{text(words)}</span></span>' if words else ""
 
 
 def write_run_page(run: RunFolder, target: str | Path | None = None) -> Path:
@@ -260,6 +267,7 @@ def _phases(metrics: Rows, steps: Sequence[float]) -> list[Span]:
     spans: list[Span] = []
     for row, step in zip(metrics, steps, strict=True):
         name = str(row.get("phase") or "")
+        name = PHASE_NAMES.get(name, name)
         if spans and spans[-1].name == name:
             spans[-1] = Span(name, spans[-1].start, step)
         elif name:
@@ -308,7 +316,7 @@ def _layers(summary: Mapping[str, Any]) -> str:
     rows = []
     for layer in summary.get("layers") or []:
         before, after = int(layer["before"]), int(layer["after"])
-        name, op = text(layer["node"]), text(layer.get("op", ""))
+        name, op = name_cell(str(layer["node"])), text(layer.get("op", ""))
         rows.append((name, op, f"{before:,}", f"{after:,}", percent(after, before)))
     return html_table(("layer", "op", "before>", "after>", "kept>"), rows)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.errors import BadInput, PrunecError
+from prunec.files import check_name
 from prunec.libraries import LIBRARIES, build_from
 from prunec.runtime import first_line, name_shapes
 
@@ -69,6 +70,7 @@ def resolve(spec: str, shapes: Shapes | None = None, *, weights: Path | None = N
             raise BadInput(f"there is no file {spec}", do="check the path")
         if weights is not None:
             raise BadInput("an ONNX file has its own weights", do="leave --weights out")
+        check_name(path)
         return OnnxModel(spec, path, shapes)
     module, default = _module(spec)
     if weights is not None:
@@ -178,7 +180,7 @@ def _user_module(spec: str, name: str) -> Any:
         found.loader.exec_module(module)
     except PrunecError:
         raise
-    except Exception as error:  # the user's code raises anything
+    except (Exception, SystemExit) as error:  # the user's code raises anything, and scripts exit
         why = first_line(error) if isinstance(error, ImportError | FileNotFoundError) else _told(error)
         raise BadInput(
             f"cannot import {name!r}",
@@ -195,7 +197,7 @@ def _call(spec: str, factory: Callable[[], Any]) -> Any:
         return factory()
     except PrunecError:
         raise
-    except Exception as error:  # the user's code raises anything
+    except (Exception, SystemExit) as error:  # the user's code raises anything
         raise BadInput(
             f"{spec} failed", why=_told(error), do="it is called without arguments; --debug shows where it failed"
         ) from error

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunec.errors import BadInput, UnsupportedModel
+from prunec.files import check_name
 from prunec.probes import Array, Feed, InputKind
 from prunec.samples import Slot
 
@@ -100,6 +101,8 @@ def open_runner(
 
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise BadInput(f"there is no file {model}", do="give the path of an .onnx file")
+    if not isinstance(model, bytes):
+        check_name(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # Two sessions are timed in turn: the idle one's threads must not spin on the other's cores.

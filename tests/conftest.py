@@ -43,6 +43,14 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of bars, lying or standing, to train on; see training_bars.py."""
+    from training_bars import write_bars
+
+    return write_bars(tmp_path_factory.mktemp("bars"))
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Unpacked data sets and weights; see .ci/run."""
     return _folder_from("PRUNEC_SHARED_DATA")

@@ -93,7 +93,7 @@ def test_a_norm_that_follows_takes_the_sum_from_its_running_mean() -> None:
     np.testing.assert_allclose(edits_of(graph, made).params[mean], np.array([0.1, 0.2]) - 2 * w[:, 1, 0, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("why", ["batch statistics", "another reader", "an output"])
+@pytest.mark.parametrize("why", ["batch statistics", "another reader", "an output", "another norm"])
 def test_a_running_mean_that_is_not_this_layers_alone_is_left_as_it_is(why: str) -> None:
     t = Tiny()
     x = t.conv(silent(t, [NAN, 2.0]), weight(2, 2, 1, 1), ("N", 2, 8, 8))
@@ -103,6 +103,10 @@ def test_a_running_mean_that_is_not_this_layers_alone_is_left_as_it_is(why: str)
         outs.append(t.conv(x, weight(1, 2, 1, 1), ("N", 1, 8, 8)))
     if why == "an output":
         outs.append(x)
+    if why == "another norm":
+        norm = next(node for node in t.graph(y).nodes if y in node.outputs)
+        z = t.node("batch_norm", [t.input("N", 2, 8, 8), *norm.inputs[1:]], ("N", 2, 8, 8), **norm.attrs)
+        outs.append(z)
     _, made = planned(t.graph(*outs))
     (fold,) = (f for f in made.folds if f.positions == (1,))
     assert (fold.kind, fold.target) == ("bias", "")
@@ -192,6 +196,26 @@ def test_a_constant_too_small_to_carry_is_passed_over() -> None:
     (fold,) = made.folds
     assert fold.carrier == 2
     assert selection.carriers.sum() == 1
+
+
+def test_a_constant_that_stays_and_is_too_small_carries_nothing() -> None:
+    """Channel 1 is pinned; its weights would have to grow two-million-fold."""
+    t = Tiny()
+    x = silent(t, [NAN, 1e-6, 2.0])
+    out = t.conv(x, weight(2, 3, 3, 3), ("N", 2, 8, 8), pad=1)
+    pinned = t.node("gather", [x], ("N", 8, 8), axis=1, indices=np.int64(1))
+    selection, made = planned(t.graph(out, pinned))
+    assert selection.carriers.sum() == 1
+    assert made.folds == ()
+
+
+def test_of_constants_that_stay_the_largest_carries() -> None:
+    t = Tiny()
+    x = silent(t, [NAN, 0.5, 2.0, 1.0])
+    out = t.conv(x, weight(2, 4, 3, 3), ("N", 2, 8, 8), pad=1)
+    pinned = t.node("gather", [x], ("N", 2, 8, 8), axis=1, indices=np.array([1, 2]))
+    _, made = planned(t.graph(out, pinned))
+    assert [(fold.positions, fold.carrier) for fold in made.folds] == [((3,), 2)]
 
 
 def test_each_group_of_a_grouped_convolution_has_its_own_carrier() -> None:

@@ -55,6 +55,10 @@ def fails():
     raise ValueError("no such thing as [brackets]")
 
 
+def exits():
+    raise SystemExit(3)
+
+
 def number():
     return 3
 """
@@ -168,6 +172,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["analyze", "networks:Hal"], "did you mean Half"),
         (["analyze", "nowhere:Half"], "cannot import 'nowhere'"),
         (["analyze", "networks:fails"], "ValueError: no such thing as [brackets]"),
+        (["analyze", "networks:exits"], "networks:exits failed\n  why: SystemExit: 3"),
         (["analyze", "networks:number"], "gives a int, not a torch.nn.Module"),
         (["analyze", "networks:Half", "--input-shape", "banana"], "'banana' is not an input shape"),
         (["analyze", "networks:Half", "--input-shape", "x:1x3x0x8"], "is not an input shape"),
@@ -180,6 +185,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["prune", "digits", "-o", "networks.py"], "is already there"),
         (["prune", "digits", "-o", "a.onnx", "--criterion", "l1"], "budget"),
         (["prune", "digits", "-o", "a.onnx", "--target-macs", "2"], "--target-macs"),
+        (["prune", "digits", "-o", "a.onnx", "--plan", "a.onnx"], "--plan and --output are both a.onnx"),
         (["validate", "a.onnx", "b.onnx"], "there is no file a.onnx"),
         (["validate", "networks.py", "networks.py"], "networks.py is not an ONNX model"),
         (["report", "missing"], "there is no folder missing"),
@@ -187,7 +193,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["train-prune", "-o", "r", "--preset", "nothing"], "there is no preset called 'nothing'"),
         (["train-prune", "-o", "r", "--arch", "digits", "--model", "networks:Half"], "--arch, --model and --onnx"),
         (["train-prune", "-o", "r", "--resume", "--batch-size", "8"], "batch_size"),
-        (["train-prune", "-o", "r", "--resume"], "config.json"),
+        (["train-prune", "-o", "r", "--resume"], "r holds no run to resume"),
         (["train-prune", "-o", "r", "--arch", "digits", "--data", "missing"], "there is no data set 'missing'"),
         (["prune"], "Missing argument"),
         (["prune", "digits"], "Missing option"),
@@ -350,10 +356,10 @@ def test_an_internal_error_names_its_stage(run: Run, monkeypatch: pytest.MonkeyP
 
 def test_an_operating_system_error_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_arguments: object, **_options: object) -> None:
-        raise OSError(28, "No space left on device", "out.onnx")
+        raise IsADirectoryError(21, "Is a directory", "out.onnx")
 
     monkeypatch.setattr(api, "analyze_module", broken)
-    assert run("analyze", "digits")[0::2] == (2, "error[bad-input]: out.onnx: No space left on device\n")
+    assert run("analyze", "digits")[0::2] == (2, "error[bad-input]: out.onnx: Is a directory\n")
 
 
 def test_an_interrupt_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,11 +370,81 @@ def test_an_interrupt_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert run("analyze", "digits") == (130, "", "\ninterrupted\n")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
-def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"'{sys.executable}' -c 'from prunec.cli.main import run; run()' presets --json | head -c 1"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
-    assert (result.stdout, result.stderr) == ("[", "")
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which ``prunec`` is this prunec; its exit status is that of the last command to fail."""
+    script = f"set -o pipefail; prunec() {{ '{sys.executable}' -m prunec \"$@\"; }}; {command}"
+    return subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+needs_pipes = pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
+
+
+@needs_pipes
+@pytest.mark.parametrize("command", ["presets --json", "presets"])
+def test_a_reader_that_leaves_is_no_error_and_no_failed_check(command: str) -> None:
+    # The reader has gone before anything is written.
+    result = shell(f"prunec {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 141)
+
+
+@needs_pipes
+def test_nobody_reads_an_error() -> None:
+    assert shell("prunec analyze missing.onnx 2>&1 | true; exit ${PIPESTATUS[0]}").returncode == 141
+
+
+@needs_pipes
+def test_closed_streams_are_no_error() -> None:
+    result = shell("prunec presets >&-")
+    assert (result.stderr, result.returncode) == ("", 0)
+    result = shell("prunec presets >&- 2>&- <&-")
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_output_that_finds_no_room_is_a_failed_write() -> None:
+    result = shell("prunec presets > /dev/full")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error[write-failed]: cannot write the output\n  why: No space left on device")
+
+
+def test_a_terminal_without_a_character_gets_its_plain_spelling(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    line = f"cd '{tmp_path}' && prunec prune networks:with_inputs -o out.onnx"
+    result = shell(line, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^parameters .* -\d+\.\d%$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text there")
+def test_files_whose_names_are_not_utf_8_are_refused_by_name(run: Run, conv_file: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"b\xe9d.onnx")
+    odd.write_bytes(conv_file.read_bytes())
+    for arguments in (
+        ["analyze", odd],
+        ["validate", odd, conv_file],
+        ["validate", conv_file, odd],
+        ["prune", conv_file, "-o", odd.with_stem("x" + odd.stem)],
+        ["train-prune", "-o", odd.with_suffix("")],
+    ):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert re.match(r"error\[bad-input\]: the name .*b.+d(\.onnx)? is not UTF-8\n", err)
+        assert_one_message(err)
+
+
+def test_sizes_that_a_file_leaves_open_are_told_beside_its_macs(run: Run, conv_file: Path) -> None:
+    note = "open sizes count as 1 in MACs and activations: give --input-shape for input x (?x3x?x?)"
+    assert run("analyze", conv_file)[2] == f"note: {note}\n"
+    assert json.loads(run("analyze", conv_file, "--json")[1])["notes"] == [note]
+    assert f"note: {note}\n" in run("prune", conv_file, "-o", "out.onnx")[2]
+    assert run("analyze", conv_file, "--input-shape", "1x3x8x8")[2] == ""
 
 
 def test_a_pipe_gets_no_colour(run: Run) -> None:

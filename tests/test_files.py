@@ -144,3 +144,8 @@ def test_a_file_that_is_not_json_is_bad_input(tmp_path: Path, content: bytes) ->
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(BadInput):
         read_json(tmp_path / "a.json")
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_in_a_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", os.fsdecode(b"run b\xe9d"))
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "run b\\udce9d"

@@ -150,6 +150,14 @@ def test_what_computes_a_constant_is_dead() -> None:
     assert live(t, x, y) == [False, True]
 
 
+def test_what_a_constant_follows_from_is_live_where_it_is_constant_itself() -> None:
+    t = Tiny()
+    x = t.constant([NAN, 2.0], 8, 8)
+    y = t.conv(x, np.array([0.0, 3.0]).reshape(1, 2, 1, 1), ("N", 1, 8, 8))
+    # The output is 6 for any input, and no longer if channel 1 changed.
+    assert live(t, x, y) == [False, True]
+
+
 def test_a_branch_that_is_constant_throughout_is_dead() -> None:
     t = Tiny()
     x = t.input("N", 2, 8, 8)
@@ -382,6 +390,9 @@ def test_an_opaque_op_reads_everything_when_needed_or_when_it_has_effects() -> N
     needed = t.node("opaque", [x], ("N", 2))
     t.node("opaque", [y], ("N", 2))
     t.node("opaque", [z], ("N", 2), side_effects=True)
+    w = t.input("N", 2)
+    t.split("opaque", [w], [])  # what gives nothing is there for its effects
+    assert live(t, w, needed) == [True]
     assert live(t, x, needed) == [True]
     assert live(t, y, needed) == [False]
     assert live(t, z, needed) == [True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +31,11 @@ from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from torch import Tensor
 
 from prunec.api import gather_facts
+from prunec.backends import onnx_save
 from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import model_bytes, save_onnx, staged_onnx
 from prunec.edits import CannotRewrite
+from prunec.errors import WriteFailed
 from prunec.frontends.onnx import load_onnx, trace_onnx
 from prunec.passes.groups import group_classes
 from prunec.passes.lower import lower
@@ -343,6 +347,17 @@ def test_failed_check_leaves_nothing_behind(tmp_path: Path) -> None:
         raise RuntimeError("not good")
     assert [file.name for file in tmp_path.iterdir()] == ["out.onnx"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_full_disk_is_a_failed_write_of_the_named_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_save, "write_onnx", full)
+    with pytest.raises(WriteFailed, match=r"cannot write .*out\.onnx"):
+        save_onnx(prune(chain(Net(13)))[2], tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_large_model_streams(tmp_path: Path) -> None:

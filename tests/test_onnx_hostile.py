@@ -31,10 +31,10 @@ def small_net(constants: str = "initializer") -> onnx.ModelProto:
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
     """No file may cost more than seconds, or memory out of proportion."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
-    assert time.monotonic() - start < 20, "took too long"
+    assert time.process_time() - start < 20, "took too long"  # other work on the machine does not count
     assert grown < 500e6, f"took {grown / 1e6:.0f} MB"
 
 

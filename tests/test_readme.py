@@ -7,6 +7,7 @@ without such a mark fails.
 
 from __future__ import annotations
 
+import pydoc
 import re
 import shlex
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 from prunec.cli.main import execute, main
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,7 +58,18 @@ def test_the_commands_run_one_after_another(
         assert status == 0, f"{command}\n{capfd.readouterr().err}"
 
 
-@pytest.mark.parametrize("command", _commands("parse"))
+def _shown_in_docs() -> list[str]:
+    """Return the commands of the other pages, in fences or indented; they are too long to run here."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    lines = re.findall(r"^(?:    )?(?:torchrun .*-m )?(prunec [a-z-]+ .*)$", "\n".join(texts), re.MULTILINE)
+    return sorted({line for line in lines if line.split()[1] in main.commands})
+
+
+def test_the_other_pages_show_commands() -> None:
+    assert len(_shown_in_docs()) > 10
+
+
+@pytest.mark.parametrize("command", [*_commands("parse"), *_shown_in_docs()])
 def test_the_long_commands_have_options_that_exist(command: str) -> None:
     program, name, *arguments = shlex.split(command, comments=True)
     assert program == "prunec"
@@ -64,6 +77,18 @@ def test_the_long_commands_have_options_that_exist(command: str) -> None:
         subcommand = main.commands[name]
         assert isinstance(subcommand, click.Command)
         subcommand.make_context(name, arguments, parent=context)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *(ROOT / "prunec").rglob("*.py")], ids=lambda path: path.name)
+def test_what_pages_and_messages_call_by_name_is_there(path: Path) -> None:
+    """``prunec.NAME`` as a page, a docstring or a message writes it, and what a page imports."""
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|use )(prunec(?:\.[A-Za-z_]\w*)+)", text))
+    if path.suffix == ".md":
+        for module, names in re.findall(r"^from (prunec[\w.]*) import (.+)$", text, re.MULTILINE):
+            named |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    for name in sorted(named):
+        assert pydoc.locate(name) is not None, f"{path.name} speaks of {name}"
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +100,9 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         exec(compile(snippet, "README.md", "exec"), names)
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_links_to_files_lead_to_files(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_to_files(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
-            assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}"
+            assert document.parent.joinpath(target).exists(), f"{document.name} links to {target}"

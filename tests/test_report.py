@@ -272,7 +272,7 @@ def test_a_line_stays_in_its_frame_and_breaks_at_a_gap() -> None:
     lines = re.findall(r'<polyline[^>]*points="([^"]*)"', chart)
     assert len(lines) == 2
     points = [tuple(map(float, point.split(","))) for line in lines for point in line.split()]
-    assert all(50 <= x <= 454 and 34 <= y <= 198 for x, y in points)
+    assert all(58 <= x <= 454 and 34 <= y <= 198 for x, y in points)
 
 
 def test_a_long_log_is_thinned_and_keeps_its_ends() -> None:
@@ -281,7 +281,33 @@ def test_a_long_log_is_thinned_and_keeps_its_ends() -> None:
     points = re.search(r'points="([^"]*)"', chart)
     assert points is not None
     assert len(points.group(1).split()) == 400
-    assert points.group(1).split()[0].startswith("50.0,")
+    assert points.group(1).split()[0].startswith("58.0,")
+
+
+def test_labels_of_small_numbers_stay_inside_the_chart() -> None:
+    chart = line_chart("l", [Series("s", "c1", (0, 1), (0.00025, 0.001))], x_range=(0, 1))
+    labels = re.findall(r'<text class="tick" x="([\d.]+)"[^>]*text-anchor="end">([^<]*)<', chart)
+    assert ("51", "0.00025") in labels
+    # Digits of 11 px are at most 7 px wide.
+    assert all(float(x) - 7 * len(shown) >= 0 for x, shown in labels)
+
+
+def test_the_axes_of_a_run_say_what_they_are() -> None:
+    document = run_page(
+        "r", {}, [{"step": 0, "phase": "warmup", "loss": 1.0}, {"step": 9, "phase": "ista", "loss": 1.0}], {}
+    )
+    assert re.findall(r'<text class="phase"[^>]*>([^<]*)<', document) == ["ISTA"]
+    assert ">step</text>" in document
+
+
+def test_long_names_break_and_bars_beside_them_keep_their_width() -> None:
+    long = dataclasses.replace(_analysis().layers[0], node="block/" * 40)
+    document = analysis_page(dataclasses.replace(_analysis(), layers=(long,)))
+    assert re.search(
+        r'<td><span class="n">(<span class="chip"[^>]*></span>)?<span>(block/){40}</span></span></td>', document
+    )
+    assert re.search(r"\.n\{[^}]*overflow-wrap:anywhere", document)
+    assert re.search(r"svg\.mini\{[^}]*max-width:none", document)
 
 
 def test_charts_without_data_are_left_out() -> None:

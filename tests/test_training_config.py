@@ -105,7 +105,7 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot read"):
+    with pytest.raises(BadInput, match="holds no run to resume"):
         resume_config(str(tmp_path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -136,6 +137,22 @@ def test_under_a_budget_rho_follows_the_planned_course() -> None:
     assert "budget" in feed(late, [Reading(0.6, 0.1, 0.5, 1, -0.001)])
 
 
+def test_on_its_course_rho_stays_and_falls_where_the_loss_suffers_even_behind_it() -> None:
+    on_course, suffering = Controller(0.1, budgeted=True), Controller(0.1, budgeted=True, chance_loss=CHANCE)
+    feed(on_course, [Reading(0.4, 0.1, 0.2, 1, planned_excess(0.4) + 0.01)])
+    assert on_course.rho_at(0.4) == 0.1
+    feed(suffering, [Reading(0.4, 0.1, 0, 1, 1.0)])
+    raised = suffering.rho_at(0.4)
+    feed(suffering, [Reading(0.5, 0.5, 0, 1, 1.0)])
+    assert suffering.rho_at(0.5) < raised
+
+
+def test_a_loss_that_began_at_that_of_guessing_has_not_risen_to_it() -> None:
+    controller = Controller(0.1, chance_loss=CHANCE)
+    feed(controller, course(15, loss=CHANCE))
+    assert controller.symptoms() == []
+
+
 def test_a_simulated_network_is_brought_to_its_budget() -> None:
     controller, size = Controller(0.001, budgeted=True, warmup=0.05), 1.0
     for step in range(100):
@@ -213,6 +230,16 @@ def test_a_short_run_gets_a_larger_rho_within_bounds() -> None:
     assert rho(30_000) == paper
     assert rho(500) == pytest.approx(1.4 / (0.2 * 500 / 3), rel=0.03)
     assert rho(5) == pytest.approx(10 * paper, rel=0.05)
+
+
+def test_what_rho_does_in_time_is_said_as_it_is() -> None:
+    facts = GammaFacts(weighted=110.0, mean=1.0, mean_penalty=0.7, reach=1.4)
+    enough = choose_rho_in_time(facts, 1.0, CHANCE, mu=0.2, steps=500).reason
+    assert re.fullmatch(r"a gamma without use then reaches zero within about 16\d of the 500 steps of ISTA", enough)
+    short = choose_rho_in_time(facts, 1.0, CHANCE, mu=0.2, steps=5).reason
+    assert re.fullmatch(
+        r"a gamma without use would take about \d\d+ steps to zero, and ISTA has 5: train longer", short
+    )
 
 
 def test_a_trained_networks_gammas_step_so_that_they_reach_zero_in_time() -> None:

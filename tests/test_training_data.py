@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,14 +117,29 @@ def test_a_cifar_batch_cannot_run_code(tmp_path: Path) -> None:
         (lambda f: (f / "train/cat/0.png").write_bytes(b"not an image"), "cannot read the image"),
         (lambda f: (f / "test/dog").rename(f / "test/wolf"), "different classes"),
         (lambda f: [p.unlink() for p in (f / "test").rglob("*.png")], "0 to test"),
+        (lambda f: [p.unlink() for p in (f / "train/dog").iterdir()], "there is no image in .*train/dog"),
+        (lambda f: shutil.rmtree(f / "test"), r"has train/ and no test/ or val/"),
+        (lambda f: shutil.rmtree(f / "train"), r"has test/ and no train/"),
     ],
-    ids=["damaged", "classes", "empty"],
+    ids=["damaged", "classes", "empty", "empty-class", "no-test", "no-train"],
 )
 def test_a_folder_that_makes_no_sense_is_refused(folder: Path, spoil: object, message: str) -> None:
     assert callable(spoil)
     spoil(folder)
     with pytest.raises(BadInput, match=message):
         load(str(folder), (3, 8, 8))
+
+
+@pytest.mark.parametrize(("shape", "why"), [((4, 8, 8), "images have 1 or 3\n"), ((8, 8, 3), "with channels last\n")])
+def test_a_network_that_takes_no_images_is_refused(folder: Path, shape: tuple[int, int, int], why: str) -> None:
+    with pytest.raises(BadInput, match=f"the network takes images of {shape[0]} channels\n(.*){why}"):
+        load(str(folder), shape)
+
+
+def test_hidden_files_are_no_images(folder: Path) -> None:
+    before = len(load(str(folder), (3, 8, 8)).train)
+    (folder / "train/cat/._0.png").write_bytes(b"what macOS puts beside files")
+    assert len(load(str(folder), (3, 8, 8)).train) == before
 
 
 def test_a_set_that_is_not_there_is_refused() -> None:

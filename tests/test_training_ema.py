@@ -26,6 +26,18 @@ def test_the_average_starts_fast_and_settles_at_its_decay() -> None:
     assert float(module.weight.detach()) == 29.0
 
 
+def test_the_first_weights_are_soon_forgotten_whatever_the_decay() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(0.0)
+    ema = Ema(module, decay=0.999)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    ema.update()
+    with ema.swapped_in():
+        assert float(module.weight.detach()) == pytest.approx(1 - 2 / 11)
+
+
 def test_statistics_are_averaged_and_counters_copied() -> None:
     module = nn.BatchNorm1d(2)
     ema = Ema(module, decay=0.9)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_nets import Chain
+from training_nets import Chain, ResidualConcat
 
 from prunec.passes.channels import channels
 from prunec.reading import read_module
 from prunec.training.budget import Goal, Sizer
-from prunec.training.fitting import GammaHistory, fit
+from prunec.training.fitting import GammaHistory, expendable, fit, set_gammas
 from prunec.training.footprint import size_under
 from prunec.training.sparsity import Sparsity, gamma_values, plan_sparsity
 
@@ -86,3 +86,36 @@ def test_a_budget_takes_the_smallest_of_every_layer() -> None:
     assert gone["first"] >= 1
     assert gone["second"] >= 1
     assert found.size.macs <= 0.55 * full.macs
+
+
+def test_channels_count_as_zero_for_as_many_readings_as_have_seen_them() -> None:
+    module = with_gammas([1.0] * 4, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    plan = planned(module)
+    history = watched(plan, module)  # the second of two readings is the first to see the zero
+    history.observe(gamma_values(plan, module))
+    (number,) = plan.gammas[1].classes[[1]]
+    assert history.zero_for(1).tolist() == history.zero_for(2).tolist()
+    assert np.flatnonzero(history.zero_for(2)).tolist() == [number]
+    assert not history.zero_for(3).any()
+
+
+def test_the_last_channel_of_a_layer_goes_only_where_it_is_zero_and_a_shortcut_leads_around() -> None:
+    plan = planned(ResidualConcat())
+    inner = next(gamma.classes for gamma in plan.gammas if gamma.param.startswith("inner"))
+    zero = np.zeros_like(plan.penalised)
+    assert len(expendable(plan, inner, zero)) == len(inner) - 1
+    zero[inner] = True
+    assert expendable(plan, inner, zero).tolist() == inner.tolist()
+
+
+def test_betas_that_follow_their_gammas_are_set_to_zero_with_them() -> None:
+    module = Chain()
+    graph = read_module(module, (torch.zeros(2, 3, 8, 8),)).graph
+    plan = plan_sparsity(graph, channels(graph), module, drive_all=True)
+    with torch.no_grad():
+        module.first[1].bias.fill_(0.5)
+    gone = np.zeros_like(plan.penalised)
+    gone[plan.gammas[0].classes[1]] = True
+    set_gammas(plan, module, gamma_values(plan, module), gone)
+    assert module.first[1].weight.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert module.first[1].bias.tolist() == [0.5, 0.0, 0.5, 0.5]

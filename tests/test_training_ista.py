@@ -64,6 +64,31 @@ def test_a_gamma_without_use_reaches_exactly_zero_and_stays() -> None:
     assert ista.sparsity() == 1.0
 
 
+def test_what_lies_within_the_threshold_is_exactly_zero_after_one_step() -> None:
+    gamma = nn.Parameter(torch.tensor([0.04, -0.05, 0.06]))
+    Ista(torch.optim.SGD([gamma], lr=0.1), [gamma], rho=0.5).step()
+    assert gamma.tolist()[:2] == [0.0, 0.0]
+    assert float(gamma[2].detach()) == pytest.approx(0.01)
+
+
+def test_a_channel_without_a_penalty_is_no_member_of_its_group() -> None:
+    gamma, free = nn.Parameter(torch.tensor([0.04])), nn.Parameter(torch.tensor([1.0]))
+    group = torch.tensor([0])
+    penalised = [Penalised(gamma, torch.ones(1), group), Penalised(free, torch.zeros(1), group)]
+    Ista(torch.optim.SGD([gamma, free], lr=0.1), penalised, rho=0.5).step()
+    assert (float(gamma.detach()), float(free.detach())) == (0.0, 1.0)
+
+
+def test_an_optimiser_that_has_made_steps_can_be_wrapped_and_saved(module: TwoGammas) -> None:
+    base = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    base.step()
+    ista = Ista(base, stream_gammas(module), rho=0.1)
+    assert module.bn1.weight not in ista.state
+    ista.load_state_dict(ista.state_dict())
+
+
 def test_ista_equals_a_loop_over_the_papers_formula(
     module: TwoGammas, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

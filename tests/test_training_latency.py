@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from training_bars import Stop, StopAt, config, write_bars
+from training_bars import Stop, StopAt, config
 
 from prunec.errors import BudgetNotMet
 from prunec.training import latency
@@ -23,11 +23,6 @@ from prunec.training.results import RunResult
 from prunec.training.run import train_prune
 
 LINE = (Point(0.1, 0.3), Point(0.4, 0.5), Point(0.6, 0.8), Point(1.0, 1.0))
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 def by_weights(original: Path, pruned: Path, _feed: Any) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from strategies import build as build_spec
 from tiny import Tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_bars import Stop, StopAt, config, write_bars
+from training_bars import Stop, StopAt, config
 from training_nets import Chain, Inverted
 
 from prunec import runtime
@@ -376,11 +376,6 @@ def test_processes_that_have_not_joined_do_not_measure(monkeypatch: pytest.Monke
 
 
 # --- runs -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 def random_clock(seed: int) -> Clock:

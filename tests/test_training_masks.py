@@ -129,6 +129,16 @@ def in_colour(folder: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(folder / "masks/train/3.png")
 
 
+def one_value(folder: Path) -> None:
+    for path in (folder / "masks/train").iterdir():
+        Image.fromarray(np.full((8, 8), 255, dtype=np.uint8)).save(path)
+
+
+def names_in_latin_1(folder: Path) -> None:
+    odd_value(folder)
+    (folder / "classes.txt").write_bytes("for\xeat\nroute\n".encode("latin-1"))
+
+
 def no_test(folder: Path) -> None:
     for path in (folder / "images/val").iterdir():
         path.unlink()
@@ -141,6 +151,8 @@ def no_test(folder: Path) -> None:
         (other_size, r"masks/train/3\.png is 6x4, its image 8x8"),
         (odd_value, r"has pixels of value 37"),
         (in_colour, r"3\.png has mode RGB"),
+        (one_value, r"every pixel of the masks in .*masks/train is 255"),
+        (names_in_latin_1, r"classes\.txt is not UTF-8"),
         (no_test, r"5 images to train and 0 to test"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training_bars import Stop, StopAt, config, write_bars
+from training_bars import Stop, StopAt, config
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
@@ -19,11 +19,6 @@ from prunec.training.betas import BetaDrive, Driven
 from prunec.training.distill import TEMPERATURE, distillation_loss
 from prunec.training.presets import resume_config
 from prunec.training.run import train_prune
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.mark.parametrize(

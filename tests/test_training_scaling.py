@@ -161,6 +161,26 @@ def test_a_change_of_the_function_is_caught_and_taken_back() -> None:
         torch.testing.assert_close(value, weights[name], msg=name)
 
 
+def test_outputs_that_are_no_numbers_any_more_are_a_change_of_the_function() -> None:
+    class Overflowing(nn.Module):
+        """Gives no numbers where the network's are large."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Chain()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.net(x)
+            return torch.where(scores.abs() > 50, torch.nan, scores)
+
+    module = Overflowing().eval()
+    scaling = scaling_of(module.net, torch.zeros(2, 3, 8, 8))
+    broken = Scaling(scaling.scaled, scaling.sources, scaling.reads[:1], scaling.blocked)
+    rescaling = Rescaling.of(module.net, broken, 1e3)
+    with pytest.raises(InternalError, match="changed the outputs by nan"):
+        rescaling.apply(module, (torch.zeros(2, 3, 8, 8),))
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf")])
 def test_an_alpha_that_is_no_factor_is_refused(alpha: float) -> None:
     with pytest.raises(BadInput, match="alpha is"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_bars import Stop, StopAt, config, write_bars
+from training_bars import Stop, StopAt, config
 from training_nets import tiny
 
 from prunec.apply import apply_plan
@@ -32,11 +32,6 @@ from prunec.training.shrinking import Live, due, shrink
 from prunec.training.sparsity import build, gamma_values, named_parameters
 
 SETTINGS: dict[str, Any] = {"shrink_after": 6, "rho": 0.05, "stop_on_plateau": False}
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from prunec.backends.onnx_surgeon import MEMORY
 from prunec.errors import BadInput
+from prunec.files import disk_reason, write_failed
 from prunec.frontends.onnx import OnnxSource
 from prunec.frontends.onnx_load import MAX_FILE_BYTES
 from prunec.frontends.onnx_wire import Piece, refer, splice
@@ -35,6 +36,7 @@ def staged_onnx(source: OnnxSource, path: str | Path) -> Iterator[Path]:
 
     Raises:
         BadInput: the folder cannot be written to.
+        WriteFailed: the disk is full, over quota or read-only.
     """
     final = Path(os.path.realpath(path))
     try:
@@ -49,6 +51,11 @@ def staged_onnx(source: OnnxSource, path: str | Path) -> Iterator[Path]:
         for file in sorted(folder.iterdir(), key=lambda file: file == staged):
             _flush(file)
             os.replace(file, final.parent / file.name)
+    except OSError as error:
+        reason = disk_reason(error)
+        if reason:
+            raise write_failed(final, reason) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

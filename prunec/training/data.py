@@ -76,7 +76,7 @@ def load(
             training, ahead of need.
 
     Raises:
-        BadInput: no such set or folder, nothing readable in it.
+        BadInput: no such set or folder, nothing readable in it, or a network that does not take images.
         MissingDependency: scikit-learn (digits) or Pillow (folders) is not installed.
     """
     if source in EMBEDDED:
@@ -87,6 +87,13 @@ def load(
             f"there is no data set {source!r}",
             do=f"give {' or '.join(EMBEDDED)}, a folder with train/CLASS/* and test/CLASS/* images, "
             "or one with images/ and masks/",
+        )
+    if image_shape[0] not in (1, 3):
+        last = image_shape[2] in (1, 3)
+        raise BadInput(
+            f"the network takes images of {image_shape[0]} channels",
+            why=f"images have 1 or 3{'; it seems to take them with channels last' if last else ''}",
+            do="give a network that takes N x C x H x W, grey or RGB",
         )
     name = folder.name or str(folder)
     batches = imagefiles.read_cifar_batches(folder)

@@ -85,9 +85,17 @@ def list_class_folders(folder: Path, image_shape: tuple[int, int, int]) -> FileS
         train, classes = _list_classes(folder / "train")
         test, test_classes = _list_classes(test_folder)
         _check_same_classes(folder, classes, test_classes)
+        _check_every_class(folder / "train", classes, train)
     else:
         files, classes = _list_classes(folder)
         train, test = _split(files)
+        if len(classes) == 1 and classes[0] in ("train", *TEST_NAMES):
+            missing = "test/ or val/" if classes[0] == "train" else "train/"
+            raise BadInput(
+                f"{folder} has {classes[0]}/ and no {missing}",
+                do=f"add it, or give {folder / classes[0]}: of class folders alone every tenth image is for testing",
+            )
+        _check_every_class(folder, classes, train)
     if len(classes) == 1:
         raise BadInput(
             f"{folder} has one class, {classes[0]!r}",
@@ -113,8 +121,8 @@ def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files anywhere in ``folder``, in order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    """Return the image files anywhere in ``folder``, in order of their names; macOS's ._a.png are none."""
+    return sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in _SUFFIXES)
 
 
 def _split(files: Sequence[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -133,6 +141,17 @@ def _check_same_classes(folder: Path, train: Sequence[str], test: Sequence[str])
         raise BadInput(
             f"{folder}: training and test images have different classes",
             why=f"only one of them has: {', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}",
+        )
+
+
+def _check_every_class(folder: Path, classes: Sequence[str], files: Sequence[tuple[Path, int]]) -> None:
+    """Refuse a class without images, unless there are none at all, which has a message of its own."""
+    empty = sorted(set(range(len(classes))) - {label for _, label in files})
+    if files and empty:
+        raise BadInput(
+            f"there is no image in {folder / classes[empty[0]]}",
+            why="each folder counts as a class, and this one cannot be learned",
+            do="put images there, or remove the folder",
         )
 
 

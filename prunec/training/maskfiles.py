@@ -146,11 +146,22 @@ def _coding(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> Coding:
     values: set[int] = set()
     for image, mask in pairs[::step]:
         values.update(np.unique(read_mask(mask, like=image)).tolist())
+    if len(values) == 1:  # of that few, the rest may be told apart
+        values.update(*(np.unique(read_mask(mask, like=image)).tolist() for image, mask in pairs))
+    if len(values) == 1:
+        raise BadInput(
+            f"every pixel of the masks in {pairs[0][1].parent} is {values.pop()}",
+            why="there is nothing to tell apart",
+            do="give masks of 0 and 255, or of class indices",
+        )
     if values <= {0, 128, 255}:
         return BINARY
     names = folder / "classes.txt"
     if names.is_file():
-        return _named(names.read_text(encoding="utf-8").split("\n"))
+        try:
+            return _named(names.read_text(encoding="utf-8").split("\n"))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{names} is not UTF-8", why=str(error), do="save it as UTF-8, a name per line") from error
     last = max(values - {VOID})
     if last == 1:
         return Coding(BINARY.classes, MappingProxyType({0: 0, 1: 1, VOID: VOID}))

@@ -273,7 +273,10 @@ def resume_config(output: str, **changes: Any) -> RunConfig:
             f"--resume goes on with the settings of the run; {', '.join(fixed)} cannot change them",
             do=f"leave them out, or start a new run in another folder; what may change: {', '.join(CHANGEABLE)}",
         )
-    config = RunConfig.from_json_dict(read_json(RunFolder(Path(output)).config), output=output, resume=True)
+    folder = RunFolder(Path(output))
+    if not folder.config.is_file():
+        raise BadInput(f"{output} holds no run to resume", do="give the folder of a run, or start one without --resume")
+    config = RunConfig.from_json_dict(read_json(folder.config), output=output, resume=True)
     return check(dataclasses.replace(config, **given))
 
 

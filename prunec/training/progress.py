@@ -10,12 +10,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from prunec.report import SCORE_NAMES
+from prunec.report import PHASE_NAMES, SCORE_NAMES
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
-
-_LABELS = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
 
 
 class Progress(Protocol):
@@ -65,7 +63,7 @@ class Lines(Silent):
         self._rows = 0
 
     def phase(self, name: str, total: int, done: int) -> None:
-        self.note(f"{_LABELS.get(name, name)}: {total} steps" + (f", from step {done}" if done else ""))
+        self.note(f"{PHASE_NAMES.get(name, name)}: {total} steps" + (f", from step {done}" if done else ""))
 
     def row(self, row: Mapping[str, Any], full_params: int) -> None:
         if self._rows % self._every == 0:
@@ -96,7 +94,7 @@ class Bar(Silent):
         self._task: TaskID | None = None
 
     def phase(self, name: str, total: int, done: int) -> None:
-        self._task = self._rich.add_task(_LABELS.get(name, name), total=total, completed=done, numbers="")
+        self._task = self._rich.add_task(PHASE_NAMES.get(name, name), total=total, completed=done, numbers="")
 
     def step(self, done: int) -> None:
         if self._task is not None:

@@ -138,7 +138,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     with replacing(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file(state, aside, metadata={"format": "pt"})
+        aside.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> RunResult:

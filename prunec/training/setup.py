@@ -19,7 +19,7 @@ from torch import nn
 
 from prunec import resolve
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
-from prunec.files import RunFolder, check_folder, check_space, clear_asides, is_aside, write_json
+from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
 from prunec.frontends.fx_trace import refuse_lazy
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
@@ -348,6 +348,7 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         BadInput: a run is there (without resume or force), something else is, or it cannot be written.
     """
     path = folder.path
+    check_name(path)
     if config.resume:
         if not folder.config.is_file():
             raise BadInput(f"{path} holds no run to resume", do="start it without --resume")
@@ -356,10 +357,11 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
     if path.exists() and not path.is_dir():
         raise BadInput(f"the output {path} is a file", do="give a folder")
     if path.is_dir() and not all(map(is_aside, path.iterdir())) and not config.force:
-        what = "already holds a run" if folder.config.is_file() else "is not empty"
-        raise BadInput(
-            f"the folder {path} {what}", do="give another folder, --resume to go on, or --force to replace the run"
-        )
+        if folder.config.is_file():
+            what, do = "already holds a run", "give another folder, --resume to go on, or --force to replace the run"
+        else:
+            what, do = "is not empty", "give another folder, or --force to put the run beside what is there"
+        raise BadInput(f"the folder {path} {what}", do=do)
     check_folder(_existing(path))
 
 

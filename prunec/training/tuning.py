@@ -124,6 +124,7 @@ def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, ste
     mu = choose_mu(facts, rho.value, config.lr, steps)
     if config.rho is None:
         rho = choose_rho_in_time(facts, 1.0, chance_loss, mu.value, steps)
+        mu = Choice(mu.value, _in_time(round(facts.reach / (mu.value * rho.value)), steps))
     return Chosen(alpha, rho, mu)
 
 
@@ -133,8 +134,7 @@ def choose_mu(facts: GammaFacts, rho: float, lr: float, steps: int) -> Choice:
         return Choice(lr, "there is no penalty")
     needed = facts.reach / (rho * REACH_SHARE * max(1, steps))
     mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
-    reach = round(facts.reach / (mu * rho))
-    return Choice(mu, f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA")
+    return Choice(mu, _in_time(round(facts.reach / (mu * rho)), steps))
 
 
 def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
@@ -177,8 +177,14 @@ def choose_rho_in_time(facts: GammaFacts, alpha: float, chance_loss: float, mu: 
     if needed <= comparable.value:
         return comparable
     rho = _two_digits(min(needed, MOST_TIMES * comparable.value))
-    reach = round(alpha * facts.reach / (mu * rho))
-    return Choice(rho, f"a gamma without use then reaches zero within {reach} of the {steps} steps of ISTA")
+    return Choice(rho, _in_time(round(alpha * facts.reach / (mu * rho)), steps))
+
+
+def _in_time(reach: int, steps: int) -> str:
+    """Return what becomes of a gamma without use."""
+    if reach > steps:
+        return f"a gamma without use would take about {reach} steps to zero, and ISTA has {steps}: train longer"
+    return f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA"
 
 
 def choose_alpha(facts: GammaFacts, mu: float, lr: float, rho: float | None, chance_loss: float) -> Choice:
