@@ -14,12 +14,13 @@ from prunec.backends.onnx import apply_onnx
 from prunec.backends.onnx_save import save_onnx
 from prunec.blame import judged
 from prunec.edits import CannotRewrite
-from prunec.errors import BadPlan
+from prunec.errors import BadInput, BadPlan
+from prunec.frontends.onnx import load_onnx
 from prunec.passes.channels import channels
 from prunec.passes.lower import lower
 from prunec.passes.rewrite import rewritten
 from prunec.plan import PrunePlan
-from prunec.reading import read_onnx
+from prunec.reading import read_loaded
 
 
 @judged
@@ -40,7 +41,11 @@ def apply_to_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None
             why="they were made of a module, while it was trained",
             do="apply it to the module with prunec.apply.apply_plan, and export what comes back",
         )
-    traced = read_onnx(path, _sizes(plan))
+    model = load_onnx(path)
+    try:
+        traced = read_loaded(model, _sizes(plan))
+    except BadInput as error:
+        raise BadPlan(f"the plan does not fit the file: {error.what}", why=error.why, do=error.do) from error
     traced = replace(traced, graph=rewritten(traced.graph, plan))
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:

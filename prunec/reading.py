@@ -16,6 +16,7 @@ from prunec.passes.paddings import fuse_paddings
 from prunec.passes.permutations import fuse_permutations
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from prunec.frontends.fx import Traced
@@ -37,7 +38,14 @@ def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = ""
 
 def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
     """Read an ONNX file (see ``prunec.frontends.onnx``) and rewrite its channel shuffles."""
-    from prunec.frontends.onnx import load_onnx, trace_onnx
+    from prunec.frontends.onnx import load_onnx
 
-    traced = trace_onnx(load_onnx(path), input_shapes or {})
+    return read_loaded(load_onnx(path), input_shapes or {})
+
+
+def read_loaded(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]]) -> TracedOnnx:
+    """Do the same with a model that ``prunec.frontends.onnx.load_onnx`` has loaded."""
+    from prunec.frontends.onnx import trace_onnx
+
+    traced = trace_onnx(model, input_shapes)
     return replace(traced, graph=freed(traced.graph))

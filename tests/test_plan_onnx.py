@@ -66,6 +66,26 @@ def test_a_plan_of_another_network_is_refused(network: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("change", ["name", "size"])
+def test_a_plan_for_another_input_is_refused_as_a_plan(network: Path, tmp_path: Path, change: str) -> None:
+    fixed, plan_file = tmp_path / "fixed.onnx", tmp_path / "plan.json"
+    other = onnx.load(network)
+    for dimension, size in zip(other.graph.input[0].type.tensor_type.shape.dim, (1, 3, 32, 32), strict=True):
+        dimension.dim_value = size
+    onnx.save(other, fixed)
+    prunec.prune_onnx(fixed, tmp_path / "half.onnx", criterion="l1", target_macs=0.5, plan_file=plan_file)
+    if change == "name":
+        old, other.graph.input[0].name = other.graph.input[0].name, "picture"
+        for node in other.graph.node:
+            node.input[:] = ["picture" if name == old else name for name in node.input]
+    else:
+        for axis in (2, 3):
+            other.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 64
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(BadPlan, match=r"the plan does not fit the file: .* input"):
+        PrunePlan.load(plan_file).apply_onnx(tmp_path / "other.onnx", tmp_path / "out.onnx")
+
+
 def test_a_plan_of_several_prunings_is_for_modules(network: Path, tmp_path: Path) -> None:
     nothing = PrunePlan(())
     with pytest.raises(BadPlan, match="several prunings"):
