@@ -246,6 +246,14 @@ def test_a_run_that_diverges_goes_on_with_a_smaller_learning_rate(tmp_path: Path
     assert json.loads((folder / "config.json").read_text())["rho"] == 0.03
 
 
+def test_a_setting_that_comes_too_late_is_said_to_have_no_effect(tmp_path: Path, bars: Path) -> None:
+    with pytest.raises(Stop):
+        train_prune(config(tmp_path / "run", bars), StopAt(110))
+    reasons = train_prune(resume_config(str(tmp_path / "run"), lr=0.001, finetune_lr=0.002)).reasons
+    assert "lr 0.001 from step 110 on: given, without effect: fine-tuning goes by finetune-lr" in reasons
+    assert "finetune-lr 0.002 from step 110 on: given" in reasons
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard imports
 def test_the_log_can_be_had_as_tensorboard_curves(tmp_path: Path, bars: Path) -> None:
     pytest.importorskip("tensorboard")

@@ -141,8 +141,11 @@ class _Run(Context):
         changed = checkpoints.changed_settings(resumed, self.config)
         if "rho" in changed and self.config.rho is not None:
             facts["rho"] = self.config.rho
+        late = self.state.phase >= FINETUNE and self.state.milestone + 1 >= len(self.config.milestones)
         for name in changed:
-            self.tell(f"{name.replace('_', '-')} {getattr(self.config, name)} from step {self.state.step} on: given")
+            said = f"{name.replace('_', '-')} {getattr(self.config, name)} from step {self.state.step} on: given"
+            without_effect = late and name in ("lr", "gamma_lr", "rho")
+            self.tell(f"{said}, without effect: fine-tuning goes by finetune-lr" if without_effect else said)
 
     def _left_in_training(self) -> tuple[PrunePlan, ...]:
         """Return the plans by which channels have left the network while it was trained."""
