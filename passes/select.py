@@ -246,21 +246,27 @@ def select_budget(
         wish[order[:count]] = False
         return _carried_out(demands, wish)
 
-    return _smallest(at, fits, order.size, facts, whole)
+    return _smallest(at, fits, order.size, facts, whole, multiple_of)
 
 
 def _smallest(
-    at: Callable[[int], Selection], fits: Callable[[Selection], bool], most: int, facts: Facts, whole: Cost
+    at: Callable[[int], Selection],
+    fits: Callable[[Selection], bool],
+    most: int,
+    facts: Facts,
+    whole: Cost,
+    multiple_of: int,
 ) -> Selection:
     """Bisect for the smallest number of removed channels that fits."""
     last = at(most)
     if not fits(last):
         left = recount(facts, last)
+        as_few = "one channel" if multiple_of == 1 else f"a multiple of {multiple_of} channels"
         raise BudgetNotMet(
             "the budget cannot be met by removing channels",
-            why=f"with one channel left per group {left.macs / max(1, whole.macs):.1%} of the MACs and "
+            why=f"with {as_few} left per group {left.macs / max(1, whole.macs):.1%} of the MACs and "
             f"{left.params / max(1, whole.params):.1%} of the parameters remain",
-            do="raise the target, or pin fewer channels",
+            do="raise the target, or pin fewer channels" + (", or lower the multiple" if multiple_of > 1 else ""),
         )
     low, high, best = 0, most, last
     while low < high:

@@ -454,6 +454,13 @@ def test_a_budget_below_what_must_stay_is_refused_with_what_is_left() -> None:
     assert "do:  raise the target" in str(error.value)
 
 
+def test_a_multiple_that_a_budget_leaves_no_room_for_is_named() -> None:
+    with pytest.raises(BudgetNotMet) as error:
+        prune_module(make("resnet20"), NETWORKS["resnet20"].inputs(), criterion="l1", target_macs=0.5, multiple_of=64)
+    assert "with a multiple of 64 channels left per group 100.0% of the MACs" in error.value.why
+    assert error.value.do == "raise the target, or pin fewer channels, or lower the multiple"
+
+
 @pytest.mark.parametrize("name", ["googlenet", "mobilenetv2"])
 def test_groups_keep_a_multiple_of_what_was_asked_for(name: str) -> None:
     net, case = make(name, 0.0), NETWORKS[name]
