@@ -16,11 +16,10 @@ from prunec.passes.paddings import fuse_paddings
 from prunec.passes.permutations import fuse_permutations
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
 
     from prunec.frontends.fx import Traced
-    from prunec.frontends.onnx import TracedOnnx
+    from prunec.frontends.onnx import OnnxSource, TracedOnnx
 
 
 def freed(graph: Graph) -> Graph:
@@ -43,7 +42,7 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
     return read_loaded(load_onnx(path), input_shapes or {})
 
 
-def read_loaded(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]]) -> TracedOnnx:
+def read_loaded(model: OnnxSource, input_shapes: Mapping[str, Sequence[int]]) -> TracedOnnx:
     """Do the same with a model that ``prunec.frontends.onnx.load_onnx`` has loaded."""
     from prunec.frontends.onnx import trace_onnx
 

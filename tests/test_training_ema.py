@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from training_nets import ResidualConcat
 
-from prunec.training.batchnorm import reestimate
+from prunec.training.batchnorm import enough_batches, reestimate
 from prunec.training.ema import Ema
 
 
@@ -99,3 +99,9 @@ def test_a_change_of_the_module_can_be_made_to_the_average_too() -> None:
     assert torch.equal(module.weight, 3 * live)
     with ema.swapped_in():
         assert torch.equal(module.weight, 3 * averaged)
+
+
+def test_statistics_are_measured_on_fewer_batches_of_large_images() -> None:
+    assert enough_batches(125, (3, 32, 32)) == enough_batches(64, (3, 224, 224)) == 20
+    assert enough_batches(64, (3, 512, 512)) == 4
+    assert enough_batches(64, (3, 4096, 4096)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,16 @@ def test_a_run_on_a_file_goes_on_after_a_stop(trained: Path, tmp_path: Path, ste
     whole, again = (load_file(tmp_path / name / "pruned.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_long_preparation_is_told_before_it_begins(trained: Path, tmp_path: Path) -> None:
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.said.append(text)
+
+    notes = Notes()
+    train_prune(make_config(**settings(tmp_path / "run", trained, steps=4, alpha=1.0, rho=0.05)), notes)
+    assert re.match(r"measuring the statistics of layers without a BatchNorm on \d+ images", notes.said[0])

@@ -1,16 +1,30 @@
 """BatchNorm running statistics, measured afresh.
 
-Owns ``reestimate``. Weights that have just been averaged, pruned or rescaled seldom fit the running
-statistics that were gathered on the way; a few batches set them right.
+Owns ``reestimate``, and how many images are enough for it. Weights that have just been averaged, pruned or rescaled
+seldom fit the running statistics that were gathered on the way; a few batches set them right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_BATCHES, _FEWEST, _PIXELS = 20, 2, 1 << 26
+
+
+def enough_batches(batch_size: int, image_shape: Sequence[int]) -> int:
+    """Return how many batches statistics are measured on: 20, or fewer where the images are large.
+
+    A statistic is a mean over all positions of all images, and each of these is another sample of it.
+
+    Args:
+        image_shape: C, H, W.
+    """
+    return max(_FEWEST, min(_BATCHES, _PIXELS // (batch_size * math.prod(image_shape[1:]))))
 
 
 @torch.no_grad()

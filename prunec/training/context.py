@@ -14,7 +14,7 @@ from torch import nn
 from prunec.plan import PrunePlan
 from prunec.training import checkpoint as checkpoints
 from prunec.training.batches import sampled_batches
-from prunec.training.batchnorm import reestimate
+from prunec.training.batchnorm import enough_batches, reestimate
 from prunec.training.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.controller import Controller
 from prunec.training.ema import Ema
@@ -29,8 +29,6 @@ from prunec.training.progress import Progress
 from prunec.training.setup import Setup, try_step
 from prunec.training.tasks import FineTune, Sparsify
 from prunec.training.tensorboard import Curves
-
-_STATISTICS_BATCHES = 20
 
 
 class Context:
@@ -119,8 +117,9 @@ class Context:
 
     def settle_statistics(self) -> None:
         """Measure the BatchNorms' statistics afresh."""
-        config, images = self.config, self.setup.data.train
-        batches = sampled_batches(images, self.setup.pipeline, config.batch_size, _STATISTICS_BATCHES, config.seed)
+        config, data = self.config, self.setup.data
+        most = enough_batches(config.batch_size, data.image_shape)
+        batches = sampled_batches(data.train, self.setup.pipeline, config.batch_size, most, config.seed)
         reestimate(self.module, (inputs for inputs, _ in batches))
 
     def save(self, *, milestone: bool = False) -> None:

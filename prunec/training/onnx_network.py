@@ -6,7 +6,7 @@ BatchNorms that were folded away come back in restore.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from prunec.frontends.onnx_module import to_module
 from prunec.frontends.onnx_view import type_shape
 from prunec.training.augment import Pipeline
 from prunec.training.batches import sampled_batches
+from prunec.training.batchnorm import enough_batches
 from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet
 from prunec.training.restore import restore_batchnorm
@@ -33,7 +34,6 @@ _TOLERANCE = 1e-4
 _NOISE = 1e-6
 """An absolute difference that no output is held to."""
 _CHECKED_IMAGES = 4
-_STATISTICS_BATCHES = 20
 _OTHER_SIZE = 32
 """How much larger the second size is, at which open axes are tried."""
 
@@ -127,9 +127,12 @@ def _interface(graph: onnx.GraphProto, input_name: str, output_name: str) -> Int
 
 
 def prepared_network(
-    network: OnnxNetwork, data: ImageSet, images: Pipeline, config: RunConfig
+    network: OnnxNetwork, data: ImageSet, images: Pipeline, config: RunConfig, tell: Callable[[str], None]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Check the network on training images, and put folded BatchNorms back if that is wanted.
+
+    Args:
+        tell: is given a sentence before what may take long.
 
     Returns:
         the module to train, and sentences for a person.
@@ -141,7 +144,10 @@ def prepared_network(
     check_agreement(network.module, network.path, network.interface, first)
     if config.restore_batchnorm == "never":
         return network.module, ()
-    batches = sampled_batches(data.train, images, config.batch_size, _STATISTICS_BATCHES, config.seed)
+    most = enough_batches(config.batch_size, data.image_shape)
+    num_images = min(len(data.train), most * config.batch_size)
+    tell(f"measuring the statistics of layers without a BatchNorm on {num_images} images, to put one behind them")
+    batches = sampled_batches(data.train, images, config.batch_size, most, config.seed)
     module, names = restore_batchnorm(network.module, (inputs for inputs, _ in batches), config.keep)
     if not names:
         return module, ()

@@ -65,9 +65,10 @@ def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResul
     progress = progress if progress is not None else Silent()
     try:
         with joined(config.device) as ranks, _own_randomness(), Interrupt() as interrupt:
-            setup = ranks.agree(lambda: prepare(config, ranks))
             if ranks.rank > 0:
                 progress = Silent()
+            tell = progress.note
+            setup = ranks.agree(lambda: prepare(config, ranks, tell))
             try:
                 return _Run(setup, progress, interrupt).run()
             except (Interrupted, WriteFailed) as stop:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,11 @@ class Setup:
         return self.config.log_every
 
 
-def prepare(config: RunConfig, ranks: Ranks) -> Setup:
+def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambda _: None) -> Setup:
     """Load and check everything a run needs.
+
+    Args:
+        tell: is given a sentence before what may take long.
 
     Raises:
         BadInput, UnsupportedModel, UntraceableModel, MissingDependency: saying what is wrong.
@@ -137,7 +140,7 @@ def prepare(config: RunConfig, ranks: Ranks) -> Setup:
     images = pipeline(config.normalise, AUGMENTS[config.augment], data.mean, data.std, image_shape[0])
     notes: tuple[str, ...] = ()
     if network is not None:
-        module, notes = prepared_network(network, data, images, config)
+        module, notes = prepared_network(network, data, images, config, tell)
     graph = read_module(module, example_inputs, config.model_spec).graph
     # What layers take is measured, or read from the checkpoint, once the run begins: see weighed.
     sparsity = plan_sparsity(
