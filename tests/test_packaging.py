@@ -175,7 +175,7 @@ LAYERS = (
     r"prunec\.(errors|ops|graph|labels|plan|report|files|containers)",
     (
         r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
-        r"prunec\.(runtime|edits|samples|sample_files|calibration|observing)"
+        r"prunec\.(runtime|comparison|edits|samples|sample_files|calibration|observing)"
     ),
     (
         r"prunec\.passes\b.*|"

@@ -18,11 +18,11 @@ from onnx_nets import Net
 from torch import nn
 
 from prunec import runtime
+from prunec.comparison import gap
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
 from prunec.probes import FAMILIES, Array, Feed, InputKind, feed
 from prunec.validate import (
     evaluating,
-    gap,
     validate_module_against_onnx,
     validate_modules,
     validate_onnx,

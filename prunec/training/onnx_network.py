@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunec import runtime
+from prunec.comparison import gap
 from prunec.errors import UnsupportedModel
 from prunec.frontends.onnx_load import load_onnx
 from prunec.frontends.onnx_module import to_module
@@ -28,7 +29,7 @@ from prunec.training.batchnorm import enough_batches
 from prunec.training.config import RunConfig
 from prunec.training.data import ImageSet
 from prunec.training.restore import restore_batchnorm
-from prunec.validate import evaluating, gap
+from prunec.validate import evaluating
 
 _TOLERANCE = 1e-4
 _NOISE = 1e-6
