@@ -56,7 +56,7 @@ def train(output: Path, data: str, *arguments: str) -> None:
     for settings in (json.loads(argument) for argument in arguments if argument.startswith("{")):
         given |= {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     resume = "--resume" in arguments
-    config = resume_config(str(output)) if resume else make_config(str(output), preset="scratch", **given)
+    config = resume_config(str(output)) if resume else make_config(str(output), **{"preset": "scratch", **given})
     result = run_module.train_prune(config, Stopping() if "--stop" in arguments else None)
     assert result.after["params"] < result.before["params"]
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from training_nets import tiny
 
 from prunec.errors import MissingDependency
 from prunec.training.augment import NO_AUGMENT, pipeline
@@ -110,6 +112,21 @@ def test_two_ranks_end_with_one_network_after(tmp_path: Path, bars: Path, name: 
     summary = json.loads((output / "summary.json").read_text())
     assert [entry["target"] for entry in summary["milestones"]] == MORE[name].get("milestones", [])
     assert any("have left" in reason for reason in summary["reasons"]) == ("shrink_after" in MORE[name])
+
+
+@pytest.mark.slow
+def test_two_ranks_put_the_penalty_on_the_same_channels(tmp_path: Path, bars: Path) -> None:
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    save_file(tiny()[0].state_dict(), tmp_path / "weights.safetensors")
+    settings = {"preset": "pretrained", "weights": str(tmp_path / "weights.safetensors"), "target_macs": 0.5}
+    settings |= {"rho": None, "gamma_lr": None}
+    output = tmp_path / "run"
+    result = torchrun(str(TESTS / "ranks_program.py"), "run", str(output), str(bars), json.dumps(settings))
+    assert result.returncode == 0, result.stderr
+    assert_one_network(output)
+    reasons = json.loads((output / "summary.json").read_text())["reasons"]
+    assert any(reason.startswith("the penalty is on the ") for reason in reasons)
 
 
 @pytest.mark.slow
