@@ -17,7 +17,6 @@ from training_nets import Chain, tiny
 
 from prunec.passes.channels import channels
 from prunec.reading import read_module
-from prunec.training import focus
 from prunec.training.config import RunConfig
 from prunec.training.presets import make_config, resume_config
 from prunec.training.results import RunResult
@@ -68,12 +67,12 @@ def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
 def test_it_is_for_runs_from_weights_to_a_budget_for_which_nothing_was_chosen(
     tmp_path: Path, bars: Path, weights: Path, given: dict[str, Any], there: bool
 ) -> None:
-    assert focus.wanted(config(tmp_path / "run", bars, weights, **given)) is there
+    assert config(tmp_path / "run", bars, weights, **given).focuses is there
 
 
 def test_a_run_from_scratch_has_none(tmp_path: Path, bars: Path) -> None:
     settings = {"model": "training_nets:tiny", "data": str(bars), "target_macs": 0.5}
-    assert not focus.wanted(make_config(str(tmp_path / "run"), **settings))
+    assert not make_config(str(tmp_path / "run"), **settings).focuses
 
 
 # --- the penalty --------------------------------------------------------------------------------------

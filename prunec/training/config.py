@@ -152,6 +152,12 @@ class RunConfig:
         """The network comes with weights, rather than from a seed."""
         return bool(self.weights or self.onnx)
 
+    @property
+    def focuses(self) -> bool:
+        """The run goes from weights to a budget, and no ρ, α or μ was chosen for it: see focus.py."""
+        budgeted = bool(self.goals or self.milestones or self.target_latency)
+        return self.pretrained and budgeted and all(value is None for value in (self.rho, self.alpha, self.gamma_lr))
+
     def to_json_dict(self) -> dict[str, Any]:
         """Return the settings as JSON data, less those that only say how this process was started."""
         document = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}

@@ -1,10 +1,10 @@
 """Which channels the penalty is on, where a trained network has a budget to meet and no ρ was given.
 
-Owns that choice: the channels that would go if the network were pruned to its budget now. A penalty on every channel
-needs long until it has told them apart, and meanwhile takes from those that stay; the steps of a run that starts from
-weights are few. On the others it does nothing, and these channels fade while the rest of the network learns to do
-without them: growing regularisation, Wang, Qin, Zhang, Fu, "Neural Pruning via Growing Regularization" (ICLR 2021).
-The proximal steps are ista.py's, how fast ρ makes them is tuning.py's.
+Owns that choice: the channels that would go if the network were pruned to its budget now. (Whether it is made is
+RunConfig.focuses.) A penalty on every channel needs long until it has told them apart, and meanwhile takes from those
+that stay; the steps of a run that starts from weights are few. On the others it does nothing, and these channels fade
+while the rest of the network learns to do without them: growing regularisation, Wang, Qin, Zhang, Fu, "Neural Pruning
+via Growing Regularization" (ICLR 2021). The proximal steps are ista.py's, how fast ρ makes them is tuning.py's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ from typing import Any
 import numpy as np
 
 from prunec.passes.gammas import Mask
-from prunec.training.config import RunConfig
 from prunec.training.setup import Setup
-
-
-def wanted(config: RunConfig) -> bool:
-    """Tell whether a run is of this kind: from weights to a budget, and no choice of ρ, α or μ was made for it."""
-    budgeted = bool(config.goals or config.milestones or config.target_latency)
-    chosen = (config.rho, config.alpha, config.gamma_lr)
-    return config.pretrained and budgeted and all(value is None for value in chosen)
 
 
 def entry(gone: Mask, shrinkings: int) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _begin(context: Context) -> None:
 def _focus(context: Context) -> None:
     """Put the penalty on what the budget takes, if the run is of that kind."""
     facts, setup = context.state.facts, context.setup
-    if not focus.wanted(context.config):
+    if not context.config.focuses:
         return
     context.history.observe(gamma_values(setup.sparsity, context.module))
     sizer = replace(setup.sizer, graph=refreshed(setup.sparsity.graph, context.module))
