@@ -187,7 +187,7 @@ def assert_same_outputs(
         assert error <= tolerance, f"relative error {error:.2e}"
 
 
-def prune_and_compare(
+def assert_pruned_agrees(
     model: onnx.ModelProto,
     folder: Path,
     sizes: Sequence[Mapping[str, int]] = ({},),

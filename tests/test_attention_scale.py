@@ -11,7 +11,7 @@ import pytest
 import torch
 from assertions import assert_same_function
 from onnx_masks import prune_at_random
-from onnx_nets import Net, num_removed, prune_and_compare
+from onnx_nets import Net, assert_pruned_agrees, num_removed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +81,7 @@ def attending(silent: tuple[int, ...] = (), **attrs: float) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("attrs", [{}, {"scale": 0.7}, {"is_causal": 1}])
 def test_files_compute_the_same(attrs: dict[str, float], tmp_path: Path) -> None:
-    _, made, pruned = prune_and_compare(attending(SILENT, **attrs), tmp_path)
+    _, made, pruned = assert_pruned_agrees(attending(SILENT, **attrs), tmp_path)
     assert num_removed(made) == 2 * HEADS * len(SILENT)
     node = next(node for node in pruned.graph.node if node.op_type == "Attention")
     scale = next(attribute.f for attribute in node.attribute if attribute.name == "scale")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from assertions import assert_same_function
 from onnx_masks import prune_at_random
-from onnx_nets import Net, num_removed, prune_and_compare
+from onnx_nets import Net, assert_pruned_agrees, num_removed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,7 +92,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_files_compute_the_same(name: str, tmp_path: Path) -> None:
-    _, made, _ = prune_and_compare(MODELS[name](), tmp_path)
+    _, made, _ = assert_pruned_agrees(MODELS[name](), tmp_path)
     if name != "low rank":  # products of stored matrices may be folded before anything is looked at
         assert num_removed(made) == 2 * len(SILENT)
 

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_masks import some_classes, with_masks
 from onnx_nets import (
     Net,
+    assert_pruned_agrees,
     assert_same_outputs,
     num_removed,
     prune,
-    prune_and_compare,
     random_feeds,
     run,
 )
@@ -74,7 +74,7 @@ def test_half_of_a_convolution_goes(tmp_path: Path) -> None:
     net = Net(15)
     x = norm(net, plain_conv(net, net.input("x", [1, 3, 12, 12]), 3, 64), 64, 32)
     net.output(plain_conv(net, x, 64, 64))
-    _, _, pruned = prune_and_compare(net.model(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
     assert weight_shapes(pruned)[0][0] in (32, 33), "the live half, and at most one carrier"
     assert weight_shapes(pruned)[1][1] == weight_shapes(pruned)[0][0]
 
@@ -84,7 +84,7 @@ def test_half_of_a_residual_block_goes(tmp_path: Path) -> None:
     x = net.op("Relu", net.conv(net.input("x", [1, 3, 12, 12]), 3, 32))
     y = norm(net, plain_conv(net, x, 32, 64), 64, 32)
     net.output(net.conv(net.op("Add", plain_conv(net, y, 64, 32), x), 32, 4))
-    _, _, pruned = prune_and_compare(net.model(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
     assert weight_shapes(pruned)[1][0] in (32, 33)
 
 
@@ -93,7 +93,7 @@ def test_half_of_a_concat_of_two_branches_goes(tmp_path: Path) -> None:
     x = net.input("x", [1, 3, 12, 12])
     branches = [norm(net, plain_conv(net, x, 3, 32), 32, 16) for _ in range(2)]
     net.output(plain_conv(net, net.op("Concat", *branches, axis=1), 64, 8))
-    _, _, pruned = prune_and_compare(net.model(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
     shapes = weight_shapes(pruned)
     assert shapes[0][0] + shapes[1][0] in (32, 33)
     assert shapes[2][1] == shapes[0][0] + shapes[1][0]
@@ -112,7 +112,7 @@ def test_branch_that_vanishes_leaves_no_nodes(tmp_path: Path) -> None:
     y = net.op("Add", x, net.conv(dead, 8, 8, 1))
     zero = net.op("Mul", net.conv(x, 8, 8), net.const(np.zeros((8, 1, 1), np.float32)))
     net.output(net.conv(net.op("Concat", y, zero, axis=1), 16, 4))
-    _, _, pruned = prune_and_compare(net.model(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
     kinds = [node.op_type for node in pruned.graph.node]
     assert kinds.count("Conv") == 2
     assert "Concat" not in kinds
@@ -120,7 +120,7 @@ def test_branch_that_vanishes_leaves_no_nodes(tmp_path: Path) -> None:
 
 
 def test_pruning_twice_changes_nothing_more(tmp_path: Path) -> None:
-    _, first, pruned = prune_and_compare(chain(Net(13)), tmp_path)
+    _, first, pruned = assert_pruned_agrees(chain(Net(13)), tmp_path)
     _, second, again = prune(pruned)
     assert num_removed(first) >= 2
     assert num_removed(second) == 0
@@ -151,7 +151,7 @@ def test_everything_but_the_channels_is_kept(tmp_path: Path) -> None:
         node.doc_string = f"node {number}"
     model.graph.input[0].doc_string = "images"
     before = model.SerializeToString()
-    _, made, pruned = prune_and_compare(model, tmp_path, ({"batch": 1, "width": 5}, {"batch": 3, "width": 8}))
+    _, made, pruned = assert_pruned_agrees(model, tmp_path, ({"batch": 1, "width": 5}, {"batch": 3, "width": 8}))
     assert num_removed(made) >= 2
     assert model.SerializeToString() == before, "the model given was changed"
     for field in ("producer_name", "producer_version", "doc_string", "domain", "model_version", "ir_version"):
@@ -179,7 +179,7 @@ def test_precision_is_kept(dtype: Any, tmp_path: Path) -> None:
         _, made, source = prune(model)
         pruned = onnx.load_from_string(model_bytes(source))
     else:
-        _, made, pruned = prune_and_compare(model, tmp_path, tolerance=1e-12 if dtype is np.float64 else 5e-3)
+        _, made, pruned = assert_pruned_agrees(model, tmp_path, tolerance=1e-12 if dtype is np.float64 else 5e-3)
     assert num_removed(made) >= 4
     assert {tensor.data_type for tensor in pruned.graph.initializer} == {kind}
 
@@ -188,7 +188,7 @@ def test_old_files_list_initializers_as_inputs(tmp_path: Path) -> None:
     model = chain(Net(8, ir_version=3))
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    traced, made, pruned = prune_and_compare(model, tmp_path)
+    traced, made, pruned = assert_pruned_agrees(model, tmp_path)
     assert traced.graph.inputs == ("x",)
     assert num_removed(made) >= 2
     dims = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in pruned.graph.input}
@@ -204,7 +204,7 @@ def test_new_tensors_of_old_files_are_no_inputs(tmp_path: Path) -> None:
     model = net.model()
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    _, made, pruned = prune_and_compare(model, tmp_path)
+    _, made, pruned = assert_pruned_agrees(model, tmp_path)
     assert [fold.kind for fold in made.folds] == ["bias"]
     assert [value.name for value in pruned.graph.input] == [value.name for value in model.graph.input]
 
@@ -218,7 +218,7 @@ def test_setting_shared_by_two_nodes_changes_for_one(tmp_path: Path) -> None:
     full = net.op("Reshape", net.conv(x, 3, CHANNELS), target)
     net.output(net.op("Conv", thin, net.const(net.weight(4, CHANNELS, 1))))
     net.output(net.op("Conv", full, net.const(net.weight(4, CHANNELS, 1))))
-    _, made, pruned = prune_and_compare(net.model(), tmp_path)
+    _, made, pruned = assert_pruned_agrees(net.model(), tmp_path)
     assert num_removed(made) >= 4
     targets = [list(numpy_helper.to_array(t)) for t in pruned.graph.initializer if t.data_type == TensorProto.INT64]
     assert sorted(targets) == [[2, CHANNELS - len(SILENT), 36], [2, CHANNELS, 36]]
@@ -232,7 +232,7 @@ def test_weight_shared_by_two_nodes_is_stored_once(tmp_path: Path) -> None:
     weight = net.const(read_in_part, stem="shared")
     net.output(net.op("Conv", net.op("Relu", x), weight))
     net.output(net.op("Conv", net.op("Neg", x), weight))
-    _, made, pruned = prune_and_compare(net.model(), tmp_path)
+    _, made, pruned = assert_pruned_agrees(net.model(), tmp_path)
     assert num_removed(made) >= 2
     assert sum(tensor.name.startswith("shared") for tensor in pruned.graph.initializer) == 1
 
@@ -243,13 +243,13 @@ def test_convolutions_that_share_a_weight_get_a_bias_each(tmp_path: Path) -> Non
     weight = net.const(net.weight(4, 8, 1, 1))
     first, second = net.op("Conv", x, weight), net.op("Relu", net.op("Conv", net.op("Identity", x), weight))
     net.output(net.op("Concat", first, second, axis=1))
-    _, made, _ = prune_and_compare(net.model(), tmp_path)
+    _, made, _ = assert_pruned_agrees(net.model(), tmp_path)
     assert {(keep.size, len(keep.keep)) for keep in made.keeps} == {(8, 4)}
 
 
 def test_stale_shapes_are_written_anew(tmp_path: Path) -> None:
     model = onnx.shape_inference.infer_shapes(chain(Net(13)))
-    _, made, pruned = prune_and_compare(model, tmp_path)
+    _, made, pruned = assert_pruned_agrees(model, tmp_path)
     assert num_removed(made) >= 2
     noted = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in pruned.graph.value_info}
     assert noted.keys() == {value.name for value in model.graph.value_info}
@@ -284,7 +284,7 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     weight = net.weight(4, 500, 1, 1)
     weight[:, 100:] = 0
     net.output(net.op("Conv", x, net.const(weight)))
-    _, _, pruned = prune_and_compare(net.model(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
     assert pruned.ByteSize() < net.model().ByteSize()
     assert [node.op_type for node in pruned.graph.node].count("ConstantOfShape") == 1
     assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100

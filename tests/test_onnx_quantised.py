@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx_masks import with_masks
-from onnx_nets import Net, num_removed, prune, prune_and_compare, run
+from onnx_nets import Net, assert_pruned_agrees, num_removed, prune, run
 from onnx_quantised_nets import CHANNELS, QUANTISED, SILENT, IntegerNet, noise, quantised_cnn
 
 from prunec.api import analyze_onnx, gather_facts, prune_onnx
@@ -137,7 +137,7 @@ def test_zero_filters_of_integer_convolutions_are_folded_to_the_bit(
     net = IntegerNet(per_channel=per_channel)
     y = BETWEEN[name](net, net.qlinear_conv(net.start(), 3, CHANNELS, silent=SILENT))
     net.end(net.qlinear_conv(y, net.channels(y), 4, 1, bias=bias))
-    _, made, pruned = prune_and_compare(net.model(), tmp_path, tolerance=0)
+    _, made, pruned = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
     assert made.exact
     stored = {tensor.name: tensor.dims for tensor in pruned.graph.initializer}
     assert stored[pruned.graph.node[1].input[3]][0] == CHANNELS - len(SILENT)
@@ -148,7 +148,7 @@ def test_padded_borders_keep_constants_that_int8_weights_cannot_carry(tmp_path: 
         net = IntegerNet()
         x = net.qlinear_conv(net.start(), 3, CHANNELS, silent=SILENT)
         net.end(net.qlinear_conv(x, CHANNELS, 4, pads=pads))
-        _, made, _ = prune_and_compare(net.model(), tmp_path, tolerance=0)
+        _, made, _ = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
         assert bool(made.folds) == exact
 
 
@@ -156,7 +156,7 @@ def test_zeros_leave_through_a_padded_border(tmp_path: Path) -> None:
     net = IntegerNet()
     x = net.qlinear_conv(net.start(), 3, CHANNELS, silent=SILENT, bias=False)
     net.end(net.qlinear_conv(x, CHANNELS, 4, pads=[1, 1, 1, 1]))
-    _, made, _ = prune_and_compare(net.model(), tmp_path, tolerance=0)
+    _, made, _ = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
     assert {len(keep.keep) for keep in made.keeps} == {CHANNELS - len(SILENT)}
 
 
@@ -180,7 +180,7 @@ def test_what_reads_the_channels(kind: str, tmp_path: Path) -> None:
     else:
         real = net.op("DequantizeLinear", weight, scale, zero, axis=1)
         net.output(net.op("MatMul", net.op("DequantizeLinear", flat, *net.same), real))
-    _, made, _ = prune_and_compare(net.model(), tmp_path, tolerance=0)
+    _, made, _ = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
     folds = kind not in ("QLinearMatMul", "DequantizeLinear")
     assert (num_removed(made) > 0) == folds
     assert bool(made.folds) == folds
@@ -197,7 +197,7 @@ def test_bias_in_other_steps_than_its_operands_is_left_alone(tmp_path: Path) -> 
         bias = net.op("DequantizeLinear", net.const(net.rng.integers(-900, 900, 4), np.int32), step)
         real = net.op("Conv", net.op("DequantizeLinear", x, *net.same), weight, bias)
         net.end(net.op("QuantizeLinear", real, *net.same))
-        _, made, _ = prune_and_compare(net.model(), tmp_path)
+        _, made, _ = assert_pruned_agrees(net.model(), tmp_path)
         assert bool(made.folds) == folds
 
 
@@ -209,7 +209,7 @@ def test_int32_bias_shared_by_two_convolutions_is_folded_once_or_not_at_all(tmp_
     convs = [node for node in net.nodes if node.op_type == "QLinearConv"]
     convs[2].input[3], convs[2].input[8] = convs[1].input[3], convs[1].input[8]
     net.end(net.contrib("QLinearAdd", first, *net.same, second, *net.same, *net.same))
-    prune_and_compare(net.model(), tmp_path, tolerance=0)
+    assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
 
 
 def test_output_declared_with_another_rank_has_the_one_that_follows() -> None:
@@ -244,7 +244,7 @@ def test_zeros_leave_a_dynamic_quantisation_and_other_constants_stay(tmp_path: P
         net.output(
             dynamic(net, x, net.rng.integers(-60, 61, (4, CHANNELS, 3, 3)).astype(np.int8)), onnx.TensorProto.INT32
         )
-        _, made, _ = prune_and_compare(net.model(), tmp_path, tolerance=0)
+        _, made, _ = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
         assert (num_removed(made) > 0) == removed
 
 
@@ -254,7 +254,7 @@ def test_channels_that_only_a_dynamic_scale_reads_stay(tmp_path: Path) -> None:
     weight = net.rng.integers(-60, 61, (4, CHANNELS, 3, 3)).astype(np.int8)
     weight[:, list(SILENT)] = 0
     net.output(dynamic(net, x, weight), onnx.TensorProto.INT32)
-    _, made, _ = prune_and_compare(net.model(), tmp_path, tolerance=0)
+    _, made, _ = assert_pruned_agrees(net.model(), tmp_path, tolerance=0)
     assert num_removed(made) == 0
 
 
@@ -273,5 +273,5 @@ def test_products_of_dynamically_quantised_values(tmp_path: Path) -> None:
             q, x_scale, zero = net.op("DynamicQuantizeLinear", x, outputs=3)
             y = net.op(kind, q, w, x_scale, scale, zero, "", bias, domain="com.microsoft")
         net.output(y, shape=[2, 5])
-        _, made, _ = prune_and_compare(net.model(), tmp_path)
+        _, made, _ = assert_pruned_agrees(net.model(), tmp_path)
         assert num_removed(made) > 0, kind

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx_masks import prune_at_random
-from onnx_nets import Net, prune, prune_and_compare
+from onnx_nets import Net, assert_pruned_agrees, prune
 from onnx_spellings import CHANNELS, HIDDEN, SILENT, SPELLINGS, plain
 
 from prunec.api import gather_facts
@@ -25,7 +25,7 @@ def classes_left(model: onnx.ModelProto) -> tuple[int, int]:
 
 
 def test_the_plain_network(tmp_path: Path) -> None:
-    _, made, pruned = prune_and_compare(plain(), tmp_path, [{"N": 1}, {"N": 3}])
+    _, made, pruned = assert_pruned_agrees(plain(), tmp_path, [{"N": 1}, {"N": 3}])
     assert {(keep.size, len(keep.keep)) for keep in made.keeps} == {(CHANNELS, CHANNELS - len(SILENT))}
     assert classes_left(pruned)[0] == CHANNELS - len(SILENT) + HIDDEN
 
@@ -34,8 +34,8 @@ def test_the_plain_network(tmp_path: Path) -> None:
 def test_constants_go_from_every_spelling(name: str, tmp_path: Path) -> None:
     model = SPELLINGS[name]()
     assert classes_left(model) == classes_left(plain())
-    _, _, pruned = prune_and_compare(model, tmp_path, [{"N": 1}, {"N": 3}])
-    _, _, reference = prune_and_compare(plain(), tmp_path)
+    _, _, pruned = assert_pruned_agrees(model, tmp_path, [{"N": 1}, {"N": 3}])
+    _, _, reference = assert_pruned_agrees(plain(), tmp_path)
     assert classes_left(pruned) == classes_left(reference)
     assert model.ByteSize() > pruned.ByteSize()
 
@@ -75,7 +75,7 @@ def test_padding_in_front_of_a_convolution_is_its_own(opset: int, readers: int, 
         own = [0] * 4 if explicit else [0, 1, 1, 1]
         ends = [net.conv(x, CHANNELS, 4, pads=own, strides=[2, 2]) for _ in range(readers)]
         net.output(net.op("Concat", *ends, axis=1), shape=["N", 4 * readers, None, None])
-        _, made, pruned = prune_and_compare(net.model(), tmp_path, [{"N": 2}])
+        _, made, pruned = assert_pruned_agrees(net.model(), tmp_path, [{"N": 2}])
         assert made.exact
         assert ("Pad" in {node.op_type for node in pruned.graph.node}) == explicit
         left.append(classes_left(pruned))
@@ -89,5 +89,5 @@ def test_padding_that_something_else_reads_stays_for_it(tmp_path: Path) -> None:
     padded = net.op("Pad", x, net.ints(0, 0, 1, 1, 0, 0, 1, 1))
     pooled = net.op("MaxPool", padded, kernel_shape=[3, 3])
     net.output(net.op("Add", net.conv(padded, CHANNELS, CHANNELS, pads=[0] * 4), pooled), shape=["N", CHANNELS, 9, 9])
-    prune_and_compare(net.model(), tmp_path, [{"N": 2}])
+    assert_pruned_agrees(net.model(), tmp_path, [{"N": 2}])
     prune_at_random(net.model(), 1, {"N": 2})

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from assertions import assert_same_function
-from onnx_nets import Net, num_removed, prune_and_compare
+from onnx_nets import Net, assert_pruned_agrees, num_removed
 from tiny import Tiny
 from torch import nn
 
@@ -59,13 +59,13 @@ SIZES = ({"n": 1, "h": 8, "w": 9}, {"n": 2, "h": 5, "w": 7})
 @pytest.mark.parametrize("step", [padded, averaged, both])
 @pytest.mark.parametrize("own", [[0, 0, 0, 0], [1, 1, 1, 1]])
 def test_all_but_one_constant_leave(step: Step, own: list[int], tmp_path: Path) -> None:
-    _, made, after = prune_and_compare(model(step, pads=own), tmp_path, sizes=SIZES)
+    _, made, after = assert_pruned_agrees(model(step, pads=own), tmp_path, sizes=SIZES)
     assert made.exact
     assert weight_of_first(after) == CHANNELS - len(SILENT) + 1
 
 
 def test_every_map_has_a_carrier_of_its_own(tmp_path: Path) -> None:
-    _, made, _ = prune_and_compare(model(joined), tmp_path, sizes=SIZES)
+    _, made, _ = assert_pruned_agrees(model(joined), tmp_path, sizes=SIZES)
     assert num_removed(made)
     folds = [fold for fold in made.folds if fold.kind == "carrier"]
     assert sorted(fold.carrier // CHANNELS for fold in folds) == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_padding_with_another_value_is_not_followed(tmp_path: Path) -> None:
     def ones(net: Net, x: str) -> str:
         return str(net.op("Pad", x, net.ints(0, 0, 1, 1, 0, 0, 1, 1), net.const(np.float32(1))))
 
-    _, made, _ = prune_and_compare(model(ones, pads=[0] * 4), tmp_path, sizes=SIZES)
+    _, made, _ = assert_pruned_agrees(model(ones, pads=[0] * 4), tmp_path, sizes=SIZES)
     assert not num_removed(made)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from assertions import contraction_macs
 from onnx_masks import prune_at_random
-from onnx_nets import Net, prune, prune_and_compare
+from onnx_nets import Net, assert_pruned_agrees, prune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,7 +75,7 @@ def test_any_channels_of_a_shared_head_can_go(kernel: int, silent: tuple[int, ..
 
 
 def test_constants_of_one_level_stay(tmp_path: Path) -> None:
-    prune_and_compare(heads((1, 2, 5)), tmp_path)
+    assert_pruned_agrees(heads((1, 2, 5)), tmp_path)
 
 
 @pytest.mark.parametrize("pads", [(1, 1), (1, 0), (0, 0)])
@@ -94,7 +94,7 @@ def test_what_stands_for_constants_at_one_level_must_do_so_at_all(pads: tuple[in
     for level, pad in zip((x, other), pads, strict=True):
         y = net.op("Conv", level, shared, net.const(net.weight(INNER)), pads=[pad] * 4)
         net.output(net.op("Conv", net.op("Sigmoid", y), net.const(net.weight(4, INNER, 1, 1))))
-    prune_and_compare(net.model(), tmp_path)
+    assert_pruned_agrees(net.model(), tmp_path)
 
 
 @pytest.mark.parametrize("other", ["Conv", "InstanceNormalization"])
@@ -113,5 +113,5 @@ def test_bias_that_another_layer_reads_stays_as_it_is(other: str, tmp_path: Path
         )
     net.output(x)
     net.output(y)
-    _, made, _ = prune_and_compare(net.model(), tmp_path)
+    _, made, _ = assert_pruned_agrees(net.model(), tmp_path)
     assert any(len(keep.keep) == CHANNELS - 3 for keep in made.keeps)
