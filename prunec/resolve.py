@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -242,6 +243,12 @@ def _read_state(path: Path) -> dict[str, Any]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its own words advise to run what the file holds
+        raise BadInput(
+            f"cannot read the weights {path}",
+            why="it is not what torch.save writes, or holds more than tensors: a whole module, for example",
+            do="save module.state_dict(), as .safetensors or .pt",
+        ) from error
     except Exception as error:  # unpickling a damaged or foreign file raises anything
         raise BadInput(
             f"cannot read the weights {path}",

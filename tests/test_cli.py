@@ -180,7 +180,10 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["analyze", "networks:Half", "--input-shape", "1x4x8x8"], "1x4x8x8"),
         (["analyze", "networks:Branches", "--input-shape", "1x4x8x8"], "error[untraceable-model]"),
         (["analyze", "digits", "--weights", "missing.pt"], "there is no file missing.pt"),
-        (["analyze", "digits", "--weights", "networks.py"], "cannot read the weights networks.py"),
+        (
+            ["analyze", "digits", "--weights", "networks.py"],
+            "cannot read the weights networks.py\n  why: it is not what",
+        ),
         (["prune", "digits", "-o", "no/where.onnx"], "there is no folder"),
         (["prune", "digits", "-o", "networks.py"], "is already there"),
         (["prune", "digits", "-o", "a.onnx", "--criterion", "l1"], "budget"),
