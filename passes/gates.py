@@ -18,7 +18,7 @@ from prunec.passes.integers import is_integer
 from prunec.passes.reads import Mask, channel_constants
 from prunec.passes.residuals import all_that_pay, channels_of, chosen_of, gains, owners_at, rounded
 from prunec.passes.rewrite import fold_gates
-from prunec.passes.select import EXACT, Facts, Selection, select
+from prunec.passes.select import EXACT, Facts, Selection
 from prunec.plan import GateFold
 
 ADD_MACS = 50
@@ -29,13 +29,7 @@ def gate_folds_of(
     facts: Facts, analyse: Callable[[Graph], Facts], *, border: str = EXACT, multiple_of: int = 1
 ) -> tuple[Facts, tuple[GateFold, ...]]:
     """Fold what pays; as ``expansions_of`` in residuals.py."""
-    return all_that_pay(
-        facts,
-        lambda found: select(found, border=border, multiple_of=multiple_of),
-        _candidates,
-        lambda found: analyse(fold_gates(facts.graph, found)),
-        lambda wide, chosen, found: _paying(facts.graph, wide, chosen, found, multiple_of),
-    )
+    return all_that_pay(facts, analyse, fold_gates, _candidates, _paying, border, multiple_of)
 
 
 def _candidates(facts: Facts, chosen: Selection) -> Iterator[GateFold]:

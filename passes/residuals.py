@@ -44,40 +44,34 @@ def expansions_of(
     Returns:
         The facts of the rewritten graph, and the expansions; ``facts`` and nothing where none pays.
     """
-    return all_that_pay(
-        facts,
-        lambda found: select(found, border=border, multiple_of=multiple_of),
-        _candidates,
-        lambda found: analyse(expand(facts.graph, found)),
-        lambda wide, chosen, found: _paying(facts.graph, wide, chosen, found, multiple_of),
-    )
+    return all_that_pay(facts, analyse, expand, _candidates, _paying, border, multiple_of)
 
 
 def all_that_pay(
     facts: Facts,
-    choose: Callable[[Facts], Selection],
+    analyse: Callable[[Graph], Facts],
+    rewrite: Callable[[Graph, tuple[Item, ...]], Graph],
     candidates: Callable[[Facts, Selection], Iterable[Item]],
-    rewritten: Callable[[tuple[Item, ...]], Facts],
-    paying: Callable[[Facts, Selection, tuple[Item, ...]], Iterable[Item]],
+    paying: Callable[[Graph, Facts, Selection, tuple[Item, ...], int], Iterable[Item]],
+    border: str,
+    multiple_of: int,
 ) -> tuple[Facts, tuple[Item, ...]]:
     """Carry out what could be rewritten, and leave out what does not pay until all that is left does.
 
     What one rewrite frees may hang on another one, so each is judged beside all that are left.
 
     Args:
-        facts: of the graph as it is.
-        choose: what may be removed.
-        candidates: the rewrites that are possible.
-        rewritten: the facts of the graph with some of them.
-        paying: of some, those (or the parts of them) that save more than they cost.
-
-    Returns:
-        The facts with the rewrites that pay, and these; ``facts`` and nothing where none does.
+        facts, analyse, border, multiple_of: as for ``expansions_of``.
+        rewrite: a graph with some rewrites.
+        candidates: the rewrites that are possible, given what may be removed.
+        paying: of some, those (or the parts of them) that save more than they cost: takes the graph as it was, the
+            facts with all of them, what may be removed then, and ``multiple_of``.
     """
-    found = tuple(candidates(facts, choose(facts)))
+    found = tuple(candidates(facts, select(facts, border=border, multiple_of=multiple_of)))
     while found:
-        wide = rewritten(found)
-        left = tuple(paying(wide, choose(wide), found))
+        wide = analyse(rewrite(facts.graph, found))
+        chosen = select(wide, border=border, multiple_of=multiple_of)
+        left = tuple(paying(facts.graph, wide, chosen, found, multiple_of))
         if left == found:
             return wide, found
         found = left

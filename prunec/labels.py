@@ -306,10 +306,6 @@ class ChannelClasses:
         """The number of classes, class 0 ("no channel") included."""
         return int(self.pinned.size)
 
-    def classes_of(self, field: Ids) -> Ids:
-        """Return the class of every id in ``field``, same shape."""
-        return self.class_of[field]
-
     def keep_along(
         self, name: str, axis: int, keep: np.ndarray[Any, np.dtype[np.bool_]]
     ) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
