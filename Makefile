@@ -1,5 +1,5 @@
 # make demo   install into .venv, then prune a network on real digits while it trains; under 5 minutes
-# make test   the same environment, the whole test suite
+# make test   the same environment, the whole test suite; random networks are the same ones each time, plain pytest draws new ones
 # make lint   ruff: style and format        make types   mypy, over all three source folders
 # make real   networks of torchvision and timm: an extra that is installed on its own
 SHELL := bash
@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/prunec train-prune --preset digits -o $(DEMO)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
