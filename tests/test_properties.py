@@ -66,7 +66,7 @@ def test_expanded_sums_and_folded_gates_compute_the_same_function(spec: Spec, ze
     if not any(step.kind == "standardised" for step in spec.steps):
         assert result.report.after.macs == contraction_macs(result.module, batch)
     # Equal counts per group are found step by step where an expansion changes what a grouped layer reads. Where the
-    # outputs hang on nothing, all but one channel of each layer goes, and what that one makes may be constant only then.
+    # outputs hang on nothing, all but one channel of each layer goes, and what that one makes is constant only then.
     follows = relative_error(outputs_of(net, batch), outputs_of(net, 1 - 2 * batch)) > 0
     if follows and not any(step.kind in ("grouped", "transposed") for step in spec.steps):
         assert (twice.report.removed_channels, twice.plan.expansions, twice.plan.gate_folds) == (0, (), ())
