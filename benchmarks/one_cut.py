@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 import prunec
-from prunec.training.evaluate import evaluate
-from prunec.training.presets import make_config
-from prunec.training.ranks import Alone
-from prunec.training.setup import Setup, prepare
+from prunec.training.learning.ranks import Alone
+from prunec.training.run.evaluate import evaluate
+from prunec.training.settings.presets import make_config
+from prunec.training.settings.setup import Setup, prepare
 
 LR = 0.02
 

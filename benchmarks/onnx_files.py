@@ -32,9 +32,9 @@ from onnx_inject import inject_alive, randomize, zero_filters
 from onnx_prune import measure
 
 from prunec.api import analyze_onnx, prune_onnx
+from prunec.check.validate import validate_onnx
 from prunec.errors import BudgetNotMet, PrunecError
-from prunec.report import Analysis, PruneReport, Validation
-from prunec.validate import validate_onnx
+from prunec.report.findings import Analysis, PruneReport, Validation
 
 
 def num_weights(model: onnx.ModelProto) -> int:

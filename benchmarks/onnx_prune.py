@@ -26,11 +26,11 @@ import onnx
 import onnx_graphsurgeon
 
 from prunec.api import Options, choose, gather_facts
-from prunec.backends.onnx import apply_onnx
-from prunec.backends.onnx_save import save_onnx
-from prunec.passes.lower import lower
-from prunec.passes.select import plan
-from prunec.reading import read_onnx
+from prunec.backends.onnx.backend import apply_onnx
+from prunec.backends.onnx.save import save_onnx
+from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.select import plan
+from prunec.pipeline.reading import read_onnx
 
 
 def baseline(path: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ MACs, and ``error`` the largest difference from the file that went in, over its 
 Without files: blocks of two or three convolutions and an identity shortcut, as in ResNets, three in a row; the last
 convolution of each has a share of constant channels (gamma 0 and a random beta), and its sum is expanded
 whatever it costs. ``cost`` is what is lost between ``macs`` and ``time``, per element of the sum, in the
-multiply-accumulates that the tied block does in that time: passes/residuals.py has to count at least so many.
+multiply-accumulates that the tied block does in that time: passes/rewrites/residuals.py has to count at least so many.
 
 The seed is 0.
 """
@@ -37,13 +37,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from assertions import outputs_of, relative_error
 from onnx_inject import inject_alive
 
-from prunec import runtime
 from prunec.api import analyze_onnx, prune_module, prune_onnx
-from prunec.export import export_onnx
-from prunec.libraries import import_torchvision
-from prunec.passes import residuals
-from prunec.probes import feed
-from prunec.validate import validate_onnx
+from prunec.check.validate import validate_onnx
+from prunec.models.libraries import import_torchvision
+from prunec.passes.rewrites import residuals
+from prunec.pipeline.export import export_onnx
+from prunec.runtime import sessions
+from prunec.runtime.probes import feed
 
 BLOCKS = 3
 KINDS = ((64, 64, 3, 56), (128, 128, 3, 28), (256, 256, 3, 14), (256, 64, 1, 56), (512, 128, 1, 28), (1024, 256, 1, 14))
@@ -128,8 +128,8 @@ def of_file(path: Path, folder: Path, seconds: float, multiple_of: int) -> str:
         removed[name] = report.removed_channels
         macs[name] = analyze_onnx(files[name]).macs
     error = validate_onnx(before, files["expand"], provider="cpu", runs=0).max_rel_error
-    runner = runtime.open_runner(files["tie"], path.stem, "cpu", optimise=False)
-    kinds = runtime.input_kinds(runner, None, size=next(iter(runtime.candidate_sizes(runner, None))))
+    runner = sessions.open_runner(files["tie"], path.stem, "cpu", optimise=False)
+    kinds = sessions.input_kinds(runner, None, size=next(iter(sessions.candidate_sizes(runner, None))))
     return _row(path.stem, removed, macs, ratio(files, feed(kinds, "image", 0), seconds), error)
 
 

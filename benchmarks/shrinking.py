@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prunec.training.presets import make_config
-from prunec.training.progress import Silent
-from prunec.training.results import RunResult
-from prunec.training.run import train_prune
+from prunec.training.logs.progress import Silent
+from prunec.training.run.results import RunResult
+from prunec.training.run.run import train_prune
+from prunec.training.settings.presets import make_config
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunec.training.config import RunConfig
-from prunec.training.presets import make_config
-from prunec.training.progress import Silent
-from prunec.training.ranks import Alone
-from prunec.training.run import train_prune
-from prunec.training.setup import prepare
+from prunec.training.learning.ranks import Alone
+from prunec.training.logs.progress import Silent
+from prunec.training.run.run import train_prune
+from prunec.training.settings.config import RunConfig
+from prunec.training.settings.presets import make_config
+from prunec.training.settings.setup import prepare
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 

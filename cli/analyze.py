@@ -52,7 +52,7 @@ def analyze(
     """
     from prunec.cli.render import show_analysis, show_json, tell
     from prunec.files import check_output, write_text
-    from prunec.resolve import OnnxModel, resolve
+    from prunec.models.resolve import OnnxModel, resolve
 
     if page is not None:
         check_output(page, force=force, inputs=(model,))
@@ -64,7 +64,7 @@ def analyze(
     else:
         analysis = api.analyze_module(found.module, found.example_inputs, name=found.name, keep=keep)
     if page is not None:
-        from prunec.analysis_html import analysis_page
+        from prunec.report.analysis_page import analysis_page
 
         write_text(page, analysis_page(analysis))
         tell(f"wrote {page}")

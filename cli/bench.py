@@ -64,7 +64,7 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
     """
     from prunec.bench import bench as measure
     from prunec.cli.render import show_json, tell
-    from prunec.resolve import resolve
+    from prunec.models.resolve import resolve
 
     found = resolve(model, input_shapes, weights=weights)
     report = measure(found, progress=tell, **c)
@@ -76,7 +76,7 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
 
 def _show(report: BenchReport) -> None:
     from prunec.cli.render import console, row, table, tell
-    from prunec.report import readable
+    from prunec.report.findings import readable
 
     out = console()
     shapes = ", ".join("x".join(map(str, shape)) for shape in report.inputs.values())

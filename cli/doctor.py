@@ -12,8 +12,8 @@ from prunec.cli.options import debug_option, json_option
 @debug_option
 def doctor(as_json: bool) -> None:
     """Show versions, devices and what really works here."""
+    from prunec.check.health import examine
     from prunec.cli.render import show_doctor, show_json
-    from prunec.health import examine
 
     findings = examine()
     if as_json:

@@ -16,7 +16,7 @@ def archs(as_json: bool) -> None:
     """List the built-in architectures."""
     from prunec.cli.render import show_json, show_rows
     from prunec.models import ARCHITECTURES, count_macs, count_parameters
-    from prunec.report import readable
+    from prunec.report.findings import readable
 
     found: list[dict[str, Any]] = [
         {
@@ -52,7 +52,7 @@ def archs(as_json: bool) -> None:
 def presets(as_json: bool) -> None:
     """List the recipes of train-prune."""
     from prunec.cli.render import show_json, show_rows
-    from prunec.training.presets import PRESETS
+    from prunec.training.settings.presets import PRESETS
 
     if as_json:
         found = [

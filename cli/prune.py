@@ -21,10 +21,10 @@ from prunec.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from prunec.calibration import Calibration
-    from prunec.plan import PrunePlan
-    from prunec.report import PruneReport
-    from prunec.resolve import TorchModel
+    from prunec.data.calibration import Calibration
+    from prunec.ir.plan import PrunePlan
+    from prunec.models.resolve import TorchModel
+    from prunec.report.findings import PruneReport
 
 _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 
@@ -127,7 +127,7 @@ def prune(
     from prunec.cli.render import show_json, show_prune
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
-    from prunec.resolve import OnnxModel, resolve
+    from prunec.models.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
     check_name(output)
@@ -160,7 +160,7 @@ def prune(
 
 
 def _calibration(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:
-    from prunec.calibration import DEFAULT_TOLERANCE, Calibration
+    from prunec.data.calibration import DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 
     if data is None:
@@ -175,7 +175,7 @@ def _prune_module(
     found: TorchModel, output: Path, plan_file: Path | None, *, validate: bool, **choices: Any
 ) -> PruneReport:
     from prunec import api
-    from prunec.export import export_checked, export_onnx
+    from prunec.pipeline.export import export_checked, export_onnx
 
     pruned = api.prune_module(found.module, found.example_inputs, validate=validate, **choices)
     report = replace(pruned.report, model=found.name)

@@ -1,6 +1,6 @@
 """Results as tables on stdout, remarks on stderr, JSON alone on stdout.
 
-Owns how things look in a terminal; the numbers come from prunec/report.py's types. NO_COLOR and pipes
+Owns how things look in a terminal; the numbers come from prunec/report/findings.py's types. NO_COLOR and pipes
 are respected by rich.
 """
 
@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.report import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in, percent, readable
+from prunec.report.findings import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in, percent, readable
 
 if TYPE_CHECKING:
-    from prunec.health import Findings
-    from prunec.report import (
+    from prunec.check.health import Findings
+    from prunec.report.findings import (
         Analysis,
         Blocked,
         CalibrationReport,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         PruneReport,
         Validation,
     )
-    from prunec.training.results import RunResult
+    from prunec.training.run.results import RunResult
 
 _ROWS = 20
 _PIPE_WIDTH = 120
@@ -180,7 +180,7 @@ def _tell_rewrites(out: Console, held: Sequence[Blocked], options: Sequence[str]
     Args:
         options: "residual" and "gates", as far as they were not asked for.
     """
-    from prunec.survivors import GATED, RESIDUAL
+    from prunec.report.survivors import GATED, RESIDUAL
 
     told = {
         "residual": (RESIDUAL, "a sum", "--residual expand takes them out of the branch where they are constant"),

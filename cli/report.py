@@ -26,7 +26,7 @@ def report(run_dir: Path, output: Path | None) -> None:
     """
     from prunec.cli.render import tell
     from prunec.files import RunFolder, check_output
-    from prunec.report_html import write_run_page
+    from prunec.report.run_page import write_run_page
 
     run = RunFolder(run_dir)
     target = output if output is not None else run.report

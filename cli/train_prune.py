@@ -112,9 +112,9 @@ def train_prune(
     a small one on handwritten digits; `--arch segnet` alone trains one that makes masks.
     """
     from prunec.cli.render import show_json, show_run
-    from prunec.training.presets import make_config, resume_config
-    from prunec.training.progress import Silent, for_stream
-    from prunec.training.run import train_prune as run
+    from prunec.training.logs.progress import Silent, for_stream
+    from prunec.training.run.run import train_prune as run
+    from prunec.training.settings.presets import make_config, resume_config
 
     if resume:
         config = resume_config(output, **_given_anew(given, input_shapes, keep))

@@ -9,7 +9,7 @@ import click
 from prunec.cli.options import debug_option, inputs_option, json_option, provider_option, shape_option
 
 if TYPE_CHECKING:
-    from prunec.runtime import ProviderName
+    from prunec.runtime.sessions import ProviderName
 
 
 @click.command()
@@ -47,9 +47,9 @@ def validate(
     The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
     """
     from prunec.api import onnx_samples
+    from prunec.check.validate import validate_onnx
     from prunec.cli.render import show_json, show_validation
     from prunec.errors import ValidationFailed
-    from prunec.validate import validate_onnx
 
     result = validate_onnx(
         a,

@@ -1,7 +1,7 @@
 """Graph -> ChannelClasses: which channels must be kept or removed together.
 
 Owns the forward sweep and the user's keep list; what each op does with ids is in rules/channels.py,
-how ids are tied and solved in prunec/labels.py.
+how ids are tied and solved in prunec/ir/labels.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from prunec.errors import BadInput, InternalError
-from prunec.graph import Graph, Node
-from prunec.labels import ChannelClasses, Ids, Label, Member, Ties, spread
+from prunec.ir.graph import Graph, Node
+from prunec.ir.labels import ChannelClasses, Ids, Label, Member, Ties, spread
 from prunec.passes.rules.channels import CHANNEL_RULES, Rule
 
 GRAPH_OUTPUT = "is an output of the network"

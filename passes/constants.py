@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node, Param
-from prunec.ops import MOVEMENTS, OPS
+from prunec.ir.graph import Graph, Node, Param
+from prunec.ir.ops import MOVEMENTS, OPS
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift, tidy
 from prunec.passes.rules.constants import CONSTANT_RULES, Call, Rule
 from prunec.passes.rules.weights import Weight, weight_of

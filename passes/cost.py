@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node, Shape
-from prunec.labels import ChannelClasses, Ids, Label
-from prunec.ops import CONTRACTIONS
+from prunec.ir.graph import Graph, Node, Shape
+from prunec.ir.labels import ChannelClasses, Ids, Label
+from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.constants import made_of_params
 from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
 
@@ -94,7 +94,7 @@ def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule
 
 
 def as_it_came(graph: Graph) -> Graph:
-    """Return the graph less the nodes that rewrites put in (passes/rewrite.py): what there is to count before them."""
+    """Return the graph less the nodes that rewrites put in (passes/rewrites/rewrite.py): what there is to count before them."""
     if not any(node.attrs.get("inserted") for node in graph.nodes):
         return graph
     nodes = tuple(node for node in graph.nodes if not node.attrs.get("inserted"))

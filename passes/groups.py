@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunec.graph import Graph
-from prunec.labels import ChannelClasses, Label, distinct
+from prunec.ir.graph import Graph
+from prunec.ir.labels import ChannelClasses, Label, distinct
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -4,7 +4,7 @@ Owns the question in which steps such a bias counts. Where both operands of a co
 integers, runtimes add their products up in int32, and the sum that removed constant channels leave is a whole
 number of steps (one step: the product of both scales): folded into the int32 bias it changes no bit of the
 result. A carrier would change int8 weights, which is not exact, so borders keep their channels.
-passes/reads.py asks here; passes/lower.py rounds to whole steps.
+passes/reads.py asks here; passes/lowering/lower.py rounds to whole steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node
+from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import Constants
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node
+from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import Constants, made_of_params
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift
 from prunec.passes.rules.liveness import LIVENESS_RULES, Rule, Step

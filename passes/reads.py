@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node
-from prunec.labels import ChannelClasses, Ids, Label, varying
-from prunec.ops import CONTRACTIONS
+from prunec.ir.graph import Graph, Node
+from prunec.ir.labels import ChannelClasses, Ids, Label, varying
+from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunec.api import analyze_module, analyze_onnx, prune_module, prune_onnx
-    from prunec.apply import apply_plan
+    from prunec.check.validate import validate_onnx
     from prunec.errors import PrunecError
-    from prunec.export import export_onnx
-    from prunec.plan import PrunePlan
+    from prunec.ir.plan import PrunePlan
+    from prunec.pipeline.apply import apply_plan
+    from prunec.pipeline.export import export_onnx
     from prunec.training import sparsify
-    from prunec.validate import validate_onnx
 
 __version__ = "0.1.0"
 
@@ -36,16 +36,16 @@ __all__ = [
 
 _HOME = MappingProxyType(
     {
-        "PrunePlan": "prunec.plan",
+        "PrunePlan": "prunec.ir.plan",
         "PrunecError": "prunec.errors",
         "analyze_module": "prunec.api",
         "analyze_onnx": "prunec.api",
-        "apply_plan": "prunec.apply",
-        "export_onnx": "prunec.export",
+        "apply_plan": "prunec.pipeline.apply",
+        "export_onnx": "prunec.pipeline.export",
         "prune_module": "prunec.api",
         "prune_onnx": "prunec.api",
         "sparsify": "prunec.training",
-        "validate_onnx": "prunec.validate",
+        "validate_onnx": "prunec.check.validate",
     }
 )
 

@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.analysis import analysis, prune_report
-from prunec.blame import judged
-from prunec.calibration import Calibration, Observed
-from prunec.edits import Edits
+from prunec.check.blame import judged
+from prunec.data.calibration import Calibration, Observed
+from prunec.data.samples import Samples
 from prunec.errors import BadInput, ValidationFailed
 from prunec.files import write_text
-from prunec.graph import Graph
+from prunec.ir.edits import Edits
+from prunec.ir.graph import Graph
+from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.channels import channels
-from prunec.passes.select import EXACT, select
-from prunec.plan import InputSpec, PrunePlan
-from prunec.planning import PROVABLE, SHOWN, Border, Job, Options, Result, choose, gather_facts, plan_and_apply
-from prunec.probes import Feed
-from prunec.report import Analysis, CalibrationReport, PruneReport, Validation
-from prunec.samples import Samples
+from prunec.passes.selection.select import EXACT, select
+from prunec.pipeline.planning import PROVABLE, SHOWN, Border, Job, Options, Result, choose, gather_facts, plan_and_apply
+from prunec.report.analysis import analysis, prune_report
+from prunec.report.findings import Analysis, CalibrationReport, PruneReport, Validation
+from prunec.runtime.probes import Feed
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from prunec.frontends.fx import Traced
-    from prunec.frontends.onnx import OnnxSource
+    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.onnx.frontend import OnnxSource
 
 __all__ = [
     "Border",
@@ -87,9 +87,9 @@ def analyze_module(
         keep: shell patterns of parameters and nodes to leave alone.
 
     Raises:
-        UntraceableModel, BadInput: see ``prunec.frontends.fx.trace``.
+        UntraceableModel, BadInput: see ``prunec.frontends.fx.frontend.trace``.
     """
-    from prunec.reading import read_module
+    from prunec.pipeline.reading import read_module
 
     return analyze_graph(read_module(module, example_inputs).graph, name or type(module).__name__, keep)
 
@@ -124,10 +124,10 @@ def prune_module(
         BudgetNotMet: the budget is below what pinned channels cost.
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
-    from prunec.backends.fx import apply_edits
-    from prunec.observing import module_slots, observe_module
-    from prunec.reading import read_module
-    from prunec.sample_files import read_samples
+    from prunec.backends.fx.backend import apply_edits
+    from prunec.data.observing import module_slots, observe_module
+    from prunec.data.sample_files import read_samples
+    from prunec.pipeline.reading import read_module
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     traced = read_module(module, example_inputs)
@@ -155,7 +155,7 @@ def _on_graph(apply: Callable[[Any, Edits], Result], traced: Any, graph: Graph, 
 def _module_saliency(traced: Traced, samples: Samples | None) -> Mapping[str, np.ndarray[Any, Any]]:
     if samples is None:
         raise _no_gradients()
-    from prunec.saliency import module_saliency
+    from prunec.data.saliency import module_saliency
 
     return module_saliency(traced, samples)
 
@@ -204,9 +204,9 @@ def analyze_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
 
     Raises:
-        BadInput, UnsupportedModel: see ``prunec.frontends.onnx``.
+        BadInput, UnsupportedModel: see ``prunec.frontends.onnx.frontend``.
     """
-    from prunec.reading import read_onnx
+    from prunec.pipeline.reading import read_onnx
 
     return analyze_graph(read_onnx(path, input_shapes).graph, str(path), keep)
 
@@ -240,10 +240,10 @@ def prune_onnx(
     Raises:
         ValidationFailed, BudgetNotMet, BadInput, UnsupportedModel: see there.
     """
-    from prunec.backends.onnx import apply_onnx
-    from prunec.backends.onnx_save import staged_onnx
-    from prunec.observing import observe_onnx
-    from prunec.reading import read_onnx
+    from prunec.backends.onnx.backend import apply_onnx
+    from prunec.backends.onnx.save import staged_onnx
+    from prunec.data.observing import observe_onnx
+    from prunec.pipeline.reading import read_onnx
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     if chosen.criterion == "taylor" and calibration is None:
@@ -255,7 +255,7 @@ def prune_onnx(
         samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
         observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
         if chosen.criterion == "taylor":
-            from prunec.saliency import onnx_saliency
+            from prunec.data.saliency import onnx_saliency
 
             saliency = onnx_saliency(traced, samples)
     specs = open_specs(traced.graph)
@@ -276,7 +276,7 @@ def prune_onnx(
 
 def _no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
     """Put the original in the place of a result that takes more bytes: what is new can be more than what went."""
-    from prunec.backends.onnx_save import stored_bytes, write_onnx
+    from prunec.backends.onnx.save import stored_bytes, write_onnx
 
     sizes = stored_bytes(source), sum(file.stat().st_size for file in staged.parent.iterdir())
     if sizes[1] <= sizes[0]:
@@ -299,11 +299,11 @@ def onnx_samples(
     path: str | Path, data: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, normalise: str | None = None
 ) -> Samples:
     """List the samples of a folder for an ONNX file, in batches that it takes."""
-    from prunec import runtime
-    from prunec.sample_files import read_samples
+    from prunec.data.sample_files import read_samples
+    from prunec.runtime import sessions
 
-    runner = runtime.open_runner(path, str(path), "cpu", optimise=False)
-    samples = read_samples(data, runtime.slots(runner, input_shapes), normalise=normalise)
+    runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
+    samples = read_samples(data, sessions.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))
 
 
@@ -317,7 +317,7 @@ def _checked_files(
     feeds: Iterable[Feed] | None,
     seed: int,
 ) -> PruneReport:
-    from prunec.validate import RUNS, validate_onnx
+    from prunec.check.validate import RUNS, validate_onnx
 
     result = validate_onnx(
         original,
@@ -360,7 +360,7 @@ def _checked(
     samples: Samples | None,
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
-    from prunec.validate import validate_modules
+    from prunec.check.validate import validate_modules
 
     places = [str(index) for index, value in enumerate(example_inputs) if hasattr(value, "shape")]
     feeds = None

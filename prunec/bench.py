@@ -1,7 +1,7 @@
 """How much of the speed-up that fewer MACs promise ONNX Runtime delivers.
 
 Owns the measurement behind ``prunec bench``: a model pruned by score at several sizes, each result timed against the
-original in turns. Pruning is api.py's, timing runtime.py's; read those next.
+original in turns. Pruning is api.py's, timing sessions.py's; read those next.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunec import api, runtime
+from prunec import api
+from prunec.check.validate import working_feed
 from prunec.errors import BudgetNotMet
-from prunec.planning import Criterion
-from prunec.probes import Feed
-from prunec.resolve import OnnxModel, TorchModel
-from prunec.runtime import ProviderName, Runner
-from prunec.validate import working_feed
+from prunec.models.resolve import OnnxModel, TorchModel
+from prunec.pipeline.planning import Criterion
+from prunec.runtime import sessions
+from prunec.runtime.probes import Feed
+from prunec.runtime.sessions import ProviderName, Runner
 
 DEFAULT_FRACTIONS = (0.75, 0.5, 0.25)
 DEFAULT_MULTIPLES: Mapping[str, int] = {"cpu": 16, "cuda": 8}
@@ -123,8 +124,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="prunec-bench-") as name:
         folder = Path(name)
         path, shapes = _as_file(model, folder)
-        chosen = runtime.choose_provider(provider)
-        original = runtime.open_runner(path, model.name, chosen.name, optimise=True)
+        chosen = sessions.choose_provider(provider)
+        original = sessions.open_runner(path, model.name, chosen.name, optimise=True)
         feed = working_feed(original, path, shapes, seed)
         # What is counted are the sizes that are timed, also where the file leaves them open.
         sizes = {name: tuple(value.shape) for name, value in feed.items()}
@@ -163,7 +164,7 @@ class _Timing:
 def _as_file(model: OnnxModel | TorchModel, folder: Path) -> tuple[Path, Mapping[str, tuple[int, ...]]]:
     if isinstance(model, OnnxModel):
         return model.path, model.input_shapes
-    from prunec.export import export_onnx
+    from prunec.pipeline.export import export_onnx
 
     export_onnx(model.module, model.example_inputs, folder / "original.onnx")
     return folder / "original.onnx", {}
@@ -177,6 +178,6 @@ def _row(timing: _Timing, fraction: float, multiple: int, options: Mapping[str, 
     except BudgetNotMet as error:
         return BenchRow(fraction, multiple, note=error.what)
     original = timing.original
-    pruned = runtime.open_runner(timing.pruned, "the pruned model", original.provider, optimise=True)
-    before, after = runtime.interleaved_latency(original, pruned, timing.feed, timing.runs)
+    pruned = sessions.open_runner(timing.pruned, "the pruned model", original.provider, optimise=True)
+    before, after = sessions.interleaved_latency(original, pruned, timing.feed, timing.runs)
     return BenchRow(fraction, multiple, report.after.macs, report.after.params, before, after)

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has_cuda() -> bool:
-    from prunec.runtime import num_cuda_devices
+    from prunec.runtime.sessions import num_cuda_devices
 
     return num_cuda_devices() > 0
 

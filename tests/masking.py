@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.frontends.fx import Traced
+from prunec.frontends.fx.frontend import Traced
 from prunec.passes.reads import Read
-from prunec.passes.select import Facts
+from prunec.passes.selection.select import Facts
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

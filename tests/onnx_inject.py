@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from prunec import runtime
 from prunec.errors import PrunecError
-from prunec.probes import Feed, feed
+from prunec.runtime import sessions
+from prunec.runtime.probes import Feed, feed
 
 Array = np.ndarray[Any, Any]
 
@@ -69,17 +69,17 @@ def inject_alive(model: onnx.ModelProto, fraction: float = 0.3, seeds: int = 3) 
 
 def _movement(model: onnx.ModelProto, feeds: list[Feed] | None = None) -> tuple[list[float], list[Feed]]:
     """Return by how much each float output differs (largest absolute difference) between inputs, and these."""
-    runner = runtime.open_runner(model.SerializeToString(), "the model", "cpu", optimise=False)
+    runner = sessions.open_runner(model.SerializeToString(), "the model", "cpu", optimise=False)
     feeds = feeds or _feeds(runner)
     runs = zip(*(runner(values) for values in feeds), strict=True)
     same = [each for each in runs if each[0].dtype.kind == "f" and len({values.shape for values in each}) == 1]
     return [float(np.abs(np.stack(each[1:]) - each[0]).max()) for each in same], feeds
 
 
-def _feeds(runner: runtime.Runner) -> list[Feed]:
+def _feeds(runner: sessions.Runner) -> list[Feed]:
     """Return images of two ranges: a network that was trained on one may be silent on the other."""
-    for size in runtime.candidate_sizes(runner, None):
-        kinds = runtime.input_kinds(runner, None, size=size)
+    for size in sessions.candidate_sizes(runner, None):
+        kinds = sessions.input_kinds(runner, None, size=size)
         feeds = [feed(kinds, family, seed) for family in ("image", "pixels") for seed in (0, 1)]
         try:
             runner(feeds[0])

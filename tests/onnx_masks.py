@@ -12,12 +12,12 @@ from onnx import helper, numpy_helper
 from onnx_nets import assert_same_outputs, random_feeds
 
 from prunec.api import gather_facts
-from prunec.backends.onnx import apply_onnx
-from prunec.backends.onnx_save import model_bytes
-from prunec.frontends.onnx import TracedOnnx, trace_onnx
-from prunec.passes.lower import lower
-from prunec.passes.select import Facts, plan, select
-from prunec.reading import freed
+from prunec.backends.onnx.backend import apply_onnx
+from prunec.backends.onnx.save import model_bytes
+from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
+from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.select import Facts, plan, select
+from prunec.pipeline.reading import freed
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -13,14 +13,14 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.api import Options, choose, gather_facts
-from prunec.backends.onnx import apply_onnx
-from prunec.backends.onnx_save import save_onnx
-from prunec.edits import CannotRewrite
-from prunec.frontends.onnx import OnnxSource, TracedOnnx, trace_onnx
-from prunec.passes.lower import lower
-from prunec.passes.select import plan
-from prunec.plan import PrunePlan
-from prunec.reading import freed
+from prunec.backends.onnx.backend import apply_onnx
+from prunec.backends.onnx.save import save_onnx
+from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx, trace_onnx
+from prunec.ir.edits import CannotRewrite
+from prunec.ir.plan import PrunePlan
+from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.select import plan
+from prunec.pipeline.reading import freed
 
 Array = np.ndarray[Any, Any]
 Dims = Sequence[int | str | None]

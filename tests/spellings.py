@@ -1,7 +1,7 @@
 """Networks spelled as people spell them where it is harder to follow: the table SPELLINGS.
 
 Owns modules whose weights are computed, whose buffers are read in the forward, whose outputs are dataclasses, and
-their like; tests/test_fx_spellings.py runs over them. The common shapes are in networks.py.
+their like; tests/frontends/fx/test_spellings.py runs over them. The common shapes are in networks.py.
 """
 
 from __future__ import annotations

@@ -13,16 +13,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"prunec": ROOT / "prunec", "prunec.passes": ROOT / "passes", "prunec.cli": ROOT / "cli"}
 
-BASE = {"prunec.errors", "prunec.ops", "prunec.graph", "prunec.labels", "prunec.plan", "prunec.edits"}
+BASE = {"prunec.errors", "prunec.ir.ops", "prunec.ir.graph", "prunec.ir.labels", "prunec.ir.plan", "prunec.ir.edits"}
 """The data types that every layer shares; among themselves they import downward only."""
 
 ALLOWED = {
     "prunec.errors": set[str](),
-    "prunec.ops": set[str](),
-    "prunec.graph": set[str](),
-    "prunec.labels": {"prunec.graph"},
-    "prunec.plan": {"prunec.errors"},
-    "prunec.edits": {"prunec.graph", "prunec.errors"},
+    "prunec.ir.ops": set[str](),
+    "prunec.ir.graph": set[str](),
+    "prunec.ir.labels": {"prunec.ir.graph"},
+    "prunec.ir.plan": {"prunec.errors"},
+    "prunec.ir.edits": {"prunec.ir.graph", "prunec.errors"},
 }
 
 
@@ -80,7 +80,9 @@ def layer(name: str) -> str:
 
 
 def test_all_three_folders_are_read() -> None:
-    assert {"prunec.graph", "prunec.passes.channels", "prunec.passes.rules.channels", "prunec.cli.main"} <= set(MODULES)
+    assert {"prunec.ir.graph", "prunec.passes.channels", "prunec.passes.rules.channels", "prunec.cli.main"} <= set(
+        MODULES
+    )
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -116,7 +118,7 @@ def test_a_rule_knows_no_pass(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) == "frontends"))
 def test_a_frontend_knows_no_backend(name: str) -> None:
     assert not {entry for entry in ours(name) if layer(entry) in ("backends", "cli", "training")}
-    assert not {entry for entry in ours(name) if entry in ("prunec.api", "prunec.passes.select")}
+    assert not {entry for entry in ours(name) if entry in ("prunec.api", "prunec.passes.selection.select")}
 
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) == "backends"))
@@ -136,7 +138,9 @@ def test_only_the_command_line_knows_the_command_line(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["prunec", "prunec.graph", "prunec.api", "prunec.passes.select", "prunec.cli.main"])
+@pytest.mark.parametrize(
+    "name", ["prunec", "prunec.ir.graph", "prunec.api", "prunec.passes.selection.select", "prunec.cli.main"]
+)
 def test_torch_is_not_loaded_by_importing(name: str) -> None:
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

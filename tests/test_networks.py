@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunec.api import Pruned, prune_module
-from prunec.apply import apply_plan
 from prunec.errors import BadInput, BadPlan, BudgetNotMet, UnsupportedModel
-from prunec.plan import PrunePlan
+from prunec.ir.plan import PrunePlan
+from prunec.pipeline.apply import apply_plan
 
 NOTHING_TO_REMOVE = {"convnext", "attention", "shared_module", "in_place"}
 """Networks of the table in which no channel can go, each for a reason of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from make_ops_doc import PAGE, page
 
-from prunec.ops import OPS
+from prunec.ir.ops import OPS
 
 
 def test_the_page_is_up_to_date() -> None:

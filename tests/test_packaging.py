@@ -72,7 +72,7 @@ def test_the_wheel_runs_from_a_folder_of_its_own(wheel: zipfile.ZipFile, tmp_pat
         # The editable install's finder must not answer for the folder.
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import prunec.passes.channels, prunec.training.run, prunec.api, prunec.backends.fx\n"
+        "import prunec.passes.channels, prunec.training.run.run, prunec.api, prunec.backends.fx.backend\n"
         "from prunec.cli.main import execute\n"
         f"assert prunec.__file__.startswith({str(tmp_path)!r}), prunec.__file__\n"
         f"assert prunec.passes.__file__.startswith({str(tmp_path)!r}), prunec.passes.__file__\n"

@@ -18,15 +18,15 @@ from strategies import IN_CHANNELS, SIZE, Spec, build, specs
 from torch import Tensor
 
 from prunec.api import gather_facts, input_specs, prune_module
-from prunec.apply import apply_plan
-from prunec.backends.fx import apply_edits
-from prunec.passes import gates, residuals
-from prunec.passes.gates import gate_folds_of
-from prunec.passes.lower import lower
-from prunec.passes.residuals import expansions_of
-from prunec.passes.select import Facts, plan, select
-from prunec.plan import PrunePlan
-from prunec.reading import read_module
+from prunec.backends.fx.backend import apply_edits
+from prunec.ir.plan import PrunePlan
+from prunec.passes.lowering.lower import lower
+from prunec.passes.rewrites import gates, residuals
+from prunec.passes.rewrites.gates import gate_folds_of
+from prunec.passes.rewrites.residuals import expansions_of
+from prunec.passes.selection.select import Facts, plan, select
+from prunec.pipeline.apply import apply_plan
+from prunec.pipeline.reading import read_module
 
 TIGHT = 1e-9
 """Relative error allowed in float64."""

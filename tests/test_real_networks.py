@@ -11,8 +11,8 @@ from assertions import contraction_macs, outputs_of, parameter_elements, relativ
 from torch import Tensor, nn
 
 from prunec.api import prune_module
-from prunec.frontends.fx import trace
-from prunec.report import PruneReport
+from prunec.frontends.fx.frontend import trace
+from prunec.report.findings import PruneReport
 
 pytestmark = pytest.mark.real
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Graph, Node, Param, Shape, Value
+from prunec.ir.graph import Graph, Node, Param, Shape, Value
 
 NAN = float("nan")
 

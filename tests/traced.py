@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec.frontends.fx import Ref, trace
-from prunec.graph import Graph
+from prunec.frontends.fx.frontend import Ref, trace
+from prunec.ir.graph import Graph
 
 
 class Mixed(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prunec.training.config import RunConfig
-from prunec.training.presets import make_config
-from prunec.training.progress import Silent
+from prunec.training.logs.progress import Silent
+from prunec.training.settings.config import RunConfig
+from prunec.training.settings.presets import make_config
 
 
 def write_bars(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Shape
+from prunec.ir.graph import Shape
 
 Array = np.ndarray[Any, Any]
 

@@ -2,7 +2,7 @@
 
 The first word of each docstring says which of four things a rule does: move, unify, contract or
 refuse. A rule sees labels and attributes only; it knows no framework and no other op. To teach prunec
-an op: name it in prunec/ops.py, map it in a frontend, and give it a row in each table of this folder.
+an op: name it in prunec/ir/ops.py, map it in a frontend, and give it a row in each table of this folder.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from prunec.graph import Dim, Node, Shape
-from prunec.labels import Ids, Label, Ties, spread, varying
-from prunec.ops import BINARY, UNARY
+from prunec.ir.graph import Dim, Node, Shape
+from prunec.ir.labels import Ids, Label, Ties, spread, varying
+from prunec.ir.ops import BINARY, UNARY
 from prunec.passes.rules.moves import MOVES, factor, reshape_array
 
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]

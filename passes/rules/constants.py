@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Dim, Node, Shape
-from prunec.ops import BINARY, UNARY
+from prunec.ir.graph import Dim, Node, Shape
+from prunec.ir.ops import BINARY, UNARY
 from prunec.passes.rules import numeric
 from prunec.passes.rules.arrays import (
     MAX_ELEMENTS,

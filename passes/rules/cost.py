@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from prunec.graph import Node
-from prunec.ops import OPS
+from prunec.ir.graph import Node
+from prunec.ir.ops import OPS
 
 Sizes = tuple[int, ...]
 Rule = Callable[[Node, Sequence[Sizes], Sequence[Sizes]], int]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Node, Shape
-from prunec.ops import BINARY, UNARY
+from prunec.ir.graph import Node, Shape
+from prunec.ir.ops import BINARY, UNARY
 from prunec.passes.rules.arrays import along, any_along, lift, narrow, others, stretched
 from prunec.passes.rules.moves import MOVES, factor
 from prunec.passes.rules.weights import Weight

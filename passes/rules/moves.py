@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Dim, Node, Shape
+from prunec.ir.graph import Dim, Node, Shape
 from prunec.passes.rules.arrays import equal
 
 Array = np.ndarray[Any, Any]

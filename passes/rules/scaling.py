@@ -2,7 +2,7 @@
 
 A value's channel class is UNSCALED, SCALED (carries the factor α), ZERO (no factor shows) or MIXED (the
 factor did not pass; the class must be left alone). The first word of each docstring: pass, join or block.
-passes/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and where it is undone (the axis that a
+passes/sparsity/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and where it is undone (the axis that a
 contraction sums over) is that pass's affair.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from prunec.graph import Node
-from prunec.ops import BINARY, CONTRACTIONS, NORMALISATIONS, UNARY
+from prunec.ir.graph import Node
+from prunec.ir.ops import BINARY, CONTRACTIONS, NORMALISATIONS, UNARY
 
 Factors = np.ndarray[Any, np.dtype[np.int8]]
 """int8[k]: one of the constants below for each class of a value."""

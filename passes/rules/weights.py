@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.graph import Node
+from prunec.ir.graph import Node
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from prunec.training.ista import Ista, Penalised
-from prunec.training.sparsity import sparsify
+from prunec.training.sparsity.ista import Ista, Penalised
+from prunec.training.sparsity.sparsify import sparsify
 
 __all__ = ["Ista", "Penalised", "sparsify"]

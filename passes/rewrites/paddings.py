@@ -1,0 +1,49 @@
+"""Paddings: a convolution that reads a zero padding pads by itself.
+
+Owns the rewrite. TensorFlow's exporters, and ports of its networks, write SAME padding as a node of its own. Behind it
+a constant channel is no longer uniform; as the convolution's own padding it is, and absorb.py keeps its border exact.
+The model stays as it is: only the passes see it this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from prunec.ir.graph import Graph, Node
+from prunec.passes.rewrites.permutations import replace_nodes, without_dead
+
+
+def fuse_paddings(graph: Graph) -> Graph:
+    """Return the graph in which convolutions read what is padded with zeros, and pad it themselves.
+
+    Ensures: the values that stay are computed as before; paddings that nothing else reads are gone.
+    """
+    nodes = tuple(_padding_itself(graph, node) for node in graph.nodes)
+    if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)):
+        return graph
+    return without_dead(replace_nodes(graph, nodes))
+
+
+def _padding_itself(graph: Graph, node: Node) -> Node:
+    pad = graph.producer(node.inputs[0]) if node.op == "conv" else None
+    if pad is None or not _is_zero_padding(pad) or len(pad.inputs) > 1:
+        return node
+    rank = len(pad.attrs["pads"]) // 2
+    around = [*pad.attrs["pads"][2:rank], *pad.attrs["pads"][rank + 2 :]]
+    own = node.attrs["pads"]
+    if len(own) != len(around) or (any(own) and node.attrs.get("auto_pad")):
+        return node
+    attrs: Mapping[str, Any] = {**node.attrs, "pads": [a + b for a, b in zip(own, around, strict=True)]}
+    return replace(node, inputs=(pad.inputs[0], *node.inputs[1:]), attrs=MappingProxyType(attrs))
+
+
+def _is_zero_padding(node: Node) -> bool:
+    """Tell whether a node puts zeros around the positions of a map, and does nothing to its channels."""
+    if node.op != "pad" or node.attrs.get("mode", "constant") != "constant" or node.attrs.get("value"):
+        return False
+    pads = node.attrs["pads"]
+    rank = len(pads) // 2
+    return rank > 2 and not any((*pads[:2], *pads[rank : rank + 2])) and min(pads) >= 0

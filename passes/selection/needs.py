@@ -1,0 +1,118 @@
+"""Needs: which nodes a pruned graph still has to compute, and where a constant replaces a whole input.
+
+Owns the backward sweep over what survives of a keep mask: inputs that became constant are cut (a
+residual branch that vanished turns its Add into an addition of a stored vector), operands of a concat
+that became empty are dropped, and what nothing reads any more goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.ir.graph import Graph, Node, Shape
+from prunec.ir.labels import Kept, varying
+from prunec.ir.ops import BINARY
+from prunec.passes.constants import Constants
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Needs:
+    """What survives of the graph.
+
+    Args:
+        nodes: names of the nodes that must still run.
+        cuts: (node name, input index) -> the constant to read there, float64, broadcastable to the
+            input, with every position of the axes along which it varies (removed ones included).
+        dropped: node name -> indices of concat operands that have no channels left.
+    """
+
+    nodes: frozenset[str]
+    cuts: Mapping[tuple[str, int], np.ndarray[Any, Any]]
+    dropped: Mapping[str, tuple[int, ...]]
+
+
+def needs(
+    graph: Graph, kept: Kept, constants: Constants, cuts: Mapping[tuple[str, int], np.ndarray[Any, Any]] | None = None
+) -> Needs:
+    """Find what a pruned graph still computes.
+
+    Args:
+        cuts: the inputs to take as constant, where that was decided before; None finds them.
+
+    Ensures: a cut that it finds leaves the node's output shape as it was; the other operand spans it.
+    """
+    wanted = set(graph.outputs)
+    nodes: set[str] = set()
+    decided, cuts = cuts, dict(cuts or {})
+    dropped: dict[str, tuple[int, ...]] = {}
+    for node in reversed(graph.nodes):
+        if not any(name in wanted for name in node.outputs) and not _has_effects(node):
+            continue
+        nodes.add(node.name)
+        if node.op == "concat":
+            empty = tuple(i for i, name in enumerate(node.inputs) if _is_empty(name, node.attrs["axis"], kept))
+            if empty and len(empty) < len(node.inputs):
+                dropped[node.name] = empty
+        cut = _cut(graph, node, kept, constants) if decided is None else None
+        if cut is not None:
+            cuts[node.name, cut[0]] = cut[1]
+        if cuts or node.name in dropped:
+            gone = dropped.get(node.name, ())
+            wanted.update(n for i, n in enumerate(node.inputs) if (node.name, i) not in cuts and i not in gone)
+        else:
+            wanted.update(node.inputs)
+        wanted.discard("")
+    return Needs(frozenset(nodes), cuts, dropped)
+
+
+def _has_effects(node: Node) -> bool:
+    return node.op == "opaque" and not any(node.outputs)
+
+
+def _is_empty(name: str, axis: int, kept: Kept) -> bool:
+    mask = kept.along(name, axis)
+    return mask is not None and not mask.any()
+
+
+def _cut(graph: Graph, node: Node, kept: Kept, constants: Constants) -> tuple[int, np.ndarray[Any, Any]] | None:
+    """Return (input index, constant) where one operand of a binary op is constant and the other spans the output."""
+    if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
+        return None
+    out = graph.values[node.outputs[0]].shape
+    if _kept_known(node.outputs[0], kept, constants) is not None:
+        return None  # what reads this node's output will cut there, if it can
+    fixed = graph.fixed_values()
+    for index, name in enumerate(node.inputs):
+        other = node.inputs[1 - index]
+        if name in fixed or name in graph.inputs or other in graph.params:
+            continue
+        known = _kept_known(name, kept, constants)
+        if known is not None and out is not None and _spans(graph.shape(other), out):
+            return index, known
+    return None
+
+
+def _kept_known(name: str, kept: Kept, constants: Constants) -> np.ndarray[Any, Any] | None:
+    """Return the constant that a value is on all its kept channels; None where some kept element varies."""
+    known = constants.known.get(name)
+    label = kept.classes.labels.get(name)
+    if known is None or label is None or label.shape is None or len(varying(known)) > 1:
+        return None
+    axes = varying(known)
+    if not np.isnan(known).any():
+        return known
+    mask = kept.along(name, axes[0]) if axes else None
+    if mask is None:
+        return None
+    return known if not np.isnan(known.compress(mask, axis=axes[0])).any() else None
+
+
+def _spans(shape: Shape | None, out: Shape) -> bool:
+    """Tell whether an operand of ``shape`` alone gives the output its shape."""
+    return shape is not None and len(shape) == len(out) and all(a == b for a, b in zip(shape, out, strict=True))

@@ -1,0 +1,59 @@
+"""Shapes that are left when a keep mask is applied: the input of the recount of cost.
+
+Owns the arithmetic from a mask to the sizes of every value and parameter; no content is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from prunec.ir.graph import Graph, Node, Shape
+from prunec.ir.labels import ChannelClasses, Kept
+from prunec.passes.selection.needs import Mask, Needs
+
+
+def pruned_shapes(
+    graph: Graph, classes: ChannelClasses, keep: Mask, wanted: Needs
+) -> tuple[Graph, Callable[[str], Shape | None]]:
+    """Return the graph of the nodes that still run, and the shape of each of its values and parameters."""
+    per_group: dict[str, int] = {}
+    for balance in classes.balances:
+        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
+        weight = balance.node.inputs[1]
+        count = int(keep[classes.class_of[shared]].sum(axis=1).max())
+        per_group.update(dict.fromkeys((weight, graph.stored(weight)), count))
+    kept = Kept(classes, keep)
+    cache: dict[str, Shape | None] = {}
+
+    def shape_of(name: str) -> Shape | None:
+        if name not in cache:
+            cache[name] = _shape(graph, kept, name, per_group.get(name))
+        return cache[name]
+
+    return _running(graph, wanted), shape_of
+
+
+def _running(graph: Graph, wanted: Needs) -> Graph:
+    """Return the graph of the nodes that still run, less the inputs that they no longer read."""
+    if not wanted.cuts and len(wanted.nodes) == len(graph.nodes):
+        return graph
+    cut = {name for name, _ in wanted.cuts}
+    nodes = tuple(
+        node if node.name not in cut else replace(node, inputs=_uncut(node, wanted))
+        for node in graph.nodes
+        if node.name in wanted.nodes
+    )
+    return Graph(nodes, graph.values, graph.params, graph.inputs, graph.outputs, graph.name, graph.frontend)
+
+
+def _uncut(node: Node, wanted: Needs) -> tuple[str, ...]:
+    return tuple("" if (node.name, index) in wanted.cuts else name for index, name in enumerate(node.inputs))
+
+
+def _shape(graph: Graph, kept: Kept, name: str, per_group: int | None) -> Shape | None:
+    shape = graph.shape(name)
+    if shape is None or name not in kept.classes.labels:
+        return shape
+    shape = kept.shape(name, shape)
+    return shape if per_group is None else (shape[0], per_group, *shape[2:])

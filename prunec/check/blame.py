@@ -1,0 +1,56 @@
+"""Whose fault is it: a crash on a file that ONNX itself rejects is told as bad input.
+
+The frontend checks what it needs before it reads on (frontends/onnx/nodes.py, check.py), and no more: a check
+against the whole specification would refuse files that run. Only when something breaks is the file put before
+ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from prunec.errors import BadInput, PrunecError
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def judged(work: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let work on an .onnx file (argument ``path``, the first) raise BadInput where it fails on an invalid file."""
+
+    @wraps(work)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return work(*args, **kwargs)
+        except (PrunecError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            path = str(args[0] if args else kwargs["path"])
+            complaint = _complaint(path)
+            if not complaint:
+                raise
+            raise BadInput(
+                f"{path} is not a valid ONNX model", why=complaint, do="fetch or export the model again"
+            ) from error
+
+    return checked
+
+
+def _complaint(path: str) -> str:
+    """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it, and it runs."""
+    import onnx
+
+    from prunec.check.validate import working_feed
+    from prunec.runtime import sessions
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:  # noqa: BLE001  # of several types by version; whatever it is, it is a complaint
+        return sessions.first_line(error)
+    try:
+        working_feed(sessions.open_runner(path, path, "cpu", optimise=False), path, None)
+    except PrunecError as error:
+        return error.why or error.what
+    return ""

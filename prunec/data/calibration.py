@@ -1,0 +1,196 @@
+"""What data say of channels: which activations stay at one constant over all of it.
+
+Owns the choice of what to watch, the ranges that are kept (two numbers per channel, whatever the amount of
+data) and the verdict. Who runs the network is observing.py; what follows from the constants is decided by
+the same passes as for proven ones, see passes/constants.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from prunec.errors import BadInput
+from prunec.ir.graph import Graph
+from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.ops import BINARY, CONTRACTIONS
+from prunec.runtime.probes import Array
+
+DEFAULT_TOLERANCE = 1e-6
+HELD_OUT_EVERY = 4
+"""Every so many batches, one is held out: the rest is asked first, and the held-out part contradicts it or not."""
+_LEAST_FOR_HOLDING_OUT = 8
+_MAX_WATCHED = 1 << 20
+"""Elements of a value's ranges, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What to look at, and what counts as constant.
+
+    Args:
+        data: see sample_files.read_samples.
+        tolerance: how far a channel may be from its constant, as a fraction of the largest magnitude of its
+            tensor over all data. 0: the very same number everywhere.
+        normalise: for image files, see sample_files.NORMALISE.
+    """
+
+    data: str | Path
+    tolerance: float = DEFAULT_TOLERANCE
+    normalise: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise BadInput(f"the tolerance is {self.tolerance}", do="give a fraction from 0 to below 1, such as 1e-4")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """What calibration found.
+
+    Args:
+        constants: by value name, float64 that broadcasts against the value; NaN where it varies.
+        samples: how many were run.
+        held_out: how many of them were held out, see HELD_OUT_EVERY; 0 where there are too few.
+        constant: channel classes that are constant on all data wherever a contraction reads them.
+        contradicted: further classes that were constant before the held-out samples were seen.
+    """
+
+    constants: Mapping[str, Array]
+    samples: int
+    held_out: int
+    constant: int
+    contradicted: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watch:
+    """A value to observe.
+
+    Args:
+        axes: those to reduce: its labels do not vary along them.
+        ids: its label.
+        ends: a contraction reads it: its channels end here.
+    """
+
+    axes: tuple[int, ...]
+    ids: Ids
+    ends: bool
+
+
+def watched(graph: Graph, classes: ChannelClasses) -> dict[str, Watch]:
+    """List the values whose constants could let channels go: what contractions read, and what is joined elementwise."""
+    free = ~classes.pinned & classes.is_channel
+    given = graph.fixed_values() | set(graph.inputs)
+    found: dict[str, Watch] = {}
+    for node in graph.nodes:
+        if node.op not in CONTRACTIONS and node.op not in BINARY:
+            continue
+        for name in node.inputs[:2]:
+            label = classes.labels.get(name)
+            if not name or name in given or name in found or label is None or not label.fields:
+                continue
+            ids = label.fields[0]
+            is_float = np.dtype(_numpy_name(graph.values[name].dtype)).kind == "f"
+            if is_float and free[classes.class_of[ids]].any() and ids.size <= _MAX_WATCHED:
+                axes = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
+                found[name] = Watch(axes, ids, any(reader.op in CONTRACTIONS for reader in graph.consumers(name)))
+    return found
+
+
+def _numpy_name(dtype: str) -> str:
+    return "float32" if dtype in ("bfloat16", "") else dtype
+
+
+class Ranges:
+    """The smallest and largest value of every watched channel; grows batch by batch."""
+
+    def __init__(self) -> None:
+        self._low: dict[str, Array] = {}
+        self._high: dict[str, Array] = {}
+
+    def add(self, name: str, low: Array, high: Array) -> None:
+        """Take in one batch's extremes, of the shape of the value's label."""
+        # fmin would drop NaN; minimum carries it on, and what is not a number is no constant.
+        if name in self._low:
+            low, high = np.minimum(low, self._low[name]), np.maximum(high, self._high[name])
+        self._low[name], self._high[name] = np.array(low, np.float64), np.array(high, np.float64)
+
+    def joined(self, other: Ranges) -> Ranges:
+        """Return the ranges over both."""
+        both = Ranges()
+        for part in (self, other):
+            for name in part._low:
+                both.add(name, part._low[name], part._high[name])
+        return both
+
+    def constants(self, tolerance: float) -> dict[str, Array]:
+        """Return the constant of every channel that has one, NaN elsewhere; values without any are left out.
+
+        A channel that stays within the tolerance of zero is zero; another takes the middle of its range.
+        """
+        found = {}
+        for name, low in self._low.items():
+            high = self._high[name]
+            size = np.maximum(np.abs(low), np.abs(high))
+            allowed = tolerance * size.max()  # NaN where something is not a number: then nothing is constant
+            with np.errstate(invalid="ignore"):
+                middle = np.where(low == high, low, low / 2 + high / 2)
+                constant = np.where(size <= allowed, 0.0, np.where((high - low) / 2 <= allowed, middle, np.nan))
+            constant = np.where(np.isfinite(constant), constant, np.nan)
+            if not np.isnan(constant).all():
+                found[name] = constant
+        return found
+
+
+def verdict(
+    classes: ChannelClasses,
+    places: Mapping[str, Watch],
+    asked: Ranges,
+    held_out: Ranges,
+    counts: tuple[int, int],
+    tolerance: float,
+) -> Observed:
+    """Say what is constant on all data, and how much of what the first part suggested the held-out part denies.
+
+    Args:
+        asked, held_out: the ranges over the two parts.
+        counts: samples in all, and in the held-out part.
+    """
+    constants = asked.joined(held_out).constants(tolerance)
+    settled = _constant_classes(classes, places, constants)
+    before = _constant_classes(classes, places, asked.constants(tolerance)) if counts[1] else settled
+    return Observed(
+        MappingProxyType(constants), counts[0], counts[1], int(settled.sum()), int((before & ~settled).sum())
+    )
+
+
+def is_held_out(index: int) -> bool:
+    """Tell whether the batch of this number is held out."""
+    return index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
+def enough_to_hold_out(num_batches: int) -> bool:
+    """Tell whether there are so many batches that a part of them says something."""
+    return num_batches >= _LEAST_FOR_HOLDING_OUT
+
+
+def _constant_classes(
+    classes: ChannelClasses, places: Mapping[str, Watch], constants: Mapping[str, Array]
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return bool[num_classes]: constant wherever a contraction reads it."""
+    seen = np.zeros(classes.num_classes, dtype=bool)
+    varies = np.zeros(classes.num_classes, dtype=bool)
+    for name, place in places.items():
+        if not place.ends:
+            continue
+        owners = classes.class_of[place.ids]
+        seen[owners] = True
+        known = constants.get(name)
+        varies[owners if known is None else owners[np.isnan(known)]] = True
+    found: np.ndarray[tuple[int], np.dtype[np.bool_]] = seen & ~varies & ~classes.pinned & classes.is_channel
+    return found

@@ -1,0 +1,292 @@
+"""nn.Module -> fx.GraphModule: torch.fx first, torch.export where that fails.
+
+Owns the two tracers, what they are told about optional arguments, and the errors when neither reads a network.
+What a graph's nodes mean is recorded in fx.py. The user's module is left as it was: attributes that torch.fx
+hangs on it are taken off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import math
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
+
+from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx.attention import expand
+from prunec.frontends.fx.functional import Tracer, functional, has_writes
+
+_OPEN_SECONDS = 15.0
+"""Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
+example's size."""
+_TRACE_BATCH = 3
+"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
+
+
+def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.GraphModule]:
+    """Return what to record, best first: attention written out, without writes in place, then as it was traced."""
+    if module is None:
+        return []
+    found = [module]
+    rewritten = functional(module)
+    if rewritten is not None:
+        found.insert(0, rewritten)
+    with contextlib.suppress(Exception):  # a network that does not run: recording it will say why
+        expanded = expand(found[0], inputs)
+        found = [*([] if expanded is None else [expanded]), *found]
+    return found
+
+
+def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
+    """Return the error of a network that neither tracer reads."""
+    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    return UntraceableModel(
+        "the network can be read neither by torch.fx nor by torch.export",
+        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
+    )
+
+
+def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
+    """Return the error of a network that its inputs do not fit."""
+    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    return BadInput(
+        f"the network cannot run on an input of shape {shapes}",
+        why=_one_line(error),
+        do="give the shape that it expects with --input-shape",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        for sub, _ in modes:
+            sub.training = False
+        yield
+    finally:
+        for sub, mode in modes:
+            sub.training = mode
+
+
+def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
+    """Trace a module with torch.fx; return its graph, or None and why there is none."""
+    if isinstance(module, fx.GraphModule):
+        return module, None
+    reason: BaseException | None = None
+    for buffers in (True, False) if _reads_buffers(module) else (False,):
+        try:
+            with warnings.catch_warnings(), left_as_it_was(module):
+                warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+                made = _traced(module, num_inputs, buffers=buffers)
+            if not has_writes(made):
+                return made, None
+            rewritten = functional(made)
+            if rewritten is not None and not has_writes(rewritten):
+                return rewritten, None
+            reason = TypeError("it writes into a part of a tensor that something else may see")
+        except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            reason = error
+    return None, reason
+
+
+def refuse_lazy(module: nn.Module) -> None:
+    """Check that every parameter has a shape.
+
+    Raises:
+        BadInput: a lazy layer has not seen an input yet.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise BadInput(
+                f"the parameter {name} has no shape yet",
+                why="it belongs to a lazy layer, which gets its shape from the first input",
+                do="run the network once on an example input",
+            )
+
+
+def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphModule:
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
+    concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    tracer = Tracer(buffers=buffers)
+    graph = tracer.trace(module, concrete_args=concrete or None)
+    for node in graph.nodes:
+        node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
+    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+
+
+def _reads_buffers(module: nn.Module) -> bool:
+    """Tell whether a forward of the user's own may compute with a buffer (a mask, frozen statistics).
+
+    As a proxy it stays the buffer that it is; read as a tensor, what is computed from it becomes a constant
+    without a name. A forward that branches on its content can only be traced the second way.
+    """
+    return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())
+
+
+@contextlib.contextmanager
+def left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Undo what tracers do to a module: constants that torch.fx hangs on it, proxies in caches that its forward fills.
+
+    Attributes, and the lists and dicts that they are, get their content back; tensors are not copied.
+    """
+    kept = [(vars(sub), dict(vars(sub))) for sub in module.modules()]
+    inner = [
+        (value, copy.copy(value))
+        for _, attributes in kept
+        for value in attributes.values()
+        if type(value) in (dict, list, set, OrderedDict)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in (*kept, *inner):
+            attributes.clear()
+            attributes.extend(before) if isinstance(attributes, list) else attributes.update(before)
+
+
+def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
+    """Trace a module with torch.export; ``reason`` is why torch.fx could not.
+
+    Raises:
+        UntraceableModel, BadInput: it does not either; the module itself does not run.
+    """
+    # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
+    last: BaseException | None = None
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_logs():
+        warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
+        wide = widened(inputs)
+        for example in (wide,) if wide is inputs else (wide, inputs):
+            open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
+            for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
+                try:
+                    with _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                        return _exported(module, example, shapes)
+                except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                    last = error
+    assert last is not None
+    failure = failure_of(module, inputs)
+    if failure is not None:
+        raise cannot_run(inputs, failure)
+    raise untraceable(reason, last) from last
+
+
+def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
+    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
+        return inputs
+    return tuple(i.expand(_TRACE_BATCH, *i.shape[1:]).contiguous() if isinstance(i, Tensor) else i for i in inputs)
+
+
+def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
+        program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
+    # Guards compare with the shapes before pruning; they have no place in a pruned module.
+    exported = program.module(check_guards=False)
+    assert isinstance(exported, fx.GraphModule)
+    return _plain(exported)
+
+
+class _Deadline(TorchFunctionMode):
+    """Gives up after some seconds of this thread's own processor time, at the next call of torch.
+
+    Padding that is computed from open sizes (TensorFlow's SAME) nests formulas in each other until torch.export
+    takes minutes per layer. Time that other work on the machine takes does not count: it must not decide at which
+    sizes the traced network can run.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._end = time.thread_time() + seconds
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.thread_time() > self._end:
+            raise TimeoutError("the formulas of its sizes become too long")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep what torch.export logs about sizes that it takes for fixed from the user."""
+    log = logging.getLogger("torch._export")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _is_seen_elsewhere(n: fx.Node) -> bool:
+    """Tell whether a node writes in place into memory that another view shows: the recorder cannot follow that."""
+    if not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
+        return False
+    written = n.args[0] if n.args else None
+    return isinstance(written, fx.Node) and any(_is_view(other) for other in (written, *written.users))
+
+
+def _is_view(n: fx.Node) -> bool:
+    if not isinstance(n.target, torch._ops.OpOverload):
+        return False
+    aliases = (out.alias_info for out in n.target._schema.returns)
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _plain(module: fx.GraphModule) -> fx.GraphModule:
+    """Put back what taking out the writes made harder to read: BatchNorms, and copies that return their source."""
+    for n in list(module.graph.nodes):
+        if n.target is torch.ops.aten.copy.default:
+            before, source = (operand.meta.get("val") for operand in n.args[:2])
+            if before is not None and (before.shape, before.dtype) == (source.shape, source.dtype):
+                n.replace_all_uses_with(n.args[1])
+                module.graph.erase_node(n)
+        elif n.target is torch.ops.aten._native_batch_norm_legit_no_training.default:
+            x, gamma, beta, mean, var, momentum, eps = n.args
+            with module.graph.inserting_before(n):
+                norm = module.graph.call_function(
+                    torch.ops.aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False)
+                )
+            for user in list(n.users):
+                user.replace_all_uses_with(norm)  # a getitem of the first output, the only one there is in eval mode
+                module.graph.erase_node(user)
+            module.graph.erase_node(n)
+    module.recompile()
+    return module
+
+
+def _open_axes(value: Any, fixed: int | None) -> dict[int, Any] | None:
+    """Return which axes stay open: all but ``fixed``, or the batch alone where that is None."""
+    if not isinstance(value, Tensor):
+        return None
+    axes = range(value.dim()) if fixed is not None else range(min(1, value.dim()))
+    return {axis: torch.export.Dim.AUTO for axis in axes if axis != fixed} or None
+
+
+def failure_of(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
+    """Return the error of a plain forward pass, None when it runs."""
+    try:
+        module(*inputs)
+    except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
+        return error
+    return None

@@ -1,0 +1,148 @@
+"""Shapes that contradict each other, found before the passes meet them.
+
+Owns one check per op family on the finished graph: a file whose weights do not fit its values is told
+apart from a fault of prunec. Only what is known is compared; open sizes are never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from prunec.errors import BadInput
+from prunec.ir.graph import Dim, Graph, Node, Shape
+from prunec.ir.ops import BINARY
+
+Check = Callable[[Node, list[Shape | None]], str]
+"""(node, shapes of its inputs) -> what is wrong, or ""."""
+
+
+def check_graph(graph: Graph) -> None:
+    """Compare the shapes that meet at each node.
+
+    Raises:
+        BadInput: two of them cannot be true together; the node is named.
+    """
+    for node in graph.nodes:
+        if node.op not in CHECKS:
+            continue
+        shapes = [graph.shape(name) if name else None for name in node.inputs]
+        wrong = contradiction(node, shapes)
+        if wrong:
+            text = ", ".join(f"{name} {_text(shape)}" for name, shape in zip(node.inputs, shapes, strict=True) if name)
+            raise BadInput(
+                f"the shapes at node {node.origin!r} ({node.source}) do not fit: {wrong}",
+                why=f"it reads {text}",
+                do="the file or the given input shape is wrong: check both with onnx.checker and ONNX Runtime",
+            )
+
+
+def contradiction(node: Node, shapes: list[Shape | None]) -> str:
+    """Tell what is wrong with a node that reads operands of these shapes; "" if nothing is."""
+    check = CHECKS.get(node.op)
+    return "" if check is None else check(node, shapes)
+
+
+def _text(shape: Shape | None) -> str:
+    return (
+        "of unknown rank" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+    )
+
+
+def _differ(a: Dim, b: Dim) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a != b
+
+
+def _conv(node: Node, shapes: list[Shape | None]) -> str:
+    x, weight = shapes[0], shapes[1]
+    groups = node.attrs["conv_groups"]
+    if weight is None:
+        return ""
+    per_group, out = weight[1], weight[0]
+    if groups < 1 or (isinstance(out, int) and out % groups):
+        return f"{out} output channels cannot be divided into {groups} groups"
+    if x is not None and len(x) != len(weight):
+        return "the weight and the input have different ranks"
+    if x is not None and isinstance(per_group, int) and _differ(x[1], per_group * groups):
+        return f"the weight is for {per_group * groups} input channels, the input has {x[1]}"
+    return _bias(shapes, out)
+
+
+def _conv_transpose(node: Node, shapes: list[Shape | None]) -> str:
+    x, weight = shapes[0], shapes[1]
+    groups = node.attrs["conv_groups"]
+    if weight is None:
+        return ""
+    if groups < 1 or (isinstance(weight[0], int) and weight[0] % groups):
+        return f"{weight[0]} input channels cannot be divided into {groups} groups"
+    if x is not None and len(x) != len(weight):
+        return "the weight and the input have different ranks"
+    if x is not None and _differ(x[1], weight[0]):
+        return f"the weight is for {weight[0]} input channels, the input has {x[1]}"
+    return _bias(shapes, weight[1] * groups if isinstance(weight[1], int) else None)
+
+
+def _bias(shapes: list[Shape | None], channels: Dim) -> str:
+    bias = shapes[2] if len(shapes) > 2 else None
+    if bias is not None and (len(bias) != 1 or _differ(bias[0], channels)):
+        return f"the bias should have {channels} elements"
+    return ""
+
+
+def _matmul(node: Node, shapes: list[Shape | None]) -> str:
+    a, b = shapes[0], shapes[1]
+    if not a or not b:
+        return ""
+    last = a[-2] if node.attrs.get("transpose_a") and len(a) > 1 else a[-1]
+    first = b[-1] if node.attrs.get("transpose_b") or len(b) == 1 else b[-2]
+    return f"a product over {last} and {first} elements" if _differ(last, first) else ""
+
+
+def _per_channel(node: Node, shapes: list[Shape | None]) -> str:
+    x, axis = shapes[0], node.attrs.get("axis", 1)
+    if x is None:
+        return ""
+    for shape in shapes[1:]:
+        if shape is None or len(shape) != 1 or shape[0] == 1:
+            continue  # one number for all: the axis means nothing
+        if axis >= len(x):
+            return f"the input has no axis {axis}"
+        if _differ(shape[0], x[axis]):
+            return f"{shape[0]} values for {x[axis]} channels"
+    return ""
+
+
+def _elementwise(_: Node, shapes: list[Shape | None]) -> str:
+    known = [shape for shape in shapes if shape is not None]
+    for axis in range(-max((len(shape) for shape in known), default=0), 0):
+        sizes = {shape[axis] for shape in known if len(shape) >= -axis}
+        numbers = {size for size in sizes if isinstance(size, int) and size != 1}
+        if len(numbers) > 1:
+            return f"sizes {' and '.join(map(str, sorted(numbers)))} cannot be broadcast"
+    return ""
+
+
+def _concat(node: Node, shapes: list[Shape | None]) -> str:
+    known = [shape for shape in shapes if shape is not None]
+    axis = node.attrs["axis"]
+    if len({len(shape) for shape in known}) > 1:
+        return "operands of different ranks are concatenated"
+    for other in range(len(known[0]) if known else 0):
+        numbers = {shape[other] for shape in known if isinstance(shape[other], int)}
+        if other != axis and len(numbers) > 1:
+            return (
+                f"operands of sizes {' and '.join(map(str, sorted(numbers, key=str)))} on axis {other} are concatenated"
+            )
+    return ""
+
+
+CHECKS: Mapping[str, Check] = MappingProxyType(
+    {
+        "conv": _conv,
+        "conv_transpose": _conv_transpose,
+        "matmul": _matmul,
+        **dict.fromkeys(("batch_norm", "instance_norm", "quantize", "dequantize"), _per_channel),
+        **dict.fromkeys((*BINARY, "prelu", "where"), _elementwise),
+        "concat": _concat,
+    }
+)

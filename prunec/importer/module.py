@@ -1,0 +1,248 @@
+"""An ONNX file as a torch module that can be trained: the importer.
+
+Owns the table from op type to row, the walk over the file's nodes, and the check that the module computes
+what the file does. The rows are in layers.py and ops.py. The batch is open in the module
+whatever the file says; other sizes are as the file, or the user, fixes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from prunec.errors import BadInput, UnsupportedModel
+from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
+from prunec.frontends.onnx.load import OnnxSource
+from prunec.frontends.onnx.nodes import SourceNode
+from prunec.frontends.onnx.view import Facts, View, type_shape
+from prunec.importer import layers, ops
+from prunec.importer.build import Builder, Origin, Row, Unconvertible
+
+_BATCH = "prunec_batch"
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "Conv": layers.conv,
+        "ConvTranspose": layers.conv_transpose,
+        "Gemm": layers.gemm,
+        "MatMul": layers.matmul,
+        "BatchNormalization": layers.batch_norm,
+        "InstanceNormalization": layers.instance_norm,
+        "GroupNormalization": layers.group_norm,
+        "LayerNormalization": layers.layer_norm,
+        "LRN": layers.local_response_norm,
+        "MaxPool": layers.max_pool,
+        "AveragePool": layers.average_pool,
+        "GlobalAveragePool": layers.global_average_pool,
+        "GlobalMaxPool": layers.global_max_pool,
+        # elementwise
+        "Relu": ops.unary(F.relu),
+        "LeakyRelu": ops.unary(F.leaky_relu, alpha=0.01),
+        "Elu": ops.unary(F.elu, alpha=1.0),
+        "Celu": ops.unary(F.celu, alpha=1.0),
+        "Selu": ops.unary(F.selu),
+        "Sigmoid": ops.unary(torch.sigmoid),
+        "Tanh": ops.unary(torch.tanh),
+        "Softplus": ops.unary(F.softplus),
+        "Softsign": ops.unary(F.softsign),
+        "HardSwish": ops.unary(F.hardswish),
+        "Mish": ops.unary(F.mish),
+        "HardSigmoid": ops.hard_sigmoid,
+        "Exp": ops.unary(torch.exp),
+        "Log": ops.unary(torch.log),
+        "Sqrt": ops.unary(torch.sqrt),
+        "Abs": ops.unary(torch.abs),
+        "Neg": ops.unary(torch.neg),
+        "Reciprocal": ops.unary(torch.reciprocal),
+        "Floor": ops.unary(torch.floor),
+        "Ceil": ops.unary(torch.ceil),
+        "Erf": ops.unary(torch.erf),
+        "Sin": ops.unary(torch.sin),
+        "Cos": ops.unary(torch.cos),
+        "Not": ops.unary(torch.logical_not),
+        "Gelu": ops.unary(F.gelu),
+        "ImageScaler": ops.image_scaler,
+        "Affine": ops.affine,
+        "ScaledTanh": ops.scaled_tanh,
+        "Clip": ops.clip,
+        "PRelu": ops.prelu,
+        "Add": ops.binary(torch.add, trained=True),
+        "Sub": ops.binary(torch.sub),
+        "Mul": ops.binary(torch.mul, trained=True),
+        "Div": ops.divide,
+        "Pow": ops.binary(torch.pow),
+        "Equal": ops.binary(torch.eq),
+        "Less": ops.binary(torch.lt),
+        "Greater": ops.binary(torch.gt),
+        "Sum": ops.variadic(torch.add),
+        "Mean": ops.variadic(torch.add, mean=True),
+        "Max": ops.variadic(torch.maximum),
+        "Min": ops.variadic(torch.minimum),
+        "Cast": ops.cast,
+        **dict.fromkeys(("Identity", "Dropout"), ops.identity),
+        "Softmax": ops.softmax(F.softmax),
+        "LogSoftmax": ops.softmax(F.log_softmax),
+        # movement
+        **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), ops.reshape),
+        "Transpose": ops.transpose,
+        "Slice": ops.slice_,
+        "Split": ops.split,
+        "Concat": ops.concat,
+        "Gather": ops.gather,
+        "Pad": ops.pad,
+        "Expand": ops.expand,
+        "Tile": ops.tile,
+        "DepthToSpace": ops.depth_to_space,
+        "SpaceToDepth": ops.space_to_depth,
+        "Crop": ops.crop,
+        **dict.fromkeys(("Resize", "Upsample"), ops.resize),
+        # reductions
+        "ReduceMean": ops.reduce(torch.mean),
+        "ReduceSum": ops.reduce(torch.sum),
+        "ReduceMax": ops.reduce(torch.amax),
+        "ReduceMin": ops.reduce(torch.amin),
+        "ReduceSumSquare": ops.reduce(torch.sum, before=torch.square),
+        "ReduceL2": ops.reduce(torch.sum, before=torch.square, after=torch.sqrt),
+        "ArgMax": ops.arg_reduce(torch.argmax),
+        "ArgMin": ops.arg_reduce(torch.argmin),
+    }
+)
+"""ONNX's own ops that can be trained through."""
+
+MICROSOFT_ROWS: Mapping[str, Row] = MappingProxyType(
+    {"FusedConv": layers.fused_conv, "FusedGemm": layers.gemm, "Gelu": ops.unary(F.gelu)}
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImportedOnnx:
+    """A file's network as a module.
+
+    Args:
+        module: in eval mode; takes the inputs in the file's order, with any batch size.
+        input_names, output_names: the file's.
+        input_shapes: of each input without the batch; all sizes known.
+        origins: tensor of the file -> the parameter that it became.
+    """
+
+    module: fx.GraphModule
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    origins: Mapping[str, Origin]
+
+
+def to_module(source: OnnxSource, input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({})) -> ImportedOnnx:
+    """Build a trainable module from an ONNX file.
+
+    Args:
+        source: what ``load_onnx`` returned.
+        input_shapes: for inputs whose sizes the file leaves open, batch included; "" stands for the only one.
+
+    Raises:
+        UnsupportedModel: an op that cannot be trained through; the message names node and op.
+        BadInput: a size that is open and not given.
+    """
+    opened, batch = _with_open_batch(source, input_shapes)
+    traced = trace_onnx(opened)
+    facts = Facts()
+    facts.values, facts.known = dict(traced.graph.values), dict(traced.known)
+    builder = Builder(batch)
+    for name in traced.graph.inputs:
+        builder.values[name] = builder.graph.placeholder(builder.fresh(name))
+    for node in traced.nodes:
+        _convert(node, facts, builder)
+    results = [_result(name, builder, facts) for name in (value.name for value in opened.model.graph.output)]
+    builder.graph.output(results[0] if len(results) == 1 else tuple(results))
+    whole = fx.GraphModule(builder.root, builder.graph, "ImportedOnnx")
+    whole.graph.eliminate_dead_code()
+    module = fx.GraphModule(whole, whole.graph, "ImportedOnnx")  # takes only what the graph still reads
+    return ImportedOnnx(
+        module.eval(),
+        traced.graph.inputs,
+        tuple(value.name for value in opened.model.graph.output),
+        tuple(_known_sizes(traced, name) for name in traced.graph.inputs),
+        MappingProxyType(builder.origins),
+    )
+
+
+def _convert(node: SourceNode, facts: Facts, builder: Builder) -> None:
+    """Add one node; what is known without a run, and what no output needs, is left out."""
+    if all(name in facts.known or name not in facts.values for name in node.outputs if name):
+        return
+    row = ROWS.get(node.op) if not node.domain else MICROSOFT_ROWS.get(node.op) if node.domain == _MICROSOFT else None
+    full = f"{node.domain}.{node.op}" if node.domain else node.op
+    if row is None:
+        raise _cannot(node, full, "prunec has no torch form of this op")
+    try:
+        made = row(View(node, facts), builder)
+    except Unconvertible as error:
+        raise _cannot(node, full, str(error)) from error
+    for name, value in zip(node.outputs, [made] if isinstance(made, fx.Node) else made, strict=False):
+        if name:
+            builder.values[name] = value
+
+
+_MICROSOFT = "com.microsoft"
+
+
+def _cannot(node: SourceNode, op: str, why: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"node {node.name!r} ({op}, opset {node.version}) cannot be trained through",
+        why=why,
+        do="train the network where it comes from; prunec prune works on the file as it is",
+    )
+
+
+def _result(name: str, builder: Builder, facts: Facts) -> fx.Node:
+    found = builder.values.get(name)
+    if found is not None:
+        return found
+    array = facts.constant(name)
+    if array is None:
+        raise UnsupportedModel(f"the output {name!r} is made of sizes, which cannot be trained")
+    return builder.stored(name, array)
+
+
+def _with_open_batch(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> tuple[OnnxSource, int | None]:
+    """Return the model with the batch open and all else fixed as the user says, and the batch that the file fixed."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    batches: set[int] = set()
+    for value in inputs:
+        shape = given.get(value.name, given.get("", ()) if len(inputs) == 1 else ())
+        old = type_shape(value.type) or ()
+        if not shape and not old:
+            raise BadInput(f"the rank of input {value.name!r} is not known", do="give it: --input-shape 1x3x224x224")
+        if old and isinstance(old[0], int):
+            batches.add(old[0])
+        wanted = tuple(shape) or old
+        dims = value.type.tensor_type.shape.dim
+        del dims[:]
+        for axis, size in enumerate(wanted):
+            dim = dims.add()
+            if axis == 0:
+                dim.dim_param = _BATCH
+            elif isinstance(size, int):
+                dim.dim_value = size
+            else:
+                raise BadInput(
+                    f"axis {axis} of input {value.name!r} is open", do="give its size: --input-shape 1x3x224x224"
+                )
+    del model.graph.value_info[:]
+    for value in model.graph.output:  # their batch, and what follows from it, is inferred anew
+        value.type.tensor_type.ClearField("shape")
+    return replace(source, model=model), batches.pop() if len(batches) == 1 else None
+
+
+def _known_sizes(traced: TracedOnnx, name: str) -> tuple[int, ...]:
+    shape = traced.graph.shape(name) or ()
+    return tuple(size for size in shape[1:] if isinstance(size, int))

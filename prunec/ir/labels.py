@@ -1,0 +1,374 @@
+"""Channel ids: the labels that values carry, the builder that ties them, and the solved classes.
+
+Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass),
+``ChannelClasses`` (the frozen result) and ``Kept`` (what a keep mask leaves of it). The rules that use
+them are in passes/rules/channels.py.
+
+An id is a positive integer; 0 means "no channel": a position that can never be removed. A *field* is
+an integer array that broadcasts against its value's shape: full size on the axes along which the ids
+vary, size 1 elsewhere. A label is a tuple of fields, almost always one: shape (1, C, 1, 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from prunec.ir.graph import Node, Shape
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def varying(field: Ids) -> tuple[int, ...]:
+    """Return the axes along which ``field`` has an id per index."""
+    return tuple(axis for axis, size in enumerate(field.shape) if size != 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Label:
+    """The channel ids of one value.
+
+    ``shape`` is the value's; None where even the rank is unknown (then there are no fields).
+    """
+
+    shape: Shape | None
+    fields: tuple[Ids, ...] = ()
+
+    @classmethod
+    def along(cls, shape: Shape, axis: int, ids: Ids) -> Label:
+        """Label one axis: ``ids`` is int64[shape[axis]]. An axis of size 1 stays unlabelled."""
+        return cls(shape, (spread(ids, axis, len(shape)),) if ids.size > 1 else ())
+
+    @property
+    def rank(self) -> int:
+        assert self.shape is not None, "a label without a rank has no axes"
+        return len(self.shape)
+
+    def on(self, axis: int) -> tuple[Ids, ...]:
+        """Return the fields that vary along ``axis``."""
+        return tuple(field for field in self.fields if field.shape[axis] != 1)
+
+    def without(self, fields: Iterable[Ids]) -> Label:
+        """Return the label less the given fields (by identity)."""
+        gone = {id(field) for field in fields}
+        return Label(self.shape, tuple(field for field in self.fields if id(field) not in gone))
+
+
+def spread(ids: Ids, axis: int, rank: int) -> Ids:
+    """Reshape int64[C] to a field of ``rank`` axes that varies along ``axis``."""
+    shape = [1] * rank
+    shape[axis] = ids.size
+    return ids.reshape(shape)
+
+
+def distinct(ids: Ids) -> Ids:
+    """Return the different numbers among ``ids``, sorted: np.unique at a fraction of its time."""
+    ids = np.sort(ids, axis=None)
+    return ids[np.append(True, ids[1:] != ids[:-1])] if ids.size else ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pin:
+    """Ids that must stay, and why. ``node`` is None for graph inputs, outputs and the user's keep list."""
+
+    ids: Ids
+    node: Node | None
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balance:
+    """A grouped convolution's demand: every convolution group keeps as many channels as the others.
+
+    ``in_ids`` is int64[g, C_in/g], ``out_ids`` int64[g, C_out/g]. A whole group may go when all of its
+    inputs and outputs go.
+    """
+
+    node: Node
+    in_ids: Ids
+    out_ids: Ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One axis of one parameter that carries channels: ``ids`` int64[size of the axis], 0 where none."""
+
+    param: str
+    axis: int
+    ids: Ids
+
+
+class Ties:
+    """Collects ids, unifications, pins and constraints while the rules run; ``solve`` ends its life."""
+
+    def __init__(self) -> None:
+        self._count = 1
+        self._pairs: list[tuple[Ids, Ids]] = []
+        self._pins: list[Pin] = []
+        self._balances: list[Balance] = []
+        self._rectangles: list[tuple[Node, Ids]] = []
+        self._channels: list[Ids] = []
+        self.node: Node | None = None
+        """The node whose rule runs now: pins are recorded against it."""
+
+    def fresh(self, count: int) -> Ids:
+        """Return ``count`` new ids, int64[count]."""
+        ids = np.arange(self._count, self._count + count, dtype=np.int64)
+        self._count += count
+        return ids
+
+    def unify(self, a: Ids, b: Ids, reason: str = "meets an axis that has no channels of its own") -> None:
+        """Tie ``a`` to ``b`` element by element (numpy broadcasting).
+
+        An id that meets 0 is pinned: the other operand cannot give up that position.
+        """
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        a, b = a.ravel(), b.ravel()
+        if np.count_nonzero(a) == a.size and np.count_nonzero(b) == b.size:
+            self._pairs.append((a, b))
+            return
+        both = (a != 0) & (b != 0)
+        self._pairs.append((a[both], b[both]))
+        lone = np.concatenate((a[~both], b[~both]))
+        self.pin(lone, reason)
+
+    def tie_along(self, field: Ids, keep_axes: Sequence[int]) -> Ids:
+        """Tie the ids of ``field`` that differ only outside ``keep_axes``; return one representative each.
+
+        The result has size 1 on every axis that is not in ``keep_axes``.
+        """
+        if field.size == math.prod(field.shape[axis] for axis in keep_axes):
+            return field
+        others = [axis for axis in varying(field) if axis not in keep_axes]
+        head = field
+        for axis in others:
+            head = head.take([0], axis=axis)
+        self.unify(field, head)
+        return head
+
+    def pin(self, ids: Ids | Sequence[Ids], reason: str, where: str = "") -> None:
+        """Forbid the removal of ``ids``, with the reason shown to the user."""
+        if not len(ids):
+            return
+        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
+        flat = flat[flat != 0]
+        if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
+            flat = distinct(flat)
+        if flat.size:
+            node = self.node
+            self._pins.append(Pin(flat, node, where or (node.origin if node is not None else ""), reason))
+
+    def balance(self, in_ids: Ids, out_ids: Ids) -> None:
+        """Ask for equal counts per group at the current node; see ``Balance``."""
+        assert self.node is not None
+        self._balances.append(Balance(self.node, in_ids, out_ids))
+
+    def rectangle(self, field: Ids) -> None:
+        """Ask that what survives of ``field`` be rectangular (a reshape split a labelled axis)."""
+        assert self.node is not None
+        self._rectangles.append((self.node, field))
+
+    def channel(self, ids: Ids) -> None:
+        """Mark ids as channels: outputs of a contraction. Other axes (kernel taps, tokens) do not count."""
+        self._channels.append(ids.ravel())
+
+    def solve(self, labels: Mapping[str, Label], members: Sequence[Member]) -> ChannelClasses:
+        """Partition the ids into classes. Rectangles that do not come out rectangular are tied and solved again."""
+        class_of = self._components()
+        while self._square(class_of):
+            class_of = self._components()
+        num_classes = int(class_of.max()) + 1
+        pinned = np.zeros(num_classes, dtype=bool)
+        pinned[0] = True
+        for pin in self._pins:
+            pinned[class_of[pin.ids]] = True
+        is_channel = np.zeros(num_classes, dtype=bool)
+        for ids in self._channels:
+            is_channel[class_of[ids]] = True
+        is_channel[0] = False
+        return ChannelClasses(
+            class_of=class_of,
+            pinned=pinned,
+            is_channel=is_channel,
+            labels=MappingProxyType(dict(labels)),
+            members=tuple(members),
+            pins=tuple(self._pins),
+            balances=tuple(self._balances),
+        )
+
+    def _components(self) -> Ids:
+        a = np.concatenate([pair[0] for pair in self._pairs] or [_NO_IDS])
+        b = np.concatenate([pair[1] for pair in self._pairs] or [_NO_IDS])
+        self._pairs = [(a, b)]
+        root = smallest_tied(self._count, a, b)
+        # Class numbers follow the order in which ids were made, so they are the same on every run;
+        # id 0 is alone in its component (unify never pairs it) and becomes class 0.
+        number = np.cumsum(root == np.arange(self._count)) - 1
+        class_of: Ids = number[root]
+        return class_of
+
+    def _square(self, class_of: Ids) -> bool:
+        """Tie the slots of every field that classes cut in a non-rectangular way; tell whether any was."""
+        tied = False
+        for node, field in self._rectangles:
+            classes = class_of[field]
+            axes = varying(field)
+            if sum(not _same_along(classes, axis) for axis in axes) <= 1:
+                continue
+            slots = max(axes, key=lambda axis: (field.shape[axis], axis))
+            self.node = node
+            self.tie_along(field, [slots])
+            tied = True
+        return tied
+
+
+_NO_IDS: Ids = np.zeros(0, dtype=np.int64)
+
+
+def smallest_tied(count: int, a: Ids, b: Ids) -> Ids:
+    """Return int64[count]: for each id the smallest one that pairs (a[i], b[i]) tie it to, over any number of pairs.
+
+    Connected components by hooking and pointer jumping (Shiloach and Vishkin, 1982): a few rounds of numpy, as
+    fast as scipy's, and importing that takes longer than most analyses.
+    """
+    root = np.arange(count)
+    while True:
+        apart = root[a] != root[b]
+        if not apart.any():
+            return root
+        a, b = a[apart], b[apart]
+        np.minimum.at(root, np.maximum(root[a], root[b]), np.minimum(root[a], root[b]))
+        while not np.array_equal(above := root[root], root):
+            root = above
+
+
+def _same_along(classes: Ids, axis: int) -> bool:
+    return bool((classes == classes.take([0], axis=axis)).all())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """The fields of all labels, each once, end to end: one numpy call tells what a keep mask leaves of every one.
+
+    ``owners`` int64[all ids] is the class of each id, ``starts`` int64[fields] where each field begins; ``place`` has
+    the number of a field by its identity. Values share fields, and what has no elements is left out.
+    """
+
+    owners: Ids
+    starts: Ids
+    place: Mapping[int, int]
+
+    @classmethod
+    def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
+        fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
+        ids = np.concatenate([*(field.ravel() for field in fields.values()), _NO_IDS])
+        sizes = np.array([0, *(field.size for field in fields.values())], dtype=np.int64)
+        return cls(class_of[ids], np.cumsum(sizes)[:-1], {key: number for number, key in enumerate(fields)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelClasses:
+    """The channels of a graph, partitioned into classes that live or die together.
+
+    Args:
+        class_of: int64[number of ids]; class 0 holds only id 0, "no channel".
+        pinned: bool[number of classes]; True where some pin forbids removal.
+        is_channel: bool[number of classes]; False for axes that are not channels (kernel taps, tokens).
+        labels: the label of every value and parameter.
+        members: the parameter axes that carry ids, in graph order.
+        pins: every pin, in graph order.
+        balances: the grouped convolutions' demands.
+        laid: the fields of the labels end to end; see ``Kept``.
+    """
+
+    class_of: Ids
+    pinned: np.ndarray[Any, np.dtype[np.bool_]]
+    is_channel: np.ndarray[Any, np.dtype[np.bool_]]
+    labels: Mapping[str, Label]
+    members: tuple[Member, ...]
+    pins: tuple[Pin, ...]
+    balances: tuple[Balance, ...]
+    laid: _Laid = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "laid", _Laid.out(self.labels, self.class_of))
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, class 0 ("no channel") included."""
+        return int(self.pinned.size)
+
+    def keep_along(
+        self, name: str, axis: int, keep: np.ndarray[Any, np.dtype[np.bool_]]
+    ) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return bool[size of the axis] for a value under ``keep`` (bool[num_classes]); None where nothing goes.
+
+        A field that varies along several axes counts an index as kept when any id of that slice is kept
+        (the solved classes make what survives rectangular).
+        """
+        mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        label = self.labels[name]
+        for field in label.on(axis):
+            kept = keep[self.class_of[field]]
+            others = tuple(other for other in range(field.ndim) if other != axis)
+            along = np.asarray(kept.any(axis=others))
+            mask = along if mask is None else np.logical_and(mask, along)
+        return None if mask is None or bool(mask.all()) else mask
+
+
+class Kept:
+    """What a keep mask leaves of every field of the labels; the mask must not change while this is asked.
+
+    Args:
+        keep: bool[num_classes].
+    """
+
+    def __init__(self, classes: ChannelClasses, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        self.classes = classes
+        self.keep = keep
+        laid = classes.laid
+        counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
+        self._counts: list[int] = counts.tolist()
+
+    def count(self, ids: Ids) -> int:
+        """Return how many ids of a field of some label stay."""
+        place = self.classes.laid.place.get(id(ids))
+        return 0 if place is None else self._counts[place]
+
+    def empty(self) -> set[int]:
+        """Return the identities of the fields of which nothing stays."""
+        return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
+
+    def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return what ``ChannelClasses.keep_along`` does."""
+        if all(self.count(ids) == ids.size for ids in self.classes.labels[name].on(axis)):
+            return None
+        return self.classes.keep_along(name, axis, self.keep)
+
+    def axes(self, name: str) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Return the masks of the axes of a value along which something goes, in order."""
+        cut = [ids for ids in self.classes.labels[name].fields if self.count(ids) < ids.size]
+        masks = {axis: self.along(name, axis) for axis in sorted({axis for ids in cut for axis in varying(ids)})}
+        return {axis: mask for axis, mask in masks.items() if mask is not None}
+
+    def shape(self, name: str, shape: Shape) -> Shape:
+        """Return the sizes that are left of a value of ``shape``."""
+        fields = self.classes.labels[name].fields
+        sizes = list(shape)
+        for ids, left in ((ids, self.count(ids)) for ids in fields):
+            if left == ids.size:
+                continue
+            for axis in varying(ids):
+                if ids.shape[axis] == ids.size and sum(other.shape[axis] != 1 for other in fields) == 1:
+                    sizes[axis] = left  # the field runs along this axis only, and no other does: what counts is known
+                elif (mask := self.along(name, axis)) is not None:
+                    sizes[axis] = int(mask.sum())
+        return tuple(sizes)

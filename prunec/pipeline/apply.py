@@ -1,0 +1,115 @@
+"""Apply a stored plan to a fresh module: plan.json + architecture + weights = the pruned model again.
+
+Owns the two ways back: as a GraphModule (always), or as a copy of the user's own class (where its
+forward has no written-out sizes). What a plan does to a graph is passes/lowering/lower.py's business.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunec.backends.fx.backend import apply_edits, check_shapes, parameter_like, refresh_modules, set_parameters
+from prunec.errors import BadInput, BadPlan, UnsupportedModel
+from prunec.frontends.fx.frontend import Traced
+from prunec.ir.edits import CannotRewrite, Edits
+from prunec.ir.plan import PrunePlan
+from prunec.passes.channels import channels
+from prunec.passes.lowering.lower import lower
+from prunec.passes.rewrites.rewrite import rewritten
+from prunec.pipeline.reading import read_module
+
+
+def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
+    """Return zeros of the shapes that the plan was made with."""
+    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in plan.inputs)
+
+
+def _read(module: nn.Module, plan: PrunePlan) -> Traced:
+    """Trace a module, its graph rewritten as the plan's was."""
+    traced = read_module(module, example_inputs_of(plan))
+    return replace(traced, graph=rewritten(traced.graph, plan))
+
+
+def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
+    """Trace a module and apply a plan to it; the way back from plan.json and a fresh architecture.
+
+    Raises:
+        BadPlan: the plan does not fit the module.
+    """
+    for earlier in plan.earlier:
+        module = apply_plan(module, earlier)
+    traced = _read(module, plan)
+    edits = lower(traced.graph, channels(traced.graph), plan)
+    try:
+        return apply_edits(traced, edits)
+    except CannotRewrite as error:
+        raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
+
+
+def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
+    """Return a pruned copy of the user's own class, for forwards without hard-coded sizes.
+
+    Raises:
+        BadPlan: the plan does not fit the module.
+        UnsupportedModel: the plan changes the forward itself (a block that vanished, a written-out
+            size); the message names the place. Use ``prunec.apply_plan``, which gives a GraphModule.
+    """
+    if isinstance(module, fx.GraphModule):
+        return apply_plan(module, plan)
+    for earlier in plan.earlier:
+        module = apply_to_module(module, earlier)
+    traced = _read(module, plan)
+    edits = lower(traced.graph, channels(traced.graph), plan)
+    _refuse_changed_forward(traced, edits)
+    pruned = copy.deepcopy(module)
+    set_parameters(pruned, edits.params)
+    _apply_module_attributes(traced, edits, pruned)
+    refresh_modules(pruned)
+    try:
+        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan)).module)
+    except (CannotRewrite, BadInput) as error:
+        where, why = (error.origin, error.reason) if isinstance(error, CannotRewrite) else ("forward", error.why)
+        raise _changed(where, why) from error
+    return pruned
+
+
+def _changed(where: str, why: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"the plan changes the network's forward at {where}, so the pruned network is no instance of its own class",
+        why=why,
+        do="use prunec.apply_plan(module, plan), which gives a torch.fx GraphModule",
+    )
+
+
+def _refuse_changed_forward(traced: Traced, edits: Edits) -> None:
+    by_name = {node.name: node for node in traced.graph.nodes}
+    for node in traced.graph.nodes:
+        if node.attrs.get("inserted"):
+            raise _changed(node.origin, "it computes something that the forward does not have")
+    for name in sorted(edits.removed) + [name for name, _ in edits.constant_inputs] + list(edits.dropped_inputs):
+        raise _changed(by_name[name].origin, "a branch of it vanished")
+    modules = {n.name for n in traced.module.graph.nodes if n.op == "call_module"}
+    for name in edits.new_biases:
+        if by_name[name].origin not in modules:
+            raise _changed(by_name[name].origin, "it needs a bias, and is not a module")
+    for name in edits.attrs:
+        if by_name[name].op == "gather":
+            raise _changed(by_name[name].origin, "channels are picked by constant indices")
+
+
+def _apply_module_attributes(traced: Traced, edits: Edits, pruned: nn.Module) -> None:
+    targets = {n.name: str(n.target) for n in traced.module.graph.nodes if n.op == "call_module"}
+    by_name = {node.name: node for node in traced.graph.nodes}
+    for name, attrs in edits.attrs.items():
+        target = targets.get(by_name[name].origin)
+        if target is not None and "conv_groups" in attrs:
+            pruned.get_submodule(target).groups = attrs["conv_groups"]
+        if target is not None and "num_groups" in attrs:
+            pruned.get_submodule(target).num_groups = attrs["num_groups"]
+    for name, bias in edits.new_biases.items():
+        owner = pruned.get_submodule(targets[by_name[name].origin])
+        owner.bias = parameter_like(next(owner.parameters()), torch.from_numpy(bias))

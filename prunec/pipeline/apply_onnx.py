@@ -1,0 +1,59 @@
+"""Apply a stored plan to an ONNX file: the file that it was made for, or one with the same graph and other weights.
+
+Owns that way back, without torch; prunec/pipeline/apply.py has the one for modules. What a plan does to a graph is
+passes/lowering/lower.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prunec.backends.onnx.backend import apply_onnx
+from prunec.backends.onnx.save import save_onnx
+from prunec.check.blame import judged
+from prunec.errors import BadInput, BadPlan
+from prunec.frontends.onnx.frontend import load_onnx
+from prunec.ir.edits import CannotRewrite
+from prunec.ir.plan import PrunePlan
+from prunec.passes.channels import channels
+from prunec.passes.lowering.lower import lower
+from prunec.passes.rewrites.rewrite import rewritten
+from prunec.pipeline.reading import read_loaded
+
+
+@judged
+def apply_to_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None:
+    """Write the file that ``plan`` makes of the one at ``path``; names, open axes, opsets and metadata stay.
+
+    Args:
+        path: an ONNX file whose graph is that of the file that the plan was made for.
+        output: replaced where it exists.
+
+    Raises:
+        BadPlan: the plan does not fit the file.
+        BadInput, UnsupportedModel: see ``prunec.frontends.onnx.frontend``.
+    """
+    if plan.earlier:
+        raise BadPlan(
+            "the plan holds several prunings, one after the other",
+            why="they were made of a module, while it was trained",
+            do="apply it to the module with prunec.pipeline.apply.apply_plan, and export what comes back",
+        )
+    model = load_onnx(path)
+    try:
+        traced = read_loaded(model, _sizes(plan))
+    except BadInput as error:
+        raise BadPlan(f"the plan does not fit the file: {error.what}", why=error.why, do=error.do) from error
+    traced = replace(traced, graph=rewritten(traced.graph, plan))
+    edits = lower(traced.graph, channels(traced.graph), plan)
+    try:
+        save_onnx(apply_onnx(traced, edits), output)
+    except CannotRewrite as error:
+        raise BadPlan(f"the plan does not fit the file: {error.origin}", why=error.reason) from error
+
+
+def _sizes(plan: PrunePlan) -> Mapping[str, Sequence[int]]:
+    """Return the sizes that inputs had when the plan was made, where none was open."""
+    return {spec.name: spec.shape for spec in plan.inputs if spec.shape and all(spec.shape)}

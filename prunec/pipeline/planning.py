@@ -1,0 +1,237 @@
+"""Graph, options, data -> a plan, and what a backend made of it.
+
+Owns the order of the analysis passes and the loop around a backend that cannot rewrite a node. Reading,
+checking and reporting are api.py's; the choice itself is made in passes/selection/select.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from prunec.data.calibration import Observed
+from prunec.errors import BadInput, InternalError
+from prunec.ir.edits import CannotRewrite, Edits
+from prunec.ir.graph import Graph
+from prunec.ir.plan import InputSpec, PrunePlan
+from prunec.passes.channels import channels
+from prunec.passes.constants import constants
+from prunec.passes.liveness import liveness
+from prunec.passes.lowering.lower import lower
+from prunec.passes.reads import reads
+from prunec.passes.rewrites.gates import gate_folds_of
+from prunec.passes.rewrites.residuals import expansions_of
+from prunec.passes.selection.scores import score
+from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+
+Result = TypeVar("Result")
+Border = Literal["exact", "bias"]
+Residual = Literal["tie", "expand"]
+Gates = Literal["tie", "fold"]
+Criterion = Literal["l1", "gamma", "taylor", "random"]
+
+PROVABLE = "removed what is provably constant or dead"
+SHOWN = "removed what is constant or dead, provably or on the calibration data"
+
+SAME_KIND = 3
+"""Calls of one kind found unrewritable, one after another, before all of that kind are taken to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to prune; see ``prune_module``."""
+
+    border: Border = "exact"
+    residual: Residual = "tie"
+    gates: Gates = "tie"
+    keep: tuple[str, ...] = ()
+    criterion: Criterion | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
+    multiple_of: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.border not in ("exact", "bias"):
+            raise BadInput(f"border is {self.border!r}", do="use exact or bias")
+        if self.residual not in ("tie", "expand"):
+            raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
+        if self.gates not in ("tie", "fold"):
+            raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
+        if self.multiple_of < 1:
+            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
+        for name in ("target_macs", "target_params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
+        budget = self.target_macs is not None or self.target_params is not None
+        if self.criterion is not None and not budget:
+            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
+        if budget and self.criterion is None:
+            raise BadInput(
+                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+            )
+
+
+def gather_facts(
+    graph: Graph,
+    keep: Sequence[str] = (),
+    frozen: Mapping[str, str] | None = None,
+    observed: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({}),
+) -> Facts:
+    """Run the analysis passes over a graph.
+
+    Args:
+        keep: shell patterns of parameters and nodes to leave alone.
+        frozen: nodes that a backend cannot rewrite, and why.
+        observed: what calibration found constant; see passes.constants.
+    """
+    classes = channels(graph, keep, frozen)
+    known = constants(graph, observed=observed)
+    live = liveness(graph, known)
+    return Facts(graph, classes, known, live, reads(graph, classes, known, live))
+
+
+def choose(
+    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> tuple[Selection, str]:
+    """Return what to keep, and in one sentence how that was chosen.
+
+    Args:
+        saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
+    """
+    if options.criterion is None:
+        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
+        return chosen, PROVABLE
+    scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    chosen = select_budget(
+        facts,
+        scores,
+        target_macs=options.target_macs,
+        target_params=options.target_params,
+        border=options.border,
+        multiple_of=options.multiple_of,
+    )
+    goals = [
+        f"{value:.0%} of the {what}"
+        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
+        if value is not None
+    ]
+    return (
+        chosen,
+        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job(Generic[Result]):
+    """A pruning that was carried out.
+
+    Args:
+        proven: what would have been planned without data, where they allowed more; None where not.
+    """
+
+    facts: Facts
+    selection: Selection
+    plan: PrunePlan
+    result: Result
+    proven: Job[Any] | None = None
+
+    @property
+    def by_data(self) -> bool:
+        """The plan rests on what data showed: it keeps the function on them, and is not proven beyond."""
+        return self.proven is not None
+
+
+def plan_and_apply(
+    graph: Graph,
+    inputs: tuple[InputSpec, ...],
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    apply: Callable[[Graph, Edits], Result],
+    observed: Observed | None = None,
+) -> Job[Result]:
+    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
+
+    Args:
+        apply: a backend; the graph is the given one, rewritten where the plan has expansions.
+    """
+    frozen: dict[str, str] = {}
+    while True:
+        planned = _planned(graph, inputs, options, saliency, frozen, observed)
+        facts, made = planned.facts, planned.plan
+        try:
+            edits = lower(facts.graph, facts.classes, made, facts.constants)
+            return replace(planned, result=apply(facts.graph, edits))
+        except CannotRewrite as error:
+            added = _to_freeze(graph, frozen, error)
+            if not added:
+                raise InternalError(
+                    "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
+                ) from error
+            frozen.update(added)
+
+
+def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
+    """Return the user's nodes to pin after a failure, with the reason; none where all are pinned already.
+
+    The node that failed comes first. After ``SAME_KIND`` of a kind all of that kind follow, so that a deep network
+    is not planned once per block. Where pinning a node does not help, nothing is removed at all.
+    """
+    origins = dict.fromkeys(node.origin for node in graph.nodes)
+    if error.origin in frozen or error.origin not in origins:
+        reason = f"{error.origin} cannot be changed: {error.reason}"
+        return {origin: reason for origin in origins if origin not in frozen}
+    kinds = {node.origin: node.source for node in reversed(graph.nodes)}
+    same = [origin for origin in origins if kinds[origin] == kinds[error.origin]]
+    if sum(origin in frozen for origin in same) < SAME_KIND:
+        return {error.origin: error.reason}
+    return {origin: error.reason for origin in same if origin not in frozen}
+
+
+def _planned(
+    graph: Graph,
+    inputs: tuple[InputSpec, ...],
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    frozen: Mapping[str, str],
+    observed: Observed | None,
+) -> Job[Any]:
+    """Plan on what is proven and, where data were given, on what they show as well."""
+
+    def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
+        facts, rewrites = _rewritten(graph, options, frozen, found)
+        selection, reason = choose(facts, options, saliency)
+        made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        return Job(facts, selection, replace(made, **rewrites), None)
+
+    proven = planned({})
+    if observed is None or not observed.constants:
+        return proven
+    shown = planned(observed.constants)
+    if shown.plan == proven.plan:
+        return proven
+    reason = shown.plan.reason.replace(PROVABLE, SHOWN)
+    made = replace(shown.plan, exact=False, reason=reason)
+    return replace(shown, plan=made, proven=proven)
+
+
+def _rewritten(
+    graph: Graph, options: Options, frozen: Mapping[str, str], found: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[Facts, dict[str, Any]]:
+    """Return the facts of the graph, rewritten where the options ask for it and it pays, and what the plan notes."""
+
+    def analyse(rewritten: Graph) -> Facts:
+        return gather_facts(rewritten, options.keep, frozen, found)
+
+    facts, notes = analyse(graph), dict[str, Any]()
+    how: dict[str, Any] = {"border": options.border, "multiple_of": options.multiple_of}
+    if options.gates == "fold":
+        facts, notes["gate_folds"] = gate_folds_of(facts, analyse, **how)
+    if options.residual == "expand":
+        facts, notes["expansions"] = expansions_of(facts, analyse, **how)
+    return facts, notes

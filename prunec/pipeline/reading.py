@@ -1,0 +1,50 @@
+"""Read a model into the form that the passes work on: a frontend, then the rewrites that free channels.
+
+Owns the combination only. Everything that analyses or prunes a module comes through here, so that
+graphs, classes and plans agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunec.ir.graph import Graph
+from prunec.passes.rewrites.paddings import fuse_paddings
+from prunec.passes.rewrites.permutations import fuse_permutations
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
+
+
+def freed(graph: Graph) -> Graph:
+    """Return a graph as the passes see it: channel shuffles as Gathers, zero paddings in the convolutions."""
+    return fuse_paddings(fuse_permutations(graph))
+
+
+def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
+    """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
+    from prunec.frontends.fx.frontend import trace
+
+    traced = trace(module, example_inputs, name)
+    return replace(traced, graph=freed(traced.graph))
+
+
+def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
+    """Read an ONNX file (see ``prunec.frontends.onnx.frontend``) and rewrite its channel shuffles."""
+    from prunec.frontends.onnx.frontend import load_onnx
+
+    return read_loaded(load_onnx(path), input_shapes or {})
+
+
+def read_loaded(model: OnnxSource, input_shapes: Mapping[str, Sequence[int]]) -> TracedOnnx:
+    """Do the same with a model that ``prunec.frontends.onnx.frontend.load_onnx`` has loaded."""
+    from prunec.frontends.onnx.frontend import trace_onnx
+
+    traced = trace_onnx(model, input_shapes)
+    return replace(traced, graph=freed(traced.graph))

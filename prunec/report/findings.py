@@ -1,0 +1,391 @@
+"""What an analysis, a pruning and a validation found, as plain data.
+
+Owns the frozen result types and their JSON form (the keys are part of the command line's contract).
+Nothing here computes: prunec/api.py and prunec/check/validate.py fill these in, cli/render.py shows them as
+tables, prunec/report/run_page.py as a page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "foreground_iou": "foreground IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""What people read for each score's key in summary.json and metrics.jsonl."""
+
+
+MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
+"""What people read for the moments of a run at which its network is scored."""
+
+PHASE_NAMES = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
+"""What people read for the phases of a run."""
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON data: dataclasses become objects, tuples become arrays."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def readable(value: float) -> str:
+    """Write a count for people: 1,234 or 41.2 M."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def percent(part: float, whole: float) -> str:
+    """Write a share for people: 37.2%."""
+    return f"{100 * part / whole:.1f}%" if whole else "0%"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCounts:
+    """How many channels a network has, and what can be said of them.
+
+    ``total`` counts every output channel of every contraction once; ``prunable + pinned == total``.
+    ``constant`` and ``dead`` count channels of either kind, whether or not they can be removed.
+    """
+
+    total: int = 0
+    prunable: int = 0
+    pinned: int = 0
+    constant: int = 0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Removable:
+    """What exact removal would take away: output channels of contractions, parameters, MACs."""
+
+    channels: int = 0
+    params: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """``count`` indices of one parameter axis that belong to a coupled group.
+
+    ``node`` reads the parameter and ``op`` is that node's canonical op.
+    """
+
+    param: str
+    axis: int
+    count: int
+    node: str
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Coupled channels: the same index of every member goes or stays together.
+
+    ``params_per_channel`` and ``macs_per_channel`` are what one channel of the group holds, as a mean
+    where channels of the group differ.
+    """
+
+    id: int
+    channels: int
+    prunable: bool
+    params_per_channel: float
+    macs_per_channel: float
+    members: tuple[GroupMember, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PinReport:
+    """Channels that must stay: the node that forbids their removal, its op, why, and how many."""
+
+    node: str
+    op: str
+    reason: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChannels:
+    """Output channels of one contraction, by index."""
+
+    node: str
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Channels that are constant or dead and survive all the same, with the node that holds them.
+
+    ``channels`` counts coupled channels, each once; ``layers`` tells which output channels of which
+    layers are constant or dead among them.
+    """
+
+    node: str
+    op: str
+    reason: str
+    channels: int
+    layers: tuple[LayerChannels, ...] = ()
+
+
+def constant_in(item: Blocked, max_layers: int | None = None, max_channels: int | None = None) -> str:
+    """Write the layers in which blocked channels are constant, with the channels' indices."""
+    parts = []
+    for layer in item.layers[:max_layers]:
+        rest = len(layer.channels) - len(layer.channels[:max_channels])
+        indices = ", ".join(map(str, layer.channels[:max_channels]))
+        parts.append(f"{layer.node}: {indices}" + (f" and {rest} more" if rest else ""))
+    layers = len(item.layers) - len(parts)
+    return "; ".join(parts) + (f"; {layers} more layers" if layers else "")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """One contraction with the state of its output channels.
+
+    Args:
+        node: its name in the user's model.
+        op: its canonical op.
+        channels: its output channels; ``prunable + pinned == channels``.
+        constant, dead: how many of them are so.
+        params, macs: what the layer holds (integers, batch 1).
+        groups: the ids of the groups that its output channels belong to.
+        inputs: the layers whose outputs reach it without passing another layer.
+        note: why channels of it are pinned or survive, "" where there is nothing to say.
+    """
+
+    node: str
+    op: str
+    channels: int
+    prunable: int
+    pinned: int
+    constant: int
+    dead: int
+    params: int
+    macs: int
+    groups: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What ``prunec analyze`` tells about a network.
+
+    Args:
+        model: the name or path that was asked for.
+        frontend: "fx", "export" or "onnx".
+        nodes: canonical ops in the graph.
+        params: elements of parameters, literals left out.
+        macs: multiply-accumulates of one input, batch 1.
+        activations: elements written by all ops, batch 1.
+        notes: what a person must know to read the numbers.
+    """
+
+    model: str
+    frontend: str
+    nodes: int
+    params: int
+    macs: int
+    activations: int
+    channels: ChannelCounts
+    removable: Removable
+    groups: tuple[Group, ...] = ()
+    pins: tuple[PinReport, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    layers: tuple[LayerSummary, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the analysis as JSON data; the keys are the field names."""
+        return _object(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The size of a network: parameters, MACs and activation elements (batch 1), contraction output channels."""
+
+    params: int
+    macs: int
+    activations: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """Output channels of one contraction before and after; ``after`` is 0 where the layer went away."""
+
+    node: str
+    op: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """One operand of a sum that lost channels: what is left of them is put back in place where ``node`` reads it.
+
+    ``channels`` counts those that the operand no longer computes, ``kept`` the others.
+    """
+
+    node: str
+    op: str
+    channels: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class GateFolded:
+    """One product with a gate: ``channels`` of its map are constant, and go past it to what reads the product."""
+
+    node: str
+    op: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Two models, the same inputs: how far apart their outputs are and how long each took.
+
+    An error is the largest absolute difference over all elements of an output; relative, it is divided
+    by that output's largest magnitude in the first model (L∞ over L∞, so a value near zero does not
+    count as a large relative error). The worst output and input family stands.
+
+    Args:
+        max_abs_error: in the output's own units.
+        max_rel_error: as above; NaN never passes.
+        tolerance: the largest relative error that passes.
+        families: the relative error per input family.
+        vacuous: every output of the first model was constant in every family: the comparison says nothing.
+        latency_a_ms, latency_b_ms: median milliseconds per run of the first and second model, None where
+            not measured.
+        provider_asked, provider_ran: the execution provider ("cpu", "cuda", "torch"); what ran is read
+            from the session, never assumed.
+        passed: the error is within the tolerance.
+        notes: sentences a person should read (a fall-back, a vacuous family).
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    families: dict[str, float] = field(default_factory=dict)
+    vacuous: bool = False
+    latency_a_ms: float | None = None
+    latency_b_ms: float | None = None
+    provider_asked: str = "cpu"
+    provider_ran: str = "cpu"
+    passed: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """How many times faster the second model is; None where latency was not measured."""
+        if self.latency_a_ms is None or not self.latency_b_ms:
+            return None
+        return self.latency_a_ms / self.latency_b_ms
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the validation as JSON data; a value that is not finite becomes null."""
+        return {**_object(self), "latency_ratio": self.latency_ratio}
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What data added to what could be proven.
+
+    Args:
+        data: the folder.
+        tolerance: largest distance from its constant at which a channel counted as constant, as a fraction of
+            its tensor's largest magnitude over all data.
+        samples: how many were run.
+        held_out: how many of them were held out to test the others' verdict; 0 where there are too few.
+        constant_channels: coupled channels that are constant on all samples.
+        contradicted_channels: further ones that looked constant until the held-out samples; they stay. Many
+            of them mean that other data may contradict removed channels too.
+        removed_channels: output channels of contractions that only the data allowed to remove.
+    """
+
+    data: str
+    tolerance: float
+    samples: int
+    held_out: int
+    constant_channels: int
+    contradicted_channels: int
+    removed_channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What one pruning did.
+
+    Args:
+        model: the name or path that was asked for.
+        before, after: the cost, recounted on the result.
+        removed_channels: output channels of contractions that went.
+        layers: every contraction, in graph order.
+        carriers: constant channels that stay so that zero-padded borders remain exact.
+        blocked: constant or dead channels that survive, with the node that holds them.
+        pins: channels that could not be considered.
+        exact: the result computes the same function, up to float rounding.
+        reason: how the channels were chosen, one sentence.
+        border_error: in ``bias`` mode, the largest relative output difference that was measured.
+        validation: the check against the original; None where it was refused.
+        message: what a person must know; always set where nothing was removed.
+        calibration: what was learnt from data; None where there were none.
+        exact_on_data: the result computes the same function at least on the calibration data, within the
+            tolerance; that was checked unless validation was refused.
+        expanded: operands that are put together again where they are added up (``--residual expand``).
+        gates: products whose constant channels go past them (``--gates fold``).
+        notes: what a person must know to read the numbers.
+    """
+
+    model: str
+    before: Cost
+    after: Cost
+    removed_channels: int
+    layers: tuple[LayerChange, ...] = ()
+    carriers: int = 0
+    blocked: tuple[Blocked, ...] = ()
+    pins: tuple[PinReport, ...] = ()
+    exact: bool = True
+    reason: str = ""
+    border_error: float | None = None
+    validation: Validation | None = None
+    message: str = ""
+    calibration: CalibrationReport | None = None
+    exact_on_data: bool = False
+    expanded: tuple[Expanded, ...] = ()
+    gates: tuple[GateFolded, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the report as JSON data; ``validation`` is null where it was refused."""
+        document = _object(self)
+        document["validation"] = None if self.validation is None else self.validation.to_json_dict()
+        return document
+
+
+def _object(value: Any) -> dict[str, Any]:
+    document = finite(plain(value))
+    assert isinstance(document, dict)
+    return document
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities by None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value

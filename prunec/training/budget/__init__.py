@@ -1,0 +1,4 @@
+"""How large the pruned network may be, and which channels go to meet that.
+
+Owns counting and fitting during training; budgets without training are prunec.passes.selection's.
+"""

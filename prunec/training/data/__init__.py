@@ -1,0 +1,4 @@
+"""Images to train and test on: where they come from, how batches are made and varied.
+
+Owns ``--data`` and ``--augment``. Samples for calibration are prunec.data's. Read ``sets.py`` first.
+"""

@@ -1,0 +1,301 @@
+"""``prunec train-prune``: the whole job, from a network and data to a smaller network, checked.
+
+Owns the order: measure, train towards sparsity, remove, fine-tune, write; and going on after a stop. What can be
+wrong with a run is found in setup.py, what its parts share is in context.py, warm-up and ISTA are sparsifying.py's,
+and what it leaves behind is written by results.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunec.errors import Interrupted, WriteFailed
+from prunec.files import RunFolder
+from prunec.ir.plan import PrunePlan
+from prunec.pipeline.apply import apply_plan
+from prunec.timing import layer_times
+from prunec.training.budget.budget import Goal
+from prunec.training.budget.fitting import GammaHistory
+from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.learning.ema import Ema
+from prunec.training.learning.ranks import joined
+from prunec.training.logs.progress import Progress, Silent
+from prunec.training.run import checkpoint as checkpoints
+from prunec.training.run import latency, milestones
+from prunec.training.run.checkpoint import Checkpoint
+from prunec.training.run.context import Context, state_of
+from prunec.training.run.loop import Interrupt, resume_command
+from prunec.training.run.results import RunResult, write_results
+from prunec.training.run.shrinking import combined, shrunk
+from prunec.training.run.sparsifying import train_sparse
+from prunec.training.run.tasks import FineTune
+from prunec.training.settings.config import RunConfig
+from prunec.training.settings.focus import focused
+from prunec.training.settings.removal import base_optimizer, remove
+from prunec.training.settings.setup import (
+    FINETUNE,
+    ISTA,
+    Setup,
+    continue_run_folder,
+    prepare,
+    start_run_folder,
+    weighed,
+)
+from prunec.training.sparsity.controller import restarted
+from prunec.training.sparsity.sparsify import gamma_values
+
+
+def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Train a network towards sparsity, remove what became constant, fine-tune, export and check.
+
+    Processes that torchrun started train together (see ranks.py); each returns the result, rank 0 writes.
+
+    Args:
+        config: see RunConfig; make one with presets.make_config, or presets.resume_config to go on.
+        progress: told what happens; nothing is shown without it.
+
+    Returns:
+        What the run folder's summary.json says.
+
+    Raises:
+        PrunecError: the settings, the data or the network cannot be used: nothing was written.
+        CheckFailed: the run failed a check (no channels left, loss not a number, budget not met, the
+            exported network differs).
+        Interrupted: stopped by the user or the system; says how to go on.
+        WriteFailed: the disk is full; what was saved before is whole.
+    """
+    progress = progress if progress is not None else Silent()
+    try:
+        with joined(config.device) as ranks, _own_randomness(), Interrupt() as interrupt:
+            if ranks.rank > 0:
+                progress = Silent()
+            tell = progress.note
+            setup = ranks.agree(lambda: prepare(config, ranks, tell))
+            try:
+                return _Run(setup, progress, interrupt).run()
+            except (Interrupted, WriteFailed) as stop:
+                raise _with_the_way_on(stop, config) from stop
+    finally:
+        progress.close()
+
+
+def _with_the_way_on(stop: Interrupted | WriteFailed, config: RunConfig) -> Interrupted | WriteFailed:
+    """Return the error with the command that goes on with the run, where there is a checkpoint to go on from."""
+    if not checkpoints.exists(RunFolder(Path(config.output))):
+        return stop
+    how = resume_command(config.output)
+    if isinstance(stop, WriteFailed):
+        return WriteFailed(stop.what, why=stop.why, do=f"free some space, then go on from the last checkpoint: {how}")
+    if str(stop):
+        return stop
+    return Interrupted(f"interrupted; go on from the last checkpoint with: {how}", stop.exit_status - 128)
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Seed torch's ambient generator (dropout draws from it) for the run, and give the caller's back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+class _Run(Context):
+    """One run, from its beginning or from where it was stopped."""
+
+    def run(self) -> RunResult:
+        for sentence in self.setup.execution.notes:
+            self.progress.note(sentence)
+        resumed = self._resumed()
+        if resumed is None:
+            self._measure_layers()
+            self._weigh()
+            self._measure_latency()
+            self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
+            torch.manual_seed(self.config.seed + self.ranks.rank)
+        else:
+            self._take_up(resumed)
+        self.open_log()
+        with self.interrupt.between_steps():
+            while True:
+                self.setup = replace(self.setup, goals=self._goals())
+                self._to_fine_tuned(resumed)
+                if self.state.milestone + 1 >= len(self.config.milestones):
+                    break
+                resumed = self._next_milestone()
+        return self._finish()
+
+    def _resumed(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from; a run killed before its first one starts anew."""
+        if self.config.resume and checkpoints.exists(self.setup.folder):
+            return checkpoints.load(self.setup.folder, self.config)
+        return None
+
+    def _take_up(self, resumed: Checkpoint) -> None:
+        """Go on from a checkpoint: with the network as small as it was, and with the settings given anew."""
+        self.state = state_of(resumed)
+        facts = self.state.facts
+        self._weigh()
+        entries = facts.get("focus", ())
+        self.setup = focused(self.setup, entries, 0)
+        for done, plan in enumerate(self._left_in_training(), 1):
+            self.setup = focused(shrunk(self.setup, plan), entries, done)
+        self.module, self.history = self.setup.module, GammaHistory(self.setup.sparsity)
+        self.ranks.on_main(lambda: continue_run_folder(self.setup.folder, self.config))
+        changed = checkpoints.changed_settings(resumed, self.config)
+        if "rho" in changed and self.config.rho is not None:
+            facts["rho"] = self.config.rho
+        late = self.state.phase >= FINETUNE and self.state.milestone + 1 >= len(self.config.milestones)
+        for name in changed:
+            said = f"{name.replace('_', '-')} {getattr(self.config, name)} from step {self.state.step} on: given"
+            without_effect = late and name in ("lr", "gamma_lr", "rho")
+            self.tell(f"{said}, without effect: fine-tuning goes by finetune-lr" if without_effect else said)
+
+    def _left_in_training(self) -> tuple[PrunePlan, ...]:
+        """Return the plans by which channels have left the network while it was trained."""
+        return tuple(PrunePlan.from_json(entry["plan"]) for entry in self.state.facts.get("shrinkings", ()))
+
+    def _goals(self) -> tuple[Goal, ...]:
+        """Return the budget that the run is on its way to."""
+        if "latency" in self.state.facts:
+            return latency.goals(self.state.facts["latency"])
+        return milestones.goals_at(self.config, self.state.milestone)
+
+    def _measure_layers(self) -> None:
+        """Find out what λ is to follow; it is kept, so that a resumed run has the same."""
+        if self.config.penalty == "latency":
+            self.progress.note("measuring how long each layer takes, in ONNX Runtime on this machine's CPU")
+            found = self.ranks.on_main(lambda: layer_times.measure(self.setup.sparsity.graph))
+            self.state.facts["layers"] = {"rates": found.rates, "said": found.said}
+
+    def _weigh(self) -> None:
+        if "layers" in self.state.facts:
+            self.setup = weighed(self.setup, self.state.facts["layers"]["rates"])
+            self.history = GammaHistory(self.setup.sparsity)
+
+    def _measure_latency(self) -> None:
+        """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""
+        asked = self.config.target_latency
+        if asked is not None:
+            self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
+            self.state.facts["latency"] = self.ranks.on_main(lambda: latency.begin(self.setup, asked))
+
+    def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
+        """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
+        if self.state.phase < FINETUNE:
+            train_sparse(self, resumed)
+            self._remove()
+            resumed = None
+        else:
+            assert resumed is not None, "a run begins with its first phase"
+            self._rebuild(resumed)
+        self._finetune(resumed)
+
+    # --- milestones ---------------------------------------------------------------------------------
+
+    def _next_milestone(self) -> Checkpoint:
+        """Write a milestone's result, and return the state from which ISTA goes on to the next one."""
+        self._finish_milestone()
+        kept = checkpoints.load(self.setup.folder, self.config, milestone=True)
+        reached = self.state.facts["milestones"]
+        step = self.state.step
+        self.state = state_of(kept)
+        self.state.phase, self.state.phase_step, self.state.step = ISTA, 0, step
+        self.state.milestone += 1
+        self.state.facts["milestones"] = reached
+        self.state.facts["rho"] = kept["facts"]["rho_reached"]
+        kept["controller"] = restarted(kept["controller"])
+        self.plan = self.teacher = None
+        self.module = self.setup.execution.place(self.setup.module)
+        return kept
+
+    def _finish_milestone(self) -> RunResult:
+        share = self.config.milestones[self.state.milestone]
+        result = self._settled_result(lambda: milestones.open_folder(self.setup, self.state.milestone))
+        self.state.facts.setdefault("milestones", []).append(milestones.entry(result, share))
+        return result
+
+    # --- removal ------------------------------------------------------------------------------------
+
+    def _remove(self) -> None:
+        setup = self.setup
+        plan = setup.sparsity
+        keep = keep_mask(plan, zero_gammas(plan, gamma_values(plan, self.module)))
+        check_alive(plan.graph, plan.classes, keep, self.state.facts["rho"])
+        finetune_steps = setup.phases[FINETUNE].steps
+        if not finetune_steps:
+            self.settle_statistics()
+        self.module.to("cpu")
+        report = self._apply_removal(finetune_steps)
+        setup.execution.place(self.module)
+        if finetune_steps:
+            # Constants folded into biases shift what the BatchNorms behind them see at the borders.
+            self.settle_statistics()
+        self.state.facts["report"] = report
+        self.score("removed")
+        left = report["after"]["params"] / report["before"]["params"]
+        self.progress.note(f"removed {report['removed_channels']} channels: {left:.1%} of the parameters are left")
+        if self.plan is not None and self.plan.is_empty:
+            self.tell(_NOTHING_REMOVED)
+
+    def _apply_removal(self, finetune_steps: int) -> dict[str, Any]:
+        """Replace the network by the pruned one. Rank 0 plans; the others carry out its plan."""
+        found: list[nn.Module] = []
+
+        def work() -> tuple[str, dict[str, Any]]:
+            pruned = remove(self.module, self.setup.example_inputs, self.config, finetune_steps)
+            found.append(pruned.module)
+            return pruned.plan.to_json(), pruned.report.to_json_dict()
+
+        text, report = self.ranks.on_main(work)
+        plan = PrunePlan.from_json(text)
+        self.module = found[0] if found else apply_plan(self.module, plan)
+        self.plan = plan.after(*self._left_in_training())
+        return combined((entry["report"] for entry in self.state.facts.get("shrinkings", ())), report)
+
+    def _rebuild(self, resumed: Checkpoint) -> None:
+        self.plan = PrunePlan.from_json(resumed["plan"])
+        self.module = self.setup.execution.place(apply_plan(self.setup.original.to("cpu"), self.plan))
+
+    # --- fine-tuning --------------------------------------------------------------------------------
+
+    def _finetune(self, resumed: Checkpoint | None) -> None:
+        self.optimizer = base_optimizer(self.module, self.config, self.config.finetune_lr)
+        self.ema = Ema(self.module, self.config.ema_decay)
+        self.controller = None
+        self.restore(resumed)
+        self.ready_forward()
+        if resumed is None:
+            self.save()
+        if self.config.distill:
+            self.teacher = checkpoints.load_teacher(self.setup.folder, self.setup.original).to(self.setup.device)
+        after = self.state.facts["report"]["after"]
+        self.run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def _finish(self) -> RunResult:
+        if self.config.milestones:
+            last = self._finish_milestone()
+            entries = self.state.facts["milestones"]
+            return self.ranks.on_main(lambda: milestones.conclude(self.setup, last, entries))
+        return self._settled_result(lambda: self.setup)
+
+    def _settled_result(self, setup: Callable[[], Setup]) -> RunResult:
+        """Bring the network to its last form, score it, and write it where ``setup`` says."""
+        if self.setup.phases[FINETUNE].steps and self.config.ema_decay:
+            self.ema.copy_to_module()
+        self.settle_statistics()
+        self.score("after")
+        assert self.plan is not None, "removal comes before the end"
+        module, plan, facts = self.module.to("cpu").eval(), self.plan, self.state.facts
+        return self.ranks.on_main(lambda: write_results(setup(), module, plan, facts, self.progress))
+
+
+_NOTHING_REMOVED = "no channel was removed: no gamma reached zero; raise rho, lower alpha or train longer"
