@@ -96,7 +96,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "plan_file",
     type=click.Path(path_type=Path),
     metavar="PLAN.json",
-    help="Also write what was done as data, to be done again: PrunePlan.load(PLAN).apply_onnx(MODEL, OUT).",
+    help="Also write what was done as data, to be done again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
 )
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
 @keep_option

@@ -94,7 +94,7 @@ def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule
 
 
 def as_it_came(graph: Graph) -> Graph:
-    """Return the graph less the nodes that rewrites put in (passes/rewrites/rewrite.py): what there is to count before them."""
+    """Return the graph less the nodes that rewrites put in: what there is to count before them."""
     if not any(node.attrs.get("inserted") for node in graph.nodes):
         return graph
     nodes = tuple(node for node in graph.nodes if not node.attrs.get("inserted"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunec.errors import PrunecError
     from prunec.ir.plan import PrunePlan
     from prunec.pipeline.apply import apply_plan
+    from prunec.pipeline.apply_onnx import apply_plan_onnx
     from prunec.pipeline.export import export_onnx
     from prunec.training import sparsify
 
@@ -27,6 +28,7 @@ __all__ = [
     "analyze_module",
     "analyze_onnx",
     "apply_plan",
+    "apply_plan_onnx",
     "export_onnx",
     "prune_module",
     "prune_onnx",
@@ -41,6 +43,7 @@ _HOME = MappingProxyType(
         "analyze_module": "prunec.api",
         "analyze_onnx": "prunec.api",
         "apply_plan": "prunec.pipeline.apply",
+        "apply_plan_onnx": "prunec.pipeline.apply_onnx",
         "export_onnx": "prunec.pipeline.export",
         "prune_module": "prunec.api",
         "prune_onnx": "prunec.api",

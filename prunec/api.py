@@ -234,7 +234,7 @@ def prune_onnx(
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
         calibration, inputs, options: as for ``prune_module``.
-        plan_file: where to write the plan too (JSON): ``PrunePlan.load(plan_file).apply_onnx(path, output)`` makes
+        plan_file: where to write the plan too (JSON): ``apply_plan_onnx(path, PrunePlan.load(plan_file), output)`` makes
             the same of this file, and the like of one with the same graph and other weights.
 
     Raises:

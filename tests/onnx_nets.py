@@ -17,7 +17,9 @@ from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx, trace_onnx
 from prunec.ir.edits import CannotRewrite
+from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
+from prunec.passes.channels import channels
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan
 from prunec.pipeline.reading import freed
@@ -208,3 +210,11 @@ def assert_pruned_agrees(
     for number, chosen in enumerate(sizes):
         assert_same_outputs(before, after, random_feeds(model, chosen, number), tolerance)
     return traced, made, onnx.load(after)
+
+
+def reasons(graph: Graph) -> list[str]:
+    return sorted({pin.reason for pin in channels(graph).pins})
+
+
+def unknown_reasons(graph: Graph) -> list[str]:
+    return [text for text in reasons(graph) if "no rule" in text or "custom domain" in text]

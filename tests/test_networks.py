@@ -365,7 +365,7 @@ def test_a_plan_reads_back_as_it_was_written() -> None:
 @pytest.mark.parametrize("name", ["googlenet", "mobilenetv2", "prelu", "unet", "resnext", "conv1d", "layer_scale"])
 def test_a_plan_applies_to_the_users_own_class(name: str) -> None:
     net, result = prune(name)
-    own = result.plan.apply(net)
+    own = apply_plan(net, result.plan, keep_class=True)
     assert type(own) is type(net)
     assert parameter_elements(own) == parameter_elements(result.module)
     assert_same_on_inputs(net, own, *NETWORKS[name].inputs())
@@ -375,7 +375,7 @@ def test_a_plan_applies_to_the_users_own_class(name: str) -> None:
 def test_a_plan_that_changes_the_forward_is_refused_for_the_users_class() -> None:
     net, result = prune("slices")
     with pytest.raises(UnsupportedModel) as error:
-        result.plan.apply(net)
+        apply_plan(net, result.plan, keep_class=True)
     assert "prunec.apply_plan(module, plan)" in str(error.value)
     assert "GraphModule" in str(error.value)
 

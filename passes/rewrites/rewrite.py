@@ -5,7 +5,7 @@ constant in k and the stream is not, the tie keeps that branch computing a const
 branch's other channels are padded, one Gather puts them in their places, and the constants are added. A *gate
 fold*: a constant times an input-dependent gate is not constant, but the gate times a constant; a small convolution on
 the gate takes it to what reads the product, where the gate is zero from then on. To every pass the result is a
-network that was written this way. What is worth it is passes/rewrites/residuals.py's and passes/rewrites/gates.py's choice.
+network that was written this way. What is worth it is residuals.py's and gates.py's choice.
 """
 
 from __future__ import annotations

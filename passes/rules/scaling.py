@@ -2,8 +2,8 @@
 
 A value's channel class is UNSCALED, SCALED (carries the factor α), ZERO (no factor shows) or MIXED (the
 factor did not pass; the class must be left alone). The first word of each docstring: pass, join or block.
-passes/sparsity/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and where it is undone (the axis that a
-contraction sums over) is that pass's affair.
+passes/sparsity/scaling.py runs these. Where a factor starts (a BatchNorm's gamma) and where it is undone (the axis
+that a contraction sums over) is that pass's affair.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two models, the same inputs: how far apart the outputs are, and how long each takes.
 
-Owns that for ONNX files and for modules; what differences mean is judged in prunec/check/comparison.py. Inputs come from
+Owns that for ONNX files and for modules; what differences mean is judged in comparison.py. Inputs come from
 prunec/runtime/probes.py, sessions from prunec/runtime/sessions.py, the result type is in prunec/report/findings.py.
 """
 
@@ -15,6 +15,7 @@ from prunec.check.comparison import DATA, Comparison, Run, compare
 from prunec.errors import BadInput, PrunecError
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
+from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
 from prunec.runtime.sessions import Model, ProviderName, Runner, first_line
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 RUNS = 30
-"""Timed runs of each model, where nothing else is asked for; slow models get fewer, see sessions.interleaved_latency."""
+"""Timed runs of each model, where nothing else is asked for; slow models get fewer."""
 
 
 def validate_onnx(
@@ -182,19 +183,6 @@ def validate_modules(
         run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
         comparison = compare(run_a, run_b, (), feeds.items() if inputs is None else _given(inputs), tolerance)
     return comparison.verdict(tolerance, asked="torch", ran="torch")
-
-
-@contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in eval mode for the length of a block; every submodule gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False  # not eval(): what torch.export made refuses it
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _given(inputs: Iterable[Feed]) -> Iterator[tuple[str, Feed]]:

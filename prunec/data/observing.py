@@ -127,7 +127,7 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
-    from prunec.check.validate import evaluating
+    from prunec.runtime.modules import evaluating
 
     with evaluating(traced.module):
         fitting = samples.that_run(lambda feed: list(run(feed)), "the network")
@@ -198,7 +198,7 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     """
     import torch
 
-    from prunec.data.samples import Slot
+    from prunec.runtime.probes import Slot
 
     tensors = [value for value in traced.example_inputs if isinstance(value, torch.Tensor)]
     if len(tensors) != len(traced.graph.inputs):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunec.check.validate import evaluating
 from prunec.data.observing import arguments
 from prunec.data.samples import Samples, num_rows
 from prunec.errors import UnsupportedModel
@@ -19,6 +18,7 @@ from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.frontend import Traced
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
+from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import Feed
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from prunec.data.samples import Record, Samples, Slot, Source
+from prunec.data.samples import Record, Samples, Source
 from prunec.errors import BadInput, MissingDependency
-from prunec.runtime.probes import Array
+from prunec.runtime.probes import Array, Slot
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 _ARRAY_SUFFIXES = (".npy", ".npz")

@@ -14,21 +14,12 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Array, Feed, Slot
 
 MAX_ROWS = 8
 """Rows of the batches that large arrays are cut into."""
 _MAX_ELEMENTS = 1 << 21
 """Elements of an input per batch, at most; a single row may have more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An input to fill: its name, its shape with open sizes as anything but an int, numpy's name of its dtype."""
-
-    name: str
-    shape: tuple[int | str | None, ...]
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """PrunePlan: what stays on each parameter axis, and where each removed constant goes. Pure data.
 
 Owns the data type and its JSON form. ``passes/selection/select.py`` and ``passes/selection/absorb.py`` make plans,
-``passes/lowering/lower.py`` turns one into edits, the backends carry those out.
+``passes/lowering/lower.py`` turns one into edits, the backends carry those out; a plan does not know who applies it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from prunec.errors import BadPlan
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT_VERSION = 2
 """Plans that stand alone and rewrite no graph are written as version 1, which every prunec reads."""
@@ -215,18 +212,6 @@ class PrunePlan:
         except (OSError, UnicodeDecodeError) as error:
             raise BadPlan(f"cannot read the plan {path}", why=str(error)) from error
         return cls.from_json(text)
-
-    def apply(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Return a pruned copy of ``module``, of the same class; see prunec.pipeline.apply.apply_to_module."""
-        from prunec.pipeline.apply import apply_to_module
-
-        return apply_to_module(module, self)
-
-    def apply_onnx(self, path: str | Path, output: str | Path) -> None:
-        """Write what the plan makes of an ONNX file; see prunec.pipeline.apply_onnx.apply_to_onnx."""
-        from prunec.pipeline.apply_onnx import apply_to_onnx
-
-        apply_to_onnx(path, self, output)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,12 +35,29 @@ def _read(module: nn.Module, plan: PrunePlan) -> Traced:
     return replace(traced, graph=rewritten(traced.graph, plan))
 
 
-def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
-    """Trace a module and apply a plan to it; the way back from plan.json and a fresh architecture.
+@overload
+def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False) -> fx.GraphModule: ...
+
+
+@overload
+def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool) -> nn.Module: ...
+
+
+def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False) -> nn.Module:
+    """Return what a plan makes of a module; the way back from plan.json and a fresh architecture.
+
+    Args:
+        module: of the architecture that the plan was made of, with any weights; left as it is.
+        keep_class: return a pruned copy of the user's own class instead of a GraphModule. That is possible
+            where the plan leaves the forward as it is written.
 
     Raises:
         BadPlan: the plan does not fit the module.
+        UnsupportedModel: with ``keep_class``, the plan changes the forward itself (a block that vanished, a
+            written-out size); the message names the place.
     """
+    if keep_class and not isinstance(module, fx.GraphModule):
+        return _pruned_copy(module, plan)
     for earlier in plan.earlier:
         module = apply_plan(module, earlier)
     traced = _read(module, plan)
@@ -50,18 +68,10 @@ def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
         raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
 
 
-def apply_to_module(module: nn.Module, plan: PrunePlan) -> nn.Module:
-    """Return a pruned copy of the user's own class, for forwards without hard-coded sizes.
-
-    Raises:
-        BadPlan: the plan does not fit the module.
-        UnsupportedModel: the plan changes the forward itself (a block that vanished, a written-out
-            size); the message names the place. Use ``prunec.apply_plan``, which gives a GraphModule.
-    """
-    if isinstance(module, fx.GraphModule):
-        return apply_plan(module, plan)
+def _pruned_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
+    """Return a pruned copy of the user's own class, for forwards without hard-coded sizes."""
     for earlier in plan.earlier:
-        module = apply_to_module(module, earlier)
+        module = _pruned_copy(module, earlier)
     traced = _read(module, plan)
     edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)

@@ -24,7 +24,7 @@ from prunec.pipeline.reading import read_loaded
 
 
 @judged
-def apply_to_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None:
+def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None:
     """Write the file that ``plan`` makes of the one at ``path``; names, open axes, opsets and metadata stay.
 
     Args:
@@ -39,7 +39,7 @@ def apply_to_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None
         raise BadPlan(
             "the plan holds several prunings, one after the other",
             why="they were made of a module, while it was trained",
-            do="apply it to the module with prunec.pipeline.apply.apply_plan, and export what comes back",
+            do="apply it to the module with prunec.apply_plan, and export what comes back",
         )
     model = load_onnx(path)
     try:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.validate import evaluating, validate_module_against_onnx
+from prunec.check.validate import validate_module_against_onnx
 from prunec.errors import UnsupportedModel, ValidationFailed
 from prunec.files import replacing
 from prunec.report.findings import Validation
+from prunec.runtime.modules import evaluating
 from prunec.runtime.sessions import first_line
 
 if TYPE_CHECKING:

@@ -19,6 +19,15 @@ Feed = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """An input to fill: its name, its shape with open sizes as anything but an int, numpy's name of its dtype."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class InputKind:
     """An input to make values for; ``dtype`` is numpy's name ("float32", "int64", "bool")."""
 

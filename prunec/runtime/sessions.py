@@ -20,10 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunec.data.samples import Slot
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import check_name
-from prunec.runtime.probes import Array, Feed, InputKind
+from prunec.runtime.probes import Array, Feed, InputKind, Slot
 
 ProviderName = Literal["auto", "cpu", "cuda"]
 Model = str | Path | bytes

@@ -18,14 +18,10 @@ from onnx_nets import Net
 from torch import nn
 
 from prunec.check.comparison import gap
-from prunec.check.validate import (
-    evaluating,
-    validate_module_against_onnx,
-    validate_modules,
-    validate_onnx,
-)
+from prunec.check.validate import validate_module_against_onnx, validate_modules, validate_onnx
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
 from prunec.runtime import sessions
+from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from prunec.data.sample_files import read_samples
-from prunec.data.samples import MAX_ROWS, Slot, num_rows
+from prunec.data.samples import MAX_ROWS, num_rows
 from prunec.errors import BadInput
+from prunec.runtime.probes import Slot
 
 IMAGE = Slot("images", ("n", 3, 4, 5), "float32")
 TWO = (IMAGE, Slot("scale:0", (2,), "float32"))

@@ -116,7 +116,7 @@ def test_a_fresh_architecture_with_plan_and_weights_is_the_pruned_network_again(
     again.load_state_dict(result.module.state_dict())
     assert_same_function(net, again, BATCH, tolerance=1e-9)
     with pytest.raises(UnsupportedModel, match="changes the network's forward"):
-        plan.apply(net)
+        apply_plan(net, plan, keep_class=True)
 
 
 def test_a_plan_of_another_network_is_refused() -> None:

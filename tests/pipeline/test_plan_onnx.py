@@ -17,6 +17,7 @@ from prunec.cli.main import main
 from prunec.errors import BadPlan
 from prunec.ir.plan import PrunePlan
 from prunec.models import build
+from prunec.pipeline.apply_onnx import apply_plan_onnx
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_a_files_plan_does_the_same_again(network: Path, tmp_path: Path) -> None
     pruned, plan_file = tmp_path / "half.onnx", tmp_path / "plan.json"
     report = prunec.prune_onnx(network, pruned, criterion="l1", target_macs=0.5, plan_file=plan_file)
     assert report.removed_channels
-    PrunePlan.load(plan_file).apply_onnx(network, tmp_path / "again.onnx")
+    apply_plan_onnx(network, PrunePlan.load(plan_file), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == pruned.read_bytes()
 
 
@@ -44,7 +45,7 @@ def test_a_plan_fits_other_weights(network: Path, tmp_path: Path) -> None:
         if array.dtype == np.float32:
             tensor.CopyFrom(numpy_helper.from_array(array * np.float32(0.5), tensor.name))
     onnx.save(model, tmp_path / "other.onnx")
-    PrunePlan.load(plan_file).apply_onnx(tmp_path / "other.onnx", tmp_path / "other-half.onnx")
+    apply_plan_onnx(tmp_path / "other.onnx", PrunePlan.load(plan_file), tmp_path / "other-half.onnx")
     feeds = random_feeds(model)
     (wanted,), (found,) = run(tmp_path / "half.onnx", feeds), run(tmp_path / "other-half.onnx", feeds)
     assert found.shape == wanted.shape
@@ -62,7 +63,7 @@ def test_a_plan_of_another_network_is_refused(network: Path, tmp_path: Path) -> 
     other = tmp_path / "resnet32.onnx"
     prunec.export_onnx(build("convnet").eval(), (torch.zeros(1, 3, 32, 32),), other)
     with pytest.raises(BadPlan):
-        PrunePlan.load(plan_file).apply_onnx(other, tmp_path / "out.onnx")
+        apply_plan_onnx(other, PrunePlan.load(plan_file), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -83,13 +84,13 @@ def test_a_plan_for_another_input_is_refused_as_a_plan(network: Path, tmp_path: 
             other.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 64
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(BadPlan, match=r"the plan does not fit the file: .* input"):
-        PrunePlan.load(plan_file).apply_onnx(tmp_path / "other.onnx", tmp_path / "out.onnx")
+        apply_plan_onnx(tmp_path / "other.onnx", PrunePlan.load(plan_file), tmp_path / "out.onnx")
 
 
 def test_a_plan_of_several_prunings_is_for_modules(network: Path, tmp_path: Path) -> None:
     nothing = PrunePlan(())
     with pytest.raises(BadPlan, match="several prunings"):
-        nothing.after(nothing).apply_onnx(network, tmp_path / "out.onnx")
+        apply_plan_onnx(network, nothing.after(nothing), tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize("kind", ["file", "module"])

@@ -1,4 +1,4 @@
-"""Write the nodes that a rewrite inserts (passes/rewrites/rewrite.py) into a traced module: one small function per IR op.
+"""Write the nodes that passes/rewrites/rewrite.py inserts into a traced module: one small function per IR op.
 
 Owns calls that the user's forward never had. Each is written in full, with what is left of its sizes after
 pruning; one that would change nothing is left out.

@@ -1,8 +1,8 @@
 """nn.Module -> Graph: trace it, then record the aten ops of every FX node on the meta device.
 
 Owns recording and the map back from IR to FX. The tracers are in trace.py, what each aten op becomes is in
-aten.py; how a pruned GraphModule is made is in backends/fx/backend.py. The user's module is never changed, and no autograd is
-involved: frozen parameters, train or eval mode and no_grad make no difference.
+aten.py; how a pruned GraphModule is made is in backends/fx/backend.py. The user's module is never changed, and
+no autograd is involved: frozen parameters, train or eval mode and no_grad make no difference.
 """
 
 from __future__ import annotations

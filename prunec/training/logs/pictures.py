@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunec.check.validate import evaluating
 from prunec.files import replacing
+from prunec.runtime.modules import evaluating
 from prunec.training.data.augment import Pipeline
 from prunec.training.data.sources import Source
 from prunec.training.learning.objective import VOID, Segmentation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from prunec.check.validate import evaluating
+from prunec.runtime.modules import evaluating
 from prunec.training.data.augment import Pipeline
 from prunec.training.data.batches import plain_batches
 from prunec.training.data.sources import Source

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunec.check.comparison import gap
-from prunec.check.validate import evaluating
 from prunec.errors import UnsupportedModel
 from prunec.frontends.onnx.load import load_onnx
 from prunec.frontends.onnx.view import type_shape
 from prunec.importer.module import to_module
 from prunec.runtime import sessions
+from prunec.runtime.modules import evaluating
 from prunec.training.data.augment import Pipeline
 from prunec.training.data.batches import sampled_batches
 from prunec.training.data.sets import ImageSet

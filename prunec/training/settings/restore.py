@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunec.check.validate import evaluating
 from prunec.passes.channels import channels
 from prunec.passes.sparsity.gammas import gammas
 from prunec.pipeline.reading import read_module
+from prunec.runtime.modules import evaluating
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunec.check.validate import evaluating
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
 from prunec.frontends.fx.trace import refuse_lazy
@@ -27,6 +26,7 @@ from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
 from prunec.pipeline.reading import read_module
+from prunec.runtime.modules import evaluating
 from prunec.training.budget.budget import Goal, Sizer, excess
 from prunec.training.budget.fitting import not_met, smallest
 from prunec.training.budget.footprint import Size, size_under

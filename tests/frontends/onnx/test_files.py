@@ -15,8 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx_inject import inject_alive, zero_filters
-from onnx_nets import Array, prune, run
-from test_onnx_frontend import unknown_reasons
+from onnx_nets import Array, prune, run, unknown_reasons
 
 from prunec.api import analyze_onnx, gather_facts, prune_onnx
 from prunec.backends.onnx.save import save_onnx

@@ -14,13 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, SILENT, ZERO_PASSES
-from onnx_nets import Net, assert_pruned_agrees, assert_same_outputs, num_removed, prune
+from onnx_nets import Net, assert_pruned_agrees, assert_same_outputs, num_removed, prune, reasons, unknown_reasons
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.errors import BadInput
 from prunec.frontends.onnx.frontend import trace_onnx
-from prunec.ir.graph import Graph
 from prunec.passes.channels import channels
 
 
@@ -75,14 +74,6 @@ def test_channels_stay_where_they_are_mixed_and_the_reason_is_told(name: str, tm
     assert not unknown_reasons(traced.graph)
     assert any(reason in text for text in reasons(traced.graph)), reasons(traced.graph)
     assert num_removed(made) == 0
-
-
-def reasons(graph: Graph) -> list[str]:
-    return sorted({pin.reason for pin in channels(graph).pins})
-
-
-def unknown_reasons(graph: Graph) -> list[str]:
-    return [text for text in reasons(graph) if "no rule" in text or "custom domain" in text]
 
 
 # --- sizes that are computed -------------------------------------------------------------------------

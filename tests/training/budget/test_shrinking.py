@@ -174,7 +174,7 @@ def test_a_run_whose_network_shrinks_leaves_what_every_run_leaves(finished: Path
     assert [layer["before"] for layer in found["layers"]] == [8, 8, 8, 6, 4, 2]
     assert sum(layer["after"] for layer in found["layers"]) == found["after"]["channels"]
     assert any("have left" in reason for reason in found["reasons"])
-    for pruned in (apply_plan(whole, plan), plan.apply(whole)):
+    for pruned in (apply_plan(whole, plan), apply_plan(whole, plan, keep_class=True)):
         pruned.load_state_dict(load_file(finished / "pruned.safetensors"))
         session = onnxruntime.InferenceSession(finished / "pruned.onnx", providers=["CPUExecutionProvider"])
         images = torch.randn(5, 3, 8, 8)

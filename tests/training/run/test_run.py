@@ -36,6 +36,7 @@ from prunec.errors import (
 )
 from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
+from prunec.pipeline.apply import apply_plan
 from prunec.training.logs.progress import Silent
 from prunec.training.run import context as context_module
 from prunec.training.run import run as run_module
@@ -98,7 +99,7 @@ def test_the_estimate_while_training_is_close_to_what_removal_finds(finished: Pa
 
 def test_plan_and_weights_give_the_pruned_network_again_as_the_users_own_class(finished: Path) -> None:
     module, _ = tiny()
-    pruned = PrunePlan.load(finished / "plan.json").apply(module)
+    pruned = apply_plan(module, PrunePlan.load(finished / "plan.json"), keep_class=True)
     pruned.load_state_dict(load_file(finished / "pruned.safetensors"))
     images = np.random.default_rng(1).standard_normal((5, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
@@ -432,7 +433,7 @@ def test_each_milestone_has_a_folder_with_a_network_of_its_size(several: Path) -
         assert share * 0.9 <= found["after"]["macs"] / whole <= share
         assert found["validation"]["passed"]
         assert found["accuracy"]["after"] > 0.6
-        pruned = PrunePlan.load(several / name / "plan.json").apply(tiny()[0])
+        pruned = apply_plan(tiny()[0], PrunePlan.load(several / name / "plan.json"), keep_class=True)
         pruned.load_state_dict(load_file(several / name / "pruned.safetensors"))
 
 
