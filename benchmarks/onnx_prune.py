@@ -25,11 +25,12 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon
 
-from prunec.api import Options, choose, gather_facts
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan
+from prunec.pipeline.options import Options
+from prunec.pipeline.planning import choose, gather_facts
 from prunec.pipeline.reading import read_onnx
 
 

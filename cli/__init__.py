@@ -1,1 +1,5 @@
-"""The command line: parses, calls prunec.api, renders. Installed as prunec.cli."""
+"""The command line.
+
+Owns options and how results are shown. Commands parse, call prunec.api and render: no logic is here. Read
+``main.py`` first.
+"""

@@ -46,10 +46,10 @@ def validate(
 
     The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
     """
-    from prunec.api import onnx_samples
     from prunec.check.validate import validate_onnx
     from prunec.cli.render import show_json, show_validation
     from prunec.errors import ValidationFailed
+    from prunec.pipeline.evidence import onnx_samples
 
     result = validate_onnx(
         a,

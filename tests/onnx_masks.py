@@ -11,12 +11,12 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx_nets import assert_same_outputs, random_feeds
 
-from prunec.api import gather_facts
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import Facts, plan, select
+from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

@@ -12,7 +12,6 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from prunec.api import Options, choose, gather_facts
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx, trace_onnx
@@ -22,6 +21,8 @@ from prunec.ir.plan import PrunePlan
 from prunec.passes.channels import channels
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan
+from prunec.pipeline.options import Options
+from prunec.pipeline.planning import choose, gather_facts
 from prunec.pipeline.reading import freed
 
 Array = np.ndarray[Any, Any]

@@ -1,29 +1,68 @@
-"""Who may import whom: the direction of STYLE's diagram, checked on the source of every module."""
+"""Who may import whom: the order of the rooms, checked on the source of every module."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"prunec": ROOT / "prunec", "prunec.passes": ROOT / "passes", "prunec.cli": ROOT / "cli"}
 
-BASE = {"prunec.errors", "prunec.ir.ops", "prunec.ir.graph", "prunec.ir.labels", "prunec.ir.plan", "prunec.ir.edits"}
-"""The data types that every layer shares; among themselves they import downward only."""
+ROOMS = (
+    "prunec.errors",
+    "prunec.files",
+    "prunec.ir",
+    "prunec.frontends.fx",
+    "prunec.frontends.onnx",
+    "prunec.frontends.onnx.ops",
+    "prunec.importer",
+    "prunec.backends.fx",
+    "prunec.backends.onnx",
+    "prunec.passes.rules",
+    "prunec.passes",
+    "prunec.passes.sparsity",
+    "prunec.passes.selection",
+    "prunec.passes.lowering",
+    "prunec.passes.rewrites",
+    "prunec.runtime",
+    "prunec.data",
+    "prunec.timing",
+    "prunec.report",
+    "prunec.check",
+    "prunec.pipeline",
+    "prunec.models",
+    "prunec.api",
+    "prunec.bench",
+    "prunec.training.learning",
+    "prunec.training.data",
+    "prunec.training.sparsity",
+    "prunec.training.budget",
+    "prunec.training.logs",
+    "prunec.training.settings",
+    "prunec.training.run",
+    "prunec.training",
+    "prunec.cli",
+    "prunec.__main__",
+)
+"""The rooms, in the order in which data flow: a room imports from those before it, and from itself.
 
-ALLOWED = {
-    "prunec.errors": set[str](),
-    "prunec.ir.ops": set[str](),
-    "prunec.ir.graph": set[str](),
-    "prunec.ir.labels": {"prunec.ir.graph"},
-    "prunec.ir.plan": {"prunec.errors"},
-    "prunec.ir.edits": {"prunec.ir.graph", "prunec.errors"},
-}
+docs/architecture.md's table has the same order.
+"""
+
+PAIRS = {("prunec.frontends.onnx", "prunec.frontends.onnx.ops")}
+"""The one pair that needs each other: reading a file asks its table of ops, whose rows build on the reader's views."""
+
+MOST_FILES = 12
+"""Files of a room, at most: more, and it is two rooms."""
 
 
 def module_name(path: Path, package: str, folder: Path) -> str:
@@ -40,14 +79,13 @@ def sources() -> Iterator[tuple[str, Path]]:
 MODULES = dict(sources())
 
 
-def imports(name: str, *, lazy: bool) -> set[str]:
-    """Return the modules that a module imports, type-checking blocks left out; ``lazy`` adds those inside functions."""
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Return the modules that a module imports anywhere, those inside functions too, type-checking blocks left out."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -60,82 +98,97 @@ def imports(name: str, *, lazy: bool) -> set[str]:
             visit(child)
 
     visit(ast.parse(MODULES[name].read_text(encoding="utf-8")))
-    return found
+    return frozenset(found)
 
 
 def ours(name: str) -> set[str]:
     """Return the modules of prunec that a module imports anywhere."""
-    return {entry for entry in imports(name, lazy=True) if entry.split(".")[0] == "prunec" and entry != "prunec"}
+    return {entry for entry in imports(name) if entry.split(".")[0] == "prunec" and entry != "prunec"}
 
 
-def layer(name: str) -> str:
-    if name in BASE:
-        return "base"
-    if name == "prunec.__main__":
-        return "cli"
-    for package in ("frontends", "backends", "passes", "cli", "training", "models"):
-        if name.startswith(f"prunec.{package}"):
-            return package
-    return "core"
+def room(name: str) -> str:
+    """Return the room of a module: its folder, or itself where it stands alone at the top."""
+    if name in ROOMS:
+        return name
+    parent = name.rsplit(".", 1)[0]
+    return name if parent == "prunec" else parent
+
+
+def within(name: str, *rooms: str) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in rooms)
+
+
+def is_room(name: str) -> bool:
+    return MODULES[name].name == "__init__.py"
+
+
+NAMED = sorted(set(MODULES) - {"prunec", "prunec.frontends", "prunec.backends"})
+"""All modules but those that hold only names or a sentence."""
 
 
 def test_all_three_folders_are_read() -> None:
-    assert {"prunec.ir.graph", "prunec.passes.channels", "prunec.passes.rules.channels", "prunec.cli.main"} <= set(
-        MODULES
-    )
+    read = {"prunec.ir.graph", "prunec.passes.channels", "prunec.passes.rules.channels", "prunec.cli.main"}
+    assert read <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_room_imports_from_those_before_it(name: str) -> None:
+    place = {entry: index for index, entry in enumerate(ROOMS)}
+    here = room(name)
+    assert here in place, f"{here} has no place in the order of rooms"
+    for entry in ours(name):
+        there = room(entry)
+        assert place[there] <= place[here] or (here, there) in PAIRS, f"{name} imports {entry}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = nx.DiGraph((name, entry) for name in MODULES for entry in ours(name))
+    assert [found for found in nx.strongly_connected_components(graph) if len(found) > 1] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if is_room(name)])
+def test_a_room_says_what_it_owns(name: str) -> None:
+    assert "Owns" in (ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or "")
+
+
+def test_no_room_holds_too_many_files() -> None:
+    rooms = Counter(path.parent for name, path in MODULES.items() if not is_room(name))
+    assert {str(path): count for path, count in rooms.items() if count > MOST_FILES} == {}
+
+
+def test_the_page_lists_the_rooms_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z_/]+)/` \|", page, flags=re.MULTILINE)
+    rooms = [MODULES[name].parent for name in ROOMS if name in MODULES and is_room(name)]
+    assert listed == [str(path.relative_to(ROOT)) for path in rooms]
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if within(n, "prunec.ir", "prunec.passes")))
+def test_a_pass_knows_no_framework(name: str) -> None:
+    found = {entry.split(".")[0] for entry in imports(name)}
+    assert not found & {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime"}
+    assert not {entry for entry in ours(name) if within(entry, "prunec.frontends", "prunec.backends")}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if within(n, "prunec.passes.rules")))
+def test_a_rule_knows_no_pass(name: str) -> None:
+    assert all(within(entry, "prunec.passes.rules", "prunec.ir", "prunec.errors") for entry in ours(name))
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if within(n, "prunec.backends")))
+def test_a_backend_decides_nothing(name: str) -> None:
+    """It reads what lowering made (Edits), never the passes."""
+    assert not {entry for entry in ours(name) if within(entry, "prunec.passes")}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if not within(n, "prunec.cli", "prunec.__main__")))
+def test_only_the_command_line_knows_the_command_line(name: str) -> None:
+    assert not {entry for entry in imports(name) if within(entry, "prunec.cli") or entry in ("click", "rich.click")}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_nothing_imports_the_folders_by_their_top_level_names(name: str) -> None:
-    tops = {entry.split(".")[0] for entry in imports(name, lazy=True)}
-    assert not tops & {"passes", "cli", "tests"}
-
-
-@pytest.mark.parametrize("name", sorted(ALLOWED))
-def test_data_types_import_downward_only(name: str) -> None:
-    inside = {entry for entry in imports(name, lazy=False) if entry.startswith("prunec.")}
-    assert inside <= ALLOWED[name]
-
-
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) == "passes"))
-def test_a_pass_knows_no_frontend_and_no_framework(name: str) -> None:
-    found = imports(name, lazy=True)
-    assert not {entry for entry in found if layer(entry) in ("frontends", "backends", "cli", "training", "models")}
-    assert not {
-        entry for entry in found if entry.split(".")[0] in ("torch", "onnx", "onnx_graphsurgeon", "onnxruntime")
-    }
-    assert {entry for entry in ours(name) if layer(entry) == "core"} == set()
-
-
-@pytest.mark.parametrize(
-    "name", sorted(n for n in MODULES if "prunec.passes.rules" in n and n != "prunec.passes.rules")
-)
-def test_a_rule_knows_no_pass(name: str) -> None:
-    inside = {entry for entry in ours(name) if entry.startswith("prunec.passes")}
-    assert all(entry.startswith("prunec.passes.rules") for entry in inside)
-
-
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) == "frontends"))
-def test_a_frontend_knows_no_backend(name: str) -> None:
-    assert not {entry for entry in ours(name) if layer(entry) in ("backends", "cli", "training")}
-    assert not {entry for entry in ours(name) if entry in ("prunec.api", "prunec.passes.selection.select")}
-
-
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) == "backends"))
-def test_a_backend_decides_nothing(name: str) -> None:
-    """It may read what lower.py made (Edits), never the passes that choose."""
-    forbidden = ("select", "absorb", "liveness", "scores", "legal", "reads")
-    assert not {entry for entry in ours(name) if entry in {f"prunec.passes.{p}" for p in forbidden}}
-    assert not {entry for entry in ours(name) if layer(entry) in ("cli", "training") or entry == "prunec.api"}
-
-
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if layer(n) != "cli"))
-def test_only_the_command_line_knows_the_command_line(name: str) -> None:
-    assert not {
-        entry
-        for entry in imports(name, lazy=True)
-        if entry.startswith("prunec.cli") or entry in ("click", "rich.click")
-    }
+    assert not {entry.split(".")[0] for entry in imports(name)} & {"passes", "cli", "tests"}
 
 
 @pytest.mark.parametrize(

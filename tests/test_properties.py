@@ -17,7 +17,7 @@ from masking import Masked
 from strategies import IN_CHANNELS, SIZE, Spec, build, specs
 from torch import Tensor
 
-from prunec.api import gather_facts, input_specs, prune_module
+from prunec.api import prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
@@ -26,7 +26,8 @@ from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
 from prunec.passes.selection.select import Facts, plan, select
 from prunec.pipeline.apply import apply_plan
-from prunec.pipeline.reading import read_module
+from prunec.pipeline.planning import gather_facts
+from prunec.pipeline.reading import input_specs, read_module
 
 TIGHT = 1e-9
 """Relative error allowed in float64."""

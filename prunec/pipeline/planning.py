@@ -1,7 +1,7 @@
 """Graph, options, data -> a plan, and what a backend made of it.
 
 Owns the order of the analysis passes and the loop around a backend that cannot rewrite a node. Reading,
-checking and reporting are api.py's; the choice itself is made in passes/selection/select.py.
+reporting.py and checking.py come after it; the choice itself is made in passes/selection/select.py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from prunec.data.calibration import Observed
-from prunec.errors import BadInput, InternalError
+from prunec.errors import InternalError
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
@@ -27,54 +27,14 @@ from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
 from prunec.passes.selection.scores import score
 from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+from prunec.pipeline.options import Options
 
 Result = TypeVar("Result")
-Border = Literal["exact", "bias"]
-Residual = Literal["tie", "expand"]
-Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random"]
-
 PROVABLE = "removed what is provably constant or dead"
 SHOWN = "removed what is constant or dead, provably or on the calibration data"
 
 SAME_KIND = 3
 """Calls of one kind found unrewritable, one after another, before all of that kind are taken to be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to prune; see ``prune_module``."""
-
-    border: Border = "exact"
-    residual: Residual = "tie"
-    gates: Gates = "tie"
-    keep: tuple[str, ...] = ()
-    criterion: Criterion | None = None
-    target_macs: float | None = None
-    target_params: float | None = None
-    multiple_of: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.border not in ("exact", "bias"):
-            raise BadInput(f"border is {self.border!r}", do="use exact or bias")
-        if self.residual not in ("tie", "expand"):
-            raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
-        if self.gates not in ("tie", "fold"):
-            raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
-        if self.multiple_of < 1:
-            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
-        for name in ("target_macs", "target_params"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
-        budget = self.target_macs is not None or self.target_params is not None
-        if self.criterion is not None and not budget:
-            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
-        if budget and self.criterion is None:
-            raise BadInput(
-                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
-            )
 
 
 def gather_facts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.ir.graph import Graph
+from prunec.ir.plan import InputSpec
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
 
@@ -48,3 +49,20 @@ def read_loaded(model: OnnxSource, input_shapes: Mapping[str, Sequence[int]]) ->
 
     traced = trace_onnx(model, input_shapes)
     return replace(traced, graph=freed(traced.graph))
+
+
+def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """Return a graph's inputs as data; an open size is 0."""
+    return tuple(
+        InputSpec(name, tuple(size if isinstance(size, int) else 0 for size in value.shape or ()), value.dtype)
+        for name, value in ((name, graph.values[name]) for name in graph.inputs)
+    )
+
+
+def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
+    """Return the tensors among the example inputs, as data."""
+    tensors = [i for i in example_inputs if hasattr(i, "shape")]
+    return tuple(
+        InputSpec(name, tuple(int(size) for size in tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in zip(graph.inputs, tensors, strict=False)
+    )

@@ -1,6 +1,7 @@
-"""Training towards sparsity: ISTA, γ–W rescaling, the data and the loop of ``prunec train-prune``.
+"""Training towards sparsity: ``sparsify``, the three lines that anyone's loop needs.
 
-``sparsify`` is what other people's loops need; ``train_prune`` is the whole job.
+Owns the public names only; the rooms below have the work, and ``run/run.py`` is the whole of ``prunec train-
+prune``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from networks import cbr, silence
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from prunec.api import Pruned, gather_facts, input_specs, prune_module
+from prunec.api import Pruned, prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.errors import BudgetNotMet
 from prunec.ir.edits import CannotRewrite, Edits
@@ -22,7 +22,8 @@ from prunec.ir.graph import Graph
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan, select
 from prunec.pipeline import planning
-from prunec.pipeline.reading import read_module
+from prunec.pipeline.planning import gather_facts
+from prunec.pipeline.reading import input_specs, read_module
 
 CHANNELS = 12
 SILENT = (0, 1, 2, 3, 5, 6, 9)

@@ -30,7 +30,6 @@ from onnx_nets import (
 from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from torch import Tensor
 
-from prunec.api import gather_facts
 from prunec.backends.onnx import save as onnx_save
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx, staged_onnx
@@ -40,6 +39,7 @@ from prunec.ir.edits import CannotRewrite
 from prunec.passes.groups import group_classes
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan, select
+from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed, read_module
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

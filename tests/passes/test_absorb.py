@@ -12,11 +12,12 @@ from networks import cbr, silence
 from tiny import NAN, Tiny
 from torch import nn
 
-from prunec.api import gather_facts, prune_module
+from prunec.api import prune_module
 from prunec.ir.graph import Graph
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import Selection, plan, select
+from prunec.pipeline.planning import gather_facts
 
 RNG = np.random.default_rng(0)
 

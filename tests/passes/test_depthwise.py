@@ -13,10 +13,11 @@ from onnx_masks import prune_at_random
 from onnx_nets import num_removed, prune
 from torch import Tensor, nn
 
-from prunec.api import gather_facts, prune_module
+from prunec.api import prune_module
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.pipeline.export import export_onnx
+from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import read_module
 
 CHANNELS = 6

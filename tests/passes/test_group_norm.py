@@ -14,8 +14,9 @@ from onnx_masks import prune_at_random
 from onnx_nets import Net, assert_pruned_agrees
 from torch import nn
 
-from prunec.api import gather_facts, prune_module
+from prunec.api import prune_module
 from prunec.frontends.onnx.frontend import trace_onnx
+from prunec.pipeline.planning import gather_facts
 
 CHANNELS, GROUPS, WHOLE, PART = 12, 4, (1, 3), 2
 """Groups 1 and 3 are constant; of group 2 one channel is."""

@@ -17,13 +17,13 @@ import onnx
 import pytest
 from onnx_nets import Net
 
-from prunec.api import Options, open_specs
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
+from prunec.pipeline.options import Options
 from prunec.pipeline.planning import plan_and_apply
-from prunec.pipeline.reading import read_onnx
+from prunec.pipeline.reading import open_specs, read_onnx
 
 DEPTH = 60
 SLACK = 1.1

@@ -11,11 +11,12 @@ from networks import NETWORKS, cbr, make
 from tiny import Tiny
 from torch import nn
 
-from prunec.api import Pruned, gather_facts, prune_module
+from prunec.api import Pruned, prune_module
 from prunec.ir.graph import Graph
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.legal import legalise, round_up
 from prunec.passes.selection.select import Facts, select
+from prunec.pipeline.planning import gather_facts
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

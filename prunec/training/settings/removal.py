@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from prunec import api
+from prunec.pipeline.options import Border
 from prunec.training.settings.config import RunConfig
 
 
-def border_of(config: RunConfig, finetune_steps: int) -> api.Border:
+def border_of(config: RunConfig, finetune_steps: int) -> Border:
     """Return how removed constants meet zero padding: the paper's way when fine-tuning follows, else exactly."""
     if config.border == "auto":
         return "bias" if finetune_steps else "exact"

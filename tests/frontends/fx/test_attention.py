@@ -12,7 +12,7 @@ from assertions import outputs_of, relative_error
 from masking import Mask
 from torch import Tensor, nn
 
-from prunec.api import gather_facts, input_specs, prune_module
+from prunec.api import prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.frontends.fx.frontend import trace
 from prunec.ir.plan import PrunePlan
@@ -21,6 +21,8 @@ from prunec.passes.selection.scores import score
 from prunec.passes.selection.select import Facts, plan, select_budget
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
+from prunec.pipeline.planning import gather_facts
+from prunec.pipeline.reading import input_specs
 
 TOKENS, WIDTH = 16, 24
 pytestmark = pytest.mark.filterwarnings("ignore:.*mismatched.*:UserWarning", "ignore:enable_nested_tensor:UserWarning")

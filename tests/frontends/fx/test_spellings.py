@@ -13,7 +13,7 @@ from networks import silence
 from spellings import SPELLINGS
 from torch import nn
 
-from prunec.api import analyze_module, gather_facts, input_specs, prune_module
+from prunec.api import analyze_module, prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.frontends.fx.containers import tensors_in
@@ -24,7 +24,8 @@ from prunec.passes.selection.scores import score
 from prunec.passes.selection.select import plan, select_budget
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
-from prunec.pipeline.reading import read_module
+from prunec.pipeline.planning import gather_facts
+from prunec.pipeline.reading import input_specs, read_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 

@@ -17,10 +17,11 @@ import pytest
 from onnx_inject import inject_alive, zero_filters
 from onnx_nets import Array, prune, run, unknown_reasons
 
-from prunec.api import analyze_onnx, gather_facts, prune_onnx
+from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
 from prunec.ir.plan import PrunePlan
+from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed
 
 DEPLOYED = (

@@ -18,8 +18,8 @@ from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, ZERO_PA
 from onnx_masks import prune_at_random
 from onnx_nets import Net, run
 
-from prunec.api import gather_facts
 from prunec.frontends.onnx.frontend import trace_onnx
+from prunec.pipeline.planning import gather_facts
 
 NEWEST = onnx.defs.onnx_opset_version()
 

@@ -12,13 +12,14 @@ from onnx_masks import with_masks
 from onnx_nets import Net, assert_pruned_agrees, num_removed, prune, run
 from onnx_quantised_nets import CHANNELS, QUANTISED, SILENT, IntegerNet, noise, quantised_cnn
 
-from prunec.api import analyze_onnx, gather_facts, prune_onnx
+from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.scores import score
 from prunec.passes.selection.select import plan, select_budget
+from prunec.pipeline.planning import gather_facts
 
 Build = Callable[[IntegerNet, str], str]
 

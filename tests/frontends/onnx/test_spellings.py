@@ -11,9 +11,9 @@ from onnx_masks import prune_at_random
 from onnx_nets import Net, assert_pruned_agrees, prune
 from onnx_spellings import CHANNELS, HIDDEN, SILENT, SPELLINGS, plain
 
-from prunec.api import gather_facts
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.passes.cost import cost
+from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed
 
 

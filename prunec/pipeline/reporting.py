@@ -1,0 +1,68 @@
+"""What a pruning did, told for people: the report of a job, calibration and size included.
+
+Owns the step from a Job to a PruneReport; the counting is prunec/report/analysis.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunec.data.calibration import Calibration, Observed
+from prunec.passes.selection.select import EXACT
+from prunec.pipeline.planning import SHOWN, Job
+from prunec.report.analysis import prune_report
+from prunec.report.findings import CalibrationReport, PruneReport
+
+if TYPE_CHECKING:
+    from prunec.frontends.onnx.frontend import OnnxSource
+
+
+def report_of(job: Job[Any], name: str, calibration: Calibration | None, observed: Observed | None) -> PruneReport:
+    """Return the report of a job, with what calibration data added to it."""
+    report = prune_report(job.facts, job.selection, job.plan, name)
+    if calibration is None or observed is None:
+        return report
+    before = report
+    if job.proven is not None:
+        before = prune_report(job.proven.facts, job.proven.selection, job.proven.plan, name)
+    return replace(
+        report,
+        exact_on_data=job.plan.exact or holds_on_data(job),
+        calibration=CalibrationReport(
+            data=str(calibration.data),
+            tolerance=calibration.tolerance,
+            samples=observed.samples,
+            held_out=observed.held_out,
+            constant_channels=observed.constant,
+            contradicted_channels=observed.contradicted,
+            removed_channels=report.removed_channels - before.removed_channels,
+        ),
+    )
+
+
+def no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
+    """Put the original in the place of a result that takes more bytes: what is new can be more than what went."""
+    from prunec.backends.onnx.save import stored_bytes, write_onnx
+
+    sizes = stored_bytes(source), sum(file.stat().st_size for file in staged.parent.iterdir())
+    if sizes[1] <= sizes[0]:
+        return report
+    write_onnx(source, staged)
+    return replace(
+        report,
+        after=report.before,
+        removed_channels=0,
+        layers=tuple(replace(layer, after=layer.before) for layer in report.layers),
+        carriers=0,
+        expanded=(),
+        gates=(),
+        message=f"nothing was removed: without {report.removed_channels} channels the file would be larger "
+        f"({sizes[1]:,} bytes instead of {sizes[0]:,}), by what takes their place; it is written as it was",
+    )
+
+
+def holds_on_data(job: Job[Any]) -> bool:
+    """Tell whether a plan promises the same function on the data: nothing went by score, no border was given up."""
+    return job.by_data and job.plan.reason == SHOWN and job.selection.border == EXACT
