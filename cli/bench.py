@@ -64,7 +64,7 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
     """
     from prunec.bench import bench as measure
     from prunec.cli.render import show_json, tell
-    from prunec.models.resolve import resolve
+    from prunec.pipeline.resolve import resolve
 
     found = resolve(model, input_shapes, weights=weights)
     report = measure(found, progress=tell, **c)

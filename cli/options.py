@@ -94,7 +94,7 @@ normalise_option = click.option(
 def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}
-    from prunec.models.resolve import parse_shapes
+    from prunec.pipeline.resolve import parse_shapes
 
     return parse_shapes(texts)
 

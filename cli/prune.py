@@ -23,7 +23,7 @@ from prunec.cli.options import (
 if TYPE_CHECKING:
     from prunec.data.calibration import Calibration
     from prunec.ir.plan import PrunePlan
-    from prunec.models.resolve import TorchModel
+    from prunec.pipeline.resolve import TorchModel
     from prunec.report.findings import PruneReport
 
 _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
@@ -127,7 +127,7 @@ def prune(
     from prunec.cli.render import show_json, show_prune
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
-    from prunec.models.resolve import OnnxModel, resolve
+    from prunec.pipeline.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
     check_name(output)

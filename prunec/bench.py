@@ -16,8 +16,8 @@ from typing import Any
 from prunec import api
 from prunec.check.validate import working_feed
 from prunec.errors import BudgetNotMet
-from prunec.models.resolve import OnnxModel, TorchModel
 from prunec.pipeline.options import Criterion
+from prunec.pipeline.resolve import OnnxModel, TorchModel
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import ProviderName, Runner

@@ -14,7 +14,7 @@ from onnx_nets import Net
 
 from prunec.bench import BenchReport, BenchRow, bench
 from prunec.cli.main import execute
-from prunec.models.resolve import OnnxModel, resolve
+from prunec.pipeline.resolve import OnnxModel, resolve
 
 # x[batch, 3, h, w] -> 48 -> 48 -> 4 channels, 3x3.
 WIDTHS = (3, 48, 48, 4)

@@ -144,7 +144,7 @@ class RunConfig:
 
     @property
     def model_spec(self) -> str:
-        """What prunec.models.resolve takes."""
+        """What prunec.pipeline.resolve takes."""
         return self.arch or self.model or self.onnx
 
     @property
