@@ -20,7 +20,7 @@ ALLOWED = {
     "prunec.errors": set[str](),
     "prunec.ir.ops": set[str](),
     "prunec.ir.graph": set[str](),
-    "prunec.ir.labels": {"prunec.ir.graph"},
+    "prunec.ir.labels": {"prunec.errors", "prunec.ir.graph"},
     "prunec.ir.plan": {"prunec.errors"},
     "prunec.ir.edits": {"prunec.ir.graph", "prunec.errors"},
 }
