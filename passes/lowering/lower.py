@@ -80,8 +80,7 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
     for balance in classes.balances:
         # Channels that only a grouped weight reads (padding) lie on no parameter axis of their own.
         slots = grouped.get(graph.stored(balance.node.inputs[1]) or balance.node.inputs[1])
-        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
-        for ids, kept in zip(shared, slots or (), strict=False):
+        for ids, kept in zip(balance.slots, slots or (), strict=False):
             gone = np.setdiff1d(np.arange(ids.size), np.asarray(kept, dtype=np.int64))
             keep[classes.class_of[ids[gone]]] = False
     if not keep[classes.pinned].all():

@@ -441,8 +441,6 @@ def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
         if moved is None:
             ties.pin(field, "is merged with the batch or with an axis of open size")
             continue
-        if len(varying(moved)) > 1:
-            ties.rectangle(moved)
         fields.append(moved)
     return [Label(after, tuple(fields))]
 

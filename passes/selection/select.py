@@ -152,12 +152,11 @@ def _carriers(demands: _Demands, wanted: Needs, keep: Mask) -> Mask:
     return choose_carriers(demands.facts.classes, found, wanted, keep, demands.exact)
 
 
-def plan(
-    facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, border: str = EXACT, reason: str = ""
-) -> PrunePlan:
+def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, reason: str = "") -> PrunePlan:
     """Write a selection down as data."""
     graph, classes, keep = facts.graph, facts.classes, selection.keep
     lossy = bool((~keep & ~selection.exact).any())
+    border = selection.border
     inexact = border == BIAS and any(a.border for a in absorptions(classes, facts.reads, selection.wanted, keep))
     return PrunePlan(
         inputs=tuple(inputs),
@@ -183,8 +182,7 @@ def _grouped_keeps(graph: Graph, classes: ChannelClasses, keep: Mask) -> tuple[G
     """The per-group axis of a grouped weight: inputs for a convolution, outputs for a transposed one."""
     result: dict[str, GroupedKeep] = {}
     for balance in classes.balances:
-        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
-        kept = keep[classes.class_of[shared]]
+        kept = keep[classes.class_of[balance.slots]]
         if not kept.all():
             slots = tuple(tuple(np.flatnonzero(row).tolist()) for row in kept)
             weight = graph.stored(balance.node.inputs[1]) or balance.node.inputs[1]

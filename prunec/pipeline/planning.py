@@ -166,7 +166,7 @@ def _planned(
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
         selection, reason = choose(facts, options, saliency)
-        made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        made = plan(facts, selection, inputs, reason=reason)
         return Job(facts, selection, replace(made, **rewrites), None)
 
     proven = planned({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import NAN, Tiny
 from torch import nn
 
 from prunec.api import prune_module
+from prunec.errors import InternalError
 from prunec.ir.graph import Graph
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.lowering.lower import lower
@@ -37,7 +39,7 @@ def silent(t: Tiny, constants: list[float], kernel: int = 1) -> str:
 def planned(graph: Graph, border: str = "exact") -> tuple[Selection, PrunePlan]:
     facts = gather_facts(graph)
     selection = select(facts, border=border)
-    return selection, plan(facts, selection, (), border=border)
+    return selection, plan(facts, selection, ())
 
 
 def kept(made: PrunePlan, param: str) -> tuple[int, ...] | None:
@@ -325,3 +327,26 @@ def test_the_carrier_is_exact_where_dropping_and_biases_are_not() -> None:
         errors[border] = float(difference.max())
         assert float(difference[..., 1:-1, 1:-1].max()) < 1e-5
     assert errors["exact"] < 1e-5 < 1e-2 < errors["bias"]
+
+
+# --- one border for all -------------------------------------------------------------------------------
+
+
+def bordered() -> Graph:
+    t = Tiny()
+    return t.graph(t.conv(silent(t, [NAN, 2.0, 1.0]), weight(2, 3, 3, 3), ("N", 2, 8, 8), pad=1))
+
+
+def test_a_plan_has_the_border_of_its_selection() -> None:
+    """There is no way to select for the one and to plan for the other."""
+    facts = gather_facts(bordered())
+    for border, kind, exact in (("bias", "bias", False), ("exact", "carrier", True)):
+        made = plan(facts, select(facts, border=border), ())
+        assert ({fold.kind for fold in made.folds}, made.exact) == ({kind}, exact)
+
+
+def test_an_exact_border_without_a_carrier_is_a_fault_and_no_bias() -> None:
+    facts = gather_facts(bordered())
+    selection = replace(select(facts, border="bias"), border="exact")
+    with pytest.raises(InternalError, match="no constant stays to carry the borders of conv"):
+        plan(facts, selection, ())
