@@ -282,7 +282,9 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
     import torch
 
     from prunec.frontends.fx.containers import tensors_in
+    from prunec.frontends.untouched import Untouched
 
+    untouched = Untouched(module, tuple(example_inputs))
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
     def run(values: Feed) -> list[Array]:
@@ -290,9 +292,9 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
             torch.from_numpy(values[str(index)]).to(device) if str(index) in values else value
             for index, value in enumerate(example_inputs)
         ]
-        with torch.no_grad(), _without_fused_transformers():
-            outputs = tensors_in(module(*arguments))
-        return [tensor.cpu().numpy() for tensor in outputs]
+        with untouched.block(), torch.no_grad(), _without_fused_transformers():
+            # Copied, for what a network returns may be its own: a buffer that is put back.
+            return [tensor.detach().cpu().clone().numpy() for tensor in tensors_in(module(*arguments))]
 
     return run
 

@@ -127,9 +127,11 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
+    from prunec.check.validate import evaluating
+    from prunec.frontends.untouched import untouched
     from prunec.runtime.modules import evaluating
 
-    with evaluating(traced.module):
+    with untouched(traced.module), evaluating(traced.module):
         fitting = samples.that_run(lambda feed: list(run(feed)), "the network")
         return observe(classes, places, fitting, run, tolerance)
 

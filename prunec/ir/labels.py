@@ -165,9 +165,12 @@ class Ties:
 
     def pin(self, ids: Ids | Sequence[Ids], reason: str, where: str = "") -> None:
         """Forbid the removal of ``ids``, with the reason shown to the user."""
-        if not len(ids):
+        if isinstance(ids, np.ndarray | np.generic):  # one entry of a vector is a scalar
+            flat = np.ravel(ids)
+        elif ids:
+            flat = np.concatenate([np.ravel(i) for i in ids])
+        else:
             return
-        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
         flat = flat[flat != 0]
         if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
             flat = distinct(flat)

@@ -74,15 +74,20 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
+    from prunec.frontends.untouched import Untouched
+
     arguments = tuple(example_inputs)
-    with evaluating(module), _quiet():
-        interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
+    untouched = Untouched(module, arguments)
+    with untouched.block(), evaluating(module), _quiet():
+        with untouched.block():
+            interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
             interface = replace(interface, open_axes=open_axes)
         flat = _flattened(module)
         with replacing(path) as aside:
             try:
-                _export_traced(flat, arguments, aside, interface, opset)
+                with untouched.block():
+                    _export_traced(flat, arguments, aside, interface, opset)
             except Exception as first:  # noqa: BLE001 - exporters raise anything; the second one decides
                 _export_second(flat, arguments, aside, interface, opset, first)
 

@@ -24,6 +24,7 @@ from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.frontend import Ref, Traced
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.trace import eval_mode
+from prunec.frontends.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
@@ -440,11 +441,12 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     Raises:
         CannotRewrite: naming the first node that fails or has another shape.
     """
+    nothing = Untouched(module, traced.example_inputs)
     try:
-        with MetaMode():
+        with nothing.block(), MetaMode():
             _check_shapes(traced, edits, module)
     except CannotRewrite:
-        with fake_tensors():  # some kernels do not run on the meta device
+        with nothing.block(), fake_tensors():  # some kernels do not run on the meta device
             _check_shapes(traced, edits, module)
 
 

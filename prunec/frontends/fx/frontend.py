@@ -31,12 +31,12 @@ from prunec.frontends.fx.trace import (
     eval_mode,
     export,
     failure_of,
-    left_as_it_was,
     refuse_lazy,
     symbolic_trace,
     untraceable,
     widened,
 )
+from prunec.frontends.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
 
@@ -99,19 +99,21 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
     """
     modes = {path: sub.training for path, sub in module.named_modules()}
     refuse_lazy(module)
-    with eval_mode(module), left_as_it_was(module), torch.no_grad():
-        found = _read(module, tuple(example_inputs), name)
+    untouched = Untouched(module, tuple(example_inputs))
+    with untouched.block(), eval_mode(module), torch.no_grad():
+        found = _read(module, tuple(example_inputs), name, untouched)
     follow_modes(found.module, modes)
     return found
 
 
-def _read(module: nn.Module, inputs: tuple[Any, ...], name: str) -> Traced:
+def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched) -> Traced:
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
-    traced_by_fx, reason = symbolic_trace(module, len(inputs))
+    traced_by_fx, reason = symbolic_trace(module, len(inputs), untouched)
     partly: Traced | None = None
     for candidate in candidates(traced_by_fx, inputs):
         try:
-            found = _record_any_batch(candidate, inputs, name, exported=False)
+            with untouched.block():
+                found = _record_any_batch(candidate, inputs, name, exported=False)
         except UnsupportedModel:
             raise
         except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
@@ -119,37 +121,40 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str) -> Traced:
             continue
         if candidate is module:
             return found
-        if not _returns_the_same(module, found):
+        if not _returns_the_same(module, found, untouched):
             reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
             continue
         if not _writes_unseen(found.graph):
             return found
         partly = partly or found
     try:
-        return _exported(module, inputs, name, reason)
+        return _exported(module, inputs, name, reason, untouched)
     except (UntraceableModel, BadInput):
         if partly is not None:
             return partly
         raise
 
 
-def _exported(module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None) -> Traced:
-    exported = export(module, inputs, reason)
+def _exported(
+    module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None, untouched: Untouched
+) -> Traced:
+    exported = export(module, inputs, reason, untouched)
     try:
-        return _record_any_batch(exported, inputs, name, exported=True)
+        with untouched.block():
+            return _record_any_batch(exported, inputs, name, exported=True)
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
-        if failure_of(module, inputs) is None:
+        if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
 
 
-def _returns_the_same(module: nn.Module, found: Traced) -> bool:
+def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) -> bool:
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
     for mode in (MetaMode, fake_tensors):
         shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
         try:
-            with left_as_it_was(module), mode():
+            with untouched.block(), mode():
                 arguments = [
                     torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
                     for i in found.example_inputs

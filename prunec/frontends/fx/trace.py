@@ -1,21 +1,19 @@
 """nn.Module -> fx.GraphModule: torch.fx first, torch.export where that fails.
 
 Owns the two tracers, what they are told about optional arguments, and the errors when neither reads a network.
-What a graph's nodes mean is recorded in fx.py. The user's module is left as it was: attributes that torch.fx
-hangs on it are taken off again.
+What a graph's nodes mean is recorded in fx.py. Each run of the user's forward is a block of its own that leaves
+nothing behind (untouched.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import logging
 import math
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx.attention import expand
 from prunec.frontends.fx.functional import Tracer, functional, has_writes
+from prunec.frontends.untouched import Untouched
 
 _OPEN_SECONDS = 15.0
 """Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
@@ -87,16 +86,16 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             sub.training = mode
 
 
-def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
+def symbolic_trace(
+    module: nn.Module, num_inputs: int, untouched: Untouched
+) -> tuple[fx.GraphModule | None, BaseException | None]:
     """Trace a module with torch.fx; return its graph, or None and why there is none."""
     if isinstance(module, fx.GraphModule):
         return module, None
     reason: BaseException | None = None
     for buffers in (True, False) if _reads_buffers(module) else (False,):
         try:
-            with warnings.catch_warnings(), left_as_it_was(module):
-                warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-                made = _traced(module, num_inputs, buffers=buffers)
+            made = _traced(module, num_inputs, untouched, buffers=buffers)
             if not has_writes(made):
                 return made, None
             rewritten = functional(made)
@@ -123,15 +122,31 @@ def refuse_lazy(module: nn.Module) -> None:
             )
 
 
-def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphModule:
+def _traced(module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool) -> fx.GraphModule:
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
     tracer = Tracer(buffers=buffers)
-    graph = tracer.trace(module, concrete_args=concrete or None)
+    with warnings.catch_warnings(), untouched.block():
+        warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+        graph = tracer.trace(module, concrete_args=concrete or None)
+        made = {n.target: getattr(module, n.target) for n in graph.nodes if _is_made(n, module)}
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+    return fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+
+
+def _is_made(n: fx.Node, module: nn.Module) -> bool:
+    """Tell whether a node reads a constant that torch.fx has hung on the module for the time of the trace."""
+    return n.op == "get_attr" and str(n.target).startswith("_tensor_constant") and hasattr(module, str(n.target))
+
+
+def _with_constants(module: nn.Module, constants: dict[Any, Any]) -> nn.Module:
+    """Return what holds the module's own parts, and constants beside them."""
+    holder = nn.Module()
+    vars(holder).update(vars(module))
+    vars(holder).update(constants)
+    return holder
 
 
 def _reads_buffers(module: nn.Module) -> bool:
@@ -143,28 +158,9 @@ def _reads_buffers(module: nn.Module) -> bool:
     return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())
 
 
-@contextlib.contextmanager
-def left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Undo what tracers do to a module: constants that torch.fx hangs on it, proxies in caches that its forward fills.
-
-    Attributes, and the lists and dicts that they are, get their content back; tensors are not copied.
-    """
-    kept = [(vars(sub), dict(vars(sub))) for sub in module.modules()]
-    inner = [
-        (value, copy.copy(value))
-        for _, attributes in kept
-        for value in attributes.values()
-        if type(value) in (dict, list, set, OrderedDict)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, before in (*kept, *inner):
-            attributes.clear()
-            attributes.extend(before) if isinstance(attributes, list) else attributes.update(before)
-
-
-def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
+def export(
+    module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None, untouched: Untouched
+) -> fx.GraphModule:
     """Trace a module with torch.export; ``reason`` is why torch.fx could not.
 
     Raises:
@@ -179,12 +175,12 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
             open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
-                    with _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                    with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                     last = error
     assert last is not None
-    failure = failure_of(module, inputs)
+    failure = failure_of(module, inputs, untouched)
     if failure is not None:
         raise cannot_run(inputs, failure)
     raise untraceable(reason, last) from last
@@ -283,10 +279,11 @@ def _open_axes(value: Any, fixed: int | None) -> dict[int, Any] | None:
     return {axis: torch.export.Dim.AUTO for axis in axes if axis != fixed} or None
 
 
-def failure_of(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
+def failure_of(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> BaseException | None:
     """Return the error of a plain forward pass, None when it runs."""
     try:
-        module(*inputs)
+        with untouched.block():
+            module(*inputs)
     except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
         return error
     return None

@@ -18,6 +18,7 @@ from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx import trace as fx_trace
 from prunec.frontends.fx.frontend import Ref, Traced, trace
+from prunec.frontends.untouched import Untouched
 from prunec.ir.graph import Graph
 
 
@@ -128,7 +129,8 @@ def test_sizes_stay_open_however_long_other_work_keeps_the_trace_waiting(monkeyp
     net = make("export_only")
     stem = next(sub for sub in net.modules() if isinstance(sub, nn.Conv2d))
     stem.register_forward_pre_hook(lambda *_: time.sleep(5) if torch.compiler.is_exporting() else None)
-    traced = fx_trace.export(net, NETWORKS["export_only"].inputs(), None)
+    inputs = NETWORKS["export_only"].inputs()
+    traced = fx_trace.export(net, inputs, None, Untouched(net))
     assert traced(*NETWORKS["export_only"].inputs(grow=4)).shape == net(*NETWORKS["export_only"].inputs(grow=4)).shape
 
 
