@@ -22,6 +22,7 @@ import numpy as np
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import Fold
+from prunec.passes.columns import columns
 from prunec.passes.integers import is_integer
 from prunec.passes.reads import Read, is_flat
 from prunec.passes.selection.needs import Needs
@@ -160,7 +161,8 @@ def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...
     for read in found:
         # A bias of floats that others read stays theirs, see _bias_target; integers have no place for another.
         shared = read.node.inputs[1:3] if is_integer(graph, read.node) else read.node.inputs[1:2]
-        for name in {graph.stored(name) for name in shared if name} - {""}:
+        behind = {column.param for column in columns(graph, read.node)} if read.border else set()
+        for name in ({graph.stored(name) for name in shared if name} | behind) - {""}:
             first = by_param.setdefault(name, read)
             if first.node is not read.node:
                 pairs.append((first, read))
