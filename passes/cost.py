@@ -18,6 +18,7 @@ import numpy as np
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Ids, Label
 from prunec.ir.ops import CONTRACTIONS
+from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import made_of_params
 from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
 
@@ -252,7 +253,7 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids, int]]:
     """Yield the slices of grouped weights that no axis carries by itself: (group, slot) is an index there."""
     for balance in classes.balances:
-        weight = graph.params.get(graph.stored(balance.node.inputs[1]))
+        weight = graph.params.get(grouped_weights(graph, balance.node)[0])
         ids = balance.in_ids if balance.node.op == "conv" else balance.out_ids
         if weight is not None:
             yield ids, weight.array.size // max(1, ids.size)

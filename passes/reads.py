@@ -19,6 +19,7 @@ import numpy as np
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Ids, Label, varying
 from prunec.ir.ops import CONTRACTIONS
+from prunec.passes.columns import columns
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
@@ -135,8 +136,8 @@ def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: C
 
 
 def _carries(graph: Graph, node: Node) -> bool:
-    """Tell whether one channel's weights can take over another's: they are its own, of ordinary numbers."""
-    return node.op in ("conv", "conv_transpose") and graph.is_own_weight(node) and not is_integer(graph, node)
+    """Tell whether one channel's weights can take over another's: parameters of ordinary numbers, its own, make them."""
+    return node.op in ("conv", "conv_transpose") and bool(columns(graph, node)) and not is_integer(graph, node)
 
 
 def _with_profile(found: Profile, constant: Floats) -> tuple[Floats, Ids]:
@@ -208,8 +209,8 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
         shape = graph.shape(node.inputs[1]) or ()
         border = border or any(size != 1 for size in (*shape[2:], *node.attrs["strides"]))
         border = border or any(node.attrs.get("output_padding") or ())
-    # A carrier is folded into the weight itself.
-    return not border or graph.is_own_weight(node), border
+    # A carrier is folded into the weight itself, or into what it is computed from.
+    return not border or bool(columns(graph, node)), border
 
 
 def exactly_removable(graph: Graph, classes: ChannelClasses, found: Sequence[Read], liveness: Liveness) -> Mask:

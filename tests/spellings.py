@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -15,6 +16,7 @@ from networks import Head, Net, cbr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import l1_unstructured, ln_structured
 
 
 class LowRank(nn.Module):
@@ -243,6 +245,74 @@ def normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
     return make
 
 
+def with_layer(layer: Callable[[], nn.Module], channels: int = 12) -> Callable[[], nn.Module]:
+    """Return a network with a layer of 8 input channels, and of ``channels`` output channels, in its middle."""
+    return lambda: nn.Sequential(
+        cbr(3, 8), layer(), nn.BatchNorm2d(channels), nn.ReLU(), cbr(channels, 8), nn.Conv2d(8, 4, 1), Head(4)
+    )
+
+
+class ByHand(nn.Module):
+    """A convolution whose weight is g · v / ‖v‖, with the norm by ``torch.nn.functional.normalize`` on rows."""
+
+    def __init__(self, roots: bool = False) -> None:
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(12, 8, 3, 3)), nn.Parameter(torch.rand(12) + 0.5)
+        self.roots = roots
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.roots:
+            weight = self.v / self.v.pow(2).sum(dim=(1, 2, 3), keepdim=True).sqrt() * self.g.reshape(-1, 1, 1, 1)
+        else:
+            weight = F.normalize(self.v.flatten(1), dim=1).view_as(self.v) * self.g.view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, padding=1)
+
+
+class NormedTwice(nn.Module):
+    """A weight-normed convolution that runs twice, and a linear layer on a whole-tensor norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = cbr(3, 8)
+        self.conv = torch.nn.utils.weight_norm(nn.Conv2d(8, 8, 3))
+        self.fc = parametrizations.weight_norm(nn.Linear(8, 12), dim=None)
+        self.norm, self.head = nn.BatchNorm1d(12), torch.nn.utils.weight_norm(nn.Linear(12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(F.relu(self.conv(self.stem(x)))))
+        return self.head(F.relu(self.norm(self.fc(y.mean((2, 3))))))  # type: ignore[no-any-return]
+
+
+class Reparametrised(nn.Module):
+    """RepVGG's three branches added up as weights: 3x3, a padded 1x1 and an identity."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = cbr(3, channels), nn.BatchNorm2d(channels), Head(channels)
+        self.three = nn.Parameter(torch.randn(channels, channels, 3, 3) / 8)
+        self.one = nn.Parameter(torch.randn(channels, channels, 1, 1) / 3)
+        self.register_buffer("same", F.pad(torch.eye(channels)[:, :, None, None], [1, 1, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.three + F.pad(self.one, [1, 1, 1, 1]) + self.same
+        return self.head(F.relu(self.norm(F.conv2d(self.stem(x), weight, padding=1))))  # type: ignore[no-any-return]
+
+
+def masked_layers(cut: Callable[[nn.Module], nn.Module], groups: int = 1) -> Callable[[], nn.Module]:
+    """Return a network whose convolutions PyTorch's own pruning has masked."""
+
+    def make() -> nn.Module:
+        net = nn.Sequential(
+            cbr(3, 8), nn.Conv2d(8, 12, 3, padding=1, groups=groups), nn.BatchNorm2d(12), nn.ReLU(), cbr(12, 8), Head(8)
+        )
+        for part in list(net.modules()):
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                cut(part)
+        return net
+
+    return make
+
+
 SPELLINGS: Mapping[str, Net] = MappingProxyType(
     {
         "low_rank": Net(LowRank),
@@ -262,6 +332,30 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "half_written": Net(HalfWritten),
         "weight_norm_hooks": Net(normed(torch.nn.utils.weight_norm)),
         "weight_norm_parametrized": Net(normed(parametrizations.weight_norm)),
+        "weight_norm_of_inputs": Net(normed(partial(torch.nn.utils.weight_norm, dim=1))),
+        "weight_norm_of_all": Net(normed(partial(parametrizations.weight_norm, dim=None))),
+        "weight_norm_of_taps": Net(normed(partial(torch.nn.utils.weight_norm, dim=2))),
+        "weight_norm_last": Net(normed(partial(parametrizations.weight_norm, dim=3))),
+        "weight_norm_transposed": Net(
+            with_layer(lambda: parametrizations.weight_norm(nn.ConvTranspose2d(8, 12, 4, 2, 1)))
+        ),
+        "weight_norm_transposed_out": Net(
+            with_layer(lambda: torch.nn.utils.weight_norm(nn.ConvTranspose2d(8, 12, 4, 2, 1), dim=1))
+        ),
+        "weight_norm_grouped": Net(
+            with_layer(lambda: torch.nn.utils.weight_norm(nn.Conv2d(8, 12, 3, padding=1, groups=2)))
+        ),
+        "weight_norm_depthwise": Net(
+            with_layer(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1, groups=8)), 8)
+        ),
+        "weight_norm_twice": Net(NormedTwice),
+        "weight_norm_normalize": Net(with_layer(ByHand)),
+        "weight_norm_roots": Net(with_layer(lambda: ByHand(True))),
+        "masked": Net(masked_layers(lambda part: l1_unstructured(part, "weight", 0.4))),
+        "masked_grouped": Net(masked_layers(lambda part: l1_unstructured(part, "weight", 0.4), groups=2)),
+        "masked_filters": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.4, n=2, dim=0))),
+        "masked_inputs": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.3, n=2, dim=1))),
+        "reparametrised": Net(Reparametrised),
         "spectral_norm_hooks": Net(normed(torch.nn.utils.spectral_norm)),
         "spectral_norm_parametrized": Net(normed(parametrizations.spectral_norm)),
     }

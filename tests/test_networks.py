@@ -109,7 +109,6 @@ def test_what_survives_is_named_with_the_node_that_blocks_it() -> None:
         "resnext": ("_1_body_1_0", "equally many channels per group"),
         "mobilenetv2": ("_1_body_1_0", "zero padding leaves the constant uneven"),
         "resnet18": ("add", "residual stream"),
-        "weight_norm": ("linalg_vector_norm_1", "l2 runs over its channels"),
         "two_inputs": ("head_fc_1", "its weights are shared by calls that read different constants"),
     }
     for name, (node, reason) in reasons.items():

@@ -238,21 +238,32 @@ def merge(labels: Sequence[Label], out_shape: Shape | None, ties: Ties) -> Label
     labels = [_to_rank(label, rank) for label in labels]
     kept: list[Ids] = []
     for index, label in enumerate(labels):
+        # Axes that were merged into one keep a field each: those of one operand are not tied to one another.
+        met, own = list(range(len(kept))), list[Ids]()
         for field in label.fields:
-            if not _absorb(field, kept, ties):
-                kept.append(field)
+            if not _absorb(field, kept, met, ties):
+                own.append(field)
+        kept.extend(own)
+        for field in label.fields:
             for other in labels[:index] + labels[index + 1 :]:
                 _check_room(field, other, ties)
     return Label(out_shape, tuple(kept))
 
 
-def _absorb(field: Ids, kept: list[Ids], ties: Ties) -> bool:
-    """Unify ``field`` with a field of the result that varies along the same, or nested, axes."""
+def _absorb(field: Ids, kept: list[Ids], met: list[int], ties: Ties) -> bool:
+    """Unify ``field`` with a field of the result that varies along the same, or nested, axes.
+
+    Args:
+        met: places in ``kept`` that come from other operands; one that this operand has met goes to the end.
+    """
     axes = set(varying(field))
-    for position, other in enumerate(kept):
+    for position in list(met):
+        other = kept[position]
         other_axes = set(varying(other))
         if axes == other_axes or axes < other_axes or axes > other_axes:
             ties.unify(field, other)
+            met.remove(position)
+            met.append(position)
             if axes > other_axes:
                 kept[position] = field
             return True
@@ -382,13 +393,19 @@ def _across(x: Label, axes: Sequence[int], ties: Ties, reason: str) -> tuple[Ids
 
 
 def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Refuse the axes that are reduced away; channels on the others pass."""
+    """Refuse the axes that are reduced away; channels on the others pass.
+
+    The norm of a weight whose gain is rescaled (passes/weight_norms.py) can give up elements: nothing is refused.
+    """
     x = inputs[0]
     if x.shape is None:
         return [Label(shape) for shape in outputs]
     axes = sorted(node.attrs["axes"])
     kind = node.attrs.get("kind", node.op)
-    fields = _across(x, axes, ties, f"{kind} runs over its channels")
+    if node.attrs.get("rescaled"):
+        fields = tuple(field for field in x.fields if all(field.shape[axis] == 1 for axis in axes))
+    else:
+        fields = _across(x, axes, ties, f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
     return [Label(shape, fields) for shape in outputs]

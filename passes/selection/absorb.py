@@ -23,6 +23,7 @@ from prunec.errors import InternalError
 from prunec.ir.graph import Graph, Node, reads_alike, summed_axis
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import Fold
+from prunec.passes.columns import columns
 from prunec.passes.integers import is_integer
 from prunec.passes.reads import Read
 from prunec.passes.selection.needs import Needs
@@ -164,9 +165,11 @@ def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...
     pairs = []
     for read in found:
         weight = graph.stored(read.node.inputs[1]) if len(read.node.inputs) > 1 else ""
-        first = first_of.setdefault((weight, summed_axis(read.node)), read)
-        if weight and first.node is not read.node:
-            pairs.append((first, read))
+        behind = {column.param for column in columns(graph, read.node)} if read.border else set()
+        for name in sorted({weight, *behind} - {""}):
+            first = first_of.setdefault((name, summed_axis(read.node)), read)
+            if first.node is not read.node:
+                pairs.append((first, read))
     return tuple(pairs)
 
 

@@ -16,6 +16,7 @@ from prunec.errors import BudgetNotMet
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses, Kept, distinct
 from prunec.ir.plan import AxisKeep, ConstantInput, GroupedKeep, InputSpec, PrunePlan
+from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
@@ -185,8 +186,8 @@ def _grouped_keeps(graph: Graph, classes: ChannelClasses, keep: Mask) -> tuple[G
         kept = keep[classes.class_of[balance.slots]]
         if not kept.all():
             slots = tuple(tuple(np.flatnonzero(row).tolist()) for row in kept)
-            weight = graph.stored(balance.node.inputs[1]) or balance.node.inputs[1]
-            result[weight] = GroupedKeep(weight, 1, slots)
+            for weight in grouped_weights(graph, balance.node):
+                result[weight] = GroupedKeep(weight, 1, slots)
     return tuple(result.values())
 
 

@@ -127,7 +127,6 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
-    from prunec.check.validate import evaluating
     from prunec.frontends.untouched import untouched
     from prunec.runtime.modules import evaluating
 

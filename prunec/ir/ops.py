@@ -35,6 +35,7 @@ Channelwise over space (each output channel reads the same channel of input 0 an
     sample          x, ...      grid_sample, roi_align and their like: channel axis 1 of x passes
 Reductions and their like
     reduce          x   kind axes keepdims          mean sum max min prod l1 l2 var std logsumexp any all
+      rescaled: the norm of a weight whose gain makes up for what it loses (passes/weight_norms.py)
     along           x   kind axes                   softmax cumsum sort …: mixes along axes, keeps the shape
     arg_reduce      x   kind axes keepdims          argmax argmin …
 Attribute ``inner`` (any binary op): the node is part of a larger call of the user's model, so that its

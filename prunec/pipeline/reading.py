@@ -15,6 +15,7 @@ from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
+from prunec.passes.weight_norms import free_weight_norms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 
 def freed(graph: Graph) -> Graph:
-    """Return a graph as the passes see it: channel shuffles as Gathers, zero paddings in the convolutions."""
-    return fuse_paddings(fuse_permutations(graph))
+    """Return a graph as the passes see it.
+
+    Channel shuffles are Gathers, zero paddings stand in the convolutions, norms of weights are freed.
+    """
+    return free_weight_norms(fuse_paddings(fuse_permutations(graph)))
 
 
 def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:

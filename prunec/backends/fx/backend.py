@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from prunec.backends.fx.insert import insert
@@ -401,24 +404,37 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
 
 def refresh_modules(module: nn.Module) -> None:
     """Make the size attributes of every layer agree with its tensors (in_channels, num_features …)."""
-    for sub in module.modules():
-        weight = getattr(sub, "weight", None)
-        if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
-            first, second = weight.shape[0], weight.shape[1] * sub.groups
-            sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
-        elif isinstance(sub, nn.Linear):
-            sub.out_features, sub.in_features = sub.weight.shape
-        elif isinstance(sub, nn.modules.batchnorm._NormBase):
-            sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
-            sub.num_features = sub.num_features if sized is None else sized.shape[0]
-        elif isinstance(sub, nn.GroupNorm) and weight is not None:
-            sub.num_channels = weight.shape[0]
-        elif isinstance(sub, nn.RNNBase):
-            first = sub.weight_ih_l0
-            sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
-            sub._init_flat_weights()  # it keeps a list of its parameters
-        elif isinstance(sub, nn.PReLU):
-            sub.num_parameters = sub.weight.shape[0]
+    with eval_mode(module), torch.no_grad():  # a weight that is computed may be so with a step of power iteration
+        for sub in module.modules():
+            _compute_anew(sub)
+            _refresh(sub)
+
+
+def _refresh(sub: nn.Module) -> None:
+    weight = getattr(sub, "weight", None)
+    if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
+        first, second = weight.shape[0], weight.shape[1] * sub.groups
+        sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
+    elif isinstance(sub, nn.Linear):
+        sub.out_features, sub.in_features = sub.weight.shape
+    elif isinstance(sub, nn.modules.batchnorm._NormBase):
+        sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
+        sub.num_features = sub.num_features if sized is None else sized.shape[0]
+    elif isinstance(sub, nn.GroupNorm) and weight is not None:
+        sub.num_channels = weight.shape[0]
+    elif isinstance(sub, nn.RNNBase):
+        first = sub.weight_ih_l0
+        sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
+        sub._init_flat_weights()  # it keeps a list of its parameters
+    elif isinstance(sub, nn.PReLU):
+        sub.num_parameters = sub.weight.shape[0]
+
+
+def _compute_anew(sub: nn.Module) -> None:
+    """Let hooks that make a weight in front of each call (weight norms, masks) make it from the new parameters."""
+    for hook in sub._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+            hook(sub, ())
 
 
 def _delete_unused_tensors(module: fx.GraphModule) -> None:

@@ -147,7 +147,7 @@ def _weight_norm(call: Call, to: Emitter) -> None:
     """Translate w = v · (g / ‖v‖), the norm over all axes but ``dim``: the weight is computed from parameters."""
     v, dim, rank = call["v"], call.get("dim", 0), call["v"].dim()
     norms = tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape))
-    if dim < 0 or tuple(call["g"].shape) != norms:
+    if tuple(call["g"].shape) != norms:
         return _opaque(call, to)
     axes = [axis for axis in range(rank) if axis != dim]
     (norm,) = to.emit("reduce", [v], call.results[1:] or [norms], kind="l2", axes=axes, keepdims=True)
