@@ -136,7 +136,7 @@ def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: C
 
 
 def _carries(graph: Graph, node: Node) -> bool:
-    """Tell whether one channel's weights can take over another's: parameters of ordinary numbers, its own, make them."""
+    """Tell whether one channel's weights can take over another's: its own parameters make them, no integers."""
     return node.op in ("conv", "conv_transpose") and bool(columns(graph, node)) and not is_integer(graph, node)
 
 

@@ -282,7 +282,7 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
     import torch
 
     from prunec.frontends.fx.containers import tensors_in
-    from prunec.frontends.untouched import Untouched
+    from prunec.frontends.fx.untouched import Untouched
 
     untouched = Untouched(module, tuple(example_inputs))
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

@@ -127,7 +127,7 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
-    from prunec.frontends.untouched import untouched
+    from prunec.frontends.fx.untouched import untouched
     from prunec.runtime.modules import evaluating
 
     with untouched(traced.module), evaluating(traced.module):

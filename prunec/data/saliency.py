@@ -16,8 +16,8 @@ from prunec.data.samples import Samples, num_rows
 from prunec.errors import UnsupportedModel
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.frontend import Traced
+from prunec.frontends.fx.untouched import untouched
 from prunec.frontends.onnx.frontend import TracedOnnx
-from prunec.frontends.untouched import untouched
 from prunec.importer.build import to_tensor
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import Feed

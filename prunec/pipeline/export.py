@@ -74,7 +74,7 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
-    from prunec.frontends.untouched import Untouched
+    from prunec.frontends.fx.untouched import Untouched
 
     arguments = tuple(example_inputs)
     untouched = Untouched(module, arguments)

@@ -15,7 +15,7 @@ from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
-from prunec.passes.weight_norms import free_weight_norms
+from prunec.passes.rewrites.weight_norms import free_weight_norms
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,7 +27,7 @@ from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.frontend import Ref, Traced
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.trace import eval_mode
-from prunec.frontends.untouched import Untouched
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 

@@ -36,7 +36,7 @@ from prunec.frontends.fx.trace import (
     untraceable,
     widened,
 )
-from prunec.frontends.untouched import Untouched
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
 

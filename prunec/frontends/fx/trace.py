@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx.attention import expand
 from prunec.frontends.fx.functional import Tracer, functional, has_writes
-from prunec.frontends.untouched import Untouched
+from prunec.frontends.fx.untouched import Untouched
 
 _OPEN_SECONDS = 15.0
 """Processor time for torch.export to keep image sizes open; without, the traced network takes images of the

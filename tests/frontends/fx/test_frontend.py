@@ -18,7 +18,7 @@ from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx import trace as fx_trace
 from prunec.frontends.fx.frontend import Ref, Traced, trace
-from prunec.frontends.untouched import Untouched
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph
 
 

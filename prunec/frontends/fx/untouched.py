@@ -24,7 +24,7 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunec.frontends.reachable import LruCache, Reachable
+from prunec.frontends.fx.reachable import LruCache, Reachable
 
 Undo = Callable[[], None]
 _MISSING = object()
