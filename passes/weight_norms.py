@@ -1,10 +1,11 @@
 """Weight norms: weights g · v / ‖v‖ whose directions v can give up elements, because their gains g can make up for it.
 
-Owns what a gain becomes; rewrites/weight_norms.py has the recognition. A norm over a weight's inputs changes when inputs go, so such inputs
-would have to stay. Where the quotient is multiplied by a parameter g, an exact way out is g' = g · ‖v'‖ / ‖v‖: what is
-left of the weight is what it was. Recognised by where elements of v and g come to, not by a pattern, so torch's two
-spellings, any of its dims, and hand-written ones are found (Salimans and Kingma, arXiv:1602.07868). A norm that is
-recognised carries a ``WeightNorm`` as its attribute ``rescaled``; passes/lowering/lower.py rescales.
+Owns what a gain becomes; rewrites/weight_norms.py has the recognition. A norm over a weight's inputs changes when
+inputs go, so such inputs would have to stay. Where the quotient is multiplied by a parameter g, an exact way out is
+g' = g · ‖v'‖ / ‖v‖: what is left of the weight is what it was. Recognised by where elements of v and g come to, not
+by a pattern, so torch's two spellings, any of its dims, and hand-written ones are found (Salimans and Kingma,
+arXiv:1602.07868). A norm that is recognised carries a ``WeightNorm`` as its attribute ``rescaled``;
+passes/lowering/lower.py rescales.
 """
 
 from __future__ import annotations
