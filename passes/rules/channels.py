@@ -292,7 +292,7 @@ def prelu(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
     axis = node.attrs.get("axis")
     if axis is None or slope.rank != 1:
         return elementwise(node, inputs, outputs, ties)
-    shape = tuple(slope.shape[0] if i == axis else 1 for i in range(x.rank))
+    shape = tuple(_extent(slope, 0) if i == axis else 1 for i in range(x.rank))
     along = Label(shape, tuple(spread(field.ravel(), axis, x.rank) for field in slope.fields))
     return [merge([x, along], _known(outputs[0]), ties)]
 

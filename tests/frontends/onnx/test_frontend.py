@@ -463,3 +463,16 @@ def test_what_repeats_one_element_is_known_by_how_it_was_made() -> None:
     assert not {stored, rows} & traced.repeated
     full = {node.outputs[0]: node.attrs["shape"] for node in traced.graph.nodes if node.op == "full"}
     assert full == {cast: [1, 2, 6, 6], spread: [1, 4, 6, 6]}
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_a_convolution_of_something_unknown_has_the_rank_and_channels_of_its_weight(op: str) -> None:
+    net = Net(17)
+    net.domains["here"] = 1
+    unknown = net.op("Mystery", net.input("x", [1, 3, 6, 6]), domain="here")
+    y = net.op("Relu", net.op(op, unknown, net.const(net.weight(8, 4, 3, 3)), group=2))
+    z = net.op("Transpose", y, perm=[0, 2, 3, 1])
+    net.output(net.op("Transpose", net.op("Sigmoid", z), perm=[0, 3, 1, 2]))
+    shapes = trace_onnx(net.model()).graph.shape
+    assert (shapes(y) or ())[1:2] == (8,)
+    assert (shapes(z) or ())[3:] == (8,)
