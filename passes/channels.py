@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from prunec.errors import BadInput, InternalError
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import Balance, ChannelClasses, Ids, Label, Member, Ties, spread, varying
-from prunec.passes.rules.channels import CHANNEL_RULES, Rule
+from prunec.passes.rules.channels import CHANNEL_RULES, RANKLESS, Rule, unranked
 
 GRAPH_OUTPUT = "is an output of the network"
 
@@ -74,9 +74,12 @@ def _label_param(name: str, shape: tuple[int, ...], ties: Ties, members: list[Me
 def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict[str, Label], ties: Ties) -> None:
     ties.node = node
     shapes = [graph.values[name].shape if name else None for name in node.outputs]
+    read = [labels[name] for name in node.inputs]
+    met = [*(labels[name].shape for name in node.inputs if name), *(graph.values[n].shape for n in node.outputs if n)]
+    rule = unranked if None in met and node.op not in RANKLESS else rules[node.op]
     try:
-        results = rules[node.op](node, [labels[name] for name in node.inputs], shapes, ties)
-    except (ValueError, IndexError, AssertionError, KeyError) as error:
+        results = rule(node, read, shapes, ties)
+    except (ValueError, IndexError, AssertionError, KeyError, TypeError) as error:
         # A rule that met a graph it was not written for: our fault, and the user should see where.
         raise InternalError(
             "channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)

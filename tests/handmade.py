@@ -120,12 +120,17 @@ def _stretches(x: Tensor, side: Tensor) -> Tensor:
 
 
 def _padded_split(x: Tensor, _: Tensor) -> Tensor:
-    padded = F.pad(x, (0, 0, 0, 0, 1, 2), value=0.5)
-    return padded.view(x.shape[0], -1, 3, *x.shape[2:]).amax(2)
+    n, c, h, w = x.shape
+    return F.pad(x, (0, 0, 0, 0, 1, 2), value=0.5).view(n, c // 3 + 1, 3, h, w).amax(2)
 
 
 def _padded_rows(x: Tensor, _: Tensor) -> Tensor:
     return F.pad(_split(x, 2), (0, 0, 0, 0, 1, 1), value=-0.25).flatten(1, 2)
+
+
+def _twice(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(n, 2 * c, h, w)
 
 
 def _gated_groups(x: Tensor, _: Tensor) -> Tensor:
@@ -170,10 +175,7 @@ BY_HAND: Mapping[str, ByHand] = MappingProxyType(
         "interleaved": ByHand(lambda x, _: torch.stack(x.chunk(2, 1), 2).flatten(1, 2), 2),
         "repeat_interleave": ByHand(lambda x, _: x.repeat_interleave(2, 1), channels=lambda c: 2 * c),
         "tile": ByHand(lambda x, _: x.repeat(1, 2, 1, 1), channels=lambda c: 2 * c),
-        "expand": ByHand(
-            lambda x, _: x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(x.shape[0], -1, *x.shape[2:]),
-            channels=lambda c: 2 * c,
-        ),
+        "expand": ByHand(lambda x, _: _twice(x), channels=lambda c: 2 * c),
         "padded_value": ByHand(lambda x, _: F.pad(x, (0, 0, 0, 0, 2, 1), value=0.75), channels=lambda c: c + 3),
         "cropped": ByHand(lambda x, _: F.pad(x, (0, 0, 0, 0, -1, 0)), channels=lambda c: c - 1, least=3),
         "rolled_rows": ByHand(lambda x, _: _split(x, 2).roll(1, 2).flatten(1, 2), 2),

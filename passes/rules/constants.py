@@ -407,17 +407,30 @@ def pad(call: Call) -> Known:
         return moves(call)
     fill = float(call.node.attrs.get("value") or 0.0)
     array, rank = np.asarray(call.array(0), dtype=np.float64), len(shape)
-    padded = [axis for axis in range(rank) if max(pads[axis], pads[rank + axis]) > 0]
-    for axis in padded:
+    changed = [axis for axis in range(rank) if pads[axis] or pads[rank + axis]]
+    padded = [axis for axis in changed if max(pads[axis], pads[rank + axis]) > 0]
+    for axis in changed:
         size = shape[axis]
-        if array.shape[axis] != 1 or size == 1:
-            continue
+        if array.shape[axis] == 1 and axis not in padded:
+            continue  # cropped, and the same everywhere
         # A lone padded axis is likely to be the channels of a layout that has them elsewhere.
-        if isinstance(size, int) and (axis == 1 or padded == [axis]) and array.size * size <= 1 << 16:
-            array = np.broadcast_to(array, tuple(size if a == axis else s for a, s in enumerate(array.shape)))
-        else:
+        alone = isinstance(size, int) and (axis == 1 or padded == [axis]) and array.size * size <= 1 << 16
+        if array.shape[axis] == 1 and not alone:
             array = np.where(array == fill, fill, np.nan)
-    return _moved(call, [array], fill)
+            continue
+        length = max(array.shape[axis], size if alone and isinstance(size, int) else 1)
+        array = np.broadcast_to(array, tuple(length if a == axis else s for a, s in enumerate(array.shape)))
+        array = _padded_along(array, axis, pads[axis], pads[rank + axis], fill)
+    return [array]
+
+
+def _padded_along(array: Array, axis: int, before: int, after: int, fill: float) -> Array:
+    """Pad one axis; negative numbers crop."""
+    index: list[slice] = [slice(None)] * array.ndim
+    index[axis] = slice(max(0, -before), array.shape[axis] - max(0, -after))
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (max(0, before), max(0, after))
+    return np.pad(array[tuple(index)], widths, constant_values=fill)
 
 
 def depth_to_space(call: Call) -> Known:
