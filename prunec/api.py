@@ -33,6 +33,7 @@ from prunec.runtime.probes import Feed
 if TYPE_CHECKING:
     from torch import fx, nn
 
+    from prunec.frontends.arguments import Example
     from prunec.frontends.fx.frontend import Traced
     from prunec.frontends.onnx.frontend import OnnxSource
 
@@ -75,14 +76,13 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
     return analysis(facts, select(facts), name)
 
 
-def analyze_module(
-    module: nn.Module, example_inputs: Sequence[Any], *, name: str = "", keep: Sequence[str] = ()
-) -> Analysis:
+def analyze_module(module: nn.Module, example_inputs: Example, *, name: str = "", keep: Sequence[str] = ()) -> Analysis:
     """Tell what of a module could be removed, and what holds the rest.
 
     Args:
         module: left as it is.
-        example_inputs: positional inputs of the shape to analyse.
+        example_inputs: inputs of the shape to analyse: a sequence by position, or a dict by name. Tensors may be in
+            dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
 
@@ -96,7 +96,7 @@ def analyze_module(
 
 def prune_module(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     *,
     name: str = "",
     validate: bool = True,
@@ -110,7 +110,8 @@ def prune_module(
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
-        example_inputs: positional inputs; also used for the comparison with the original.
+        example_inputs: a sequence of inputs by position, or a dict of them by name; tensors may be in dicts, tuples
+            and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
@@ -127,9 +128,13 @@ def prune_module(
     from prunec.backends.fx.backend import apply_edits
     from prunec.data.observing import module_slots, observe_module
     from prunec.data.sample_files import read_samples
+    from prunec.frontends.arguments import by_position, ordered, structure
     from prunec.pipeline.reading import read_module
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(**options)
+    example_inputs = ordered(module, example_inputs)
+    taken = structure(example_inputs)
+    module, example_inputs = by_position(module, example_inputs)
     traced = read_module(module, example_inputs)
     specs = input_specs(traced.graph, example_inputs)
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
@@ -144,7 +149,7 @@ def prune_module(
     if validate:
         feeds = given or (samples if job.by_data else None)
         report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)
-    return Pruned(job.result, job.plan, report)
+    return Pruned(job.result, replace(job.plan, example=taken), report)
 
 
 def _on_graph(apply: Callable[[Any, Edits], Result], traced: Any, graph: Graph, edits: Edits) -> Result:
@@ -245,7 +250,7 @@ def prune_onnx(
     from prunec.data.observing import observe_onnx
     from prunec.pipeline.reading import read_onnx
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(**options)
     if chosen.criterion == "taylor" and calibration is None:
         raise _no_gradients()
     traced = read_onnx(path, input_shapes)
@@ -341,9 +346,12 @@ def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
     )
 
 
-def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
+def input_specs(graph: Graph, example_inputs: Example) -> tuple[InputSpec, ...]:
     """Return the tensors among the example inputs, as data."""
-    tensors = [i for i in example_inputs if hasattr(i, "shape")]
+    from prunec.frontends.arguments import named_tensors
+
+    given = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    tensors = [tensor for _, tensor in named_tensors(tuple(given))]
     return tuple(
         InputSpec(name, tuple(int(size) for size in tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in zip(graph.inputs, tensors, strict=False)
@@ -361,8 +369,9 @@ def _checked(
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
     from prunec.check.validate import validate_modules
+    from prunec.frontends.arguments import named_tensors
 
-    places = [str(index) for index, value in enumerate(example_inputs) if hasattr(value, "shape")]
+    places = [name for name, _ in named_tensors(example_inputs)]
     feeds = None
     if samples is not None:
         feeds = _Renamed(samples, dict(zip((slot.name for slot in samples.slots), places, strict=True)))

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 LruCache = functools._lru_cache_wrapper
 """What functools.lru_cache and functools.cache make; its content can be neither read nor set."""
 
 _LIBRARIES = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy", "prunec"}) - {"__main__"}
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range, torch.dtype,
-                    torch.device, torch.Size, torch.layout, torch.memory_format, types.BuiltinFunctionType})  # fmt: skip
+                    torch.device, torch.Size, torch.layout, torch.memory_format,
+                    types.BuiltinFunctionType})  # fmt: skip
 _CODE = (property, staticmethod, classmethod, functools.cached_property)
 
 
@@ -122,7 +123,7 @@ class Reachable:
         self._pending.append(type(module))
 
     def _tensor(self, value: Tensor) -> None:
-        if not isinstance(value, UninitializedTensorMixin):
+        if not isinstance(value, UninitializedParameter | UninitializedBuffer):
             self.tensors.append(value)
             own = getattr(value, "__dict__", None)
             if own:

@@ -10,10 +10,11 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from prunec.backends.fx.backend import apply_edits, check_shapes, parameter_like, refresh_modules, set_parameters
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
+from prunec.frontends.arguments import Example, example_of, zeros
 from prunec.frontends.fx.frontend import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
@@ -23,26 +24,37 @@ from prunec.passes.rewrites.rewrite import rewritten
 from prunec.pipeline.reading import read_module
 
 
-def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
-    """Return zeros of the shapes that the plan was made with."""
-    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in plan.inputs)
+def example_inputs_of(plan: PrunePlan) -> Example:
+    """Return arguments like those that the plan was made with, zeros in their tensors.
+
+    Raises:
+        BadPlan: it was made with a value that a plan cannot hold.
+    """
+    return example_of(plan.example, [zeros(spec.shape, spec.dtype) for spec in plan.inputs])
 
 
-def _read(module: nn.Module, plan: PrunePlan) -> Traced:
+def _read(module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None) -> Traced:
     """Trace a module, its graph rewritten as the plan's was."""
-    traced = read_module(module, example_inputs_of(plan))
+    traced = read_module(module, example_inputs_of(plan) if example_inputs is None else example_inputs)
     return replace(traced, graph=rewritten(traced.graph, plan))
 
 
-def apply_plan(module: nn.Module, plan: PrunePlan) -> fx.GraphModule:
+def apply_plan(module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None) -> fx.GraphModule:
     """Trace a module and apply a plan to it; the way back from plan.json and a fresh architecture.
+
+    Args:
+        module: of the architecture that the plan was made for; left as it is.
+        plan: what to do.
+        example_inputs: what the network is called with, of the shapes that the plan was made with; only needed where
+            it takes objects that a plan cannot hold (it holds tensors, numbers, text and None, in dicts, tuples and
+            lists).
 
     Raises:
         BadPlan: the plan does not fit the module.
     """
     for earlier in plan.earlier:
-        module = apply_plan(module, earlier)
-    traced = _read(module, plan)
+        module = apply_plan(module, earlier, example_inputs)
+    traced = _read(module, plan, example_inputs)
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunec.ir.graph import Graph
 from prunec.passes.rewrites.paddings import fuse_paddings
@@ -18,6 +18,7 @@ from prunec.passes.rewrites.permutations import fuse_permutations
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunec.frontends.arguments import Example
     from prunec.frontends.fx.frontend import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 
@@ -27,11 +28,12 @@ def freed(graph: Graph) -> Graph:
     return fuse_paddings(fuse_permutations(graph))
 
 
-def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
+def read_module(module: nn.Module, example_inputs: Example, name: str = "") -> Traced:
     """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
+    from prunec.frontends.arguments import by_position
     from prunec.frontends.fx.frontend import trace
 
-    traced = trace(module, example_inputs, name)
+    traced = trace(*by_position(module, example_inputs), name)
     return replace(traced, graph=freed(traced.graph))
 
 

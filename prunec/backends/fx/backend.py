@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 
 from prunec.backends.fx.insert import insert
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
-from prunec.frontends.fx.frontend import Ref, Traced
+from prunec.frontends.arguments import with_tensors
+from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.trace import eval_mode
+from prunec.frontends.fx_regions import is_cast
 from prunec.frontends.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
@@ -308,7 +310,10 @@ class _Surgery:
                 continue
             name = _origin(n)
             nodes = self.ir_of.get(name, [])
-            if nodes and name not in self.replaced:
+            if is_assignment(n):
+                made = [node for source in self._tensors_behind(n) for node in self.ir_of.get(_origin(source), [])]
+                idle = bool(made) and all(node.name in self.edits.removed for node in made)
+            elif nodes and name not in self.replaced:
                 # A node without readers that still computes something writes into a tensor in place.
                 idle = all(node.name in self.edits.removed for node in nodes)
             else:
@@ -454,10 +459,7 @@ def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
     with eval_mode(module), torch.no_grad():
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
-        inputs = [
-            torch.empty(next(rest), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-            for i in traced.example_inputs
-        ]
+        inputs = with_tensors(traced.example_inputs, lambda _, i: torch.empty(next(rest), dtype=i.dtype, device="cpu"))
         _Check(module, traced, edits).run(*inputs)
 
 
@@ -468,6 +470,10 @@ class _Check(fx.Interpreter):
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        if is_cast(n):
+            return None
+        if is_assignment(n):
+            return self._assigned(n, *self.fetch_args_kwargs_from_env(n)[0])
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
@@ -478,6 +484,12 @@ class _Check(fx.Interpreter):
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
+
+    def _assigned(self, n: fx.Node, tensor: Tensor, _: str, value: Tensor) -> None:
+        """Compare sizes instead of assigning: on shapes, a parameter would be left without values."""
+        if tensor.shape != value.shape:
+            reason = f"a parameter of shape {tuple(tensor.shape)} is assigned one of shape {tuple(value.shape)}"
+            raise CannotRewrite(self._blamed(n), reason)
 
     def _blamed(self, n: fx.Node) -> str:
         """Return the nearest node, going back, that computes a tensor: only of such are there channels to pin."""

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
+from prunec.frontends.arguments import path_of, with_tensors
 from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
@@ -36,6 +37,7 @@ from prunec.frontends.fx.trace import (
     untraceable,
     widened,
 )
+from prunec.frontends.fx_regions import is_cast
 from prunec.frontends.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
@@ -155,10 +157,9 @@ def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) ->
         shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
         try:
             with untouched.block(), mode():
-                arguments = [
-                    torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-                    for i in found.example_inputs
-                ]
+                arguments = with_tensors(
+                    found.example_inputs, lambda _, i: torch.empty(next(shapes), dtype=i.dtype, device="cpu")
+                )
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
             continue
@@ -221,6 +222,11 @@ class _Walk(fx.Interpreter):
         recorder = self.recorder
         recorder.begin(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if is_assignment(n) or is_cast(n):
+            if is_assignment(n):
+                recorder.assign(args[0], args[2])
+            recorder.end(n, args, None)
+            return None
         whole = self._whole(n)
         if whole is None:
             result = getattr(self, n.op)(n.target, args, kwargs)
@@ -285,7 +291,7 @@ class _Recorder(MetaMode):
     def walk(self, inputs: tuple[Any, ...]) -> None:
         """Run the module on tensors of the inputs' shapes, and record."""
         convert = self.twin if self._fake is None else self._fake.from_tensor
-        shapes = tuple(convert(i) if isinstance(i, Tensor) else i for i in inputs)
+        shapes = with_tensors(inputs, lambda _, tensor: convert(tensor))
         with self:
             _Walk(self._module, self).run(*shapes)
 
@@ -313,10 +319,11 @@ class _Recorder(MetaMode):
         bound.update(zip((a.name for a in schema.arguments), args, strict=False))
         bound.update(kwargs)
         name = schema.name.partition("::")[2]
-        in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__") and tensors[0] is args[0]
+        writes = schema.is_mutable and name.endswith("_") and not name.endswith("__")
+        in_place = writes and isinstance(args[0], Tensor) and self._place(tensors[0]) == self._place(args[0])
         self._source = f"{schema.name.replace('::', '.')}"
         if in_place:
-            self._name(tensors[0])  # what it held is read in before its content changes
+            self._name(args[0])  # what it held is read in before its content changes
         translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
         self._emit_rest(name, args, tensors)
         if in_place:
@@ -356,7 +363,7 @@ class _Recorder(MetaMode):
         """Give a result the name of what it equals; see prunec.frontends.fx.aten.Emitter."""
         self._names[id(result)] = self._name(source)
         self._alive.append(result)
-        self._by_storage.setdefault(_storage(result), []).append(result)
+        self._by_storage.setdefault(self._place(result)[0], []).append(result)
 
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
         """Return the content of a parameter, buffer or a reshaped one; None for computed tensors."""
@@ -391,7 +398,7 @@ class _Recorder(MetaMode):
         self._names[id(tensor)] = name
         self._stale.pop(id(tensor), None)
         self._alive.append(tensor)  # an id is only unique while its object lives
-        self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+        self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         self._values[name] = Value(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def _name(self, tensor: Tensor) -> str:
@@ -408,15 +415,35 @@ class _Recorder(MetaMode):
         if name in self.tensors and name not in self._params:
             self._params[name] = Param(name, _to_numpy(tensor), learned=isinstance(tensor, nn.Parameter))
             self._contents[name] = self._params[name].array
-            self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+            self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         return name
 
     def _written(self, tensor: Tensor) -> None:
-        """Mark every other view of the written memory: what it held is not what it holds now."""
-        now = self._names[id(tensor)]
-        for other in self._by_storage.get(_storage(tensor), []):
-            if other is not tensor and self._names.get(id(other)) != now:
+        """Tell all who show the written memory: they hold the same now or, where they show it otherwise, are stale."""
+        now, place = self._names[id(tensor)], self._place(tensor)
+        for other in self._by_storage.get(place[0], []):
+            if other is tensor or self._names.get(id(other)) == now:
+                continue
+            if self._place(other) == place:
+                self._stale.pop(id(other), None)
+                self._names[id(other)] = now
+            else:
                 self._stale[id(other)] = (self._names[id(other)], now)
+
+    def _place(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Return the memory that a tensor shows, and how: parameters are real, and are written into as their twins."""
+        if tensor.device.type != "meta" and not isinstance(tensor, FakeTensor):
+            with _disable_current_modes():
+                tensor = self.twin(tensor) if self._fake is None else self._fake.from_tensor(tensor)
+        return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """Follow ``tensor.data = value``: from here on the tensor holds what ``value`` does."""
+        if tensor.shape != value.shape:
+            raise TypeError(f".data is assigned a tensor of another shape: {value.shape} for {tensor.shape}")
+        self._name(tensor)
+        self._names[id(tensor)] = self._name(value)
+        self._written(tensor)
 
     def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
         source, self._source = self._source, "in-place write"
@@ -433,9 +460,11 @@ class _Recorder(MetaMode):
         if self._serial > 1 or n.op == "call_module":
             self._mark_inner()
         if n.op == "placeholder":
-            if isinstance(result, Tensor):
-                self._define(n.name, result)
-                self._inputs.append(n.name)
+            for keys, leaf in pytree.tree_flatten_with_path(result)[0]:
+                if isinstance(leaf, Tensor):
+                    name = ".".join([n.name, path_of(keys)]) if keys else n.name
+                    self._define(name, leaf)
+                    self._inputs.append(name)
         elif n.op == "output":
             self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
         self.results[n.name] = pytree.tree_map(
@@ -541,6 +570,11 @@ class _Recorder(MetaMode):
             name=name,
             frontend="fx",
         )
+
+
+def is_assignment(n: fx.Node) -> bool:
+    """Tell whether a node is ``tensor.data = value``: run on shapes, it would leave a parameter without values."""
+    return n.op == "call_function" and n.target is setattr and len(n.args) == 3 and n.args[1] == "data"
 
 
 def _storage(tensor: Tensor) -> int:

@@ -8,6 +8,7 @@ nothing behind (untouched.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -21,12 +22,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
 from prunec.frontends.fx.functional import Tracer, functional, has_writes
+from prunec.frontends.fx_regions import Regions
 from prunec.frontends.untouched import Untouched
 
+_LOG = logging.getLogger("prunec")
 _OPEN_SECONDS = 15.0
 """Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
 example's size."""
@@ -60,7 +65,7 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
     """Return the error of a network that its inputs do not fit."""
-    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs)) or "none"
     return BadInput(
         f"the network cannot run on an input of shape {shapes}",
         why=_one_line(error),
@@ -122,18 +127,51 @@ def refuse_lazy(module: nn.Module) -> None:
             )
 
 
-def _traced(module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool) -> fx.GraphModule:
+def _traced(
+    module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool, ignored: tuple[str, ...] = ()
+) -> fx.GraphModule:
+    """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    tracer = Tracer(buffers=buffers)
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored))
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-        graph = tracer.trace(module, concrete_args=concrete or None)
-        made = {n.target: getattr(module, n.target) for n in graph.nodes if _is_made(n, module)}
+        with tracer.regions.watched():
+            graph = tracer.trace(module, concrete_args=concrete or None)
+        made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
+    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, buffers, tracer.regions.seen)
+    if only_here and not ignored:
+        return _traced(module, num_inputs, untouched, buffers=buffers, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     return fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+
+
+def _modes_in_training(
+    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, buffers: bool, seen: set[str]
+) -> set[str]:
+    """Return which of the modes seen (no_grad …) are on while the network trains, too; all where that cannot be told.
+
+    ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
+    """
+    if not seen:
+        return seen
+    tracer = Tracer(buffers=buffers)
+    try:
+        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+            warnings.simplefilter("ignore")
+            for sub in module.modules():
+                sub.training = True
+            tracer.trace(module, concrete_args=concrete or None)
+    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies
+        _LOG.debug("torch.fx cannot trace the network in training mode: %s", _one_line(error))
+        return seen
+    return tracer.regions.seen & seen
+
+
+def _plain_constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
 def _is_made(n: fx.Node, module: nn.Module) -> bool:
@@ -172,7 +210,9 @@ def export(
         warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
         wide = widened(inputs)
         for example in (wide,) if wide is inputs else (wide, inputs):
-            open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
+            open_sizes, open_batch = (
+                pytree.tree_map(functools.partial(_open_axes, fixed=fixed), example) for fixed in (1, None)
+            )
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
                     with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
@@ -188,10 +228,10 @@ def export(
 
 def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
-    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
     if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
         return inputs
-    return tuple(i.expand(_TRACE_BATCH, *i.shape[1:]).contiguous() if isinstance(i, Tensor) else i for i in inputs)
+    return with_tensors(inputs, lambda _, tensor: tensor.expand(_TRACE_BATCH, *tensor.shape[1:]).contiguous())
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
