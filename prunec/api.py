@@ -91,7 +91,9 @@ def analyze_module(module: nn.Module, example_inputs: Example, *, name: str = ""
     """
     from prunec.pipeline.reading import read_module
 
-    return analyze_graph(read_module(module, example_inputs).graph, name or type(module).__name__, keep)
+    traced = read_module(module, example_inputs)
+    found = analyze_graph(traced.graph, name or type(module).__name__, keep)
+    return replace(found, notes=(*found.notes, *traced.notes))
 
 
 def prune_module(
@@ -146,6 +148,7 @@ def prune_module(
         saliency = _module_saliency(traced, samples)
     job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(_on_graph, apply_edits, traced), observed)
     report = _report(job, name or type(module).__name__, calibration, observed)
+    report = replace(report, notes=(*report.notes, *traced.notes))
     if validate:
         feeds = given or (samples if job.by_data else None)
         report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)

@@ -145,4 +145,4 @@ def test_autocast_of_another_device_is_kept_as_it_was_asked_for() -> None:
 def test_a_pruned_network_with_such_regions_can_be_saved() -> None:
     x = torch.randn(2, 3, 8, 8)
     smaller = pruned(Split(torch.no_grad), x)
-    assert torch.equal(pickle.loads(pickle.dumps(smaller))(x), smaller(x))  # noqa: S301  # our own
+    assert torch.equal(pickle.loads(pickle.dumps(smaller))(x), smaller(x))  # our own

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunec.check.comparison import DATA, Comparison, Run, compare
-from prunec.errors import BadInput, PrunecError
+from prunec.errors import BadInput, PrunecError, ValidationFailed
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
 from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed, nudged
@@ -183,7 +183,8 @@ def validate_modules(
         text = "x".join(map(str, size))
         feeds.update({f"{family} {text}": feed(resized, family, seed) for family in ("noise", "image")})
     with evaluating(a), evaluating(b):
-        run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
+        types: tuple[list[str], list[str]] = ([], [])
+        run_a, run_b = (_module_run(m, example_inputs, into) for m, into in zip((a, b), types, strict=True))
         coarsest = max(_coarsest(a), coarsest_cast(b))
         comparison = compare(
             run_a,
@@ -194,6 +195,10 @@ def validate_modules(
             again=(lambda values: run_a(nudged(values, coarsest)),) if coarsest else (),
             in_half=lambda: coarsest > 0,
             half_tolerance=_SPACINGS * coarsest,
+        )
+    if types[0] != types[1]:
+        raise ValidationFailed(
+            "the second module's outputs have other types", why=f"{', '.join(types[0])} against {', '.join(types[1])}"
         )
     return comparison.verdict(tolerance, asked="torch", ran="torch")
 
@@ -305,8 +310,12 @@ def _module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
     )
 
 
-def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
-    """Return a function from feeds to the module's tensor outputs, flattened in order."""
+def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any], types: list[str] | None = None) -> Run:
+    """Return a function from feeds to the module's tensor outputs, flattened in order.
+
+    Args:
+        types: gets the outputs' dtypes, of the last run.
+    """
     import torch
 
     from prunec.frontends.arguments import with_tensors
@@ -322,7 +331,10 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
         )
         with untouched.block(), torch.no_grad(), _without_fused_transformers():
             # Copied, for what a network returns may be its own: a buffer that is put back.
-            return [_to_numpy(tensor) for tensor in tensors_in(module(*arguments))]
+            outputs = tensors_in(module(*arguments))
+            if types is not None:
+                types[:] = [str(tensor.dtype).removeprefix("torch.") for tensor in outputs]
+            return [_to_numpy(tensor) for tensor in outputs]
 
     return run
 

@@ -93,7 +93,7 @@ class Regions:
 
 
 def is_cast(n: fx.Node) -> bool:
-    """Tell whether a node begins or ends autocast: tensors without memory know none of it, so runs on shapes skip it."""
+    """Tell whether a node begins or ends autocast: tensors without memory know none of it."""
     return n.target in (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
 
 
@@ -106,7 +106,8 @@ def coarsest_cast(module: Any) -> float:
 
 
 def _patch(begin: Any, enter: Any, leave: Any) -> None:
-    torch.autocast.__init__, torch.autocast.__enter__, torch.autocast.__exit__ = begin, enter, leave  # type: ignore[method-assign]
+    torch.autocast.__init__, torch.autocast.__enter__ = begin, enter  # type: ignore[method-assign]
+    torch.autocast.__exit__ = leave  # type: ignore[method-assign]
 
 
 def _begin(graph: fx.Graph, mode: Mode) -> fx.Node:

@@ -148,7 +148,7 @@ class PrunePlan:
     ``exact`` tells whether the pruned network computes the same function (up to float rounding);
     ``reason`` says in one sentence how the channels were chosen. ``earlier`` are the plans that come before this
     one, in order, where a network was pruned more than once: each is of the network that those before it leave.
-    ``example`` is how the network takes its inputs, as JSON data (frontends/arguments.py); None for tensors by position.
+    ``example`` is how the network takes its inputs, as JSON data; None for tensors by position.
     """
 
     inputs: tuple[InputSpec, ...]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from prunec.backends.fx.insert import insert
+from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.arguments import with_tensors
 from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
@@ -210,12 +210,14 @@ class _Surgery:
                 continue  # a module that is called twice: both calls lose the same constants (absorb.clashes)
             tensor = torch.from_numpy(bias)
             if n.op != "call_module" and self._is_result(node, n):
-                self._add_after(n, tensor, matrix=node.op == "matmul")
+                self._add_after(n, node, tensor)
                 continue
             owner = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
             if owner is None or getattr(owner, "bias", self) is not None:
                 raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
-            owner.bias = parameter_like(next(owner.parameters()), tensor)
+            weight = getattr(owner, "weight", None)
+            like = weight if isinstance(weight, Tensor) else next(owner.parameters())
+            owner.bias = parameter_like(like, tensor)
             given.add(str(n.target))
 
     def _is_result(self, node: Node, n: fx.Node) -> bool:
@@ -238,13 +240,15 @@ class _Surgery:
             at = following[0].outputs[0]
         return isinstance(ref, Ref)
 
-    def _add_after(self, n: fx.Node, bias: Tensor, *, matrix: bool) -> None:
+    def _add_after(self, n: fx.Node, node: Node, bias: Tensor) -> None:
         """Add the bias to the result of a functional contraction, with a node of its own."""
         rank = len(self._result_shape(n))
-        weight = next(p for p in self.module.parameters())
         name = f"{n.name}_folded_bias"
-        shaped = bias if matrix else bias.reshape(1, -1, *[1] * (rank - 2))
-        self.module.register_parameter(name, parameter_like(weight, shaped))
+        shaped = bias if node.op == "matmul" else bias.reshape(1, -1, *[1] * (rank - 2))
+        dtype = self.traced.graph.values[node.outputs[0]].dtype
+        self.module.register_parameter(
+            name, parameter_like(weight_of(self.module, self.traced.graph, node), shaped, dtype)
+        )
         with self.module.graph.inserting_after(n):
             attribute = self.module.graph.get_attr(name)
         with self.module.graph.inserting_after(attribute):
@@ -375,9 +379,10 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Out-of-place functions for binary ops: an in-place one would write into the stored constant."""
 
 
-def parameter_like(like: Tensor, content: Tensor) -> nn.Parameter:
-    """Return a parameter of this content, with the device, dtype and requires_grad of ``like``."""
-    return nn.Parameter(content.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
+def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Parameter:
+    """Return a parameter of this content, with the device and requires_grad of ``like``, and its dtype or ``dtype``."""
+    kind = getattr(torch, dtype) if dtype else like.dtype
+    return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
 
 
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -8,6 +8,7 @@ involved: frozen parameters, train or eval mode and no_grad make no difference.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -32,7 +33,9 @@ from prunec.frontends.fx.trace import (
     eval_mode,
     export,
     failure_of,
-    refuse_lazy,
+    fixed_sizes,
+    one_line,
+    refuse_unreadable,
     symbolic_trace,
     untraceable,
     widened,
@@ -41,6 +44,8 @@ from prunec.frontends.fx_regions import is_cast
 from prunec.frontends.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
+
+_LOG = logging.getLogger("prunec")
 
 KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -76,6 +81,7 @@ class Traced:
         exported: True where torch.fx could not trace it and torch.export did.
         parameters: parameter and buffer names -> the tensors themselves.
         unused: FX nodes that compute something no output depends on.
+        notes: what a person should know of how it was read.
     """
 
     graph: Graph
@@ -85,6 +91,7 @@ class Traced:
     exported: bool
     parameters: Mapping[str, Tensor]
     unused: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
@@ -100,7 +107,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         BadInput: the module cannot run on inputs of this shape.
     """
     modes = {path: sub.training for path, sub in module.named_modules()}
-    refuse_lazy(module)
+    refuse_unreadable(module)
     untouched = Untouched(module, tuple(example_inputs))
     with untouched.block(), eval_mode(module), torch.no_grad():
         found = _read(module, tuple(example_inputs), name, untouched)
@@ -119,6 +126,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
         except UnsupportedModel:
             raise
         except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
+            _LOG.debug("the graph that torch.fx traced cannot be recorded: %s", one_line(error))
             reason = error
             continue
         if candidate is module:
@@ -127,6 +135,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
             continue
         if not _writes_unseen(found.graph):
+            _LOG.debug("the network was read by torch.fx: %d calls", len(found.module.graph.nodes))
             return found
         partly = partly or found
     try:
@@ -140,10 +149,14 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
 def _exported(
     module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None, untouched: Untouched
 ) -> Traced:
+    _LOG.debug("torch.export is tried, for torch.fx could not: %s", one_line(reason) if reason else "no reason")
     exported = export(module, inputs, reason, untouched)
     try:
         with untouched.block():
-            return _record_any_batch(exported, inputs, name, exported=True)
+            found = _record_any_batch(exported, inputs, name, exported=True)
+        why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
+        fixed = fixed_sizes(module, exported, inputs, untouched)
+        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed))
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
         if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
@@ -154,11 +167,12 @@ def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) ->
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
     for mode in (MetaMode, fake_tensors):
-        shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
+        shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
+        rest = iter(shapes)
         try:
             with untouched.block(), mode():
                 arguments = with_tensors(
-                    found.example_inputs, lambda _, i: torch.empty(next(shapes), dtype=i.dtype, device="cpu")
+                    found.example_inputs, lambda _, i, rest=rest: torch.empty(next(rest), dtype=i.dtype, device="cpu")
                 )
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
@@ -180,8 +194,8 @@ def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str
             return _record(module, wide, inputs, name, exported=exported)
         except UnsupportedModel:
             raise
-        except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
-            pass
+        except Exception as error:  # noqa: BLE001  # a network with a hard-coded batch of 1: the example's own batch is next
+            _LOG.debug("the example's own batch is tried, for a batch of 3 could not: %s", one_line(error))
     return _record(module, inputs, inputs, name, exported=exported)
 
 
@@ -191,7 +205,8 @@ def _record(
     recorder = _Recorder(module)
     try:
         recorder.walk(inputs)
-    except Exception:  # noqa: BLE001  # some kernels do not run on the meta device
+    except Exception as error:  # noqa: BLE001  # some kernels do not run on the meta device
+        _LOG.debug("fake tensors are tried, for the meta device could not: %s", one_line(error))
         with fake_tensors() as fake:
             recorder = _Recorder(module, fake)
             recorder.walk(inputs)

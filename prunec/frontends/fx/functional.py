@@ -12,6 +12,7 @@ import itertools
 import operator
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -74,6 +75,17 @@ class _Assignable(fx.Proxy):
     def data(self, value: Any) -> None:
         """``self.weight.data = value`` is a statement of the traced network, as it is one of the user's."""
         self.tracer.create_proxy("call_function", setattr, (self, "data", value), {})
+
+
+@contextmanager
+def tensors_pass() -> Iterator[None]:
+    """Let ``torch.is_tensor`` tell of a proxy what ``isinstance`` does: it asks from inside of torch."""
+    asked = torch.is_tensor
+    torch.is_tensor = lambda value: isinstance(value, torch.Tensor)  # type: ignore[assignment]  # its guard is narrower
+    try:
+        yield
+    finally:
+        torch.is_tensor = asked
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -155,7 +167,7 @@ class Tracer(fx.Tracer):
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
         """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
         is_parameter = isinstance(attr_val, nn.Parameter)
         if not isinstance(attr_val, torch.Tensor) or not (self.buffers or is_parameter):

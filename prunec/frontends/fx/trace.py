@@ -14,8 +14,10 @@ import io
 import logging
 import math
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +29,11 @@ from torch.utils import _pytree as pytree
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
-from prunec.frontends.fx.functional import Tracer, functional, has_writes
+from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.meta import fake_tensors
 from prunec.frontends.fx_regions import Regions
+from prunec.frontends.reachable import LIBRARIES
 from prunec.frontends.untouched import Untouched
 
 _LOG = logging.getLogger("prunec")
@@ -55,10 +60,10 @@ def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.
 
 def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
     """Return the error of a network that neither tracer reads."""
-    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    by_fx = one_line(fx_error) if fx_error else "its graph cannot be run"
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
-        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",
         do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
     )
 
@@ -68,14 +73,52 @@ def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
     shapes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs)) or "none"
     return BadInput(
         f"the network cannot run on an input of shape {shapes}",
-        why=_one_line(error),
+        why=one_line(error),
         do="give the shape that it expects with --input-shape",
     )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, and the line of the user's code that led to it."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300] + _where(error)
+
+
+def _where(error: BaseException) -> str:
+    """Return " (file.py:12, in forward)" for the innermost frame that belongs to no library; "" where there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [frame for frame in frames if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES]
+    theirs = [frame for frame in theirs if not frame.f_code.co_filename.startswith("<")]
+    if not theirs:
+        return ""
+    code = theirs[-1].f_code
+    line = next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is theirs[-1])
+    return f" ({Path(code.co_filename).name}:{line}, in {code.co_name})"
+
+
+def fixed_sizes(
+    module: nn.Module, traced: fx.GraphModule, inputs: tuple[Any, ...], untouched: Untouched
+) -> tuple[str, ...]:
+    """Return a note where a network takes images of other sizes and its traced graph does not.
+
+    Both are run on shapes, at twice the example's size. A forward that needs values cannot be asked.
+    """
+    larger = with_tensors(inputs, lambda _, t: t.new_empty([*t.shape[:2], *(2 * s for s in t.shape[2:])], device="cpu"))
+    if all(tensor.dim() < 3 for _, tensor in named_tensors(inputs)):
+        return ()
+    shapes: list[list[torch.Size] | None] = []
+    for network in (module, traced):
+        try:
+            with untouched.block(), fake_tensors() as fake, torch.no_grad():
+                on_shapes = with_tensors(larger, lambda _, tensor, fake=fake: fake.from_tensor(tensor))
+                shapes.append([tensor.shape for tensor in tensors_in(network(*on_shapes))])
+        except Exception as error:  # noqa: BLE001  # whatever a forward raises
+            _LOG.debug("at twice the size it does not run: %s", one_line(error))
+            shapes.append(None)
+    if shapes[0] is None or shapes[0] == shapes[1]:
+        return ()
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs))
+    return (f"the traced network takes inputs of the example's size alone ({sizes}): its forward computes with sizes",)
 
 
 @contextlib.contextmanager
@@ -108,16 +151,32 @@ def symbolic_trace(
                 return rewritten, None
             reason = TypeError("it writes into a part of a tensor that something else may see")
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
             reason = error
     return None, reason
 
 
-def refuse_lazy(module: nn.Module) -> None:
-    """Check that every parameter has a shape.
+def refuse_unreadable(module: nn.Module) -> None:
+    """Check that a module is code, and that every parameter has a shape.
 
     Raises:
-        BadInput: a lazy layer has not seen an input yet.
+        BadInput: a ScriptModule, a module prepared for quantisation, or a lazy layer that has not seen an input yet.
     """
+    for name, sub in module.named_modules():
+        if isinstance(sub, torch.jit.ScriptModule):
+            what = f"its submodule {name}" if name else "the module"
+            raise BadInput(
+                f"{what} is a ScriptModule",
+                why="what torch.jit compiled has no Python code to trace",
+                do="give the module that it was made from, with its weights, or export it to ONNX and prune the file",
+            )
+        if type(sub).__module__.startswith(("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization")):
+            raise BadInput(
+                f"the module is prepared for quantisation-aware training ({name or 'itself'}: {type(sub).__name__})",
+                why="its fake quantisers follow the network as it is, and their scales are of its channels",
+                do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
+                "prune the file",
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise BadInput(
@@ -137,7 +196,7 @@ def _traced(
     tracer = Tracer(buffers=buffers, regions=Regions(ignored))
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-        with tracer.regions.watched():
+        with tracer.regions.watched(), tensors_pass():
             graph = tracer.trace(module, concrete_args=concrete or None)
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, buffers, tracer.regions.seen)
@@ -165,7 +224,7 @@ def _modes_in_training(
                 sub.training = True
             tracer.trace(module, concrete_args=concrete or None)
     except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies
-        _LOG.debug("torch.fx cannot trace the network in training mode: %s", _one_line(error))
+        _LOG.debug("torch.fx cannot trace the network in training mode: %s", one_line(error))
         return seen
     return tracer.regions.seen & seen
 
@@ -218,6 +277,7 @@ def export(
                     with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                    _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
                     last = error
     assert last is not None
     failure = failure_of(module, inputs, untouched)
