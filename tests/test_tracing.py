@@ -77,7 +77,7 @@ def test_the_log_tells_what_was_tried(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_script_modules_are_told_the_way_out() -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
         scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), image())
     for net, what in ((scripted, "the module"), (nn.Sequential(scripted), "its submodule 0")):
         with pytest.raises(BadInput) as error:
