@@ -34,6 +34,7 @@ from prunec.frontends.fx.trace import (
     export,
     failure_of,
     fixed_sizes,
+    lost_modes,
     one_line,
     refuse_unreadable,
     symbolic_trace,
@@ -156,7 +157,8 @@ def _exported(
             found = _record_any_batch(exported, inputs, name, exported=True)
         why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
         fixed = fixed_sizes(module, exported, inputs, untouched)
-        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed))
+        lost = lost_modes(module, inputs, untouched)
+        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
         if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error

@@ -304,6 +304,45 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     return _plain(exported)
 
 
+def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
+    """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
+    watching = _Watching()
+    try:
+        with untouched.block(), fake_tensors() as fake, torch.inference_mode(False), torch.enable_grad(), watching:
+            module(*with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor)))
+    except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
+        _LOG.debug("on shapes it does not run: %s", one_line(error))
+    return tuple(
+        f"{mode} inside its forward is not kept in the traced network: {instead}"
+        for mode, instead in _INSTEAD.items()
+        if mode in watching.seen
+    )
+
+
+_INSTEAD = {
+    "no_grad": "before training, freeze what it protects with requires_grad_(False)",
+    "inference_mode": "before training, freeze what it protects with requires_grad_(False)",
+    "autocast": "call the network under autocast",
+}
+
+
+class _Watching(TorchFunctionMode):
+    """Notes the modes in which functions of torch are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():
+            self.seen.add("inference_mode")
+        elif not torch.is_grad_enabled():
+            self.seen.add("no_grad")
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self.seen.add("autocast")
+        return func(*args, **(kwargs or {}))
+
+
 class _Deadline(TorchFunctionMode):
     """Gives up after some seconds of this thread's own processor time, at the next call of torch.
 
