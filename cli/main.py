@@ -136,10 +136,22 @@ def _quiet_libraries(quiet: bool) -> Iterator[None]:
         if quiet:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
+        else:
+            _show_own_log()
         try:
             yield
         finally:
             logging.disable(before)
+
+
+def _show_own_log() -> None:
+    """Tell on stderr what prunec tries, and why it failed."""
+    log = logging.getLogger("prunec")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("prunec: %(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
 
 
 def _message(error: Exception) -> tuple[str, int]:

@@ -31,6 +31,8 @@ from prunec.report.findings import Analysis, PruneReport
 if TYPE_CHECKING:
     from torch import fx, nn
 
+    from prunec.frontends.fx.arguments import Example
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pruned:
@@ -53,26 +55,27 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
     return analysis(facts, select(facts), name)
 
 
-def analyze_module(
-    module: nn.Module, example_inputs: Sequence[Any], *, name: str = "", keep: Sequence[str] = ()
-) -> Analysis:
+def analyze_module(module: nn.Module, example_inputs: Example, *, name: str = "", keep: Sequence[str] = ()) -> Analysis:
     """Tell what of a module could be removed, and what holds the rest.
 
     Args:
         module: left as it is.
-        example_inputs: positional inputs of the shape to analyse.
+        example_inputs: inputs of the shape to analyse: a sequence by position, or a dict by name. Tensors may be in
+            dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
 
     Raises:
         UntraceableModel, BadInput: see ``prunec.frontends.fx.frontend.trace``.
     """
-    return analyze_graph(read_module(module, example_inputs).graph, name or type(module).__name__, keep)
+    traced = read_module(module, example_inputs)
+    found = analyze_graph(traced.graph, name or type(module).__name__, keep)
+    return replace(found, notes=(*found.notes, *traced.notes))
 
 
 def prune_module(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     *,
     name: str = "",
     validate: bool = True,
@@ -86,7 +89,8 @@ def prune_module(
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
-        example_inputs: positional inputs; also used for the comparison with the original.
+        example_inputs: a sequence of inputs by position, or a dict of them by name; tensors may be in dicts, tuples
+            and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
@@ -101,19 +105,24 @@ def prune_module(
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
+    from prunec.frontends.fx.arguments import by_position, ordered, structure
     from prunec.pipeline import checking, evidence
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(**options)
+    example_inputs = ordered(module, example_inputs)
+    taken = structure(example_inputs)
+    module, example_inputs = by_position(module, example_inputs)
     traced = read_module(module, example_inputs)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency)
     specs = input_specs(traced.graph, example_inputs)
     job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed)
     report = report_of(job, name or type(module).__name__, calibration, shown.observed)
+    report = replace(report, notes=(*report.notes, *traced.notes))
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
         report = checking.checked_module(module, job.result, example_inputs, job, report, allowed, feeds)
-    return Pruned(job.result, job.plan, report)
+    return Pruned(job.result, replace(job.plan, example=taken), report)
 
 
 @judged
@@ -164,7 +173,7 @@ def prune_onnx(
     from prunec.backends.onnx.save import staged_onnx
     from prunec.pipeline import checking, evidence
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(**options)
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
     traced = read_onnx(path, input_shapes)

@@ -60,6 +60,7 @@ class Comparison:
         names: Sequence[str],
         tolerance: float,
         in_half: Callable[[], bool],
+        half_tolerance: float,
     ) -> None:
         """Take (family, output, gap, whether it is the first model's own rounding) of all inputs together."""
         largest: dict[int, float] = {}
@@ -68,8 +69,8 @@ class Comparison:
         for family, index, found, is_rounding in gaps:
             relative = found.over(_VANISHING * largest[index])
             passes = relative <= found.allowed(tolerance)
-            if not passes and found.dtype.kind == "f" and relative <= _HALF_TOLERANCE and in_half():
-                self.note(f"the model computes in half precision: a relative error of {_HALF_TOLERANCE:g} passes")
+            if not passes and found.dtype.kind == "f" and relative <= half_tolerance and in_half():
+                self.note(f"the model computes in half precision: a relative error of {half_tolerance:.2g} passes")
                 passes = True
             if not passes and is_rounding:
                 self.note(
@@ -116,6 +117,7 @@ def compare(
     tolerance: float,
     again: Sequence[Run] = (),
     in_half: Callable[[], bool] = lambda: False,
+    half_tolerance: float = _HALF_TOLERANCE,
 ) -> Comparison:
     """Run both on every feed; outputs are compared by position.
 
@@ -125,6 +127,7 @@ def compare(
             model differs from itself is rounding (a saturated sigmoid, a deep network that amplifies). Each is
             run at most once per feed: a detector has many outputs.
         in_half: tells whether the first model computes in half precision. Asked only there, too.
+        half_tolerance: largest relative error that passes then.
     """
     seen = Comparison()
     reruns = (*again, lambda values: run_a(nudged(values)))
@@ -160,7 +163,7 @@ def compare(
             why="; ".join(seen.notes),
             do="give inputs that it takes: --inputs FOLDER",
         )
-    seen.judge(gaps, names, tolerance, in_half)
+    seen.judge(gaps, names, tolerance, in_half, half_tolerance)
     seen.num_outputs = len(reference)
     labels = names or [str(index) for index in range(len(reference))]
     # A single feed leaves nothing to compare an output with.

@@ -12,16 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunec.check.comparison import DATA, Comparison, Run, compare
-from prunec.errors import BadInput, PrunecError
+from prunec.errors import BadInput, PrunecError, ValidationFailed
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating
-from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
+from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed, nudged
 from prunec.runtime.sessions import Model, ProviderName, Runner, first_line
 
 if TYPE_CHECKING:
     import torch
 
+_SPACINGS = 10.0
+"""Half types: two orders of summation in a deep network differ by so many spacings of their numbers."""
 RUNS = 30
 """Timed runs of each model, where nothing else is asked for; slow models get fewer."""
 
@@ -173,6 +175,8 @@ def validate_modules(
     Raises:
         ValidationFailed: ``b`` does not run where ``a`` does, or gives other outputs.
     """
+    from prunec.frontends.fx.regions import coarsest_cast
+
     kinds = _module_kinds(example_inputs)
     feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
     for size in sizes:
@@ -180,8 +184,23 @@ def validate_modules(
         text = "x".join(map(str, size))
         feeds.update({f"{family} {text}": feed(resized, family, seed) for family in ("noise", "image")})
     with evaluating(a), evaluating(b):
-        run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
-        comparison = compare(run_a, run_b, (), feeds.items() if inputs is None else _given(inputs), tolerance)
+        types: tuple[list[str], list[str]] = ([], [])
+        run_a, run_b = (_module_run(m, example_inputs, into) for m, into in zip((a, b), types, strict=True))
+        coarsest = max(_coarsest(a), coarsest_cast(b))
+        comparison = compare(
+            run_a,
+            run_b,
+            (),
+            feeds.items() if inputs is None else _given(inputs),
+            tolerance,
+            again=(lambda values: run_a(nudged(values, coarsest)),) if coarsest else (),
+            in_half=lambda: coarsest > 0,
+            half_tolerance=_SPACINGS * coarsest,
+        )
+    if types[0] != types[1]:
+        raise ValidationFailed(
+            "the second module's outputs have other types", why=f"{', '.join(types[0])} against {', '.join(types[1])}"
+        )
     return comparison.verdict(tolerance, asked="torch", ran="torch")
 
 
@@ -267,20 +286,27 @@ def _name(model: Model, otherwise: str) -> str:
 
 
 def _module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
-    """Return the tensors among positional arguments; each is called by its position."""
+    """Return the tensors among positional arguments; each is called by its place, one inside of another "0.image"."""
     import torch
 
+    from prunec.frontends.fx.arguments import named_tensors
+
     return tuple(
-        InputKind(str(index), tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for index, value in enumerate(example_inputs)
-        if isinstance(value, torch.Tensor)
+        # numpy has no bfloat16: values of float32 are rounded where they are run.
+        InputKind(name, tuple(t.shape), "float32" if t.dtype == torch.bfloat16 else str(t.dtype).removeprefix("torch."))
+        for name, t in named_tensors(example_inputs)
     )
 
 
-def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
-    """Return a function from feeds to the module's tensor outputs, flattened in order."""
+def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any], types: list[str] | None = None) -> Run:
+    """Return a function from feeds to the module's tensor outputs, flattened in order.
+
+    Args:
+        types: gets the outputs' dtypes, of the last run.
+    """
     import torch
 
+    from prunec.frontends.fx.arguments import with_tensors
     from prunec.frontends.fx.containers import tensors_in
     from prunec.frontends.fx.untouched import Untouched
 
@@ -288,15 +314,33 @@ def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
     def run(values: Feed) -> list[Array]:
-        arguments = [
-            torch.from_numpy(values[str(index)]).to(device) if str(index) in values else value
-            for index, value in enumerate(example_inputs)
-        ]
+        arguments = with_tensors(
+            example_inputs, lambda name, like: torch.from_numpy(values[name]).to(device, like.dtype)
+        )
         with untouched.block(), torch.no_grad(), _without_fused_transformers():
             # Copied, for what a network returns may be its own: a buffer that is put back.
-            return [tensor.detach().cpu().clone().numpy() for tensor in tensors_in(module(*arguments))]
+            outputs = tensors_in(module(*arguments))
+            if types is not None:
+                types[:] = [str(tensor.dtype).removeprefix("torch.") for tensor in outputs]
+            return [_to_numpy(tensor) for tensor in outputs]
 
     return run
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    import torch
+
+    plain = tensor.detach().cpu().clone()
+    array: Array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array
+
+
+def _coarsest(module: torch.nn.Module) -> float:
+    """Return the spacing of the coarsest float type that a module computes in, relative; 0 where it is no half type."""
+    import torch
+
+    halves = {tensor.dtype for tensor in (*module.parameters(), *module.buffers())} & {torch.float16, torch.bfloat16}
+    return max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
 
 
 @contextlib.contextmanager

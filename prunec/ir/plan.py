@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from prunec.errors import BadPlan
 
-FORMAT_VERSION = 2
-"""Plans that stand alone and rewrite no graph are written as version 1, which every prunec reads."""
+FORMAT_VERSION = 3
+"""Plans are written as the oldest version that holds them: 1 where they stand alone and rewrite no graph, 2 for others
+of networks that take tensors by position, 3 with an ``example``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class PrunePlan:
     ``exact`` tells whether the pruned network computes the same function (up to float rounding);
     ``reason`` says in one sentence how the channels were chosen. ``earlier`` are the plans that come before this
     one, in order, where a network was pruned more than once: each is of the network that those before it leave.
+    ``example`` is how the network takes its inputs, as JSON data; None for tensors by position.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -156,6 +158,7 @@ class PrunePlan:
     earlier: tuple[PrunePlan, ...] = ()
     expansions: tuple[Expansion, ...] = ()
     gate_folds: tuple[GateFold, ...] = ()
+    example: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def is_empty(self) -> bool:
@@ -175,7 +178,10 @@ class PrunePlan:
     def to_json(self) -> str:
         """Return the plan as one JSON document (floats round-trip exactly)."""
         document = {"format": "prunec-plan", "version": FORMAT_VERSION, **_plain(self)}
-        if not self.is_rewritten and not self.earlier:
+        if self.example is None:
+            document["version"] = 2
+            del document["example"]
+        if document["version"] == 2 and not self.is_rewritten and not self.earlier:
             document["version"] = 1
             del document["expansions"], document["gate_folds"], document["earlier"]
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
@@ -259,6 +265,7 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
         exact=bool(document["exact"]),
         reason=str(document["reason"]),
         earlier=tuple(_plan(plan) for plan in document.get("earlier", ())),
+        example=document.get("example"),
         expansions=tuple(
             Expansion(e["node"], int(e["index"]), int(e["axis"]), _ints(e["positions"]), _floats(e["constants"]))
             for e in document.get("expansions", ())

@@ -58,7 +58,9 @@ def checked_module(
     samples: Samples | None,
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
-    places = [str(index) for index, value in enumerate(example_inputs) if hasattr(value, "shape")]
+    from prunec.frontends.fx.arguments import named_tensors
+
+    places = [name for name, _ in named_tensors(example_inputs)]
     feeds = None
     if samples is not None:
         feeds = _Renamed(samples, dict(zip((slot.name for slot in samples.slots), places, strict=True)))

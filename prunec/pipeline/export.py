@@ -27,6 +27,8 @@ from prunec.runtime.sessions import first_line
 if TYPE_CHECKING:
     import torch
 
+    from prunec.frontends.fx.arguments import Example
+
 _BATCH = "batch"
 
 OpenAxes = Mapping[str, Mapping[int, str]]
@@ -46,7 +48,7 @@ class _Interface:
 
 def export_onnx(
     module: torch.nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     path: str | Path,
     *,
     input_names: Sequence[str] = (),
@@ -62,7 +64,8 @@ def export_onnx(
 
     Args:
         module: what to export; dict, tuple and nested outputs are flattened in order.
-        example_inputs: its positional arguments; tensors become inputs, anything else a constant.
+        example_inputs: its arguments, a sequence by position or a dict by name; tensors become inputs, anything else
+            a constant.
         path: written atomically.
         input_names: one per tensor; by default the parameters of ``forward``.
         output_names: of the first output tensors; the others have the keys of a dict, else "output", "output_1", …
@@ -74,9 +77,10 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
+    from prunec.frontends.fx.arguments import by_position
     from prunec.frontends.fx.untouched import Untouched
 
-    arguments = tuple(example_inputs)
+    module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
     with untouched.block(), evaluating(module), _quiet():
         with untouched.block():

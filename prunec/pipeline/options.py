@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from prunec.errors import BadInput
 
@@ -26,6 +27,22 @@ class Options:
     target_params: float | None = None
     multiple_of: int = 1
     seed: int = 0
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Return options as a caller wrote them.
+
+        Raises:
+            BadInput: there is no option of such a name, or its value is none.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}? there are" if near else "there are"
+                raise BadInput(f"there is no option {name!r}", do=f"{hint} {', '.join(known)}")
+        keep = given.get("keep", ())
+        return cls(**{**given, "keep": (keep,) if isinstance(keep, str) else tuple(keep)})
 
     def __post_init__(self) -> None:
         if self.border not in ("exact", "bias"):

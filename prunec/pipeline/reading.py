@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec
@@ -20,6 +20,7 @@ from prunec.passes.rewrites.weight_norms import free_weight_norms
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunec.frontends.fx.arguments import Example
     from prunec.frontends.fx.frontend import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 
@@ -32,11 +33,12 @@ def freed(graph: Graph) -> Graph:
     return free_weight_norms(fuse_paddings(fuse_permutations(graph)))
 
 
-def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
+def read_module(module: nn.Module, example_inputs: Example, name: str = "") -> Traced:
     """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
+    from prunec.frontends.fx.arguments import by_position
     from prunec.frontends.fx.frontend import trace
 
-    traced = trace(module, example_inputs, name)
+    traced = trace(*by_position(module, example_inputs), name)
     return replace(traced, graph=freed(traced.graph))
 
 
@@ -63,9 +65,12 @@ def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
     )
 
 
-def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
+def input_specs(graph: Graph, example_inputs: Example) -> tuple[InputSpec, ...]:
     """Return the tensors among the example inputs, as data."""
-    tensors = [i for i in example_inputs if hasattr(i, "shape")]
+    from prunec.frontends.fx.arguments import named_tensors
+
+    given = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    tensors = [tensor for _, tensor in named_tensors(tuple(given))]
     return tuple(
         InputSpec(name, tuple(int(size) for size in tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in zip(graph.inputs, tensors, strict=False)

@@ -109,14 +109,14 @@ def test_other_documents_are_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_an_unknown_version_is_refused_with_both_numbers(version: object) -> None:
     document = {**json.loads(PLAN.to_json()), "version": version}
     with pytest.raises(BadPlan) as error:
         PrunePlan.from_json(json.dumps(document))
     assert str(error.value) == (
         f"error[bad-plan]: the plan has format version {version}\n"
-        "  why: this prunec reads versions 1 to 2\n"
+        "  why: this prunec reads versions 1 to 3\n"
         "  do:  use the prunec that wrote it, or prune again"
     )
 

@@ -22,10 +22,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from prunec.backends.fx.insert import insert
+from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
-from prunec.frontends.fx.frontend import Ref, Traced
+from prunec.frontends.fx.arguments import with_tensors
+from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.regions import is_cast
 from prunec.frontends.fx.trace import eval_mode
 from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits
@@ -211,12 +213,14 @@ class _Surgery:
                 continue  # a module that is called twice: both calls lose the same constants (absorb.clashes)
             tensor = torch.from_numpy(bias)
             if n.op != "call_module" and self._is_result(node, n):
-                self._add_after(n, tensor, matrix=node.op == "matmul")
+                self._add_after(n, node, tensor)
                 continue
             owner = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
             if owner is None or getattr(owner, "bias", self) is not None:
                 raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
-            owner.bias = parameter_like(next(owner.parameters()), tensor)
+            weight = getattr(owner, "weight", None)
+            like = weight if isinstance(weight, Tensor) else next(owner.parameters())
+            owner.bias = parameter_like(like, tensor)
             given.add(str(n.target))
 
     def _is_result(self, node: Node, n: fx.Node) -> bool:
@@ -239,13 +243,15 @@ class _Surgery:
             at = following[0].outputs[0]
         return isinstance(ref, Ref)
 
-    def _add_after(self, n: fx.Node, bias: Tensor, *, matrix: bool) -> None:
+    def _add_after(self, n: fx.Node, node: Node, bias: Tensor) -> None:
         """Add the bias to the result of a functional contraction, with a node of its own."""
         rank = len(self._result_shape(n))
-        weight = next(p for p in self.module.parameters())
         name = f"{n.name}_folded_bias"
-        shaped = bias if matrix else bias.reshape(1, -1, *[1] * (rank - 2))
-        self.module.register_parameter(name, parameter_like(weight, shaped))
+        shaped = bias if node.op == "matmul" else bias.reshape(1, -1, *[1] * (rank - 2))
+        dtype = self.traced.graph.values[node.outputs[0]].dtype
+        self.module.register_parameter(
+            name, parameter_like(weight_of(self.module, self.traced.graph, node), shaped, dtype)
+        )
         with self.module.graph.inserting_after(n):
             attribute = self.module.graph.get_attr(name)
         with self.module.graph.inserting_after(attribute):
@@ -311,7 +317,10 @@ class _Surgery:
                 continue
             name = _origin(n)
             nodes = self.ir_of.get(name, [])
-            if nodes and name not in self.replaced:
+            if is_assignment(n):
+                made = [node for source in self._tensors_behind(n) for node in self.ir_of.get(_origin(source), [])]
+                idle = bool(made) and all(node.name in self.edits.removed for node in made)
+            elif nodes and name not in self.replaced:
                 # A node without readers that still computes something writes into a tensor in place.
                 idle = all(node.name in self.edits.removed for node in nodes)
             else:
@@ -373,9 +382,10 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Out-of-place functions for binary ops: an in-place one would write into the stored constant."""
 
 
-def parameter_like(like: Tensor, content: Tensor) -> nn.Parameter:
-    """Return a parameter of this content, with the device, dtype and requires_grad of ``like``."""
-    return nn.Parameter(content.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
+def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Parameter:
+    """Return a parameter of this content, with the device and requires_grad of ``like``, and its dtype or ``dtype``."""
+    kind = getattr(torch, dtype) if dtype else like.dtype
+    return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
 
 
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -470,10 +480,7 @@ def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
     with eval_mode(module), torch.no_grad():
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
-        inputs = [
-            torch.empty(next(rest), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-            for i in traced.example_inputs
-        ]
+        inputs = with_tensors(traced.example_inputs, lambda _, i: torch.empty(next(rest), dtype=i.dtype, device="cpu"))
         _Check(module, traced, edits).run(*inputs)
 
 
@@ -484,6 +491,10 @@ class _Check(fx.Interpreter):
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        if is_cast(n):
+            return None
+        if is_assignment(n):
+            return self._assigned(n, *self.fetch_args_kwargs_from_env(n)[0])
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
@@ -494,6 +505,12 @@ class _Check(fx.Interpreter):
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
+
+    def _assigned(self, n: fx.Node, tensor: Tensor, _: str, value: Tensor) -> None:
+        """Compare sizes instead of assigning: on shapes, a parameter would be left without values."""
+        if tensor.shape != value.shape:
+            reason = f"a parameter of shape {tuple(tensor.shape)} is assigned one of shape {tuple(value.shape)}"
+            raise CannotRewrite(self._blamed(n), reason)
 
     def _blamed(self, n: fx.Node) -> str:
         """Return the nearest node, going back, that computes a tensor: only of such are there channels to pin."""

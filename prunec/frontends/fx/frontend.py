@@ -8,6 +8,7 @@ no autograd is involved: frozen parameters, train or eval mode and no_grad make 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,22 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
+from prunec.frontends.fx.arguments import path_of, with_tensors
 from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.regions import is_cast
 from prunec.frontends.fx.trace import (
     candidates,
     cannot_run,
     eval_mode,
     export,
     failure_of,
-    refuse_lazy,
+    fixed_sizes,
+    lost_modes,
+    one_line,
+    refuse_unreadable,
     symbolic_trace,
     untraceable,
     widened,
@@ -39,6 +45,8 @@ from prunec.frontends.fx.trace import (
 from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
+
+_LOG = logging.getLogger("prunec")
 
 KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -74,6 +82,7 @@ class Traced:
         exported: True where torch.fx could not trace it and torch.export did.
         parameters: parameter and buffer names -> the tensors themselves.
         unused: FX nodes that compute something no output depends on.
+        notes: what a person should know of how it was read.
     """
 
     graph: Graph
@@ -83,6 +92,7 @@ class Traced:
     exported: bool
     parameters: Mapping[str, Tensor]
     unused: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
@@ -98,7 +108,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
         BadInput: the module cannot run on inputs of this shape.
     """
     modes = {path: sub.training for path, sub in module.named_modules()}
-    refuse_lazy(module)
+    refuse_unreadable(module)
     untouched = Untouched(module, tuple(example_inputs))
     with untouched.block(), eval_mode(module), torch.no_grad():
         found = _read(module, tuple(example_inputs), name, untouched)
@@ -117,6 +127,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
         except UnsupportedModel:
             raise
         except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
+            _LOG.debug("the graph that torch.fx traced cannot be recorded: %s", one_line(error))
             reason = error
             continue
         if candidate is module:
@@ -125,6 +136,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
             continue
         if not _writes_unseen(found.graph):
+            _LOG.debug("the network was read by torch.fx: %d calls", len(found.module.graph.nodes))
             return found
         partly = partly or found
     try:
@@ -138,10 +150,15 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
 def _exported(
     module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None, untouched: Untouched
 ) -> Traced:
+    _LOG.debug("torch.export is tried, for torch.fx could not: %s", one_line(reason) if reason else "no reason")
     exported = export(module, inputs, reason, untouched)
     try:
         with untouched.block():
-            return _record_any_batch(exported, inputs, name, exported=True)
+            found = _record_any_batch(exported, inputs, name, exported=True)
+        why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
+        fixed = fixed_sizes(module, exported, inputs, untouched)
+        lost = lost_modes(module, inputs, untouched)
+        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
         if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
@@ -152,13 +169,13 @@ def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) ->
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
     for mode in (MetaMode, fake_tensors):
-        shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
+        shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
+        rest = iter(shapes)
         try:
             with untouched.block(), mode():
-                arguments = [
-                    torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-                    for i in found.example_inputs
-                ]
+                arguments = with_tensors(
+                    found.example_inputs, lambda _, i, rest=rest: torch.empty(next(rest), dtype=i.dtype, device="cpu")
+                )
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
             continue
@@ -179,8 +196,8 @@ def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str
             return _record(module, wide, inputs, name, exported=exported)
         except UnsupportedModel:
             raise
-        except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
-            pass
+        except Exception as error:  # noqa: BLE001  # a network with a hard-coded batch of 1: the example's own batch is next
+            _LOG.debug("the example's own batch is tried, for a batch of 3 could not: %s", one_line(error))
     return _record(module, inputs, inputs, name, exported=exported)
 
 
@@ -190,7 +207,8 @@ def _record(
     recorder = _Recorder(module)
     try:
         recorder.walk(inputs)
-    except Exception:  # noqa: BLE001  # some kernels do not run on the meta device
+    except Exception as error:  # noqa: BLE001  # some kernels do not run on the meta device
+        _LOG.debug("fake tensors are tried, for the meta device could not: %s", one_line(error))
         with fake_tensors() as fake:
             recorder = _Recorder(module, fake)
             recorder.walk(inputs)
@@ -221,6 +239,11 @@ class _Walk(fx.Interpreter):
         recorder = self.recorder
         recorder.begin(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if is_assignment(n) or is_cast(n):
+            if is_assignment(n):
+                recorder.assign(args[0], args[2])
+            recorder.end(n, args, None)
+            return None
         whole = self._whole(n)
         if whole is None:
             result = getattr(self, n.op)(n.target, args, kwargs)
@@ -285,7 +308,7 @@ class _Recorder(MetaMode):
     def walk(self, inputs: tuple[Any, ...]) -> None:
         """Run the module on tensors of the inputs' shapes, and record."""
         convert = self.twin if self._fake is None else self._fake.from_tensor
-        shapes = tuple(convert(i) if isinstance(i, Tensor) else i for i in inputs)
+        shapes = with_tensors(inputs, lambda _, tensor: convert(tensor))
         with self:
             _Walk(self._module, self).run(*shapes)
 
@@ -313,10 +336,11 @@ class _Recorder(MetaMode):
         bound.update(zip((a.name for a in schema.arguments), args, strict=False))
         bound.update(kwargs)
         name = schema.name.partition("::")[2]
-        in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__") and tensors[0] is args[0]
+        writes = schema.is_mutable and name.endswith("_") and not name.endswith("__")
+        in_place = writes and isinstance(args[0], Tensor) and self._place(tensors[0]) == self._place(args[0])
         self._source = f"{schema.name.replace('::', '.')}"
         if in_place:
-            self._name(tensors[0])  # what it held is read in before its content changes
+            self._name(args[0])  # what it held is read in before its content changes
         translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
         self._emit_rest(name, args, tensors)
         if in_place:
@@ -356,7 +380,7 @@ class _Recorder(MetaMode):
         """Give a result the name of what it equals; see prunec.frontends.fx.aten.Emitter."""
         self._names[id(result)] = self._name(source)
         self._alive.append(result)
-        self._by_storage.setdefault(_storage(result), []).append(result)
+        self._by_storage.setdefault(self._place(result)[0], []).append(result)
 
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
         """Return the content of a parameter, buffer or a reshaped one; None for computed tensors."""
@@ -391,7 +415,7 @@ class _Recorder(MetaMode):
         self._names[id(tensor)] = name
         self._stale.pop(id(tensor), None)
         self._alive.append(tensor)  # an id is only unique while its object lives
-        self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+        self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         self._values[name] = Value(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def _name(self, tensor: Tensor) -> str:
@@ -408,15 +432,35 @@ class _Recorder(MetaMode):
         if name in self.tensors and name not in self._params:
             self._params[name] = Param(name, _to_numpy(tensor), learned=isinstance(tensor, nn.Parameter))
             self._contents[name] = self._params[name].array
-            self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+            self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         return name
 
     def _written(self, tensor: Tensor) -> None:
-        """Mark every other view of the written memory: what it held is not what it holds now."""
-        now = self._names[id(tensor)]
-        for other in self._by_storage.get(_storage(tensor), []):
-            if other is not tensor and self._names.get(id(other)) != now:
+        """Tell all who show the written memory: they hold the same now or, where they show it otherwise, are stale."""
+        now, place = self._names[id(tensor)], self._place(tensor)
+        for other in self._by_storage.get(place[0], []):
+            if other is tensor or self._names.get(id(other)) == now:
+                continue
+            if self._place(other) == place:
+                self._stale.pop(id(other), None)
+                self._names[id(other)] = now
+            else:
                 self._stale[id(other)] = (self._names[id(other)], now)
+
+    def _place(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Return the memory that a tensor shows, and how: parameters are real, and are written into as their twins."""
+        if tensor.device.type != "meta" and not isinstance(tensor, FakeTensor):
+            with _disable_current_modes():
+                tensor = self.twin(tensor) if self._fake is None else self._fake.from_tensor(tensor)
+        return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """Follow ``tensor.data = value``: from here on the tensor holds what ``value`` does."""
+        if tensor.shape != value.shape:
+            raise TypeError(f".data is assigned a tensor of another shape: {value.shape} for {tensor.shape}")
+        self._name(tensor)
+        self._names[id(tensor)] = self._name(value)
+        self._written(tensor)
 
     def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
         source, self._source = self._source, "in-place write"
@@ -433,9 +477,11 @@ class _Recorder(MetaMode):
         if self._serial > 1 or n.op == "call_module":
             self._mark_inner()
         if n.op == "placeholder":
-            if isinstance(result, Tensor):
-                self._define(n.name, result)
-                self._inputs.append(n.name)
+            for keys, leaf in pytree.tree_flatten_with_path(result)[0]:
+                if isinstance(leaf, Tensor):
+                    name = ".".join([n.name, path_of(keys)]) if keys else n.name
+                    self._define(name, leaf)
+                    self._inputs.append(name)
         elif n.op == "output":
             self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
         self.results[n.name] = pytree.tree_map(
@@ -541,6 +587,11 @@ class _Recorder(MetaMode):
             name=name,
             frontend="fx",
         )
+
+
+def is_assignment(n: fx.Node) -> bool:
+    """Tell whether a node is ``tensor.data = value``: run on shapes, it would leave a parameter without values."""
+    return n.op == "call_function" and n.target is setattr and len(n.args) == 3 and n.args[1] == "data"
 
 
 def _storage(tensor: Tensor) -> int:

@@ -18,32 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 LruCache = functools._lru_cache_wrapper
 """What functools.lru_cache and functools.cache make; its content can be neither read nor set."""
 
-_LIBRARIES = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy", "prunec"}) - {"__main__"}
-_PLAIN = frozenset(
-    {
-        int,
-        float,
-        complex,
-        bool,
-        str,
-        bytes,
-        type(None),
-        type(Ellipsis),
-        slice,
-        range,
-        torch.dtype,
-        torch.device,
-        torch.Size,
-        torch.layout,
-        torch.memory_format,
-        types.BuiltinFunctionType,
-    }
-)
+LIBRARIES = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy", "prunec"}) - {"__main__"}
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range, torch.dtype,
+                    torch.device, torch.Size, torch.layout, torch.memory_format,
+                    types.BuiltinFunctionType})  # fmt: skip
 _CODE = (property, staticmethod, classmethod, functools.cached_property)
 
 
@@ -140,7 +123,7 @@ class Reachable:
         self._pending.append(type(module))
 
     def _tensor(self, value: Tensor) -> None:
-        if not is_lazy(value):
+        if not isinstance(value, UninitializedParameter | UninitializedBuffer):
             self.tensors.append(value)
             own = getattr(value, "__dict__", None)
             if own:
@@ -198,7 +181,7 @@ class Reachable:
 def is_library(value: Any) -> bool:
     """Tell whether a class, function or module belongs to a library that keeps nothing of what passes through."""
     home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    return isinstance(home, str) and home.partition(".")[0] in _LIBRARIES
+    return isinstance(home, str) and home.partition(".")[0] in LIBRARIES
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -8,25 +8,35 @@ nothing behind (untouched.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
 import math
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
-from prunec.frontends.fx.functional import Tracer, functional, has_writes
+from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.meta import fake_tensors
+from prunec.frontends.fx.reachable import LIBRARIES
+from prunec.frontends.fx.regions import Regions
 from prunec.frontends.fx.untouched import Untouched
 
+_LOG = logging.getLogger("prunec")
 _OPEN_SECONDS = 15.0
 """Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
 example's size."""
@@ -50,27 +60,65 @@ def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.
 
 def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
     """Return the error of a network that neither tracer reads."""
-    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    by_fx = one_line(fx_error) if fx_error else "its graph cannot be run"
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
-        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",
         do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
     )
 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
     """Return the error of a network that its inputs do not fit."""
-    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs)) or "none"
     return BadInput(
         f"the network cannot run on an input of shape {shapes}",
-        why=_one_line(error),
+        why=one_line(error),
         do="give the shape that it expects with --input-shape",
     )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, and the line of the user's code that led to it."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300] + _where(error)
+
+
+def _where(error: BaseException) -> str:
+    """Return " (file.py:12, in forward)" for the innermost frame that belongs to no library; "" where there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [frame for frame in frames if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES]
+    theirs = [frame for frame in theirs if not frame.f_code.co_filename.startswith("<")]
+    if not theirs:
+        return ""
+    code = theirs[-1].f_code
+    line = next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is theirs[-1])
+    return f" ({Path(code.co_filename).name}:{line}, in {code.co_name})"
+
+
+def fixed_sizes(
+    module: nn.Module, traced: fx.GraphModule, inputs: tuple[Any, ...], untouched: Untouched
+) -> tuple[str, ...]:
+    """Return a note where a network takes images of other sizes and its traced graph does not.
+
+    Both are run on shapes, at twice the example's size. A forward that needs values cannot be asked.
+    """
+    larger = with_tensors(inputs, lambda _, t: t.new_empty([*t.shape[:2], *(2 * s for s in t.shape[2:])], device="cpu"))
+    if all(tensor.dim() < 3 for _, tensor in named_tensors(inputs)):
+        return ()
+    shapes: list[list[torch.Size] | None] = []
+    for network in (module, traced):
+        try:
+            with untouched.block(), fake_tensors() as fake, torch.no_grad():
+                on_shapes = with_tensors(larger, lambda _, tensor, fake=fake: fake.from_tensor(tensor))
+                shapes.append([tensor.shape for tensor in tensors_in(network(*on_shapes))])
+        except Exception as error:  # noqa: BLE001  # whatever a forward raises
+            _LOG.debug("at twice the size it does not run: %s", one_line(error))
+            shapes.append(None)
+    if shapes[0] is None or shapes[0] == shapes[1]:
+        return ()
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs))
+    return (f"the traced network takes inputs of the example's size alone ({sizes}): its forward computes with sizes",)
 
 
 @contextlib.contextmanager
@@ -103,16 +151,32 @@ def symbolic_trace(
                 return rewritten, None
             reason = TypeError("it writes into a part of a tensor that something else may see")
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
             reason = error
     return None, reason
 
 
-def refuse_lazy(module: nn.Module) -> None:
-    """Check that every parameter has a shape.
+def refuse_unreadable(module: nn.Module) -> None:
+    """Check that a module is code, and that every parameter has a shape.
 
     Raises:
-        BadInput: a lazy layer has not seen an input yet.
+        BadInput: a ScriptModule, a module prepared for quantisation, or a lazy layer that has not seen an input yet.
     """
+    for name, sub in module.named_modules():
+        if isinstance(sub, torch.jit.ScriptModule):
+            what = f"its submodule {name}" if name else "the module"
+            raise BadInput(
+                f"{what} is a ScriptModule",
+                why="what torch.jit compiled has no Python code to trace",
+                do="give the module that it was made from, with its weights, or export it to ONNX and prune the file",
+            )
+        if type(sub).__module__.startswith(("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization")):
+            raise BadInput(
+                f"the module is prepared for quantisation-aware training ({name or 'itself'}: {type(sub).__name__})",
+                why="its fake quantisers follow the network as it is, and their scales are of its channels",
+                do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
+                "prune the file",
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise BadInput(
@@ -122,18 +186,51 @@ def refuse_lazy(module: nn.Module) -> None:
             )
 
 
-def _traced(module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool) -> fx.GraphModule:
+def _traced(
+    module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool, ignored: tuple[str, ...] = ()
+) -> fx.GraphModule:
+    """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    tracer = Tracer(buffers=buffers)
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored))
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-        graph = tracer.trace(module, concrete_args=concrete or None)
-        made = {n.target: getattr(module, n.target) for n in graph.nodes if _is_made(n, module)}
+        with tracer.regions.watched(), tensors_pass():
+            graph = tracer.trace(module, concrete_args=concrete or None)
+        made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
+    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, buffers, tracer.regions.seen)
+    if only_here and not ignored:
+        return _traced(module, num_inputs, untouched, buffers=buffers, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     return fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+
+
+def _modes_in_training(
+    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, buffers: bool, seen: set[str]
+) -> set[str]:
+    """Return which of the modes seen (no_grad …) are on while the network trains, too; all where that cannot be told.
+
+    ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
+    """
+    if not seen:
+        return seen
+    tracer = Tracer(buffers=buffers)
+    try:
+        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+            warnings.simplefilter("ignore")
+            for sub in module.modules():
+                sub.training = True
+            tracer.trace(module, concrete_args=concrete or None)
+    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies
+        _LOG.debug("torch.fx cannot trace the network in training mode: %s", one_line(error))
+        return seen
+    return tracer.regions.seen & seen
+
+
+def _plain_constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
 def _is_made(n: fx.Node, module: nn.Module) -> bool:
@@ -172,12 +269,15 @@ def export(
         warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
         wide = widened(inputs)
         for example in (wide,) if wide is inputs else (wide, inputs):
-            open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
+            open_sizes, open_batch = (
+                pytree.tree_map(functools.partial(_open_axes, fixed=fixed), example) for fixed in (1, None)
+            )
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
                     with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                    _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
                     last = error
     assert last is not None
     failure = failure_of(module, inputs, untouched)
@@ -188,10 +288,10 @@ def export(
 
 def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
-    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
     if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
         return inputs
-    return tuple(i.expand(_TRACE_BATCH, *i.shape[1:]).contiguous() if isinstance(i, Tensor) else i for i in inputs)
+    return with_tensors(inputs, lambda _, tensor: tensor.expand(_TRACE_BATCH, *tensor.shape[1:]).contiguous())
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
@@ -202,6 +302,45 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     return _plain(exported)
+
+
+def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
+    """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
+    watching = _Watching()
+    try:
+        with untouched.block(), fake_tensors() as fake, torch.inference_mode(False), torch.enable_grad(), watching:
+            module(*with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor)))
+    except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
+        _LOG.debug("on shapes it does not run: %s", one_line(error))
+    return tuple(
+        f"{mode} inside its forward is not kept in the traced network: {instead}"
+        for mode, instead in _INSTEAD.items()
+        if mode in watching.seen
+    )
+
+
+_INSTEAD = {
+    "no_grad": "before training, freeze what it protects with requires_grad_(False)",
+    "inference_mode": "before training, freeze what it protects with requires_grad_(False)",
+    "autocast": "call the network under autocast",
+}
+
+
+class _Watching(TorchFunctionMode):
+    """Notes the modes in which functions of torch are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():
+            self.seen.add("inference_mode")
+        elif not torch.is_grad_enabled():
+            self.seen.add("no_grad")
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self.seen.add("autocast")
+        return func(*args, **(kwargs or {}))
 
 
 class _Deadline(TorchFunctionMode):

@@ -253,7 +253,7 @@ def _drafts(view: View, facts: Facts) -> Sequence[Draft]:
             raise BadInput(
                 f"{place} is not well formed", why=complaint, do="check the file with onnx.checker.check_model"
             ) from error
-        # The node is as ONNX wants it, so the row is at fault, or a file that is wrong elsewhere: prunec/check/blame.py.
+        # The node is as ONNX wants it: the row is at fault, or the file is wrong elsewhere (prunec/check/blame.py).
         raise InternalError("the ONNX frontend", f"the row for {view.op} failed at {place}: {error!r}") from error
 
 

@@ -317,7 +317,7 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
         raise UnsupportedModel(
             f"{config.model_spec} does not take one image tensor",
             why="train-prune feeds float32[N, C, H, W] images and nothing else",
-            do="train it in a loop of your own with prunec.training.sparsify, then use prunec prune",
+            do="train it in a loop of your own with prunec.sparsify, then use prunec prune",
         )
     _, channels_in, height, width = inputs[0].shape
     return resolved.module, (channels_in, height, width)

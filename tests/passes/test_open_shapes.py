@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from tiny import Tiny
 
-from prunec.api import gather_facts
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.ops import BINARY, OPS, UNARY
 from prunec.passes.cost import cost
@@ -27,6 +26,7 @@ from prunec.passes.rules.moves import MOVES
 from prunec.passes.rules.scaling import SCALING_RULES
 from prunec.passes.selection.select import plan, select
 from prunec.passes.sparsity.scaling import scalable
+from prunec.pipeline.planning import gather_facts
 
 C, S = 8, 4
 MAP = (2, C, S, S)
