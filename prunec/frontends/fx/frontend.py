@@ -168,19 +168,21 @@ def _exported(
 def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) -> bool:
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
+    shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
     for mode in (MetaMode, fake_tensors):
-        shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
-        rest = iter(shapes)
         try:
             with untouched.block(), mode():
-                arguments = with_tensors(
-                    found.example_inputs, lambda _, i, rest=rest: torch.empty(next(rest), dtype=i.dtype, device="cpu")
-                )
+                arguments = _empty(found.example_inputs, shapes)
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
             continue
         return returned == [graph.shape(name) for name in graph.outputs]
     return True
+
+
+def _empty(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    rest = iter(shapes)
+    return with_tensors(inputs, lambda _, like: torch.empty(next(rest), dtype=like.dtype, device="cpu"))
 
 
 def _writes_unseen(graph: Graph) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -110,8 +111,7 @@ def fixed_sizes(
     for network in (module, traced):
         try:
             with untouched.block(), fake_tensors() as fake, torch.no_grad():
-                on_shapes = with_tensors(larger, lambda _, tensor, fake=fake: fake.from_tensor(tensor))
-                shapes.append([tensor.shape for tensor in tensors_in(network(*on_shapes))])
+                shapes.append([tensor.shape for tensor in tensors_in(network(*_on_shapes(larger, fake)))])
         except Exception as error:  # noqa: BLE001  # whatever a forward raises
             _LOG.debug("at twice the size it does not run: %s", one_line(error))
             shapes.append(None)
@@ -304,12 +304,16 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     return _plain(exported)
 
 
+def _on_shapes(inputs: tuple[Any, ...], fake: FakeTensorMode) -> tuple[Any, ...]:
+    return with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor))
+
+
 def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
     """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
     watching = _Watching()
     try:
         with untouched.block(), fake_tensors() as fake, torch.inference_mode(False), torch.enable_grad(), watching:
-            module(*with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor)))
+            module(*_on_shapes(inputs, fake))
     except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
         _LOG.debug("on shapes it does not run: %s", one_line(error))
     return tuple(
