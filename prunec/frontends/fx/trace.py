@@ -110,7 +110,7 @@ def fixed_sizes(
     shapes: list[list[torch.Size] | None] = []
     for network in (module, traced):
         try:
-            with untouched.block(), fake_tensors() as fake, torch.no_grad():
+            with untouched.block(on_shapes=True), fake_tensors() as fake, torch.no_grad():
                 shapes.append([tensor.shape for tensor in tensors_in(network(*_on_shapes(larger, fake)))])
         except Exception as error:  # noqa: BLE001  # whatever a forward raises
             _LOG.debug("at twice the size it does not run: %s", one_line(error))
@@ -274,7 +274,10 @@ def export(
             )
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
-                    with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                    with (
+                        untouched.block(on_shapes=True),
+                        _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf),
+                    ):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                     _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
@@ -312,7 +315,13 @@ def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched)
     """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
     watching = _Watching()
     try:
-        with untouched.block(), fake_tensors() as fake, torch.inference_mode(False), torch.enable_grad(), watching:
+        with (
+            untouched.block(on_shapes=True),
+            fake_tensors() as fake,
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            watching,
+        ):
             module(*_on_shapes(inputs, fake))
     except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
         _LOG.debug("on shapes it does not run: %s", one_line(error))
