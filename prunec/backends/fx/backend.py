@@ -469,10 +469,10 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     """
     nothing = Untouched(module, traced.example_inputs)
     try:
-        with nothing.block(), MetaMode():
+        with nothing.block(on_shapes=True), MetaMode():
             _check_shapes(traced, edits, module)
     except CannotRewrite:
-        with nothing.block(), fake_tensors():  # some kernels do not run on the meta device
+        with nothing.block(on_shapes=True), fake_tensors():  # some kernels do not run on the meta device
             _check_shapes(traced, edits, module)
 
 

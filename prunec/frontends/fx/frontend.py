@@ -110,7 +110,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
     modes = {path: sub.training for path, sub in module.named_modules()}
     refuse_unreadable(module)
     untouched = Untouched(module, tuple(example_inputs))
-    with untouched.block(), eval_mode(module), torch.no_grad():
+    with untouched.block(on_shapes=True), eval_mode(module), torch.no_grad():
         found = _read(module, tuple(example_inputs), name, untouched)
     follow_modes(found.module, modes)
     return found
@@ -122,7 +122,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
     partly: Traced | None = None
     for candidate in candidates(traced_by_fx, inputs):
         try:
-            with untouched.block():
+            with untouched.block(on_shapes=True):
                 found = _record_any_batch(candidate, inputs, name, exported=False)
         except UnsupportedModel:
             raise
@@ -153,7 +153,7 @@ def _exported(
     _LOG.debug("torch.export is tried, for torch.fx could not: %s", one_line(reason) if reason else "no reason")
     exported = export(module, inputs, reason, untouched)
     try:
-        with untouched.block():
+        with untouched.block(on_shapes=True):
             found = _record_any_batch(exported, inputs, name, exported=True)
         why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
         fixed = fixed_sizes(module, exported, inputs, untouched)
@@ -168,19 +168,21 @@ def _exported(
 def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) -> bool:
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
+    shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
     for mode in (MetaMode, fake_tensors):
-        shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
-        rest = iter(shapes)
         try:
-            with untouched.block(), mode():
-                arguments = with_tensors(
-                    found.example_inputs, lambda _, i, rest=rest: torch.empty(next(rest), dtype=i.dtype, device="cpu")
-                )
+            with untouched.block(on_shapes=True), mode():
+                arguments = _empty(found.example_inputs, shapes)
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
             continue
         return returned == [graph.shape(name) for name in graph.outputs]
     return True
+
+
+def _empty(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    rest = iter(shapes)
+    return with_tensors(inputs, lambda _, like: torch.empty(next(rest), dtype=like.dtype, device="cpu"))
 
 
 def _writes_unseen(graph: Graph) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -109,9 +110,8 @@ def fixed_sizes(
     shapes: list[list[torch.Size] | None] = []
     for network in (module, traced):
         try:
-            with untouched.block(), fake_tensors() as fake, torch.no_grad():
-                on_shapes = with_tensors(larger, lambda _, tensor, fake=fake: fake.from_tensor(tensor))
-                shapes.append([tensor.shape for tensor in tensors_in(network(*on_shapes))])
+            with untouched.block(on_shapes=True), fake_tensors() as fake, torch.no_grad():
+                shapes.append([tensor.shape for tensor in tensors_in(network(*_on_shapes(larger, fake)))])
         except Exception as error:  # noqa: BLE001  # whatever a forward raises
             _LOG.debug("at twice the size it does not run: %s", one_line(error))
             shapes.append(None)
@@ -274,7 +274,10 @@ def export(
             )
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
-                    with untouched.block(), _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                    with (
+                        untouched.block(on_shapes=True),
+                        _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf),
+                    ):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                     _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
@@ -304,12 +307,22 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     return _plain(exported)
 
 
+def _on_shapes(inputs: tuple[Any, ...], fake: FakeTensorMode) -> tuple[Any, ...]:
+    return with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor))
+
+
 def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
     """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
     watching = _Watching()
     try:
-        with untouched.block(), fake_tensors() as fake, torch.inference_mode(False), torch.enable_grad(), watching:
-            module(*with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor)))
+        with (
+            untouched.block(on_shapes=True),
+            fake_tensors() as fake,
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            watching,
+        ):
+            module(*_on_shapes(inputs, fake))
     except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
         _LOG.debug("on shapes it does not run: %s", one_line(error))
     return tuple(

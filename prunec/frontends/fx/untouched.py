@@ -45,8 +45,13 @@ class Untouched:
         self._caches = list(_caches(self._found))
 
     @contextmanager
-    def block(self) -> Iterator[None]:
-        """Put everything back at the end of the block."""
+    def block(self, *, on_shapes: bool = False) -> Iterator[None]:
+        """Put everything back at the end of the block.
+
+        Args:
+            on_shapes: nothing in the block writes into real memory: it runs on the meta device or on fake tensors,
+                which do not bear other modes around them, or in blocks of its own.
+        """
         tensors = _Tensors(self._found.tensors)
         undo = [*_containers(self._found), *_namespaces(self._found), *_random_state(self._found.generators)]
         with ExitStack() as at_exit:
@@ -54,7 +59,8 @@ class Untouched:
             at_exit.callback(tensors.put_back)
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
-            at_exit.enter_context(tensors)
+            if not on_shapes:
+                at_exit.enter_context(tensors)
             yield
 
 

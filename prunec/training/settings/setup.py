@@ -19,7 +19,7 @@ from torch import nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
-from prunec.frontends.fx.trace import refuse_lazy
+from prunec.frontends.fx.trace import refuse_unreadable
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.penalty import penalty
@@ -379,7 +379,7 @@ def _check_disk(folder: RunFolder, module: nn.Module) -> None:
     A checkpoint holds the weights, their average and up to two moments of the optimiser, and is whole before the
     one before it goes; then come the ONNX file, the weights and a log.
     """
-    refuse_lazy(module)
+    refuse_unreadable(module)
     tensors = (*module.parameters(), *module.buffers())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     check_space(_existing(folder.path), (2 * 4 + 2) * weights + _LOG_BYTES, "the run")
