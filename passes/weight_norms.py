@@ -215,7 +215,7 @@ def _exclusive(graph: Graph, found: Sequence[WeightNorm]) -> list[WeightNorm]:
     by_v: dict[str, list[WeightNorm]] = {}
     for norm in found:
         by_v.setdefault(norm.v, []).append(norm)
-    return [norm for same in by_v.values() if (norm := _joined(graph, same)) is not None]
+    return [one for same in by_v.values() if (one := _joined(graph, same)) is not None]
 
 
 def _joined(graph: Graph, same: Sequence[WeightNorm]) -> WeightNorm | None:

@@ -113,6 +113,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, *, buffers: bool = True) -> None:
         super().__init__(param_shapes_constant=True)
+        self.trace_asserts = True
         self.buffers = buffers
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
