@@ -22,6 +22,11 @@ from prunec.passes.rewrites.permutations import replace_nodes
 
 Array = np.ndarray[Any, Any]
 
+STORED = (
+    "l2 runs over its channels: a weight is divided by a norm of it, and has no gain of its own that could make up for "
+    "what goes; store the weight first (torch.nn.utils.remove_weight_norm, or parametrize.remove_parametrizations)"
+)
+
 MAX_STEPS = 8
 """How many nodes behind a norm the product with v and g is looked for."""
 
@@ -99,23 +104,23 @@ def rescaled(
 def free_weight_norms(graph: Graph) -> Graph:
     """Return the graph with the attribute ``rescaled`` on norms whose gains make up for what goes.
 
+    Other norms of weights get a ``reason``, which says what helps.
+
     Ensures: nodes, values and what they compute are as before.
     """
     fixed = graph.fixed_values()
     norms = [node for node in graph.nodes if _is_norm(node) and node.inputs[0] in fixed]
-    found = _exclusive(graph, [match for node in norms if (match := _match(graph, node)) is not None])
-    if not found:
+    if not norms:
         return graph
-    marked = {name: norm for norm in found for name in norm.nodes}
-    return replace_nodes(
-        graph,
-        tuple(
-            replace(node, attrs=MappingProxyType({**node.attrs, "rescaled": marked[node.name]}))
-            if node.name in marked and _is_norm(node)
-            else node
-            for node in graph.nodes
-        ),
-    )
+    found = _exclusive(graph, [match for node in norms if (match := _match(graph, node)) is not None])
+    marks: dict[str, tuple[str, Any]] = {node.name: ("reason", STORED) for node in norms if node.attrs["kind"] == "l2"}
+    marks.update({name: ("rescaled", norm) for norm in found for name in norm.nodes})
+
+    def marked(node: Node) -> Node:
+        key, value = marks[node.name]
+        return replace(node, attrs=MappingProxyType({**node.attrs, key: value}))
+
+    return replace_nodes(graph, tuple(marked(n) if n.name in marks and _is_norm(n) else n for n in graph.nodes))
 
 
 def _is_norm(node: Node) -> bool:

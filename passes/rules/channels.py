@@ -406,7 +406,7 @@ def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
     if node.attrs.get("rescaled"):
         fields = tuple(field for field in x.fields if all(field.shape[axis] == 1 for axis in axes))
     else:
-        fields = _across(x, axes, ties, f"{kind} runs over its channels")
+        fields = _across(x, axes, ties, node.attrs.get("reason") or f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
     return [Label(shape, fields) for shape in outputs]

@@ -297,7 +297,7 @@ def _new_pad(pad: list[Any], old: Sequence[int], new: Sequence[int], rank: int) 
     return pad
 
 
-_GROUPS_AT = MappingProxyType({"convolution": 8})
+_GROUPS_AT = MappingProxyType({"convolution": 8, "deform_conv2d": 11})
 """Position of ``groups`` where it is not 6, its place in conv1d … conv3d and conv_transpose1d … 3d."""
 
 

@@ -467,6 +467,20 @@ def _max_unpool(count: int) -> Row:
     return row
 
 
+def _deform_conv(call: Call, to: Emitter) -> None:
+    """Translate torchvision's deformable convolution: sampled maps, one for each tap, that a convolution reads.
+
+    What is sampled beside the map is zero, so only zeros are uniform afterwards, and go.
+    """
+    x, weight = call["input"], call["weight"]
+    if call["offset_groups"] != 1:
+        return _opaque(call, to)
+    mask = call["mask"] if call["use_mask"] else None
+    (sampled,) = to.emit("sample", [x, call["offset"], mask], [(*x.shape[:2], *call.out.shape[2:])])
+    settings = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "conv_groups": call["groups"]}
+    to.emit("conv", [sampled, weight, call["bias"]], call.results, **settings)
+
+
 def _fourier(call: Call, to: Emitter) -> None:
     rank = call["self"].dim()
     axes = _axes(call["dim"], rank)
@@ -732,6 +746,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         **{f"adaptive_avg_pool{n}d": _adaptive_pool("avg_pool", n) for n in (1, 2, 3)},
         **{f"adaptive_max_pool{n}d": _adaptive_pool("max_pool", n) for n in (1, 2, 3)},
         **dict.fromkeys(_RESIZES, _resize),
+        "deform_conv2d": _deform_conv,
         **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "roi_align"), _sample),
         **{name: _reduce(name) for name in ("mean", "sum", "max", "min", "prod", "logsumexp", "any", "all")},
         **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _fourier),
