@@ -313,6 +313,117 @@ def masked_layers(cut: Callable[[nn.Module], nn.Module], groups: int = 1) -> Cal
     return make
 
 
+class Unpooling(nn.Module):
+    """SegNet: pools keep the places of their maxima, and unpooling puts elements back there."""
+
+    def __init__(self, axes: int = 2, sizes: bool = False) -> None:
+        super().__init__()
+        conv, norm = getattr(nn, f"Conv{axes}d"), getattr(nn, f"BatchNorm{axes}d")
+        self.layers = nn.ModuleList(
+            nn.Sequential(conv(i, 8, 3, padding=1), norm(8), nn.ReLU()) for i in (3, 8, 8, 8, 8)
+        )
+        self.head, self.sizes = conv(8, 4, 1), sizes
+        self.pool = getattr(nn, f"MaxPool{axes}d")(2, return_indices=True)
+        self.unpool = getattr(nn, f"MaxUnpool{axes}d")(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d, e = self.layers
+        x = a(x)
+        y, first = self.pool(x)
+        y = b(y)
+        if not self.sizes:
+            return self.head(e(self.unpool(d(c(y)), first)))  # type: ignore[no-any-return]
+        z, second = self.pool(y)
+        z = d(self.unpool(c(z), second, output_size=y.size()))
+        return self.head(e(self.unpool(z, first, output_size=x.shape)))  # type: ignore[no-any-return]
+
+
+class UnpoolingCalls(nn.Module):
+    """The same with functions, over an adaptive pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = cbr(3, 8), cbr(8, 8), cbr(8, 8), cbr(8, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, at = F.max_pool2d(self.a(x), 2, return_indices=True)
+        z, there = F.adaptive_max_pool2d(self.b(y), 3, return_indices=True)
+        z = F.max_unpool2d(self.c(z), there, 3, output_size=y.shape[2:])
+        return self.head(self.d(F.max_unpool2d(z + y, at, kernel_size=2)))
+
+
+class Windows(nn.Module):
+    """Overlapping windows of positions, by Tensor.unfold and torch.nn.functional.unfold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = cbr(3, 8), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = y.unfold(2, 3, 2).unfold(3, 3, 2).contiguous()
+        y = self.mid(y.amax((-1, -2)) + y.mean(-1)[..., 0])
+        n, c, h, w = y.shape
+        patches = F.unfold(y, 3, padding=1).view(n, c, 9, h, w)
+        return self.head(patches.amax(2) - patches[:, :, 4] + y)  # type: ignore[no-any-return]
+
+
+class Fourier(nn.Module):
+    """Filters of frequencies: a learned one for each channel (GFNet), a 1x1 convolution over both parts (LaMa)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mix = cbr(3, 8), nn.BatchNorm2d(8), cbr(16, 16, 1)
+        self.filter, self.last, self.head = nn.Parameter(torch.randn(8, 1, 1, 2)), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        sizes = y.shape[-2:]
+        z = torch.fft.rfft2(y, norm="ortho") * torch.view_as_complex(self.filter)
+        y = F.relu(self.norm(torch.fft.irfft2(z, s=sizes, norm="ortho")))
+        z = torch.fft.rfftn(y, dim=(-2, -1), norm="ortho")
+        z = torch.stack((z.real, z.imag), dim=-1).permute(0, 1, 4, 2, 3).contiguous()
+        z = self.mix(z.flatten(1, 2)).unflatten(1, (-1, 2))
+        z = torch.complex(z[:, :, 0].contiguous(), z[:, :, 1].contiguous())
+        y = torch.fft.irfftn(z, s=sizes, dim=(-2, -1), norm="ortho") + y
+        return self.head(self.last(y))  # type: ignore[no-any-return]
+
+
+class Scattered(nn.Module):
+    """Rows and columns of a map written out of place, and channels of one map into another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.mid, self.head = cbr(3, 8), cbr(3, 3), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, side = self.stem(x), self.side(x)
+        y = torch.slice_scatter(y, side, dim=1, start=2, end=5)
+        y = torch.select_scatter(y, src=side[:, 1], dim=1, index=6)
+        y = self.mid(y)
+        y = torch.select_scatter(y, y.mean(2), 2, 0)
+        return self.head(y.slice_scatter(y[..., :2] * 2, dim=3, start=1, end=3))  # type: ignore[no-any-return]
+
+
+class Asserting(nn.Module):
+    """CRNN: a check of sizes in front of a recurrent layer; one that torch.fx cannot see through needs torch.export."""
+
+    def __init__(self, cell: nn.Module, raises: bool = False) -> None:
+        super().__init__()
+        self.stem, self.cell, self.raises = cbr(3, 12), cell, raises
+        self.head = nn.Linear(cell.hidden_size * (2 if cell.bidirectional else 1), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(self.stem(x), (1, None))
+        _, c, h, w = y.size()
+        assert h == 1, "the height must be 1"
+        assert 11 < c < 13
+        if self.raises and w < 2:
+            raise ValueError("too narrow")
+        y, _ = self.cell(y.squeeze(2).permute(2, 0, 1))
+        return self.head(y)  # type: ignore[no-any-return]
+
+
 SPELLINGS: Mapping[str, Net] = MappingProxyType(
     {
         "low_rank": Net(LowRank),
@@ -356,6 +467,16 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "masked_filters": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.4, n=2, dim=0))),
         "masked_inputs": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.3, n=2, dim=1))),
         "reparametrised": Net(Reparametrised),
+        "unpooling": Net(Unpooling),
+        "unpooling_to_sizes": Net(lambda: Unpooling(sizes=True), ((3, 18, 18),)),
+        "unpooling_1d": Net(lambda: Unpooling(1), ((3, 16),)),
+        "unpooling_3d": Net(lambda: Unpooling(3), ((3, 8, 8, 8),)),
+        "unpooling_calls": Net(UnpoolingCalls),
+        "windows": Net(Windows),
+        "fourier": Net(Fourier),
+        "scattered": Net(Scattered),
+        "asserting_lstm": Net(lambda: Asserting(nn.LSTM(12, 7, bidirectional=True))),
+        "asserting_gru": Net(lambda: Asserting(nn.GRU(12, 7, num_layers=2), raises=True)),
         "spectral_norm_hooks": Net(normed(torch.nn.utils.spectral_norm)),
         "spectral_norm_parametrized": Net(normed(parametrizations.spectral_norm)),
     }

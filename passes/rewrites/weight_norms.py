@@ -19,6 +19,11 @@ from prunec.passes.weight_norms import WeightNorm
 
 Array = np.ndarray[Any, Any]
 
+STORED = (
+    "l2 runs over its channels: a weight is divided by a norm of it, and has no gain of its own that could make up for "
+    "what goes; store the weight first (torch.nn.utils.remove_weight_norm, or parametrize.remove_parametrizations)"
+)
+
 MAX_STEPS = 8
 """How many nodes behind a norm the product with v and g is looked for."""
 
@@ -26,23 +31,23 @@ MAX_STEPS = 8
 def free_weight_norms(graph: Graph) -> Graph:
     """Return the graph with the attribute ``rescaled`` on norms whose gains make up for what goes.
 
+    Other norms of weights get a ``reason``, which says what helps.
+
     Ensures: nodes, values and what they compute are as before.
     """
     fixed = graph.fixed_values()
     norms = [node for node in graph.nodes if _is_norm(node) and node.inputs[0] in fixed]
-    found = _exclusive(graph, [match for node in norms if (match := _match(graph, node)) is not None])
-    if not found:
+    if not norms:
         return graph
-    marked = {name: norm for norm in found for name in norm.nodes}
-    return replace_nodes(
-        graph,
-        tuple(
-            replace(node, attrs=MappingProxyType({**node.attrs, "rescaled": marked[node.name]}))
-            if node.name in marked and _is_norm(node)
-            else node
-            for node in graph.nodes
-        ),
-    )
+    found = _exclusive(graph, [match for node in norms if (match := _match(graph, node)) is not None])
+    marks: dict[str, tuple[str, Any]] = {node.name: ("reason", STORED) for node in norms if node.attrs["kind"] == "l2"}
+    marks.update({name: ("rescaled", norm) for norm in found for name in norm.nodes})
+
+    def marked(node: Node) -> Node:
+        key, value = marks[node.name]
+        return replace(node, attrs=MappingProxyType({**node.attrs, key: value}))
+
+    return replace_nodes(graph, tuple(marked(n) if n.name in marks and _is_norm(n) else n for n in graph.nodes))
 
 
 def _is_norm(node: Node) -> bool:
@@ -142,7 +147,7 @@ def _exclusive(graph: Graph, found: Sequence[WeightNorm]) -> list[WeightNorm]:
     by_v: dict[str, list[WeightNorm]] = {}
     for norm in found:
         by_v.setdefault(norm.v, []).append(norm)
-    return [joint for same in by_v.values() if (joint := _joined(graph, same)) is not None]
+    return [one for same in by_v.values() if (one := _joined(graph, same)) is not None]
 
 
 def _joined(graph: Graph, same: Sequence[WeightNorm]) -> WeightNorm | None:

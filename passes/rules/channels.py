@@ -16,6 +16,7 @@ import numpy as np
 from prunec.ir.graph import Dim, Node, Shape
 from prunec.ir.labels import Ids, Label, Ties, spread, varying
 from prunec.ir.ops import BINARY, UNARY
+from prunec.passes.rules.arrays import passed
 from prunec.passes.rules.moves import MOVES, factor, reshape_array
 
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
@@ -408,7 +409,7 @@ def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
     if node.attrs.get("rescaled"):
         fields = tuple(field for field in x.fields if all(field.shape[axis] == 1 for axis in axes))
     else:
-        fields = _across(x, axes, ties, f"{kind} runs over its channels")
+        fields = _across(x, axes, ties, node.attrs.get("reason") or f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
     return [Label(shape, fields) for shape in outputs]
@@ -446,6 +447,29 @@ def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     pin_all(rest, ties, f"is read by {node.source or node.op}")
     fields = x.without(mixed).fields
     return [Label(shape, fields) for shape in outputs]
+
+
+def max_unpool(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify the channels of a map with those of the indices that its elements go to; positions do not pass."""
+    spatial = node.attrs["spatial_axes"]
+    mixed = [[f for f in label.fields if any(f.shape[axis] != 1 for axis in spatial)] for label in inputs]
+    ties.pin([field for fields in mixed for field in fields], SPATIAL)
+    rest = [
+        Label(tuple(1 if axis in spatial else size for axis, size in enumerate(_known(v.shape))), v.without(m).fields)
+        for v, m in zip(inputs, mixed, strict=True)
+    ]
+    after = _known(outputs[0])
+    met = merge(rest, tuple(1 if axis in spatial else size for axis, size in enumerate(after)), ties)
+    return [Label(after, met.fields)]
+
+
+def linear(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move along the axes that pass; refuse, or tie, along those that are mixed."""
+    x, axes = inputs[0], node.attrs["passes"]
+    mixed = [axis for axis in range(x.rank) if axis not in [before for before, _ in axes]]
+    fields = _across(x, mixed, ties, f"{node.source or node.op} runs over its channels")
+    rank = len(_known(outputs[0]))
+    return [Label(outputs[0], tuple(passed(field, axes, rank) for field in fields))]
 
 
 def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -674,6 +698,8 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         "scatter_slice": scatter_slice,
         "full": full,
         **dict.fromkeys(("max_pool", "avg_pool", "resize", "sample"), channelwise),
+        "max_unpool": max_unpool,
+        "linear": linear,
         "quantize": per_channel,
         "dequantize": per_channel,
         "dynamic_quantize": dynamic_quantize,

@@ -26,6 +26,7 @@ from prunec.passes.rules.arrays import (
     fits,
     lift,
     others,
+    passed,
     stretched,
     uniform,
     unknown,
@@ -389,6 +390,18 @@ def gather(call: Call) -> Known:
     return [None] if call.node.attrs.get("indices") is None else moves(call)
 
 
+def scatter_slice(call: Call) -> Known:
+    """Move what is known; where positions are overwritten, only what they held before stays uniform.
+
+    How many positions a map has may change from input to input: what is made of them must not be counted.
+    """
+    axis, rank = call.node.attrs["axis"], call.rank
+    if axis < 2 or any(array is None or array.ndim != rank for array in call.known):
+        return moves(call)
+    base, source = (uniform(call.array(index), [axis]) for index in (0, 1))
+    return [np.where(base == source, base, np.nan) if fits([base, source]) else None]
+
+
 def full(call: Call) -> Known:
     """One number everywhere."""
     value = call.node.attrs.get("value", 0.0)
@@ -485,6 +498,20 @@ def sample(call: Call) -> Known:
     return [None if x is None or x.ndim != call.rank else _zeros(uniform(x, others(x.ndim, 1)))]
 
 
+def max_unpool(call: Call) -> Known:
+    """What a pool took no element from is zero, so only zeros stay uniform."""
+    return [_zeros(_over_space(call))]
+
+
+def linear(call: Call) -> Known:
+    """A linear map makes zeros of zeros; of anything else it may make anything."""
+    x, axes = call.known[0], call.node.attrs["passes"]
+    if x is None:
+        return [None]
+    mixed = others(x.ndim, *(axis for axis, _ in axes))
+    return [passed(np.where(uniform(x, mixed) == 0, 0.0, np.nan), axes, call.rank)]
+
+
 def _over_space(call: Call) -> Array | None:
     x = call.known[0]
     if x is None or x.ndim != call.rank:
@@ -529,13 +556,16 @@ CONSTANT_RULES: Mapping[str, Rule] = MappingProxyType(
         "prelu": prelu,
         "where": where,
         **dict.fromkeys(("reshape", "transpose", "slice", "split", "concat", "expand", "tile"), moves),
-        **dict.fromkeys(("space_to_depth", "scatter_slice"), moves),
+        "space_to_depth": moves,
+        "scatter_slice": scatter_slice,
         "gather": gather,
         "pad": pad,
         "depth_to_space": depth_to_space,
         "im2col": im2col,
         "full": full,
         "max_pool": channelwise,
+        "max_unpool": max_unpool,
+        "linear": linear,
         "avg_pool": avg_pool,
         "resize": resize,
         "sample": sample,

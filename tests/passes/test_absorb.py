@@ -261,10 +261,22 @@ def test_calls_that_share_weights_lose_only_what_is_the_same_for_both() -> None:
     np.testing.assert_allclose(edits.params["bias"], graph.params["shared"].array[:, 1, 0, 0], rtol=1e-6)
 
 
-def test_a_padded_convolution_with_a_computed_weight_keeps_constants() -> None:
+def test_a_carrier_goes_into_the_parameter_that_has_the_columns() -> None:
     t = Tiny()
     x = silent(t, [NAN, 1.0, 2.0])
-    computed = t.node("tanh", [t.param(weight(2, 3, 3, 3), "v")], (2, 3, 3, 3))
+    v = weight(2, 3, 3, 3)
+    computed = t.node("mul", [t.param(v, "v"), t.param(weight(2, 1, 1, 1), "g")], (2, 3, 3, 3))
+    attrs: dict[str, Any] = {"strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "conv_groups": 1}
+    graph = t.graph(t.node("conv", [x, computed, ""], ("N", 2, 8, 8), **attrs))
+    _, made = planned(graph)
+    new = edits_of(graph, made).params["v"]
+    np.testing.assert_allclose(new, np.stack([v[:, 0], v[:, 2] + 0.5 * v[:, 1]], axis=1), rtol=1e-6)
+
+
+def test_a_padded_convolution_with_a_weight_scaled_column_by_column_keeps_constants() -> None:
+    t = Tiny()
+    x = silent(t, [NAN, 1.0, 2.0])
+    computed = t.node("mul", [t.param(weight(2, 3, 3, 3), "v"), t.param(weight(2, 3, 1, 1), "g")], (2, 3, 3, 3))
     attrs: dict[str, Any] = {"strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "conv_groups": 1}
     _, made = planned(t.graph(t.node("conv", [x, computed, ""], ("N", 2, 8, 8), **attrs)))
     assert made.is_empty

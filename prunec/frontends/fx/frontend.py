@@ -58,6 +58,8 @@ KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+_RECURRENT_OPS = tuple(getattr(torch.ops.aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+_RECURRENT_PARAMETERS = ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
 _WRITTEN = "is written in place through a view"
@@ -263,6 +265,8 @@ class _Walk(fx.Interpreter):
             return recorder.functional_instance_norm
         if n.op == "call_function" and n.target in _LINEAR:
             return recorder.functional_linear
+        if n.op == "call_function" and n.target in _RECURRENT_OPS:
+            return recorder.recurrent_op
         if n.target is torch.tensor_split or (n.op == "call_method" and n.target == "tensor_split"):
             return recorder.tensor_split
         if n.op != "call_module":
@@ -538,20 +542,51 @@ class _Recorder(MetaMode):
         self.emit("split", [x], list(result), axis=axis, sizes=[part.shape[axis] for part in result])
 
     def recurrent(self, args: Any, module: Any, result: Any) -> None:
-        """Record what each layer and direction reads of its input as a matrix product; the state is not followed."""
+        """Record a recurrent module."""
         self._source = type(module).__name__
         x, *states = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        layers = [
+            [
+                [getattr(module, f"{kind}_l{layer}{suffix}", None) for kind in _RECURRENT_PARAMETERS]
+                for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]
+            ]
+            for layer in range(module.num_layers)
+        ]
+        self._layers(x, states, layers, result)
+
+    def recurrent_op(self, args: Any, _kwargs: Any, result: Any) -> None:
+        """Record the op that torch.export makes of a recurrent module: its parameters come as one list."""
+        x, states, params, has_biases, num_layers, _, _, both_ways, *_ = args
+        self._source = "aten.recurrent"
+        given, each = list(params), len(params) // (num_layers * (2 if both_ways else 1))
+        rows = [given[at : at + each] for at in range(0, len(given), each)]
+        cells = [
+            [
+                row[0],
+                row[2] if has_biases else None,
+                row[1],
+                row[3] if has_biases else None,
+                *row[4 if has_biases else 2 :],
+            ]
+            for row in rows
+        ]
+        layers = [cells[at : at + len(cells) // num_layers] for at in range(0, len(cells), len(cells) // num_layers)]
+        self._layers(x, [leaf for leaf in pytree.tree_leaves(states) if isinstance(leaf, Tensor)], layers, result)
+
+    def _layers(self, x: Tensor, states: list[Tensor], layers: list[list[list[Any]]], result: Any) -> None:
+        """Record what each layer and direction reads of its input as a matrix product; the state is not followed.
+
+        Args:
+            layers: for each layer and direction, its tensors in the order of ``_RECURRENT_PARAMETERS``.
+        """
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         reason = "a recurrent state feeds itself"
         current: Operand = x
         parts: list[Operand] = [*states]
         leading = tuple(x.shape[:-1])
-        for layer in range(module.num_layers):
-            for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
-                names = [
-                    f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
-                ]
-                w_in, b_in, w_state, b_state, w_out = (getattr(module, name, None) for name in names)
+        for number, directions in enumerate(layers):
+            for cell in directions:
+                w_in, b_in, w_state, b_state, w_out = (*cell, None)[:5]
                 assert isinstance(w_in, Tensor)
                 assert isinstance(w_state, Tensor)
                 gates = (*leading, w_in.shape[0])
@@ -559,7 +594,7 @@ class _Recorder(MetaMode):
                 state = self.emit("opaque", [parts[-1]], [(*leading, w_state.shape[1])], reason=reason)[0]
                 parts += self.emit("matmul", [state, w_state, b_state], [gates], transpose_b=True)
                 parts += [w_out] if isinstance(w_out, Tensor) else []
-            if layer + 1 < module.num_layers:
+            if number + 1 < len(layers):
                 (current,) = self.emit("opaque", parts, [tuple(outputs[0].shape)], reason=reason)
                 parts = []
         self.emit("opaque", parts, outputs, reason=reason)

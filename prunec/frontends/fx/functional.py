@@ -140,6 +140,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, *, buffers: bool = True, regions: Regions | None = None) -> None:
         super().__init__(param_shapes_constant=True)
+        self.trace_asserts = True
         self.buffers = buffers
         self.regions = Regions() if regions is None else regions
 

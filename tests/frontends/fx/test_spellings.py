@@ -12,6 +12,7 @@ from masking import Masked
 from networks import silence
 from spellings import SPELLINGS, ByHand, with_layer
 from torch import nn
+from torch.nn import functional as F
 
 from prunec.api import analyze_module, prune_module
 from prunec.backends.fx.backend import apply_edits
@@ -265,3 +266,21 @@ def test_the_pruned_network_is_exported_as_it_computes(name: str, tmp_path: Path
     net, inputs = make(name), SPELLINGS[name].inputs()
     result = prune_module(net, inputs, validate=False)
     assert export_checked(result.module, inputs, tmp_path / "net.onnx", original=net).passed
+
+
+@pytest.mark.parametrize("name", ["spectral_norm_hooks", "spectral_norm_parametrized"])
+def test_what_a_spectral_norm_keeps_is_told_with_what_helps(name: str) -> None:
+    result = prune_module(make(name), SPELLINGS[name].inputs(), validate=False)
+    assert any("store the weight first" in held.reason for held in result.report.blocked)
+
+
+def test_a_weight_that_is_divided_by_its_norm_keeps_inputs_and_says_what_helps() -> None:
+    class Cosine(ByHand):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, F.normalize(self.v.flatten(1)).view_as(self.v), padding=1)
+
+    torch.manual_seed(0)
+    net = silence(with_layer(Cosine)())
+    result = prune_module(net, SPELLINGS["masked"].inputs(), validate=False)
+    assert result.module.get_parameter("1.v").shape[1] == 8
+    assert any("store the weight first" in pin.reason for pin in result.report.pins)
