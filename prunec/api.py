@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.check.blame import judged
+from prunec.check.budget import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration, Observed
 from prunec.data.samples import Samples
 from prunec.errors import BadInput, ValidationFailed
@@ -104,6 +105,8 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -116,6 +119,8 @@ def prune_module(
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
+        check_time: seconds that the comparison may take; the report says what was left out.
+        progress: told what is being done, once that takes longer than two seconds.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
             "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
             ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
@@ -143,7 +148,8 @@ def prune_module(
     report = _report(job, name or type(module).__name__, calibration, observed)
     if validate:
         feeds = given or (samples if job.by_data else None)
-        report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)
+        allowed, budget = _allowed(job, tolerance, calibration), (check_time, progress)
+        report = _checked(module, job.result, example_inputs, job, report, allowed, feeds, budget)
     return Pruned(job.result, job.plan, report)
 
 
@@ -222,6 +228,8 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -233,7 +241,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, options: as for ``prune_module``.
+        calibration, inputs, check_time, progress, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``PrunePlan.load(plan_file).apply_onnx(path, output)`` makes
             the same of this file, and the like of one with the same graph and other weights.
 
@@ -267,7 +275,8 @@ def prune_onnx(
         if validate:
             feeds = given or (samples if job.by_data else None)
             allowed = _allowed(job, tolerance, calibration)
-            report = _checked_files(Path(path), staged, input_shapes, job, report, allowed, feeds, chosen.seed)
+            budget = (check_time, progress)
+            report = _checked_files(Path(path), staged, input_shapes, job, report, allowed, feeds, chosen.seed, budget)
         if plan_file is not None:
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")
@@ -316,6 +325,7 @@ def _checked_files(
     tolerance: float,
     feeds: Iterable[Feed] | None,
     seed: int,
+    budget: tuple[float, Tell | None],
 ) -> PruneReport:
     from prunec.check.validate import RUNS, validate_onnx
 
@@ -328,6 +338,8 @@ def _checked_files(
         input_shapes=input_shapes,
         inputs=feeds,
         seed=seed,
+        check_time=budget[0],
+        progress=budget[1],
     )
     _refuse_difference(job, result, tolerance)
     return replace(report, validation=result, border_error=_border_error(job, report, result))
@@ -358,6 +370,7 @@ def _checked(
     report: PruneReport,
     tolerance: float,
     samples: Samples | None,
+    budget: tuple[float, Tell | None],
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
     from prunec.check.validate import validate_modules
@@ -366,7 +379,15 @@ def _checked(
     feeds = None
     if samples is not None:
         feeds = _Renamed(samples, dict(zip((slot.name for slot in samples.slots), places, strict=True)))
-    result = validate_modules(module, pruned, tuple(example_inputs), tolerance=tolerance, inputs=feeds)
+    result = validate_modules(
+        module,
+        pruned,
+        tuple(example_inputs),
+        tolerance=tolerance,
+        inputs=feeds,
+        check_time=budget[0],
+        progress=budget[1],
+    )
     _refuse_difference(job, result, tolerance)
     return replace(report, validation=result, border_error=_border_error(job, report, result))
 
@@ -392,14 +413,26 @@ def _holds_on_data(job: Job[Any]) -> bool:
     return job.by_data and job.plan.reason == SHOWN and job.selection.border == EXACT
 
 
+def _not_exact(result: Validation, tolerance: float) -> ValidationFailed:
+    differ = f"the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), allowed is {tolerance:.0e}"
+    if result.double_rel_error is None:
+        return ValidationFailed(
+            differ,
+            why="; ".join(result.notes) or "double precision, which tells a mistake from rounding, was not tried",
+            do="this may be rounding: try your data (--inputs FOLDER); --no-validate gives the result all the same",
+        )
+    return ValidationFailed(
+        differ,
+        why=f"by {result.double_rel_error:.2e} in double precision, where rounding is gone",
+        do="please report this with the model; --no-validate gives the result all the same",
+    )
+
+
 def _refuse_difference(job: Job[Any], result: Validation, tolerance: float) -> None:
     if result.passed:
         return
     if job.plan.exact:
-        raise ValidationFailed(
-            f"the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), allowed is {tolerance:.0e}",
-            do="please report this with the model; --no-validate gives the result all the same",
-        )
+        raise _not_exact(result, tolerance)
     if _holds_on_data(job):
         raise ValidationFailed(
             f"on the data the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), "

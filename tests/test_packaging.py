@@ -174,7 +174,7 @@ def test_modules_that_handle_files_do_not_load_torch() -> None:
 LAYERS = (
     r"prunec\.(errors|ops|graph|labels|plan|report|files|containers)",
     (
-        r"prunec\.(frontends|backends|models|probes|charts)\b.*|"
+        r"prunec\.(frontends|backends|models|probes|charts|check)\b.*|"
         r"prunec\.(runtime|comparison|edits|samples|sample_files|calibration|observing)"
     ),
     (

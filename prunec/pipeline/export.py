@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunec.check.budget import CHECK_TIME, Tell
 from prunec.check.validate import evaluating, validate_module_against_onnx
 from prunec.errors import UnsupportedModel, ValidationFailed
 from prunec.files import replacing
@@ -96,6 +97,8 @@ def export_checked(
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     open_axes: OpenAxes | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
 ) -> Validation:
     """Write ``module`` to ``path`` as ONNX once ONNX Runtime has agreed with it; else write nothing.
 
@@ -106,6 +109,7 @@ def export_checked(
         original: compare the file with this module instead (the network before pruning).
         tolerance: largest relative error that passes.
         input_names, output_names, open_axes: see export_onnx.
+        check_time, progress: see validate_onnx.
 
     Raises:
         UnsupportedModel: neither exporter takes the module.
@@ -115,7 +119,13 @@ def export_checked(
     with replacing(path) as aside:
         export_onnx(module, example_inputs, aside, input_names=names, output_names=output_names, open_axes=open_axes)
         result = validate_module_against_onnx(
-            original if original is not None else module, aside, example_inputs, input_names=names, tolerance=tolerance
+            original if original is not None else module,
+            aside,
+            example_inputs,
+            input_names=names,
+            tolerance=tolerance,
+            check_time=check_time,
+            progress=progress,
         )
         if not result.passed:
             worst = max(result.families, key=result.families.__getitem__)

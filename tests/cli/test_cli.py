@@ -160,7 +160,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
     assert status == 1
     assert json.loads(out)["max_rel_error"] == pytest.approx(0.1, rel=1e-3)
     assert json.loads(out)["passed"] is False
-    assert err.startswith("error[validation-failed]: the outputs differ by 0.1 (relative)")
+    assert "\nerror[validation-failed]: the outputs differ by 0.1 (relative)" in f"\n{err}"
 
 
 @pytest.mark.parametrize(
