@@ -184,9 +184,9 @@ def _prune_module(
     pruned = api.prune_module(found.module, found.example_inputs, validate=validate, **choices)
     report = replace(pruned.report, model=found.name)
     if not validate:
-        export_onnx(pruned.module, found.example_inputs, output)
+        notes = export_onnx(pruned.module, found.example_inputs, output)
         _write_plan(pruned.plan, plan_file)
-        return report
+        return replace(report, notes=(*report.notes, *notes))
     spent = report.validation.seconds if report.validation is not None else 0.0
     # What computes the same function is held against the original, the rest against the pruned module.
     original = found.module if report.exact else None

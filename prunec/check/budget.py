@@ -64,6 +64,11 @@ class Budget:
             done.set()
             thread.join()
 
+    def _clock(self, spent: float) -> str:
+        if spent <= self.seconds:
+            return f"{spent:.0f} s of at most {self.seconds:.0f} s"
+        return f"{spent:.0f} s, over the {self.seconds:.0f} s asked for: one input is tried whatever it takes"
+
     def _report(self, tell: Tell, done: threading.Event) -> None:
         told, when = "", 0.0
         wait = SILENCE_S
@@ -71,5 +76,5 @@ class Budget:
             wait = 0.5
             doing, spent = self._doing, self.spent
             if doing and (doing != told or spent - when >= _STILL_S):
-                tell(f"checking: {doing} ({spent:.0f} s, at most about {self.seconds:.0f} s)")
+                tell(f"checking: {doing} ({self._clock(spent)})")
                 told, when = doing, spent
