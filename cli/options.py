@@ -91,6 +91,16 @@ normalise_option = click.option(
 )
 
 
+check_time_option = click.option(
+    "--check-time",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for comparing and timing: slow models are run on fewer inputs and less often, and that is told.",
+)
+
+
 def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    check_time_option,
     debug_option,
     force_option,
     inputs_option,
@@ -98,6 +99,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     metavar="PLAN.json",
     help="Also write what was done as data, to be done again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
 )
+@check_time_option
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
 @keep_option
 @force_option
@@ -113,6 +115,7 @@ def prune(
     normalise: str | None,
     plan_file: Path | None,
     no_validate: bool,
+    check_time: float,
     force: bool,
     as_json: bool,
     **choices: Any,
@@ -124,7 +127,7 @@ def prune(
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
-    from prunec.cli.render import show_json, show_prune
+    from prunec.cli.render import show_json, show_prune, tell
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
     from prunec.pipeline.resolve import OnnxModel, resolve
@@ -138,6 +141,7 @@ def prune(
     choices["calibration"] = _calibration(calibrate, tolerance, normalise)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
+    choices.update(check_time=check_time, progress=tell)
     found = resolve(model, input_shapes, weights=weights)
     if isinstance(found, OnnxModel):
         from prunec import api
@@ -180,12 +184,20 @@ def _prune_module(
     pruned = api.prune_module(found.module, found.example_inputs, validate=validate, **choices)
     report = replace(pruned.report, model=found.name)
     if not validate:
-        export_onnx(pruned.module, found.example_inputs, output)
+        notes = export_onnx(pruned.module, found.example_inputs, output)
         _write_plan(pruned.plan, plan_file)
-        return report
+        return replace(report, notes=(*report.notes, *notes))
+    spent = report.validation.seconds if report.validation is not None else 0.0
     # What computes the same function is held against the original, the rest against the pruned module.
     original = found.module if report.exact else None
-    checked = export_checked(pruned.module, found.example_inputs, output, original=original)
+    checked = export_checked(
+        pruned.module,
+        found.example_inputs,
+        output,
+        original=original,
+        check_time=max(choices["check_time"] - spent, 0.0),
+        progress=choices["progress"],
+    )
     _write_plan(pruned.plan, plan_file)
     # What was compared on the user's own inputs says more than the check of the export.
     on_data = report.validation is not None and "data" in report.validation.families

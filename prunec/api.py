@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.check.blame import judged
+from prunec.check.budget import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
@@ -83,6 +84,8 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -96,6 +99,8 @@ def prune_module(
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
+        check_time: seconds that the comparison may take; the report says what was left out.
+        progress: told what is being done, once that takes longer than two seconds.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
             "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
             ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
@@ -121,7 +126,9 @@ def prune_module(
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
-        report = checking.checked_module(module, job.result, example_inputs, job, report, allowed, feeds)
+        report = checking.checked_module(
+            module, job.result, example_inputs, job, report, allowed, feeds, (check_time, progress)
+        )
     return Pruned(job.result, replace(job.plan, example=taken), report)
 
 
@@ -151,6 +158,8 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -162,7 +171,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, options: as for ``prune_module``.
+        calibration, inputs, check_time, progress, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -186,8 +195,10 @@ def prune_onnx(
             report = no_larger(traced.source, staged, report)
         if validate:
             allowed = checking.allowed_error(job, tolerance, calibration)
-            feeds = shown.given or (shown.samples if job.by_data else None)
-            report = checking.checked_files(path, staged, input_shapes, job, report, allowed, feeds, chosen.seed)
+            feeds, budget = shown.given or (shown.samples if job.by_data else None), (check_time, progress)
+            report = checking.checked_files(
+                path, staged, input_shapes, job, report, allowed, feeds, chosen.seed, budget
+            )
         if plan_file is not None:
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunec import api
-from prunec.check.validate import working_feed
+from prunec.check.finding import working_feed
 from prunec.errors import BudgetNotMet
 from prunec.pipeline.options import Criterion
 from prunec.pipeline.resolve import OnnxModel, TorchModel

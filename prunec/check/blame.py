@@ -43,7 +43,7 @@ def _complaint(path: str) -> str:
     """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it, and it runs."""
     import onnx
 
-    from prunec.check.validate import working_feed
+    from prunec.check.finding import working_feed
     from prunec.runtime import sessions
 
     try:

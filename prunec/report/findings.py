@@ -264,13 +264,18 @@ class Validation:
         max_abs_error: in the output's own units.
         max_rel_error: as above; NaN never passes.
         tolerance: the largest relative error that passes.
+        double_rel_error: the same in double precision, where the models' own left it open; None where it did not.
         families: the relative error per input family.
+        left_out: families that there was no time for.
+        inputs: how many inputs were compared.
+        seconds: what the comparison and the timing took.
         vacuous: every output of the first model was constant in every family: the comparison says nothing.
         latency_a_ms, latency_b_ms: median milliseconds per run of the first and second model, None where
             not measured.
+        timed_runs: runs of each that the medians are of.
         provider_asked, provider_ran: the execution provider ("cpu", "cuda", "torch"); what ran is read
             from the session, never assumed.
-        passed: the error is within the tolerance.
+        passed: the error is within the tolerance, or the models compute the same in double precision.
         notes: sentences a person should read (a fall-back, a vacuous family).
     """
 
@@ -278,9 +283,14 @@ class Validation:
     max_rel_error: float
     tolerance: float
     families: dict[str, float] = field(default_factory=dict)
+    double_rel_error: float | None = None
+    left_out: tuple[str, ...] = ()
+    inputs: int = 0
+    seconds: float = 0.0
     vacuous: bool = False
     latency_a_ms: float | None = None
     latency_b_ms: float | None = None
+    timed_runs: int = 0
     provider_asked: str = "cpu"
     provider_ran: str = "cpu"
     passed: bool = True

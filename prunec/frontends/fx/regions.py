@@ -97,14 +97,6 @@ def is_cast(n: fx.Node) -> bool:
     return n.target in (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
 
 
-def coarsest_cast(module: Any) -> float:
-    """Return the relative spacing of the coarsest type that a traced graph casts to; 0 where it does not."""
-    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
-    begun = (n.args for n in nodes if n.target is autocast_mode._enter_autocast)
-    used = ((dtype or torch.get_autocast_dtype(device)) for device, dtype, enabled, _ in begun if enabled)
-    return max((torch.finfo(dtype).eps for dtype in used), default=0.0)
-
-
 def _patch(begin: Any, enter: Any, leave: Any) -> None:
     torch.autocast.__init__, torch.autocast.__enter__ = begin, enter  # type: ignore[method-assign]
     torch.autocast.__exit__ = leave  # type: ignore[method-assign]

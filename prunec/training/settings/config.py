@@ -228,6 +228,14 @@ def check(config: RunConfig) -> RunConfig:
     """
     if sum(map(bool, (config.arch, config.model, config.onnx))) != 1:
         raise BadInput("give exactly one of --arch, --model and --onnx", do="`prunec archs` lists the architectures")
+    for option, value in (("--arch", config.arch), ("--model", config.model)):
+        if value.lower().endswith(".onnx"):
+            raise BadInput(f"{option} {value} is an ONNX file", do=f"give it with --onnx {value}")
+    if config.onnx and not config.onnx.lower().endswith(".onnx"):
+        raise BadInput(
+            f"--onnx {config.onnx} is not an .onnx file",
+            do="built-in architectures are given with --arch, your own network with --model package.module:factory",
+        )
     if config.onnx and config.weights:
         raise BadInput("an ONNX file has its own weights", do="leave --weights out")
     _choose("restore_batchnorm", config.restore_batchnorm, ("auto", "never"))
