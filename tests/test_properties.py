@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import torch
-from assertions import assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
+from assertions import TIGHT, assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
@@ -26,9 +26,6 @@ from prunec.passes.selection.select import plan, select
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import input_specs, read_module
-
-TIGHT = 1e-9
-"""Relative error allowed in float64."""
 
 
 @given(specs(), st.sampled_from([0.3, 0.6, 0.95]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx_nets import Net
-from test_onnx_module import CASES, model_of
+from single_nodes import CASES, model_of
 from torch import nn
 from torch.nn import functional as F
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from assertions import assert_same_function, outputs_of, relative_error
+from assertions import TIGHT, assert_same_function, outputs_of, relative_error
 from handmade import BY_HAND, READS
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
 from strategies import Spec, Step, batch_of, build, specs
-from test_properties import TIGHT
 from torch import Tensor
 
 from prunec.api import prune_module
