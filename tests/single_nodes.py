@@ -1,4 +1,4 @@
-"""ONNX models of one node, with inputs of its op: what the importer and the referee are compared with ONNX Runtime on."""
+"""ONNX models of one node, with inputs of its op: importer and referee are compared with ONNX Runtime on them."""
 
 from __future__ import annotations
 
