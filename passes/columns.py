@@ -9,7 +9,7 @@ grouped weight, and are cut group by group as it is?
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,26 +127,41 @@ class _Walk:
 
         A module that is called twice makes its weight twice, from nodes that do the same.
         """
+        pending = {column.param for column in found} | {column.mask for column in found if column.mask}
+        if len({column.param for column in found}) < len(found):
+            return False
+        return self._reaches_ours(pending, {}) or self._reaches_ours(pending, self._twins())
+
+    def _reaches_ours(self, pending: set[str], twins: Mapping[str, str]) -> bool:
+        """Tell whether all that reads ``pending``, and what is made of it, is ours, a twin of it, or a convolution."""
+        ours = {out for node in self.graph.nodes if node.name in self.passed for out in node.outputs}
+        same = {twins[out] for out in ours if out in twins}
+        waiting, seen = list(pending), set(pending)
+        while waiting:
+            name = waiting.pop()
+            if name in self.graph.outputs:
+                return False
+            for node in self.graph.consumers(name):
+                if summed_axis(node) == self.kind and [at for at, other in enumerate(node.inputs) if other == name] == [
+                    1
+                ]:
+                    continue
+                if any(out not in ours and twins.get(out, "") not in same for out in node.outputs):
+                    return False
+                waiting.extend(out for out in node.outputs if out not in seen)
+                seen.update(node.outputs)
+        return True
+
+    def _twins(self) -> dict[str, str]:
+        """Return the values made of parameters alone -> a name that those have in common that are made alike."""
         alike = {name: name for name in self.graph.params}
         makers: dict[Any, str] = {}
-        pending = {column.param for column in found} | {column.mask for column in found if column.mask}
-        if len({column.param for column in found}) < len(found) or pending & set(self.graph.outputs):
-            return False
-        ours = {out for node in self.graph.nodes if node.name in self.passed for out in node.outputs}
         for node in self.graph.nodes:
             if node.outputs and node.op != "opaque" and all(name in alike for name in node.inputs if name):
                 key = (node.op, tuple(alike.get(name, "") for name in node.inputs), str(dict(node.attrs)))
-                alike.update(
-                    {out: f"{makers.setdefault(key, node.outputs[0])}:{i}" for i, out in enumerate(node.outputs)}
-                )
-            read = [at for at, name in enumerate(node.inputs) if name in pending]
-            if not read or (read == [1] and summed_axis(node) == self.kind):
-                continue
-            same = {alike[out] for out in ours if out in alike}
-            if any(alike.get(out) not in same or out in self.graph.outputs for out in node.outputs):
-                return False
-            pending.update(node.outputs)
-        return True
+                first = makers.setdefault(key, node.outputs[0])
+                alike.update({out: f"{first}:{i}" for i, out in enumerate(node.outputs)})
+        return alike
 
 
 def _pads_taps(node: Node) -> bool:

@@ -229,7 +229,8 @@ def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
             continue
         known = _all_settled(facts, node.inputs, known=True)
         if known.any():
-            lost = known & _all_settled(facts, node.outputs, known=False)
+            read = [name for name in node.outputs if facts.graph.consumers(name) or name in facts.graph.outputs]
+            lost = known & _all_settled(facts, read, known=False)
             if lost.any():
                 yield node, _why_it_ends(node), lost
 
