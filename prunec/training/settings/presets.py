@@ -238,6 +238,8 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     if given.get("optimizer") == "adamw":
         settings.update(_for_adamw(settings, from_scratch=not (given.get("weights") or given.get("onnx"))))
     settings.update(given)
+    if name == "pretrained" and "shares" not in given:
+        settings["shares"] = _SHARES_TO_A_BUDGET if RunConfig(output, **settings).focuses else settings["shares"]
     for need in chosen.needs:
         if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
             raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
@@ -278,6 +280,10 @@ def resume_config(output: str, **changes: Any) -> RunConfig:
         raise BadInput(f"{output} holds no run to resume", do="give the folder of a run, or start one without --resume")
     config = RunConfig.from_json_dict(read_json(folder.config), output=output, resume=True)
     return check(dataclasses.replace(config, **given))
+
+
+_SHARES_TO_A_BUDGET = (0.0, 0.0, 1.0)
+"""From weights to a budget every step is fine-tuning's: docs/training.md has what steps of ISTA were worth."""
 
 
 def _default(given: Mapping[str, Any]) -> str:
