@@ -21,7 +21,6 @@ import json
 import math
 import platform
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -90,18 +89,22 @@ def _rows() -> dict[str, Row]:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
     short = {"batch_size": 50}
     for cut in cuts:
-        rows[f"short-{cut}"] = Row(cut, "resnet20", 0.5, 400, **short)  # type: ignore[arg-type]
+        rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)  # type: ignore[arg-type]
     for name, options in (
         ("default", ""),
-        ("ista-25", "--shares 0,0.25,0.75"),
-        ("ista-60", "--shares 0,0.6,0.4"),
-        ("alone", "--distill 0"),
-        ("ista-25-alone", "--distill 0 --shares 0,0.25,0.75"),
         ("lr-0.05", "--finetune-lr 0.05"),
-        ("lr-0.01", "--finetune-lr 0.01"),
-        ("inner", "--residual keep"),
+        ("lr-0.02", "--finetune-lr 0.02"),
+        ("lr-0.005", "--finetune-lr 0.005"),
+        ("ista-25-lr-0.02", "--finetune-lr 0.02 --shares 0,0.25,0.75"),
+        ("ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
+        ("ista-10-lr-0.005", "--finetune-lr 0.005 --shares 0,0.1,0.9"),
+        ("inner-lr-0.02", "--finetune-lr 0.02 --residual keep"),
+        ("inner-lr-0.005", "--finetune-lr 0.005 --residual keep"),
+        ("alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
+        ("ista-25-alone-lr-0.005", "--finetune-lr 0.005 --distill 0 --shares 0,0.25,0.75"),
     ):
         rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
+    rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
     return rows
 
 
@@ -289,7 +292,8 @@ def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, s
     kept.mkdir(parents=True, exist_ok=True)
     for file in _KEPT:
         if (folder / file).is_file():
-            shutil.copyfile(folder / file, kept / file)
+            text = (folder / file).read_text(encoding="utf-8")
+            write_text(kept / file, text.replace(str(weights), "WEIGHTS").replace(str(data), "CIFAR_FOLDER"))
     document = {
         "row": name,
         "method": row.method,

@@ -68,6 +68,31 @@ def test_from_weights_to_a_budget_all_steps_are_fine_tunings_unless_something_wa
     assert config(tmp_path / "run", bars, trained, **given).shares == shares
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({"batch_size": 125}, 0.02),
+        ({"batch_size": 500}, 0.02),
+        ({"batch_size": 50}, 0.008),
+        ({"batch_size": 25, "accumulate": 2}, 0.008),
+        ({"batch_size": 50, "finetune_lr": 0.03}, 0.03),
+        ({"batch_size": 50, "rho": 0.01}, 0.02),
+        ({"batch_size": 50, "target_macs": None}, 0.02),
+        ({"batch_size": 50, "optimizer": "adamw"}, 0.001),
+    ],
+)
+def test_small_batches_are_fine_tuned_at_a_rate_in_proportion(
+    tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], rate: float
+) -> None:
+    assert config(tmp_path / "run", bars, trained, **given).finetune_lr == rate
+
+
+@pytest.mark.parametrize("batch_size", [0, -5])
+def test_a_batch_of_no_images_is_still_refused(tmp_path: Path, bars: Path, trained: Path, batch_size: int) -> None:
+    with pytest.raises(BadInput, match="batch-size is"):
+        config(tmp_path / "run", bars, trained, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("given", [{"rho": 0.01}, {"target_macs": None}, {"alpha": 0.5}])
 def test_only_such_a_run_may_do_without_ista(tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="ISTA's is not 0"):
