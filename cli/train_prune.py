@@ -38,7 +38,11 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.")
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches per step; default 1.")
 @click.option("--optimizer", metavar="KIND", help="sgd (default), nesterov or adamw; gammas make ISTA's own steps.")
-@click.option("--distill", type=click.FloatRange(0, 1), help="Weight of the unpruned network's answers; default 0.")
+@click.option(
+    "--distill",
+    type=click.FloatRange(0, 1),
+    help="Weight of the unpruned network's answers in fine-tuning; default: 0.9 with weights, else 0.",
+)
 @click.option("--drive-beta", is_flag=True, default=None, help="Bring the betas of channels that are gone to zero too.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
 @click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr, or chosen.")
@@ -48,7 +52,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--shares",
     metavar="F,F,F",
     callback=lambda _context, _parameter, value: _fractions(value, "0.3,0.4,0.3"),
-    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3.",
+    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3; default: by the preset, and from "
+    "weights to a budget all of it for fine-tuning.",
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")

@@ -238,6 +238,8 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     if given.get("optimizer") == "adamw":
         settings.update(_for_adamw(settings, from_scratch=not (given.get("weights") or given.get("onnx"))))
     settings.update(given)
+    if name == "pretrained" and RunConfig(output, **settings).focuses:
+        settings.update({key: value for key, value in _to_a_budget(settings).items() if key not in given})
     for need in chosen.needs:
         if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
             raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
@@ -305,6 +307,23 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None or value == "" else str(value)
+
+
+_BATCH = 125
+"""Images a step for which the rate of ``pretrained`` was measured."""
+
+
+def _to_a_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run from weights to a budget does unless told otherwise; docs/training.md has what it was worth.
+
+    Every step is fine-tuning's, and small batches make smaller steps, in proportion: with the rate of large ones they
+    wreck what the network still knows.
+    """
+    found: dict[str, Any] = {"shares": (0.0, 0.0, 1.0)}
+    images = settings.get("batch_size", _BATCH) * settings.get("accumulate", 1)
+    if settings.get("optimizer") != "adamw" and 0 < images < _BATCH:
+        found["finetune_lr"] = float(f"{settings['finetune_lr'] * images / _BATCH:.2g}")
+    return found
 
 
 def _default(given: Mapping[str, Any]) -> str:

@@ -261,7 +261,7 @@ def _images_per_step(config: RunConfig, images: int) -> int:
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
-    """Divide the run's steps among its phases; ISTA has at least one.
+    """Divide the run's steps among its phases; ISTA has at least one, if it has a share at all.
 
     With milestones, ISTA and fine-tuning are the phases of one of them.
     """
@@ -273,6 +273,8 @@ def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, 
     whole = sum(config.shares)
     warmup, finetune = (int(total * config.shares[index] / whole) for index in (0, 2))
     parts = max(1, len(config.milestones))
+    if not config.shares[1]:
+        return Phase("warmup", warmup), Phase("ista", 0), Phase("finetune", (total - warmup) // parts)
     ista = max(1, (total - warmup - finetune) // parts)
     return Phase("warmup", warmup), Phase("ista", ista), Phase("finetune", finetune // parts)
 
