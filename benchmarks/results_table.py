@@ -34,10 +34,10 @@ import torch
 from torch import nn
 
 import prunec
-from prunec.check.validate import evaluating
 from prunec.cli.main import execute
 from prunec.files import read_json, write_json, write_text
 from prunec.report.charts import pareto_chart
+from prunec.runtime.modules import evaluating
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.batchnorm import reestimate
 from prunec.training.learning.distill import WEIGHT, Teacher

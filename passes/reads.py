@@ -261,3 +261,8 @@ def states(classes: ChannelClasses, found: Sequence[Read]) -> tuple[Mask, Mask]:
         settled[owners[~(read.dead | ~np.isnan(read.constant))]] = False
     dead &= read_at_all & settled
     return settled & read_at_all & ~dead, dead
+
+
+def is_flat(ids: Ids) -> bool:
+    """Tell whether a read's channels lie along one axis, so that positions are plain indices."""
+    return len(varying(ids)) <= 1

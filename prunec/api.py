@@ -22,6 +22,7 @@ from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
 from prunec.passes.selection.select import select
+from prunec.pipeline.data_report import with_agreement
 from prunec.pipeline.options import Options
 from prunec.pipeline.planning import Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
@@ -97,12 +98,14 @@ def prune_module(
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
-        calibration: data on which channels that are constant there are removed too.
+        calibration: data on which channels that are constant there are removed too. With a target they choose what
+            goes (criterion "reconstruct", the default then), and what stays is fitted to make up for it.
         inputs: a folder of inputs to compare on, instead of random ones.
         check_time: seconds that the comparison may take; the report says what was left out.
-        progress: told what is being done, once that takes longer than two seconds.
-        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
-            "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
+        progress: told what is being done, where that takes its time.
+        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
+            "reconstruct") with target_macs or target_params (fractions that stay), compensate (True: what goes is
+            made up for), multiple_of, seed, residual
             ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
@@ -113,16 +116,20 @@ def prune_module(
     from prunec.frontends.fx.arguments import by_position, ordered, structure
     from prunec.pipeline import checking, evidence
 
-    chosen = Options.of(**options)
+    chosen = Options.of(with_data=calibration is not None, **options)
     example_inputs = ordered(module, example_inputs)
     taken = structure(example_inputs)
     module, example_inputs = by_position(module, example_inputs)
     traced = read_module(module, example_inputs)
-    shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency)
+    shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed)
+    job = plan_and_apply(
+        traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed, shown.fit
+    )
     report = report_of(job, name or type(module).__name__, calibration, shown.observed)
     report = replace(report, notes=(*report.notes, *traced.notes))
+    if shown.fit is not None:
+        report = with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
@@ -182,15 +189,19 @@ def prune_onnx(
     from prunec.backends.onnx.save import staged_onnx
     from prunec.pipeline import checking, evidence
 
-    chosen = Options.of(**options)
+    chosen = Options.of(with_data=calibration is not None, **options)
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
     traced = read_onnx(path, input_shapes)
-    shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes)
+    shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed)
+    job = plan_and_apply(
+        traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed, shown.fit
+    )
     report = report_of(job, str(path), calibration, shown.observed)
     with staged_onnx(job.result, output) as staged:
+        if shown.fit is not None:
+            report = with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:

@@ -21,6 +21,7 @@ from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.columns import Column, columns, grouped_weights
 from prunec.passes.constants import Constants, constants
 from prunec.passes.integers import bias_step, is_integer
+from prunec.passes.lowering.refits import refit
 from prunec.passes.selection.needs import Needs, needs
 from prunec.passes.selection.shapes import pruned_shapes
 from prunec.passes.weight_norms import rescaled
@@ -46,6 +47,8 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     shapes = {name: shape_of(name) for name in keeps}
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
     new_biases, folded, carried = _fold_all(graph, plan, known, keeps)
+    params = _slice_params(graph, plan, keeps, folded, carried)
+    refit(graph, plan, shape_of, params, new_biases)
     replaced = dict(_replacements(graph, wanted, stored))
     params = _slice_params(graph, plan, keeps, folded, carried)
     params.update(rescaled(graph, params, lambda arrays: _cut(graph, plan, keeps, arrays)))

@@ -236,7 +236,7 @@ def folds(
             result.append(_fold(absorption, carried, "carrier", "", *carrier))
         rest = lost & ~carried
         if rest.any():
-            result.append(_fold(absorption, rest, *_bias_target(graph, read.node)))
+            result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
 
 
@@ -247,7 +247,7 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
     )
 
 
-def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
+def bias_target(graph: Graph, node: Node) -> tuple[str, str]:
     """Return (kind, target): the node's own bias if it has one, else a BatchNorm's running mean, else a new bias.
 
     A bias that other layers read, too (files in which equal tensors were merged), stays as it is.

@@ -11,7 +11,7 @@ from prunec.errors import BadInput
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
 Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random"]
+Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,11 @@ class Options:
     target_params: float | None = None
     multiple_of: int = 1
     seed: int = 0
+    compensate: bool = True
 
     @classmethod
-    def of(cls, **given: Any) -> Options:
-        """Return options as a caller wrote them.
+    def of(cls, *, with_data: bool = False, **given: Any) -> Options:
+        """Return options as a caller wrote them; with data and a target the criterion is ``reconstruct`` by default.
 
         Raises:
             BadInput: there is no option of such a name, or its value is none.
@@ -41,6 +42,9 @@ class Options:
                 near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
                 hint = f"did you mean {' or '.join(near)}? there are" if near else "there are"
                 raise BadInput(f"there is no option {name!r}", do=f"{hint} {', '.join(known)}")
+        budget = any(given.get(name) is not None for name in ("target_macs", "target_params"))
+        if with_data and budget and given.get("criterion") is None:
+            given["criterion"] = "reconstruct"
         keep = given.get("keep", ())
         return cls(**{**given, "keep": (keep,) if isinstance(keep, str) else tuple(keep)})
 
@@ -62,5 +66,6 @@ class Options:
             raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
         if budget and self.criterion is None:
             raise BadInput(
-                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+                "a budget without a criterion cannot be met",
+                do="give a criterion (l1, gamma, taylor or random), or data, which choose by themselves (calibration)",
             )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunec.check.validate import evaluating
+from prunec.runtime.modules import evaluating
 from prunec.training.learning.execution import Forward
 from prunec.training.learning.objective import Objective
 
