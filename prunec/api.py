@@ -20,6 +20,7 @@ from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.selection.select import select
 from prunec.pipeline.options import Options
 from prunec.pipeline.planning import Result, gather_facts, plan_and_apply
@@ -54,7 +55,12 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
 
 
 def analyze_module(
-    module: nn.Module, example_inputs: Sequence[Any], *, name: str = "", keep: Sequence[str] = ()
+    module: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    name: str = "",
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
 ) -> Analysis:
     """Tell what of a module could be removed, and what holds the rest.
 
@@ -63,11 +69,13 @@ def analyze_module(
         example_inputs: positional inputs of the shape to analyse.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
+        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
 
     Raises:
         UntraceableModel, BadInput: see ``prunec.frontends.fx.frontend.trace``.
     """
-    return analyze_graph(read_module(module, example_inputs).graph, name or type(module).__name__, keep)
+    graph = read_module(module, example_inputs, rules=rules).graph
+    return analyze_graph(graph, name or type(module).__name__, keep)
 
 
 def prune_module(
@@ -80,6 +88,7 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    rules: OpRules = NO_RULES,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -92,9 +101,11 @@ def prune_module(
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
-        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
-            "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
-            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
+        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
+        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random", or a
+            function of yours, see docs/extending.md) with target_macs or target_params (fractions that stay),
+            multiple_of, seed, residual ("tie"; "expand" takes constant channels out of one branch of a sum,
+            docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
@@ -104,7 +115,7 @@ def prune_module(
     from prunec.pipeline import checking, evidence
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
-    traced = read_module(module, example_inputs)
+    traced = read_module(module, example_inputs, rules=rules)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency)
     specs = input_specs(traced.graph, example_inputs)
     job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed)
@@ -118,17 +129,22 @@ def prune_module(
 
 @judged
 def analyze_onnx(
-    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None, *, keep: Sequence[str] = ()
+    path: str | Path,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
 ) -> Analysis:
     """Tell what of an ONNX file could be removed, and what holds the rest.
 
     Args:
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
+        keep, rules: as for ``analyze_module``; an op of a custom domain is called "my.domain::Swish".
 
     Raises:
         BadInput, UnsupportedModel: see ``prunec.frontends.onnx.frontend``.
     """
-    return analyze_graph(read_onnx(path, input_shapes).graph, str(path), keep)
+    return analyze_graph(read_onnx(path, input_shapes, rules).graph, str(path), keep)
 
 
 @judged
@@ -142,6 +158,7 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    rules: OpRules = NO_RULES,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -153,7 +170,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, options: as for ``prune_module``.
+        calibration, inputs, rules, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -167,7 +184,7 @@ def prune_onnx(
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
-    traced = read_onnx(path, input_shapes)
+    traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes)
     specs = open_specs(traced.graph)
     job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed)

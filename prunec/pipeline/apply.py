@@ -18,6 +18,7 @@ from prunec.errors import BadInput, BadPlan, UnsupportedModel
 from prunec.frontends.fx.frontend import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
 from prunec.passes.lowering.lower import lower
 from prunec.passes.rewrites.rewrite import rewritten
@@ -29,27 +30,30 @@ def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in plan.inputs)
 
 
-def _read(module: nn.Module, plan: PrunePlan) -> Traced:
+def _read(module: nn.Module, plan: PrunePlan, rules: OpRules) -> Traced:
     """Trace a module, its graph rewritten as the plan's was."""
-    traced = read_module(module, example_inputs_of(plan))
+    traced = read_module(module, example_inputs_of(plan), rules=rules)
     return replace(traced, graph=rewritten(traced.graph, plan))
 
 
 @overload
-def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False) -> fx.GraphModule: ...
+def apply_plan(
+    module: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False, rules: OpRules = NO_RULES
+) -> fx.GraphModule: ...
 
 
 @overload
-def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool) -> nn.Module: ...
+def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool, rules: OpRules = NO_RULES) -> nn.Module: ...
 
 
-def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False) -> nn.Module:
+def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False, rules: OpRules = NO_RULES) -> nn.Module:
     """Return what a plan makes of a module; the way back from plan.json and a fresh architecture.
 
     Args:
         module: of the architecture that the plan was made of, with any weights; left as it is.
         keep_class: return a pruned copy of the user's own class instead of a GraphModule. That is possible
             where the plan leaves the forward as it is written.
+        rules: those that the plan was made with.
 
     Raises:
         BadPlan: the plan does not fit the module.
@@ -57,10 +61,10 @@ def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False) 
             written-out size); the message names the place.
     """
     if keep_class and not isinstance(module, fx.GraphModule):
-        return _pruned_copy(module, plan)
+        return _pruned_copy(module, plan, rules)
     for earlier in plan.earlier:
-        module = apply_plan(module, earlier)
-    traced = _read(module, plan)
+        module = apply_plan(module, earlier, rules=rules)
+    traced = _read(module, plan, rules)
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)
@@ -68,11 +72,11 @@ def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False) 
         raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
 
 
-def _pruned_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
+def _pruned_copy(module: nn.Module, plan: PrunePlan, rules: OpRules) -> nn.Module:
     """Return a pruned copy of the user's own class, for forwards without hard-coded sizes."""
     for earlier in plan.earlier:
-        module = _pruned_copy(module, earlier)
-    traced = _read(module, plan)
+        module = _pruned_copy(module, earlier, rules)
+    traced = _read(module, plan, rules)
     edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
@@ -80,7 +84,7 @@ def _pruned_copy(module: nn.Module, plan: PrunePlan) -> nn.Module:
     _apply_module_attributes(traced, edits, pruned)
     refresh_modules(pruned)
     try:
-        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan)).module)
+        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan), rules=rules).module)
     except (CannotRewrite, BadInput) as error:
         where, why = (error.origin, error.reason) if isinstance(error, CannotRewrite) else ("forward", error.why)
         raise _changed(where, why) from error

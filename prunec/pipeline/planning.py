@@ -25,7 +25,7 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.scores import name_of, score
 from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
 from prunec.pipeline.options import Options
 
@@ -83,7 +83,7 @@ def choose(
     ]
     return (
         chosen,
-        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
+        f"removed the channels that score lowest by {name_of(options.criterion)} until {' and '.join(goals)} were left",
     )
 
 
