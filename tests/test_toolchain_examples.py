@@ -52,7 +52,6 @@ def small(text: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_says_how(name: str, printed: dict[str, str]) -> None:
-    print(printed[name])
     assert "Traceback" not in printed[name], printed[name]
     assert printed[name].strip()
     assert f"examples/toolchains/{name}.py" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ def main() -> None:
     print(f"largest difference of a score, on a batch of {len(data.test)}: {error:.1e}")
     buffer = io.BytesIO()
     torch.export.save(pruned.model, buffer)
-    print(f"saved: {buffer.tell():,} bytes")
+    print(f"saved: {len(buffer.getvalue()):,} bytes")
 
 
 if __name__ == "__main__":
