@@ -1,6 +1,7 @@
 # make demo   install into .venv, then prune a network on real digits while it trains; under 5 minutes
 # make test   the same environment, the whole test suite; random networks are the same ones each time, plain pytest draws new ones
 # make lint   ruff: style and format        make types   mypy, over all three source folders
+# make docs   the site, into site/: every page, without a warning
 # make real   networks of torchvision and timm: an extra that is installed on its own
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types real format clean
+.PHONY: demo test lint types real docs format clean
 
 demo: $(STAMP)
 	rm -rf $(DEMO)
@@ -48,6 +49,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prunec needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# As for types: mkdocstrings reads a tree of links, as the package is imported.
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	rm -rf build/site
+	mkdir -p build/site/prunec
+	ln -s "$(CURDIR)"/prunec/* "$(CURDIR)/passes" "$(CURDIR)/cli" build/site/prunec/
+	$(BIN)/python -m mkdocs build --strict -d build/pages
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

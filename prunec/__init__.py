@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prunec.toolchain.models import PrunedModel, analyze_model, apply_plan, dependency_graph, prune_model
     from prunec.training import sparsify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PrunePlan",
