@@ -2,6 +2,7 @@
 # make test   the same environment, the whole test suite; random networks are the same ones each time, plain pytest draws new ones
 # make lint   ruff: style and format        make types   mypy, over all three source folders
 # make fuzz   N random networks, pruned and compared (make fuzz N=10000 FIRST=0): what fails is printed with its seed
+# make docs   the site, into site/: every page, without a warning
 # make real   networks of torchvision and timm: an extra that is installed on its own
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types fuzz real format clean
+.PHONY: demo test lint types fuzz real docs format clean
 
 demo: $(STAMP)
 	rm -rf $(DEMO)
@@ -54,6 +55,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prunec needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# As for types: mkdocstrings reads a tree of links, as the package is imported.
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	rm -rf build/site
+	mkdir -p build/site/prunec
+	ln -s "$(CURDIR)"/prunec/* "$(CURDIR)/passes" "$(CURDIR)/cli" build/site/prunec/
+	$(BIN)/python -m mkdocs build --strict -d build/pages
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,6 +29,13 @@ from prunec.cli.options import (
     metavar="OUT.html",
     help="Also write a page that needs no network.",
 )
+@click.option(
+    "--graph",
+    "graph",
+    type=click.Path(path_type=Path),
+    metavar="OUT.graphml",
+    help="Also write who depends on whom, as .graphml, .json (node-link) or .dot.",
+)
 @click.option("--full", is_flag=True, help="Show every layer and group, not only the largest.")
 @force_option
 @json_option
@@ -39,6 +46,7 @@ def analyze(
     weights: Path | None,
     keep: tuple[str, ...],
     page: Path | None,
+    graph: Path | None,
     full: bool,
     force: bool,
     as_json: bool,
@@ -56,6 +64,11 @@ def analyze(
 
     if page is not None:
         check_output(page, force=force, inputs=(model,))
+    if graph is not None:
+        from prunec.report.dependencies import writer
+
+        text_of = writer(graph)
+        check_output(graph, force=force, inputs=(model,))
     found = resolve(model, input_shapes, weights=weights)
     from prunec import api
 
@@ -68,6 +81,15 @@ def analyze(
 
         write_text(page, analysis_page(analysis))
         tell(f"wrote {page}")
+    if graph is not None:
+        from prunec.toolchain.models import dependency_graph
+
+        if isinstance(found, OnnxModel):
+            edges = dependency_graph(found.path, input_shapes=dict(found.input_shapes), keep=keep)
+        else:
+            edges = dependency_graph(found.module, example_inputs=found.example_inputs, keep=keep)
+        write_text(graph, text_of(edges))
+        tell(f"wrote {graph}")
     if as_json:
         show_json(analysis.to_json_dict())
     else:

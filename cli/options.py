@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,7 +38,9 @@ debug_option = click.option(
     help="Show the traceback of an error, and libraries' warnings.",
 )
 
-model_argument = click.argument("model")
+model_argument = click.argument(
+    "model", shell_complete=lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
+)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."

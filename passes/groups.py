@@ -6,7 +6,8 @@ networkx form. The classes themselves come from channels.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,23 +39,44 @@ def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
 def dependency_graph(graph: Graph, classes: ChannelClasses) -> nx.DiGraph:
     """Return the graph as networkx: nodes are ops, edges carry the channel classes that flow along them.
 
-    Node attributes: ``op``, ``source``, ``origin``. Edge attributes: ``value`` (name), ``shape`` and
-    ``classes`` (sorted list of class numbers; 0, "no channel", left out). Graph inputs and outputs are
-    nodes with ``op`` "input" and "output". Parallel edges of one pair are merged.
+    Node attributes: ``op``, ``source``, ``origin``; ``params`` (names of the parameters that it reads); ``makes`` and
+    ``reads`` (sorted lists of the classes of channels on its results and operands); ``pinned`` (how many of those
+    that it makes cannot go); ``generation`` (0 for inputs, else one more than the last of what it reads). Edge
+    attributes: ``value`` (name), ``shape`` and ``classes``. Class 0, "no channel", is left out. Graph inputs and
+    outputs are nodes with ``op`` "input" and "output". Parallel edges of one pair are merged.
     """
     import networkx as nx
 
     result = nx.DiGraph(name=graph.name)
     for name in graph.inputs:
-        result.add_node(name, op="input", source="", origin=name)
+        result.add_node(name, op="input", source="", origin=name, params=[], **_classes(classes, [name], []))
     for node in graph.nodes:
-        result.add_node(node.name, op=node.op, source=node.source, origin=node.origin)
+        params = [name for name in node.inputs if name in graph.params and not graph.params[name].literal]
+        told = _classes(classes, node.outputs, node.inputs)
+        result.add_node(node.name, op=node.op, source=node.source, origin=node.origin, params=params, **told)
         for value in node.inputs:
             _connect(result, graph, classes, value, node.name)
     for number, value in enumerate(graph.outputs):
-        result.add_node(f"output:{number}", op="output", source="", origin=value)
+        told = _classes(classes, [], [value])
+        result.add_node(f"output:{number}", op="output", source="", origin=value, params=[], **told)
         _connect(result, graph, classes, value, f"output:{number}")
+    for generation, names in enumerate(nx.topological_generations(result)):
+        for name in names:
+            result.nodes[name]["generation"] = generation
     return result
+
+
+def _classes(classes: ChannelClasses, made: Sequence[str], read: Sequence[str]) -> dict[str, Any]:
+    makes = _carried(classes, made)
+    pinned = sum(bool(classes.pinned[number]) for number in makes)
+    return {"makes": makes, "reads": _carried(classes, read), "pinned": pinned}
+
+
+def _carried(classes: ChannelClasses, values: Sequence[str]) -> list[int]:
+    """Return the classes of the channels that values carry, sorted; a kernel's taps are no channels."""
+    labels = [classes.labels[name] for name in values if name in classes.labels]
+    found = {c for label in labels for field in label.fields for c in distinct(classes.class_of[field]).tolist() if c}
+    return sorted(number for number in found if classes.is_channel[number])
 
 
 def _connect(result: nx.DiGraph, graph: Graph, classes: ChannelClasses, value: str, reader: str) -> None:

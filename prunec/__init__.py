@@ -15,21 +15,25 @@ if TYPE_CHECKING:
     from prunec.check.validate import validate_onnx
     from prunec.errors import PrunecError
     from prunec.ir.plan import PrunePlan
-    from prunec.pipeline.apply import apply_plan
     from prunec.pipeline.apply_onnx import apply_plan_onnx
     from prunec.pipeline.export import export_onnx
+    from prunec.toolchain.models import PrunedModel, analyze_model, apply_plan, dependency_graph, prune_model
     from prunec.training import sparsify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PrunePlan",
     "PrunecError",
+    "PrunedModel",
+    "analyze_model",
     "analyze_module",
     "analyze_onnx",
     "apply_plan",
     "apply_plan_onnx",
+    "dependency_graph",
     "export_onnx",
+    "prune_model",
     "prune_module",
     "prune_onnx",
     "sparsify",
@@ -40,11 +44,15 @@ _HOME = MappingProxyType(
     {
         "PrunePlan": "prunec.ir.plan",
         "PrunecError": "prunec.errors",
+        "PrunedModel": "prunec.toolchain.models",
+        "analyze_model": "prunec.toolchain.models",
         "analyze_module": "prunec.api",
         "analyze_onnx": "prunec.api",
-        "apply_plan": "prunec.pipeline.apply",
+        "apply_plan": "prunec.toolchain.models",
         "apply_plan_onnx": "prunec.pipeline.apply_onnx",
+        "dependency_graph": "prunec.toolchain.models",
         "export_onnx": "prunec.pipeline.export",
+        "prune_model": "prunec.toolchain.models",
         "prune_module": "prunec.api",
         "prune_onnx": "prunec.api",
         "sparsify": "prunec.training",

@@ -21,6 +21,7 @@ from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.selection.select import select
 from prunec.pipeline.data_report import with_agreement
 from prunec.pipeline.options import Options
@@ -57,7 +58,14 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
     return analysis(facts, select(facts), name)
 
 
-def analyze_module(module: nn.Module, example_inputs: Example, *, name: str = "", keep: Sequence[str] = ()) -> Analysis:
+def analyze_module(
+    module: nn.Module,
+    example_inputs: Example,
+    *,
+    name: str = "",
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
+) -> Analysis:
     """Tell what of a module could be removed, and what holds the rest.
 
     Args:
@@ -66,11 +74,12 @@ def analyze_module(module: nn.Module, example_inputs: Example, *, name: str = ""
             dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
+        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
 
     Raises:
         UntraceableModel, BadInput: see ``prunec.frontends.fx.frontend.trace``.
     """
-    traced = read_module(module, example_inputs)
+    traced = read_module(module, example_inputs, rules=rules)
     found = analyze_graph(traced.graph, name or type(module).__name__, keep)
     return replace(found, notes=(*found.notes, *traced.notes))
 
@@ -87,6 +96,7 @@ def prune_module(
     inputs: str | Path | None = None,
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
+    rules: OpRules = NO_RULES,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -103,10 +113,11 @@ def prune_module(
         inputs: a folder of inputs to compare on, instead of random ones.
         check_time: seconds that the comparison may take; the report says what was left out.
         progress: told what is being done, where that takes its time.
+        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
-            "reconstruct") with target_macs or target_params (fractions that stay), compensate (True: what goes is
-            made up for), multiple_of, seed, residual
-            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
+            "reconstruct", or a function of yours, see docs/extending.md) with target_macs or target_params (fractions
+            that stay), compensate (True: what goes is made up for), multiple_of, seed, residual ("tie"; "expand" takes
+            constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
@@ -120,7 +131,7 @@ def prune_module(
     example_inputs = ordered(module, example_inputs)
     taken = structure(example_inputs)
     module, example_inputs = by_position(module, example_inputs)
-    traced = read_module(module, example_inputs)
+    traced = read_module(module, example_inputs, rules=rules)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
     job = plan_and_apply(
@@ -141,17 +152,22 @@ def prune_module(
 
 @judged
 def analyze_onnx(
-    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None, *, keep: Sequence[str] = ()
+    path: str | Path,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
 ) -> Analysis:
     """Tell what of an ONNX file could be removed, and what holds the rest.
 
     Args:
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
+        keep, rules: as for ``analyze_module``; an op of a custom domain is called "my.domain::Swish".
 
     Raises:
         BadInput, UnsupportedModel: see ``prunec.frontends.onnx.frontend``.
     """
-    return analyze_graph(read_onnx(path, input_shapes).graph, str(path), keep)
+    return analyze_graph(read_onnx(path, input_shapes, rules).graph, str(path), keep)
 
 
 @judged
@@ -167,6 +183,7 @@ def prune_onnx(
     plan_file: str | Path | None = None,
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
+    rules: OpRules = NO_RULES,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -178,7 +195,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, check_time, progress, options: as for ``prune_module``.
+        calibration, inputs, check_time, progress, rules, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -192,7 +209,7 @@ def prune_onnx(
     chosen = Options.of(with_data=calibration is not None, **options)
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
-    traced = read_onnx(path, input_shapes)
+    traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
     job = plan_and_apply(

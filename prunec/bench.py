@@ -16,6 +16,7 @@ from typing import Any
 from prunec import api
 from prunec.check.finding import working_feed
 from prunec.errors import BudgetNotMet
+from prunec.passes.selection.scores import name_of
 from prunec.pipeline.options import Criterion
 from prunec.pipeline.resolve import OnnxModel, TorchModel
 from prunec.runtime import sessions
@@ -141,7 +142,7 @@ def bench(
     return BenchReport(
         model=model.name,
         provider=original.provider,
-        criterion=criterion,
+        criterion=name_of(criterion),
         inputs=sizes,
         macs=whole.macs,
         params=whole.params,

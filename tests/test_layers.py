@@ -43,6 +43,7 @@ ROOMS = (
     "prunec.models",
     "prunec.pipeline",
     "prunec.api",
+    "prunec.toolchain",
     "prunec.bench",
     "prunec.training.learning",
     "prunec.training.data",

@@ -8,7 +8,7 @@ select.py's.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from prunec.passes.selection.select import Facts
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
+Scorer = Callable[[Facts], Floats]
+"""A criterion of the user's own: float64[num_classes], the lowest go first; infinite or NaN: none of its business."""
+
 
 def score(
-    facts: Facts, criterion: str, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+    facts: Facts, criterion: str | Scorer, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
 ) -> Floats:
     """Return float64[num_classes]; the lowest scores go first.
 
@@ -31,10 +34,14 @@ def score(
         gamma: mean |gamma| of the BatchNorms on the channel (Liu et al., ICCV 2017); l1 where there is none.
         taylor: sum of the given saliency over all slices of the channel (Molchanov et al., CVPR 2019).
         random: a seeded draw, the baseline.
+        a function: what it returns, see ``Scorer``; ``per_class`` makes that of a number per weight.
 
     Raises:
-        BadInput: no such criterion, taylor without a saliency, or gamma where no BatchNorm is left.
+        BadInput: no such criterion, taylor without a saliency, or gamma where no BatchNorm is left; a function that
+            raises, or returns something else than one number per class.
     """
+    if not isinstance(criterion, str):
+        return _asked(criterion, facts)
     if criterion == "random":
         return np.random.default_rng(seed).random(facts.classes.num_classes)
     if criterion == "taylor":
@@ -55,6 +62,35 @@ def score(
     elif criterion != "l1":
         raise BadInput(f"there is no criterion {criterion!r}", do="use l1, gamma, taylor or random")
     return _per_group(facts, magnitudes)
+
+
+def per_class(facts: Facts, importance: Mapping[str, np.ndarray[Any, Any]]) -> Floats:
+    """Return the sum of an importance over the weights and gammas that make each class; infinite where none does.
+
+    Args:
+        importance: parameter name -> a number per element, of the parameter's shape.
+    """
+    return _total_over(facts, _makers(facts) | _gammas(facts), importance)
+
+
+def name_of(criterion: str | Scorer) -> str:
+    """Return what reports call a criterion."""
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def _asked(criterion: Scorer, facts: Facts) -> Floats:
+    name = name_of(criterion)
+    try:
+        found = np.asarray(criterion(facts), dtype=np.float64)
+    except Exception as error:
+        raise BadInput(f"the criterion {name} raised {type(error).__name__}: {error}", do="mend it") from error
+    if found.shape != (facts.classes.num_classes,):
+        raise BadInput(
+            f"the criterion {name} returned an array of shape {list(found.shape)}",
+            why=f"the network has {facts.classes.num_classes} channel classes, and each needs one number",
+            do="return prunec.passes.selection.scores.per_class(facts, importance), or an array of that size",
+        )
+    return np.where(np.isnan(found), np.inf, found)
 
 
 def _makers(facts: Facts) -> set[tuple[str, int]]:

@@ -19,6 +19,7 @@ from prunec.frontends.fx.arguments import Example, example_of, zeros
 from prunec.frontends.fx.frontend import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
 from prunec.passes.lowering.lower import lower
 from prunec.passes.rewrites.rewrite import rewritten
@@ -34,26 +35,41 @@ def example_inputs_of(plan: PrunePlan) -> Example:
     return example_of(plan.example, [zeros(spec.shape, spec.dtype) for spec in plan.inputs])
 
 
-def _read(module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None) -> Traced:
+def _read(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None = None) -> Traced:
     """Trace a module, its graph rewritten as the plan's was."""
-    traced = read_module(module, example_inputs_of(plan) if example_inputs is None else example_inputs)
+    traced = read_module(module, example_inputs_of(plan) if example_inputs is None else example_inputs, rules=rules)
     return replace(traced, graph=rewritten(traced.graph, plan))
 
 
 @overload
 def apply_plan(
-    module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, keep_class: Literal[False] = False
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: Literal[False] = False,
+    rules: OpRules = NO_RULES,
 ) -> fx.GraphModule: ...
 
 
 @overload
 def apply_plan(
-    module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, keep_class: bool
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool,
+    rules: OpRules = NO_RULES,
 ) -> nn.Module: ...
 
 
 def apply_plan(
-    module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, keep_class: bool = False
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool = False,
+    rules: OpRules = NO_RULES,
 ) -> nn.Module:
     """Return what a plan makes of a module; the way back from plan.json and a fresh architecture.
 
@@ -65,6 +81,7 @@ def apply_plan(
             lists).
         keep_class: return a pruned copy of the user's own class instead of a GraphModule. That is possible
             where the plan leaves the forward as it is written.
+        rules: those that the plan was made with.
 
     Raises:
         BadPlan: the plan does not fit the module.
@@ -72,10 +89,10 @@ def apply_plan(
             written-out size); the message names the place.
     """
     if keep_class and not isinstance(module, fx.GraphModule):
-        return _pruned_copy(module, plan, example_inputs)
+        return _pruned_copy(module, plan, rules, example_inputs)
     for earlier in plan.earlier:
-        module = apply_plan(module, earlier, example_inputs)
-    traced = _read(module, plan, example_inputs)
+        module = apply_plan(module, earlier, example_inputs, rules=rules)
+    traced = _read(module, plan, rules, example_inputs)
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)
@@ -83,11 +100,11 @@ def apply_plan(
         raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
 
 
-def _pruned_copy(module: nn.Module, plan: PrunePlan, example_inputs: Example | None) -> nn.Module:
+def _pruned_copy(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None) -> nn.Module:
     """Return a pruned copy of the user's own class, for forwards without hard-coded sizes."""
     for earlier in plan.earlier:
-        module = _pruned_copy(module, earlier, example_inputs)
-    traced = _read(module, plan, example_inputs)
+        module = _pruned_copy(module, earlier, rules, example_inputs)
+    traced = _read(module, plan, rules, example_inputs)
     edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
@@ -95,7 +112,7 @@ def _pruned_copy(module: nn.Module, plan: PrunePlan, example_inputs: Example | N
     _apply_module_attributes(traced, edits, pruned)
     refresh_modules(pruned)
     try:
-        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan)).module)
+        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan), rules=rules).module)
     except (CannotRewrite, BadInput) as error:
         where, why = (error.origin, error.reason) if isinstance(error, CannotRewrite) else ("forward", error.why)
         raise _changed(where, why) from error

@@ -17,6 +17,7 @@ from prunec.errors import BadInput, BadPlan
 from prunec.frontends.onnx.frontend import load_onnx
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
 from prunec.passes.lowering.lower import lower
 from prunec.passes.rewrites.rewrite import rewritten
@@ -24,12 +25,13 @@ from prunec.pipeline.reading import read_loaded
 
 
 @judged
-def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> None:
+def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path, *, rules: OpRules = NO_RULES) -> None:
     """Write the file that ``plan`` makes of the one at ``path``; names, open axes, opsets and metadata stay.
 
     Args:
         path: an ONNX file whose graph is that of the file that the plan was made for.
         output: replaced where it exists.
+        rules: those that the plan was made with.
 
     Raises:
         BadPlan: the plan does not fit the file.
@@ -43,7 +45,7 @@ def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path) -> No
         )
     model = load_onnx(path)
     try:
-        traced = read_loaded(model, _sizes(plan))
+        traced = read_loaded(model, _sizes(plan), rules)
     except BadInput as error:
         raise BadPlan(f"the plan does not fit the file: {error.what}", why=error.why, do=error.do) from error
     traced = replace(traced, graph=rewritten(traced.graph, plan))

@@ -1,4 +1,4 @@
-"""Options: how to prune, as the user gave it, and what of that makes no sense. Pure data."""
+"""Options: how to prune, as the user gave it, and what of that makes no sense. Data, and functions of the user's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from prunec.errors import BadInput
+from prunec.passes.selection.scores import Scorer
 
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
 Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"]
+Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"] | Scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.scores import name_of, score
 from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
 from prunec.pipeline.options import Options
 
@@ -87,7 +87,7 @@ def choose(
         for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
         if value is not None
     ]
-    which = f"that score lowest by {options.criterion}"
+    which = f"that score lowest by {name_of(options.criterion)}"
     if options.criterion == "reconstruct":
         which = "that the others make up for at the least error on the data"
     return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"

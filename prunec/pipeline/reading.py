@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
 from prunec.passes.rewrites.weight_norms import free_weight_norms
@@ -33,27 +34,29 @@ def freed(graph: Graph) -> Graph:
     return free_weight_norms(fuse_paddings(fuse_permutations(graph)))
 
 
-def read_module(module: nn.Module, example_inputs: Example, name: str = "") -> Traced:
+def read_module(module: nn.Module, example_inputs: Example, name: str = "", rules: OpRules = NO_RULES) -> Traced:
     """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
     from prunec.frontends.fx.arguments import by_position
     from prunec.frontends.fx.frontend import trace
 
-    traced = trace(*by_position(module, example_inputs), name)
+    traced = trace(*by_position(module, example_inputs), name, rules)
     return replace(traced, graph=freed(traced.graph))
 
 
-def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> TracedOnnx:
+def read_onnx(
+    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None, rules: OpRules = NO_RULES
+) -> TracedOnnx:
     """Read an ONNX file (see ``prunec.frontends.onnx.frontend``) and rewrite its channel shuffles."""
     from prunec.frontends.onnx.frontend import load_onnx
 
-    return read_loaded(load_onnx(path), input_shapes or {})
+    return read_loaded(load_onnx(path), input_shapes or {}, rules)
 
 
-def read_loaded(model: OnnxSource, input_shapes: Mapping[str, Sequence[int]]) -> TracedOnnx:
+def read_loaded(model: OnnxSource, input_shapes: Mapping[str, Sequence[int]], rules: OpRules = NO_RULES) -> TracedOnnx:
     """Do the same with a model that ``prunec.frontends.onnx.frontend.load_onnx`` has loaded."""
     from prunec.frontends.onnx.frontend import trace_onnx
 
-    traced = trace_onnx(model, input_shapes)
+    traced = trace_onnx(model, input_shapes, rules)
     return replace(traced, graph=freed(traced.graph))
 
 

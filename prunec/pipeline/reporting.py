@@ -44,9 +44,12 @@ def report_of(job: Job[Any], name: str, calibration: Calibration | None, observe
 
 def no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
     """Put the original in the place of a result that takes more bytes: what is new can be more than what went."""
+    if not report.removed_channels:
+        return report
     from prunec.backends.onnx.save import stored_bytes, write_onnx
+    from prunec.frontends.onnx.frontend import load_onnx
 
-    sizes = stored_bytes(source), sum(file.stat().st_size for file in staged.parent.iterdir())
+    sizes = stored_bytes(source), stored_bytes(load_onnx(staged))  # without what aligns external data to pages
     if sizes[1] <= sizes[0]:
         return report
     write_onnx(source, staged)

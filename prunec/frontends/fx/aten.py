@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunec.ir.taught import NO_RULES, OpRules, TaughtOp, likeness, operands
+
 Operand = Tensor | float | int | bool | str | None
 """A tensor, a number written in the model, or the name of a value made by ``Emitter.emit``."""
 
@@ -35,11 +37,16 @@ class Emitter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One recorded aten call: its name without overload and trailing underscore, arguments by schema name, results."""
+    """One recorded call: its name without namespace, overload and underscore, arguments by schema name, results.
+
+    Args:
+        qualified: the name with its namespace, as the schema has it ("aten::relu_").
+    """
 
     name: str
     args: Mapping[str, Any]
     results: tuple[Tensor, ...]
+    qualified: str = "aten::"
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -606,16 +613,41 @@ def _arg_reduce(kind: str) -> Row:
 
 
 def _opaque(call: Call, to: Emitter) -> None:
+    to.emit("opaque", _tensors(call), call.results)
+
+
+def _tensors(call: Call) -> list[Tensor]:
     tensors: list[Tensor] = []
     for value in call.args.values():
         items = value if isinstance(value, (list, tuple)) else [value]
         tensors.extend(item for item in items if isinstance(item, Tensor))
-    to.emit("opaque", tensors, call.results)
+    return tensors
 
 
-def translate(call: Call, to: Emitter) -> None:
-    """Emit the IR nodes of one recorded call."""
-    ATEN.get(call.name, _opaque)(call, to)
+NAMESPACES = ("aten", "prims", "torchvision")
+"""Whose ops the table means: a user's own op may be called like one of them and do something else."""
+
+
+def translate(call: Call, to: Emitter, rules: OpRules = NO_RULES) -> None:
+    """Emit the IR nodes of one recorded call.
+
+    Args:
+        rules: ops that the user teaches; they go before the table.
+
+    Raises:
+        BadInput: a rule cannot be used.
+    """
+    tensors = _tensors(call)
+    if rules:
+        attrs = {name: value for name, value in call.args.items() if not isinstance(value, Tensor)}
+        shapes = [tuple(tuple(tensor.shape) for tensor in group) for group in (tensors, call.results)]
+        op = TaughtOp(call.qualified, shapes[0], shapes[1], attrs)
+        found = likeness(rules, op)
+        if found is not None:
+            to.emit(found.op, [tensors[at] for at in operands(found, op)], call.results[:1], **found.attrs)
+            return
+    row = ATEN.get(call.name, _opaque) if call.qualified.partition("::")[0] in NAMESPACES else _opaque
+    row(call, to)
 
 
 _SAME_NAME = (

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunec.errors import BadInput, UnsupportedModel, UntraceableModel
+from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
 from prunec.frontends.fx.arguments import path_of, with_tensors
 from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
@@ -45,6 +45,7 @@ from prunec.frontends.fx.trace import (
 from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
+from prunec.ir.taught import NO_RULES, OpRules
 
 _LOG = logging.getLogger("prunec")
 
@@ -97,13 +98,14 @@ class Traced:
     notes: tuple[str, ...] = ()
 
 
-def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> Traced:
+def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rules: OpRules = NO_RULES) -> Traced:
     """Read a module into the IR.
 
     Args:
         module: any module that torch.fx or torch.export can trace; it is left as it was.
         example_inputs: positional arguments of forward; tensors of the shape to analyse (any device).
         name: shown in reports.
+        rules: ops that the user teaches, see prunec/ir/taught.py.
 
     Raises:
         UntraceableModel: neither tracer can read it; both reasons are given.
@@ -113,20 +115,20 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "") -> T
     refuse_unreadable(module)
     untouched = Untouched(module, tuple(example_inputs))
     with untouched.block(on_shapes=True), eval_mode(module), torch.no_grad():
-        found = _read(module, tuple(example_inputs), name, untouched)
+        found = _read(module, tuple(example_inputs), name, untouched, rules)
     follow_modes(found.module, modes)
     return found
 
 
-def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched) -> Traced:
+def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched, rules: OpRules) -> Traced:
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
     traced_by_fx, reason = symbolic_trace(module, len(inputs), untouched)
     partly: Traced | None = None
     for candidate in candidates(traced_by_fx, inputs):
         try:
             with untouched.block(on_shapes=True):
-                found = _record_any_batch(candidate, inputs, name, exported=False)
-        except UnsupportedModel:
+                found = _record_any_batch(candidate, inputs, name, rules, exported=False)
+        except PrunecError:
             raise
         except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
             _LOG.debug("the graph that torch.fx traced cannot be recorded: %s", one_line(error))
@@ -142,7 +144,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             return found
         partly = partly or found
     try:
-        return _exported(module, inputs, name, reason, untouched)
+        return _exported(module, inputs, name, reason, untouched, rules)
     except (UntraceableModel, BadInput):
         if partly is not None:
             return partly
@@ -150,17 +152,24 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
 
 
 def _exported(
-    module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None, untouched: Untouched
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    name: str,
+    reason: BaseException | None,
+    untouched: Untouched,
+    rules: OpRules,
 ) -> Traced:
     _LOG.debug("torch.export is tried, for torch.fx could not: %s", one_line(reason) if reason else "no reason")
     exported = export(module, inputs, reason, untouched)
     try:
         with untouched.block(on_shapes=True):
-            found = _record_any_batch(exported, inputs, name, exported=True)
+            found = _record_any_batch(exported, inputs, name, rules, exported=True)
         why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
         fixed = fixed_sizes(module, exported, inputs, untouched)
         lost = lost_modes(module, inputs, untouched)
         return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
+    except PrunecError:
+        raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
         if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
@@ -192,29 +201,39 @@ def _writes_unseen(graph: Graph) -> bool:
     return any(node.attrs.get("reason") == _WRITTEN for node in graph.nodes)
 
 
-def _record_any_batch(module: fx.GraphModule, inputs: tuple[Any, ...], name: str, *, exported: bool) -> Traced:
+def _record_any_batch(
+    module: fx.GraphModule, inputs: tuple[Any, ...], name: str, rules: OpRules, *, exported: bool
+) -> Traced:
     """Record with a batch that is not 1 where the network allows it."""
     wide = widened(inputs)
     if wide is not inputs:
         try:
-            return _record(module, wide, inputs, name, exported=exported)
-        except UnsupportedModel:
+            return _record(module, wide, inputs, name, rules, exported=exported)
+        except PrunecError:
             raise
         except Exception as error:  # noqa: BLE001  # a network with a hard-coded batch of 1: the example's own batch is next
             _LOG.debug("the example's own batch is tried, for a batch of 3 could not: %s", one_line(error))
-    return _record(module, inputs, inputs, name, exported=exported)
+    return _record(module, inputs, inputs, name, rules, exported=exported)
 
 
 def _record(
-    module: fx.GraphModule, inputs: tuple[Any, ...], example_inputs: tuple[Any, ...], name: str, *, exported: bool
+    module: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...],
+    name: str,
+    rules: OpRules,
+    *,
+    exported: bool,
 ) -> Traced:
-    recorder = _Recorder(module)
+    recorder = _Recorder(module, rules)
     try:
         recorder.walk(inputs)
+    except PrunecError:
+        raise
     except Exception as error:  # noqa: BLE001  # some kernels do not run on the meta device
         _LOG.debug("fake tensors are tried, for the meta device could not: %s", one_line(error))
         with fake_tensors() as fake:
-            recorder = _Recorder(module, fake)
+            recorder = _Recorder(module, rules, fake)
             recorder.walk(inputs)
     graph = recorder.graph(name or module.__class__.__name__)
     if not graph.outputs:
@@ -287,9 +306,10 @@ class _Walk(fx.Interpreter):
 class _Recorder(MetaMode):
     """Builds the IR from the aten calls that it sees."""
 
-    def __init__(self, module: fx.GraphModule, fake: FakeTensorMode | None = None) -> None:
+    def __init__(self, module: fx.GraphModule, rules: OpRules, fake: FakeTensorMode | None = None) -> None:
         super().__init__()
         self._module = module
+        self._rules = rules
         self._fake = fake
         self.results: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -347,7 +367,8 @@ class _Recorder(MetaMode):
         self._source = f"{schema.name.replace('::', '.')}"
         if in_place:
             self._name(args[0])  # what it held is read in before its content changes
-        translate(Call(name.removesuffix("_") if in_place else name, bound, tensors), self)
+        short = name.removesuffix("_") if in_place else name
+        translate(Call(short, bound, tensors, str(schema.name)), self, self._rules)
         self._emit_rest(name, args, tensors)
         if in_place:
             self._written(tensors[0])

@@ -28,9 +28,10 @@ from prunec.frontends.onnx.load import OnnxSource, load_onnx
 from prunec.frontends.onnx.nodes import SourceNode, read_nodes
 from prunec.frontends.onnx.ops.draft import Draft
 from prunec.frontends.onnx.ops.sequences import learn_pieces, taken_apart
-from prunec.frontends.onnx.ops.table import translate
+from prunec.frontends.onnx.ops.table import teach_shape, translate
 from prunec.frontends.onnx.view import Array, Facts, View
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
+from prunec.ir.taught import NO_RULES, OpRules
 
 __all__ = ["OnnxSource", "TracedOnnx", "load_onnx", "trace_onnx"]
 
@@ -64,7 +65,9 @@ class TracedOnnx:
 
 
 def trace_onnx(
-    model: onnx.ModelProto | OnnxSource, input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({})
+    model: onnx.ModelProto | OnnxSource,
+    input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    rules: OpRules = NO_RULES,
 ) -> TracedOnnx:
     """Translate an ONNX model into a Graph.
 
@@ -72,6 +75,7 @@ def trace_onnx(
         model: what ``load_onnx`` returned, or a ModelProto with its weights inside.
         input_shapes: sizes for inputs that the file leaves open, by name; "" stands for the only input.
             They make more shapes known to the passes; nothing that is later written to a file relies on them.
+        rules: ops that the user teaches, see prunec/ir/taught.py.
 
     Raises:
         BadInput: the model is damaged, or a shape does not fit it.
@@ -80,14 +84,14 @@ def trace_onnx(
     source = model if isinstance(model, OnnxSource) else OnnxSource(model)
     nodes = read_nodes(source.model)
     shapes = _named(source, input_shapes)
-    facts, drafts = _walk(source, nodes, {}, None)
+    facts, drafts = _walk(source, nodes, {}, None, rules)
     while (settled := with_settled_branches(source, nodes, facts)) is not None:
         source, nodes = settled, read_nodes(settled.model)
-        facts, drafts = _walk(source, nodes, {}, None)
+        facts, drafts = _walk(source, nodes, {}, None, rules)
     file_facts = facts
     if shapes:
         onnx_shapes.check_input_shapes(_inputs(source.model), shapes)
-        facts, drafts = _walk(source, nodes, shapes, file_facts)
+        facts, drafts = _walk(source, nodes, shapes, file_facts, rules)
     graph, parts, slots = _assemble(source, nodes, facts, drafts)
     check_graph(graph)
     return TracedOnnx(
@@ -118,7 +122,11 @@ def _named(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> dict[str, 
 
 
 def _walk(
-    source: OnnxSource, nodes: Sequence[SourceNode], shapes: Mapping[str, Shape], in_file: Facts | None
+    source: OnnxSource,
+    nodes: Sequence[SourceNode],
+    shapes: Mapping[str, Shape],
+    in_file: Facts | None,
+    rules: OpRules,
 ) -> tuple[Facts, list[tuple[SourceNode, Sequence[Draft]]]]:
     """Fold and complete shapes node by node, then translate; return the facts and each node's drafts.
 
@@ -135,9 +143,11 @@ def _walk(
             grown.add(name)
         elif not _learn(view, source, facts, in_file):
             _complete_shapes(view, source.model, facts, grown)
+            if teach_shape(view, rules):
+                grown.add(view.outputs[0])
         elif view.op != "Constant":  # inference sees stored tensors itself
             grown.update(view.outputs)
-    drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts))]
+    drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts, rules))]
     return facts, drafts
 
 
@@ -232,7 +242,7 @@ def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: se
         grown.add(name)
 
 
-def _drafts(view: View, facts: Facts) -> Sequence[Draft]:
+def _drafts(view: View, facts: Facts, rules: OpRules) -> Sequence[Draft]:
     """Translate one node; nothing where all of it is constant.
 
     Contents made of sizes stand as one node per value: it reads the values whose sizes matter, so that
@@ -245,7 +255,7 @@ def _drafts(view: View, facts: Facts) -> Sequence[Draft]:
     if view.op == "Constant" and not view.node.domain:
         return [Draft("opaque", (), view.outputs, {"reason": "it is not a tensor of numbers"}, ())]
     try:
-        return translate(view)
+        return translate(view, rules)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         place = f"node {view.node.name!r} ({view.op}, opset {view.node.version})"
         complaint = complaint_about(view.node)

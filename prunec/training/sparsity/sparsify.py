@@ -21,10 +21,11 @@ from prunec.errors import BadInput
 from prunec.frontends.fx.arguments import Example
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
+from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.gammas import Gamma, Mask, gammas, gated_classes, residual_classes
-from prunec.passes.sparsity.penalty import PenaltyKind, penalty
+from prunec.passes.sparsity.penalty import PenaltyKind, Price, penalty
 from prunec.pipeline.reading import read_module
 from prunec.timing.layer_times import measure
 from prunec.training.learning.ranks import from_first
@@ -77,11 +78,12 @@ def sparsify(
     optimizer: torch.optim.Optimizer,
     *,
     rho: float,
-    penalty: PenaltyKind = "memory",
+    penalty: PenaltyKind | Price = "memory",
     residual: Residual = "group",
     keep: Sequence[str] = (),
     lr: float | None = None,
     rates: Rates | None = None,
+    rules: OpRules = NO_RULES,
 ) -> Ista:
     """Wrap ``optimizer`` so that it also drives the gammas of removable channels to zero.
 
@@ -91,20 +93,21 @@ def sparsify(
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
         penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or ``latency`` (what its
-            MACs take in ONNX Runtime on this machine's CPU).
+            MACs take in ONNX Runtime on this machine's CPU); or a function of yours, see docs/extending.md.
         residual: ``group`` prunes residual streams with a group penalty over all their gammas;
             ``keep`` leaves them alone, as the paper does for ResNet-20.
         keep: shell patterns over parameter and node names whose channels must stay.
         lr: μ, the gammas' step size; by default the optimiser's.
         rates: for ``latency``, what layer_times.measure has returned before; by default it is measured now, and
             processes that train together take those of rank 0.
+        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
 
     Raises:
         BadInput: no gamma can be pruned, or the optimiser does not hold one that can; or rates would be measured
             while the processes that train together have not joined yet.
         UntraceableModel: the module cannot be read.
     """
-    graph = read_module(module, example_inputs).graph
+    graph = read_module(module, example_inputs, rules=rules).graph
     plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual, rates=rates)
     return build(plan, module, optimizer, rho=rho, lr=lr)
 
@@ -114,7 +117,7 @@ def plan_sparsity(
     classes: ChannelClasses,
     module: nn.Module,
     *,
-    kind: PenaltyKind = "memory",
+    kind: PenaltyKind | Price = "memory",
     residual: Residual = "group",
     rates: Rates | None = None,
     drive_all: bool = False,

@@ -13,6 +13,8 @@ from prunec.frontends.onnx.ops import compute, move, quantised, sequences
 from prunec.frontends.onnx.ops import pointwise as point
 from prunec.frontends.onnx.ops.draft import Draft, Translate, one, opaque, refuse
 from prunec.frontends.onnx.view import View
+from prunec.ir.graph import Value
+from prunec.ir.taught import NO_RULES, OpRules, TaughtOp, likeness, operands, shape_of
 
 BODY = "it runs a graph of its own, which prunec does not enter"
 BY_VALUE = "what it selects depends on the values"
@@ -202,8 +204,42 @@ MICROSOFT: Mapping[str, Translate] = MappingProxyType(
 TABLES: Mapping[str, Mapping[str, Translate]] = MappingProxyType({"": ONNX, "com.microsoft": MICROSOFT})
 
 
-def translate(view: View) -> Sequence[Draft]:
-    """Return the IR nodes of one ONNX node."""
+def taught_op(view: View) -> TaughtOp:
+    """Return a node as a user's rule sees it."""
+    inputs = tuple(view.shape(index) for index in range(len(view.inputs)))
+    outputs = tuple(view.out_shape(index) for index in range(len(view.outputs)))
+    return TaughtOp(f"{view.node.domain or 'ai.onnx'}::{view.op}", inputs, outputs, dict(view.attrs))
+
+
+def teach_shape(view: View, rules: OpRules) -> bool:
+    """Record the shape that a rule gives a result whose shape nothing else tells; tell whether one was recorded."""
+    if not rules or not view.outputs or view.out_shape() is not None:
+        return False
+    op = taught_op(view)
+    found = likeness(rules, op)
+    shape = None if found is None else shape_of(found, op)
+    if shape is None:
+        return False
+    first = view.facts.values.get(view.inputs[0]) if view.inputs else None
+    view.facts.values[view.outputs[0]] = Value(view.outputs[0], shape, first.dtype if first is not None else "float32")
+    return True
+
+
+def translate(view: View, rules: OpRules = NO_RULES) -> Sequence[Draft]:
+    """Return the IR nodes of one ONNX node.
+
+    Args:
+        rules: ops that the user teaches; they go before the table.
+
+    Raises:
+        BadInput: a rule cannot be used.
+    """
+    if rules:
+        op = taught_op(view)
+        found = likeness(rules, op)
+        if found is not None:
+            draft = one(view, found.op, operands(found, op), **found.attrs)[0]
+            return [draft._replace(outputs=view.outputs[:1])]
     rule = TABLES.get(view.node.domain, {}).get(view.op)
     if rule is not None:
         return rule(view)

@@ -1,0 +1,109 @@
+"""torch.export.ExportedProgram in, ExportedProgram out.
+
+Owns the way from a program to a module and back: its dynamic sizes, names of inputs and outputs, and weights. What is
+pruned is the program's own graph module, as prunec prunes any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from prunec import api
+from prunec.errors import BadInput, UnsupportedModel
+from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
+from prunec.pipeline.apply import apply_plan
+from prunec.report.findings import PruneReport
+
+
+def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Return a program as a module, and inputs that it takes.
+
+    Raises:
+        BadInput: it was saved without example inputs, or takes some by keyword.
+    """
+    given = program.example_inputs
+    if given is None:
+        raise BadInput("the exported program has no example inputs", do="export it again with torch.export.export")
+    arguments, by_keyword = given
+    if by_keyword:
+        raise BadInput(
+            f"the exported program takes inputs by keyword: {', '.join(by_keyword)}",
+            do="export it with all inputs by position",
+        )
+    with _quiet():
+        return program.module(check_guards=False), tuple(arguments)
+
+
+def prune_program(
+    program: ExportedProgram, *, name: str = "", **options: Any
+) -> tuple[ExportedProgram, PrunePlan, PruneReport]:
+    """Return a smaller program, what was done and what that gave; see ``prunec.prune_model``."""
+    with _quiet():
+        module, given = program_module(program)
+        found = api.prune_module(module, given, name=name or "exported program", **options)
+        return _again(program, found.module, given), found.plan, found.report
+
+
+def apply_to_program(program: ExportedProgram, plan: PrunePlan, rules: OpRules = NO_RULES) -> ExportedProgram:
+    """Return what a plan makes of a program."""
+    with _quiet():
+        module, given = program_module(program)
+        return _again(program, apply_plan(module, plan, rules=rules), given)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out torch's warnings to itself, about the trees of inputs that a program's module holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
+    """Export a pruned module with the sizes open that were open before.
+
+    Raises:
+        UnsupportedModel: torch.export does not take it; torch's reason is given.
+    """
+    try:
+        return torch.export.export(module, given, dynamic_shapes=_open_sizes(program, given))
+    except Exception as error:  # of many types, and none of them ours
+        raise UnsupportedModel(
+            "torch.export cannot export the pruned network",
+            why=" ".join(str(error).split())[:300],
+            do="prune program.module() with prunec.prune_module, and use the GraphModule that it gives",
+        ) from error
+
+
+def _open_sizes(program: ExportedProgram, given: tuple[Any, ...]) -> Any:
+    """Return torch.export's dynamic_shapes of a program's inputs, nested as they are."""
+    shown: Mapping[str, Any] = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    values = iter([shown.get(name) for name in program.graph_signature.user_inputs if isinstance(name, str)])
+    dims: dict[str, Any] = {}
+
+    def sizes(leaf: Any) -> Any:
+        value = next(values, None)
+        if not isinstance(leaf, Tensor) or not isinstance(value, Tensor):
+            return None
+        return {axis: _dim(size, program, dims) for axis, size in enumerate(value.shape) if not isinstance(size, int)}
+
+    return pytree.tree_map(sizes, given)
+
+
+def _dim(size: Any, program: ExportedProgram, dims: dict[str, Any]) -> Any:
+    """Return one Dim per symbol, with the range that the program has; sizes made of symbols are found anew."""
+    expression = size.node.expr
+    bounds = program.range_constraints.get(expression)
+    if bounds is None:
+        return Dim.AUTO
+    largest = int(bounds.upper) if bounds.upper < 2**31 else None
+    return dims.setdefault(str(expression), Dim(str(expression), min=int(bounds.lower), max=largest))

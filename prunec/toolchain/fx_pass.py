@@ -1,0 +1,73 @@
+"""A pass for torch.fx's PassManager: a GraphModule in, a smaller GraphModule out.
+
+Owns the form that torch.fx.passes asks for, and shapes noted on nodes: names, ``nn_module_stack`` and whatever else
+other passes left in ``node.meta`` stay, while ``val`` and ``tensor_meta`` are taken anew, since sizes changed.
+
+    pipeline = PassManager(passes=[PruneChannels((images,)), other_pass])
+    smaller = pipeline(torch.fx.symbolic_trace(network)).graph_module
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.shape_prop import ShapeProp
+
+from prunec import api
+from prunec.ir.plan import PrunePlan
+from prunec.report.findings import PruneReport
+
+_SHAPES = {"val", "tensor_meta"}
+
+
+class PruneChannels(PassBase):
+    """Remove channels from a GraphModule.
+
+    Args:
+        example_inputs: positional inputs of the network, for the sizes and the check.
+        options: as for ``prunec.prune_module``; without any, what is provably constant or dead goes, and the function
+            stays.
+
+    After a call ``plan`` and ``report`` tell what was done.
+    """
+
+    def __init__(self, example_inputs: Sequence[Any], **options: Any) -> None:
+        super().__init__()
+        self.example_inputs = tuple(example_inputs)
+        self.options = options
+        self.plan: PrunePlan | None = None
+        self.report: PruneReport | None = None
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Return the pruned GraphModule, or the given one where nothing could go."""
+        found = api.prune_module(graph_module, self.example_inputs, **self.options)
+        self.plan, self.report = found.plan, found.report
+        if not found.report.removed_channels:
+            return PassResult(graph_module, False)
+        _note_shapes(found.module, self.example_inputs)
+        return PassResult(found.module, True)
+
+
+def _note_shapes(module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+    """Take the shapes anew that nodes have notes of; where they have none, they get none."""
+    noted = set().union(*(node.meta.keys() & _SHAPES for node in module.graph.nodes))
+    for node in module.graph.nodes:
+        for key in _SHAPES:
+            node.meta.pop(key, None)
+    if not noted:
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fakes = [mode.from_tensor(value) if hasattr(value, "shape") else value for value in inputs]
+    if "tensor_meta" in noted:
+        ShapeProp(module, fake_mode=mode).propagate(*fakes)
+    if "val" in noted:
+        FakeTensorProp(module, mode=mode).propagate_dont_convert_inputs(*fakes)
+    else:
+        for node in module.graph.nodes:
+            node.meta.pop("val", None)

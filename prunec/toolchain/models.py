@@ -1,0 +1,287 @@
+"""prune_model, analyze_model, apply_plan: a model in memory, of any kind, and the like of it out.
+
+Owns the choice by kind, and nothing of pruning: ONNX models go the way of files (kinds.py lays them down for that
+in a folder that is gone afterwards), modules and exported programs the way of modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+from prunec import api
+from prunec.data.calibration import Calibration
+from prunec.errors import BadInput, PrunecError
+from prunec.ir.graph import Graph
+from prunec.ir.plan import PrunePlan
+from prunec.ir.taught import NO_RULES, OpRules
+from prunec.pipeline.apply_onnx import apply_plan_onnx
+from prunec.pipeline.options import Border, Criterion, Gates, Residual
+from prunec.pipeline.reading import read_module, read_onnx
+from prunec.report.findings import Analysis, PruneReport
+from prunec.toolchain.kinds import KINDS, Kind, kind_of, of_torch
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from torch import fx, nn
+
+Model = TypeVar("Model")
+_PROGRAM = "export.ExportedProgram"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrunedModel(Generic[Model]):
+    """The result of pruning a model.
+
+    Args:
+        model: the pruned network, of the kind that came in (a torch.fx GraphModule for an nn.Module).
+        plan: what was done, as data.
+        report: what was done, in numbers.
+    """
+
+    model: Model
+    plan: PrunePlan
+    report: PruneReport
+
+
+def prune_model(
+    model: Model,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    name: str = "",
+    validate: bool = True,
+    tolerance: float = 1e-4,
+    calibration: Calibration | None = None,
+    inputs: str | Path | None = None,
+    border: Border = "exact",
+    residual: Residual = "tie",
+    gates: Gates = "tie",
+    keep: Sequence[str] = (),
+    criterion: Criterion | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    multiple_of: int = 1,
+    seed: int = 0,
+    rules: OpRules = NO_RULES,
+) -> PrunedModel[Any]:
+    """Return a smaller network that computes the same function (or, with a criterion, less of it), of the same kind.
+
+    Args:
+        model: onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.export.ExportedProgram or nn.Module;
+            left as it is. For a file there is ``prune_onnx``.
+        example_inputs: positional inputs, for an nn.Module.
+        input_shapes: sizes for inputs that an ONNX model leaves open; "" stands for the only input.
+        name: shown as the model's name.
+        validate: run both networks on the same inputs and compare before the result is handed out.
+        tolerance: largest relative error that the check of an exact removal allows.
+        calibration: data on which channels that are constant there are removed too.
+        inputs: a folder of inputs to compare on, instead of random ones.
+        border, residual, gates, keep, criterion, target_macs, target_params, multiple_of, seed: see ``prune_module``.
+        rules: what ops of yours are like, by name ("mylib::swish", "my.domain::Swish"), see docs/extending.md.
+
+    Raises:
+        BadInput: a model of another kind, or one that is damaged; options that contradict each other.
+        ValidationFailed, BudgetNotMet, UnsupportedModel: see ``prune_module`` and ``prune_onnx``.
+    """
+    how: dict[str, Any] = {
+        "border": border,
+        "residual": residual,
+        "gates": gates,
+        "keep": tuple(keep),
+        "criterion": criterion,
+        "target_macs": target_macs,
+        "target_params": target_params,
+        "multiple_of": multiple_of,
+        "seed": seed,
+    }
+    checks: dict[str, Any] = {
+        "validate": validate,
+        "tolerance": tolerance,
+        "calibration": calibration,
+        "inputs": inputs,
+        "rules": rules,
+    }
+    if of_torch(model, _PROGRAM):
+        from prunec.toolchain.exported import prune_program
+
+        return PrunedModel(*prune_program(model, name=name, **checks, **how))  # type: ignore[arg-type]  # just looked at
+    if of_torch(model):
+        given = _wanted(example_inputs)
+        found = api.prune_module(model, given, name=name, **checks, **how)  # type: ignore[arg-type]  # likewise
+        return PrunedModel(found.module, found.plan, found.report)
+    kind = _kind(model)
+    with _laid_down(model, kind, name) as path:
+        out, plan = path.with_name("pruned.onnx"), path.with_name("plan.json")
+        report = api.prune_onnx(path, out, input_shapes=input_shapes, plan_file=plan, **checks, **how)
+        made = PrunePlan.from_json(plan.read_text(encoding="utf-8"))
+        return PrunedModel(kind.read(out, model), made, replace(report, model=_called(model, kind, name)))
+
+
+def analyze_model(
+    model: object,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    name: str = "",
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
+) -> Analysis:
+    """Tell what of a model in memory could be removed, and what holds the rest.
+
+    Args:
+        model, example_inputs, input_shapes, name: see ``prune_model``.
+        keep: shell patterns of parameters and nodes to leave alone.
+        rules: see ``prune_model``.
+
+    Raises:
+        BadInput, UnsupportedModel, UntraceableModel: see ``prune_model``.
+    """
+    if of_torch(model, _PROGRAM):
+        from prunec.toolchain.exported import program_module
+
+        module, arguments = program_module(model)  # type: ignore[arg-type]  # just looked at
+        return api.analyze_module(module, arguments, name=name or "exported program", keep=keep, rules=rules)
+    if of_torch(model):
+        given = _wanted(example_inputs)
+        return api.analyze_module(model, given, name=name, keep=keep, rules=rules)  # type: ignore[arg-type]  # likewise
+    kind = _kind(model)
+    with _laid_down(model, kind, name) as path:
+        return replace(api.analyze_onnx(path, input_shapes, keep=keep, rules=rules), model=_called(model, kind, name))
+
+
+@overload
+def apply_plan(
+    model: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False, rules: OpRules = NO_RULES
+) -> fx.GraphModule: ...
+
+
+@overload
+def apply_plan(model: nn.Module, plan: PrunePlan, *, keep_class: bool, rules: OpRules = NO_RULES) -> nn.Module: ...
+
+
+@overload
+def apply_plan(model: Model, plan: PrunePlan, *, rules: OpRules = NO_RULES) -> Model: ...
+
+
+def apply_plan(model: Any, plan: PrunePlan, *, keep_class: bool = False, rules: OpRules = NO_RULES) -> Any:
+    """Return what a plan makes of a model; the way back from plan.json and a fresh architecture.
+
+    Args:
+        model: any kind that ``prune_model`` takes, of the architecture that the plan was made of, with any weights;
+            left as it is. For files there is ``apply_plan_onnx``.
+        keep_class: for an nn.Module, return a pruned copy of the user's own class instead of a GraphModule. That is
+            possible where the plan leaves the forward as it is written.
+        rules: those that the plan was made with.
+
+    Raises:
+        BadPlan: the plan does not fit the model.
+        UnsupportedModel: with ``keep_class``, the plan changes the forward itself (a block that vanished, a
+            written-out size); the message names the place.
+    """
+    if of_torch(model, _PROGRAM):
+        from prunec.toolchain.exported import apply_to_program
+
+        return apply_to_program(model, plan, rules)
+    if of_torch(model):
+        from prunec.pipeline.apply import apply_plan as apply_to_module
+
+        return apply_to_module(model, plan, keep_class=keep_class, rules=rules)
+    kind = _kind(model)
+    with _laid_down(model, kind, "") as path:
+        out = path.with_name("pruned.onnx")
+        apply_plan_onnx(path, plan, out, rules=rules)
+        return kind.read(out, model)
+
+
+def dependency_graph(
+    model: object,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep: Sequence[str] = (),
+    rules: OpRules = NO_RULES,
+) -> nx.DiGraph:
+    """Return who depends on whom: ops as nodes, and on the edges the channels that live or die together.
+
+    Args:
+        model: any that ``prune_model`` takes, or the path of an ONNX file.
+        example_inputs, input_shapes: see ``prune_model``.
+        keep: shell patterns of parameters and nodes to leave alone.
+        rules: see ``prune_model``.
+
+    Returns:
+        A networkx.DiGraph; ``prunec.passes.groups.dependency_graph`` says what its nodes and edges tell.
+
+    Raises:
+        BadInput, UnsupportedModel, UntraceableModel: see ``prune_model``.
+    """
+    from prunec.passes.channels import channels
+    from prunec.passes.groups import dependency_graph as of_classes
+
+    graph = _graph(model, example_inputs, input_shapes, rules)
+    return of_classes(graph, channels(graph, tuple(keep)))
+
+
+def _graph(
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    rules: OpRules,
+) -> Graph:
+    if isinstance(model, str | Path):
+        return read_onnx(model, input_shapes, rules).graph
+    if of_torch(model, _PROGRAM):
+        from prunec.toolchain.exported import program_module
+
+        return read_module(*program_module(model), rules=rules).graph
+    if of_torch(model):
+        return read_module(model, _wanted(example_inputs), rules=rules).graph
+    with _laid_down(model, _kind(model), "") as path:
+        return read_onnx(path, input_shapes, rules).graph
+
+
+def _kind(model: object) -> Kind:
+    kind = kind_of(model)
+    if kind is not None:
+        return kind
+    if isinstance(model, str | Path):
+        raise BadInput(
+            f"{model!r} is a path, not a model", do="use prune_onnx, analyze_onnx or apply_plan_onnx for files"
+        )
+    known = ", ".join(map(str, KINDS))
+    raise BadInput(
+        f"a {type(model).__module__}.{type(model).__qualname__} is no model that prunec knows",
+        do=f"give one of {known}, torch.export.ExportedProgram or torch.nn.Module",
+    )
+
+
+def _wanted(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
+    if example_inputs is None:
+        raise BadInput("a module is traced with inputs, and there are none", do="give example_inputs=(tensor, …)")
+    return example_inputs
+
+
+@contextlib.contextmanager
+def _laid_down(model: object, kind: Kind, name: str) -> Iterator[Path]:
+    """Lay a model down in a folder of its own; messages call it by its name, not by that file's."""
+    with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            kind.write(model, path)
+            yield path
+        except PrunecError as error:
+            called = _called(model, kind, name) or "the model"
+            error.what, error.why, error.do = (
+                text.replace(str(path), called) for text in (error.what, error.why, error.do)
+            )
+            raise
+
+
+def _called(model: Any, kind: Kind, name: str) -> str:
+    graph = model.graph if kind.name in ("ModelProto", "Model") else model
+    return name or graph.name or "the model"
