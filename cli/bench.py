@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    MultipleOfType,
     debug_option,
     json_option,
     keep_option,
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--multiple-of",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Also round kept channels up to a multiple of N.  [default: 16 on the CPU, 8 on CUDA]",
+    type=MultipleOfType(),
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="What kept channels are rounded to, beside no rounding: a number, or what suits each layer.",
 )
 @click.option(
     "--criterion",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunec.errors import BadInput
+from prunec.passes.selection.widths import AUTO, MultipleOf
 
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
@@ -24,7 +25,7 @@ class Options:
     criterion: Criterion | None = None
     target_macs: float | None = None
     target_params: float | None = None
-    multiple_of: int = 1
+    multiple_of: MultipleOf = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -34,8 +35,8 @@ class Options:
             raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
         if self.gates not in ("tie", "fold"):
             raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
-        if self.multiple_of < 1:
-            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
+        if self.multiple_of != AUTO and not (type(self.multiple_of) is int and self.multiple_of >= 1):
+            raise BadInput(f"multiple_of is {self.multiple_of!r}", do='give a positive number of channels, or "auto"')
         for name in ("target_macs", "target_params"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -47,3 +48,8 @@ class Options:
             raise BadInput(
                 "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
             )
+
+    @property
+    def rounding(self) -> MultipleOf:
+        """What widths are rounded to: where only what is constant or dead goes, to nothing unless a number is given."""
+        return 1 if self.criterion is None and self.multiple_of == AUTO else self.multiple_of

@@ -25,8 +25,9 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import score
-from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
 
 Result = TypeVar("Result")
@@ -65,16 +66,15 @@ def choose(
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
     """
     if options.criterion is None:
-        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
+        chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
     scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
     chosen = select_budget(
         facts,
         scores,
-        target_macs=options.target_macs,
-        target_params=options.target_params,
+        Target(options.target_macs, options.target_params),
         border=options.border,
-        multiple_of=options.multiple_of,
+        multiple_of=options.rounding,
     )
     goals = [
         f"{value:.0%} of the {what}"
@@ -189,7 +189,7 @@ def _rewritten(
         return gather_facts(rewritten, options.keep, frozen, found)
 
     facts, notes = analyse(graph), dict[str, Any]()
-    how: dict[str, Any] = {"border": options.border, "multiple_of": options.multiple_of}
+    how: dict[str, Any] = {"border": options.border, "multiple_of": options.rounding}
     if options.gates == "fold":
         facts, notes["gate_folds"] = gate_folds_of(facts, analyse, **how)
     if options.residual == "expand":

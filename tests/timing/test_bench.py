@@ -75,7 +75,7 @@ def test_bench_of_a_module_prints_one_json_document(capfd: pytest.CaptureFixture
     out, err = capfd.readouterr()
     document = json.loads(out)
     assert document["model"] == "digits"
-    assert [row["multiple_of"] for row in document["rows"]] == [1, 16]
+    assert [row["multiple_of"] for row in document["rows"]] == [1, "auto"]
     assert all(row["promised"] >= 2 and row["ratio"] > 0 for row in document["rows"])
     assert "50% of the MACs" in err
 

@@ -1,0 +1,156 @@
+"""Budget: scores and how much may stay -> a Selection.
+
+Owns the search for the fewest channels that have to go: the lowest scores first, in the steps that widths.py asks for,
+until every goal holds. What a selection has to meet besides is select.py's; where scores come from does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.errors import BudgetNotMet
+from prunec.ir.graph import Graph, Shape
+from prunec.ir.labels import distinct
+from prunec.passes.cost import as_it_came, cost
+from prunec.passes.groups import group_classes
+from prunec.passes.reads import Mask
+from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of, recount
+from prunec.passes.selection.shapes import pruned_shapes
+from prunec.passes.selection.widths import AUTO, MultipleOf, divisors, in_step, in_words, widths
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+Clock = Callable[[Graph, Callable[[str], Shape | None]], float]
+"""(graph, shapes that are left) -> the time that its contractions take, as a share of the unpruned network's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How much may stay, as shares of the network's own, in (0, 1]; None: of that, any amount.
+
+    Args:
+        macs, params: counted.
+        time: of the contractions, by ``clock``.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    time: float | None = None
+    clock: Clock | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a selection leaves, as shares of the whole."""
+
+    macs: float
+    params: float
+    time: float
+
+    def fits(self, target: Target) -> bool:
+        goals = ((self.macs, target.macs), (self.params, target.params), (self.time, target.time))
+        return all(goal is None or share <= goal for share, goal in goals)
+
+
+def select_budget(
+    facts: Facts, scores: Floats, target: Target, *, border: str = EXACT, multiple_of: MultipleOf = 1
+) -> Selection:
+    """Remove channels in order of score until a budget holds, after those that may leave exactly.
+
+    Args:
+        scores: float64[num_classes]; the lowest go first. Comparable across groups.
+        multiple_of: as for ``select``; the steps of "auto" are made finer where the budget cannot be met otherwise.
+
+    Raises:
+        BudgetNotMet: pinned channels, and one channel per layer, already cost more.
+    """
+    for divisor in divisors(multiple_of):
+        found = widths(facts.classes, multiple_of, divisor)
+        ranked = in_step(facts.classes, found, scores) if multiple_of == AUTO else scores
+        search = _Search(demands_of(facts, border, found, ranked), ranked, target)
+        chosen = search.smallest()
+        if chosen is not None:
+            return chosen
+    raise _not_met(search, multiple_of, divisor)
+
+
+class _Search:
+    """The selections of one order of channels, from the one that changes nothing to the one that leaves least."""
+
+    def __init__(self, demands: Demands, scores: Floats, target: Target) -> None:
+        self._demands, self._target = demands, target
+        graph = demands.facts.graph
+        self._whole = cost(as_it_came(graph))
+        self._base = carried_out(demands, ~demands.exact)
+        classes = demands.facts.classes
+        free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
+        order = free[np.argsort(scores[free], kind="stable")]
+        self._order = order[_not_last(demands.facts, order)]
+
+    def left(self, selection: Selection) -> _Left:
+        facts, clock = self._demands.facts, self._target.clock
+        count = recount(facts, selection, self._demands.absorbing)
+        rest = pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted)
+        time = clock(*rest) if clock is not None else 1.0
+        return _Left(count.macs / max(1, self._whole.macs), count.params / max(1, self._whole.params), time)
+
+    def at(self, count: int) -> Selection:
+        """Return what is left when the first channels of the order have gone."""
+        wish = self._base.keep.copy()
+        wish[self._order[:count]] = False
+        return carried_out(self._demands, wish)
+
+    def least(self) -> _Left:
+        return self.left(self.at(self._order.size))
+
+    def smallest(self) -> Selection | None:
+        """Bisect for the smallest number of removed channels that fits; None where none does."""
+        if self.left(self._base).fits(self._target):
+            return self._base
+        low, high = 0, self._order.size
+        best = self.at(high)
+        if not self.left(best).fits(self._target):
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            found = self.at(middle)
+            if self.left(found).fits(self._target):
+                high, best = middle, found
+            else:
+                low = middle + 1
+        return best
+
+
+def _not_met(search: _Search, multiple_of: MultipleOf, divisor: int) -> BudgetNotMet:
+    left = search.least()
+    given = multiple_of not in (1, AUTO)
+    return BudgetNotMet(
+        "the budget cannot be met by removing channels",
+        why=f"with {in_words(multiple_of, divisor)} left per group {left.macs:.1%} of the MACs and "
+        f"{left.params:.1%} of the parameters remain",
+        do="raise the target, or pin fewer channels" + (", or lower the multiple" if given else ""),
+    )
+
+
+def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
+    """Return bool[order]: False for the highest-scored channel of each coupled group, which always stays.
+
+    Expansions break a stream into many groups, by the branches that each channel is computed in. There it is the
+    highest-scored of each parameter axis: a group may go as long as no layer is left without channels.
+    """
+    classes = facts.classes
+    groups = [np.asarray(group, dtype=np.int64) for group in group_classes(classes)]
+    alone = np.setdiff1d(order, np.concatenate([*groups, np.zeros(0, dtype=np.int64)]))
+    if as_it_came(facts.graph) is not facts.graph:
+        groups = [distinct(classes.class_of[member.ids]) for member in classes.members]
+    position = np.full(classes.num_classes, -1, dtype=np.int64)
+    position[order] = np.arange(order.size)
+    last = np.array([position[group].max(initial=-1) for group in groups], dtype=np.int64)
+    mask = np.ones(order.size, dtype=bool)
+    mask[last[last >= 0]] = False
+    mask[position[alone]] = False
+    return mask
