@@ -1,12 +1,12 @@
 """Measure the speed-up of half the MACs, with default options, against what the MACs promise.
 
-    OMP_NUM_THREADS=1 python benchmarks/speedup.py [MODEL ...] [--target-macs 0.5] [--rounds 7] [--multiple-of auto] [--json]
+    OMP_NUM_THREADS=1 python benchmarks/speedup.py [MODEL ...] [--target-macs 0.5] [--rounds 7] [--json]
 
 Each network is exported, pruned by `prunec prune --criterion l1 --target-macs F` and timed against the original in ONNX
 Runtime on one thread of the CPU: both files are opened anew in each round and run in turns, and the round in the middle
-counts. The goal is a ratio of measured over promised speed-up of at least 0.8 for each. MODEL is whatever `prunec prune`
-takes; without any: resnet18, mobilenet_v2, efficientnet_b0, hrnet_w18_small at 224x224 and resnet56 at 32x32. Accuracy is
-not looked at, so the weights are random where no file is given.
+counts. The goal is a ratio of measured over promised speed-up of at least 0.8 for each. MODEL is whatever `prunec
+prune` takes; without any: resnet18, mobilenet_v2, efficientnet_b0, hrnet_w18_small at 224x224 and resnet56 at 32x32.
+Accuracy is not looked at, so the weights are random where no file is given.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def measure(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any
 def line(row: Mapping[str, Any]) -> str:
     """Return one row of the table."""
     return (
-        f"{row['model']:30s} {row['macs']:6.1%} of the MACs  {row['before_ms']:8.2f} -> {row['after_ms']:8.2f} ms  promised "
-        f"{row['promised']:.2f} x  measured {row['measured']:.2f} x  ratio {row['ratio']:.2f}"
+        f"{row['model']:30s} {row['macs']:6.1%} of the MACs  {row['before_ms']:8.2f} -> {row['after_ms']:8.2f} ms  "
+        f"promised {row['promised']:.2f} x  measured {row['measured']:.2f} x  ratio {row['ratio']:.2f}"
     )
 
 

@@ -24,8 +24,8 @@ MultipleOf = int | Literal["auto"]
 """So many channels at once, or what suits the layer."""
 AUTO: Literal["auto"] = "auto"
 
-_STEPS = ((64, 16), (32, 8), (8, 4))
-"""From so many channels on, the step: of 16 channels 8 or 12 may stay, of 64 16, 32 or 48."""
+_STEPS = ((32, 16), (16, 8), (8, 4))
+"""From so many channels on, the step: of 16 channels 8 may stay, of 64 16, 32 or 48."""
 _NARROW_STEP = 4
 _IN_GROUP_STEPS = ((64, 16), (16, 8))
 """The same for the channels of one group of a grouped convolution; narrower groups go or stay as a whole."""
@@ -89,7 +89,7 @@ def widths(classes: ChannelClasses, multiple_of: MultipleOf, divisor: int = 1) -
     """Return the steps of all widths.
 
     Args:
-        multiple_of: ``auto`` takes 16 where a layer is 64 channels wide, 8 from 32 on, and 4 below.
+        multiple_of: ``auto`` takes 16 where a layer has 32 channels or more, 8 from 16 on, and 4 below.
         divisor: finer steps by so much, down to single channels; ``auto`` only.
     """
     if multiple_of == 1 or (multiple_of == AUTO and divisor >= COARSEST):
