@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    MultipleOfType,
     debug_option,
     force_option,
     inputs_option,
@@ -83,10 +84,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 )
 @click.option(
     "--multiple-of",
-    type=click.IntRange(min=1),
-    default=1,
+    type=MultipleOfType(),
+    default="auto",
     show_default=True,
-    help="Round kept channels up to a multiple.",
+    metavar="N|auto",
+    help="Channels that layers keep by score come in multiples: auto takes 16, 8 or 4 by the layer's width, as kernels "
+    "like it, and finer steps where a budget needs them. A number also rounds what exact removal leaves.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."

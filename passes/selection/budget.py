@@ -7,25 +7,25 @@ until every goal holds. What a selection has to meet besides is select.py's; whe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from prunec.errors import BudgetNotMet
-from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import distinct
 from prunec.passes.cost import as_it_came, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.reads import Mask
 from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of, recount
-from prunec.passes.selection.shapes import pruned_shapes
+from prunec.passes.selection.shares import Shares, shares, sides
+from prunec.passes.selection.staircase import stepped
 from prunec.passes.selection.widths import AUTO, MultipleOf, divisors, in_step, in_words, widths
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
-Clock = Callable[[Graph, Callable[[str], Shape | None]], float]
-"""(graph, shapes that are left) -> the time that its contractions take, as a share of the unpruned network's."""
+Clock = Callable[[Shares], float]
+"""What is left of each contraction -> the time that all take, as a share of the unpruned network's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +71,43 @@ def select_budget(
     for divisor in divisors(multiple_of):
         found = widths(facts.classes, multiple_of, divisor)
         ranked = in_step(facts.classes, found, scores) if multiple_of == AUTO else scores
-        search = _Search(demands_of(facts, border, found, ranked), ranked, target)
+        search = _Search(_stepped(demands_of(facts, border, found, ranked), target.clock), target)
         chosen = search.smallest()
         if chosen is not None:
             return chosen
     raise _not_met(search, multiple_of, divisor)
 
 
+def _stepped(demands: Demands, clock: Clock | None) -> Demands:
+    """Let channels go in the steps in which the time falls, where there is a clock."""
+    if clock is None:
+        return demands
+    facts, found = demands.facts, sides(demands.facts.graph, demands.facts.classes)
+
+    def saved(gone: Ids) -> float:
+        keep = np.ones_like(demands.exact)
+        keep[gone] = False
+        return 1.0 - clock(shares(found, keep, found))
+
+    order = demands.order.copy()
+    for step in demands.widths.steps:
+        free = step.classes[~facts.classes.pinned[step.classes]]
+        if step.free is step.classes and free.size:
+            order[free] = stepped(demands.order, free, step.size, saved)
+    return replace(demands, order=order)
+
+
 class _Search:
     """The selections of one order of channels, from the one that changes nothing to the one that leaves least."""
 
-    def __init__(self, demands: Demands, scores: Floats, target: Target) -> None:
+    def __init__(self, demands: Demands, target: Target) -> None:
         self._demands, self._target = demands, target
+        scores = demands.order
         graph = demands.facts.graph
         self._whole = cost(as_it_came(graph))
         self._base = carried_out(demands, ~demands.exact)
         classes = demands.facts.classes
+        self._sides = sides(graph, classes)
         free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
         order = free[np.argsort(scores[free], kind="stable")]
         self._order = order[_not_last(demands.facts, order)]
@@ -94,8 +115,7 @@ class _Search:
     def left(self, selection: Selection) -> _Left:
         facts, clock = self._demands.facts, self._target.clock
         count = recount(facts, selection, self._demands.absorbing)
-        rest = pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted)
-        time = clock(*rest) if clock is not None else 1.0
+        time = 1.0 if clock is None else clock(shares(self._sides, selection.keep, selection.wanted.nodes))
         return _Left(count.macs / max(1, self._whole.macs), count.params / max(1, self._whole.params), time)
 
     def at(self, count: int) -> Selection:
@@ -103,6 +123,10 @@ class _Search:
         wish = self._base.keep.copy()
         wish[self._order[:count]] = False
         return carried_out(self._demands, wish)
+
+    @property
+    def timed(self) -> bool:
+        return self._target.clock is not None
 
     def least(self) -> _Left:
         return self.left(self.at(self._order.size))
@@ -128,10 +152,11 @@ class _Search:
 def _not_met(search: _Search, multiple_of: MultipleOf, divisor: int) -> BudgetNotMet:
     left = search.least()
     given = multiple_of not in (1, AUTO)
+    time = f", and by the times of its layers {left.time:.1%} of the latency" if search.timed else ""
     return BudgetNotMet(
         "the budget cannot be met by removing channels",
         why=f"with {in_words(multiple_of, divisor)} left per group {left.macs:.1%} of the MACs and "
-        f"{left.params:.1%} of the parameters remain",
+        f"{left.params:.1%} of the parameters remain{time}",
         do="raise the target, or pin fewer channels" + (", or lower the multiple" if given else ""),
     )
 
