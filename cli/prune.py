@@ -83,6 +83,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
 )
 @click.option(
+    "--target-latency",
+    type=_FRACTION,
+    metavar="F",
+    help="Take at most this fraction of the original's time in ONNX Runtime on this machine's CPU, measured, 0 to 1.",
+)
+@click.option(
     "--multiple-of",
     type=MultipleOfType(),
     default="auto",
@@ -127,7 +133,7 @@ def prune(
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
-    from prunec.cli.render import show_json, show_prune
+    from prunec.cli.render import show_json, show_prune, tell
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
     from prunec.pipeline.resolve import OnnxModel, resolve
@@ -138,6 +144,7 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
+    choices["progress"] = tell
     choices["calibration"] = _calibration(calibrate, tolerance, normalise)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")

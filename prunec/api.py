@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
-from prunec.ir.plan import PrunePlan
+from prunec.ir.plan import InputSpec, PrunePlan
+from prunec.passes.selection.budget import Target
 from prunec.passes.selection.select import select
 from prunec.pipeline.options import Options
-from prunec.pipeline.planning import Result, gather_facts, plan_and_apply
+from prunec.pipeline.planning import Job, Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
 from prunec.pipeline.reporting import no_larger, report_of
 from prunec.report.analysis import analysis
@@ -30,6 +32,8 @@ from prunec.report.findings import Analysis, PruneReport
 
 if TYPE_CHECKING:
     from torch import fx, nn
+
+    from prunec.pipeline.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +84,7 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -92,23 +97,30 @@ def prune_module(
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
+        progress: told what is being measured, where a share of the time is asked for.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
-            "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
-            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
+            "random") with target_macs, target_params or target_latency (fractions that stay; the time is measured in
+            ONNX Runtime on this machine's CPU), multiple_of (a number, or "auto": what suits each layer), seed,
+            residual ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
-    from prunec.pipeline import checking, evidence
+    from prunec.pipeline import checking, evidence, latency
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     traced = read_module(module, example_inputs)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency)
     specs = input_specs(traced.graph, example_inputs)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed)
-    report = report_of(job, name or type(module).__name__, calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_edits, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.module_timer(module, example_inputs) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress)
+    report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
@@ -142,6 +154,7 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -153,7 +166,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, options: as for ``prune_module``.
+        calibration, inputs, progress, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -162,7 +175,7 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, evidence
+    from prunec.pipeline import checking, evidence, latency
 
     chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
     if chosen.criterion == "taylor" and calibration is None:
@@ -170,8 +183,13 @@ def prune_onnx(
     traced = read_onnx(path, input_shapes)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed)
-    report = report_of(job, str(path), calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.file_timer(path, input_shapes, chosen.seed) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress)
+    report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
@@ -183,6 +201,18 @@ def prune_onnx(
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")
     return report
+
+
+def _planned(
+    graph: Graph,
+    specs: tuple[InputSpec, ...],
+    options: Options,
+    shown: Evidence,
+    apply: Callable[[Graph, Edits], Result],
+    target: Target | None,
+) -> Job[Result]:
+    """Plan and apply with what data showed, to the options' target or another one."""
+    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, target)
 
 
 def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:

@@ -35,12 +35,14 @@ class Target:
     Args:
         macs, params: counted.
         time: of the contractions, by ``clock``.
+        or_least: where the time cannot be met, as little as possible stays; without it that is an error.
     """
 
     macs: float | None = None
     params: float | None = None
     time: float | None = None
     clock: Clock | None = None
+    or_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,15 @@ class _Left:
     def fits(self, target: Target) -> bool:
         goals = ((self.macs, target.macs), (self.params, target.params), (self.time, target.time))
         return all(goal is None or share <= goal for share, goal in goals)
+
+    def used(self, target: Target) -> float:
+        """Return the part of the tightest goal that is used, 1 where it is met exactly."""
+        goals = ((self.macs, target.macs), (self.params, target.params), (self.time, target.time))
+        return max((share / goal for share, goal in goals if goal is not None), default=1.0)
+
+
+_SLACK, _TRIED_BACK = 0.02, 40
+"""Part of a budget that may be left unused, and how many steps are tried to be given back for that."""
 
 
 def select_budget(
@@ -75,6 +86,8 @@ def select_budget(
         chosen = search.smallest()
         if chosen is not None:
             return chosen
+    if target.or_least and search.left(least := search.at_least()).fits(replace(target, time=None)):
+        return replace(least, fits=False)
     raise _not_met(search, multiple_of, divisor)
 
 
@@ -128,15 +141,15 @@ class _Search:
     def timed(self) -> bool:
         return self._target.clock is not None
 
-    def least(self) -> _Left:
-        return self.left(self.at(self._order.size))
+    def at_least(self) -> Selection:
+        return self.at(self._order.size)
 
     def smallest(self) -> Selection | None:
         """Bisect for the smallest number of removed channels that fits; None where none does."""
         if self.left(self._base).fits(self._target):
             return self._base
         low, high = 0, self._order.size
-        best = self.at(high)
+        best = self.at_least()
         if not self.left(best).fits(self._target):
             return None
         while low < high:
@@ -146,11 +159,38 @@ class _Search:
                 high, best = middle, found
             else:
                 low = middle + 1
-        return best
+        return self._filled(best)
+
+    def _filled(self, chosen: Selection) -> Selection:
+        """Give steps back that went before the one that met the budget, the highest scores first, while it holds.
+
+        The last step may save far more than was missing: that of a residual stream changes many layers.
+        """
+        scores, free = self._demands.order, np.zeros_like(chosen.keep)
+        free[self._order] = True
+        steps = [step.free[free[step.free]] for step in self._demands.widths.steps]
+        sizes = [step.size for step in self._demands.widths.steps]
+        left = set(range(len(steps)))
+        for _ in range(_TRIED_BACK):
+            if not left or self.left(chosen).used(self._target) > 1 - _SLACK:
+                break
+            gone = {n: found for n in left if (found := steps[n][~chosen.keep[steps[n]]]).size}
+            back = {n: found[np.argsort(-scores[found], kind="stable")[: sizes[n]]] for n, found in gone.items()}
+            if not back:
+                break
+            number = max(back, key=lambda n: float(scores[back[n]].mean()))
+            wish = chosen.keep.copy()
+            wish[back[number]] = True
+            fuller = carried_out(self._demands, wish)
+            if self.left(fuller).fits(self._target):
+                chosen = fuller
+            else:
+                left.remove(number)
+        return chosen
 
 
 def _not_met(search: _Search, multiple_of: MultipleOf, divisor: int) -> BudgetNotMet:
-    left = search.least()
+    left = search.left(search.at_least())
     given = multiple_of not in (1, AUTO)
     time = f", and by the times of its layers {left.time:.1%} of the latency" if search.timed else ""
     return BudgetNotMet(

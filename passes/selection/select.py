@@ -44,6 +44,7 @@ class Selection:
         clashed: node name -> bool[num_classes]; kept because weights are shared.
         wanted: what still runs.
         border: "exact" or "bias", as it was asked for.
+        fits: it meets the budget that it was chosen for.
     """
 
     keep: Mask
@@ -53,6 +54,7 @@ class Selection:
     clashed: Mapping[str, Mask]
     wanted: Needs
     border: str = EXACT
+    fits: bool = True
 
     @property
     def removed(self) -> Mask:

@@ -2,7 +2,8 @@
 
 Owns how a clock changes the order of channels. The last channel of a step is free of charge, and the first below it
 costs the whole step, so channels of one step go together, at their mean score; a step that saves next to nothing goes
-with the one that follows it. What a network takes at some width is for the clock to say (prunec/timing/staircases.py).
+with the one that follows it, or last of all where none does. What a network takes at some width is for the clock to say
+(prunec/timing/staircases.py).
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def stepped(scores: Floats, group: Ids, step: int, saved: Saved) -> Floats:
         return result
     ends = list(range(group.size % step or step, group.size, step))
     savings = _savings(ends, lambda end: saved(group[order[:end]]))
-    before = 0.0
-    for start, end in pairwise([0, *_worthwhile(ends, savings)]):
+    before, cuts = 0.0, _worthwhile(ends, savings) if savings[-1] >= _NOTHING else []
+    for start, end in pairwise([0, *cuts]):
         before = max(before, float(result[order[start:end]].mean()))
         result[order[start:end]] = before
-    result[order[ends[-1] :]] = np.maximum(result[order[ends[-1] :]], before)
-    return result + (_last(scores) if savings[-1] < _NOTHING else 0.0)
+    rest = order[cuts[-1] if cuts else 0 :]
+    result[rest] += _last(scores)  # what saves no time goes when all else has gone
+    return result
 
 
 def _savings(ends: Sequence[int], saved: Callable[[int], float]) -> list[float]:
@@ -57,14 +59,13 @@ def _savings(ends: Sequence[int], saved: Callable[[int], float]) -> list[float]:
 
 
 def _worthwhile(ends: Sequence[int], savings: Sequence[float]) -> list[int]:
-    """Return where steps end that are worth taking: each saves its part of the average, per channel."""
+    """Return where steps end that are worth taking, none or more: each saves its part of the average, per channel."""
     average = savings[-1] / ends[-1]
     found: list[tuple[int, float]] = [(0, 0.0)]
     for end, saving in zip(ends, savings, strict=True):
         if saving - found[-1][1] >= _WORTH * average * (end - found[-1][0]):
             found.append((end, saving))
-    cuts = [end for end, _ in found[1:]]
-    return cuts if cuts and cuts[-1] == ends[-1] else [*cuts[:-1], ends[-1]]
+    return [end for end, _ in found[1:]]
 
 
 def _last(scores: Floats) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunec.errors import BadInput
+from prunec.passes.selection.budget import Target
 from prunec.passes.selection.widths import AUTO, MultipleOf
 
 Border = Literal["exact", "bias"]
@@ -25,6 +26,7 @@ class Options:
     criterion: Criterion | None = None
     target_macs: float | None = None
     target_params: float | None = None
+    target_latency: float | None = None
     multiple_of: MultipleOf = AUTO
     seed: int = 0
 
@@ -37,17 +39,24 @@ class Options:
             raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
         if self.multiple_of != AUTO and not (type(self.multiple_of) is int and self.multiple_of >= 1):
             raise BadInput(f"multiple_of is {self.multiple_of!r}", do='give a positive number of channels, or "auto"')
-        for name in ("target_macs", "target_params"):
+        for name in ("target_macs", "target_params", "target_latency"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
-        budget = self.target_macs is not None or self.target_params is not None
+        budget = any(share is not None for share in (self.target_macs, self.target_params, self.target_latency))
         if self.criterion is not None and not budget:
-            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
+            raise BadInput(
+                "a criterion without a budget removes nothing", do="give target_macs, target_params or target_latency"
+            )
         if budget and self.criterion is None:
             raise BadInput(
                 "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
             )
+
+    @property
+    def target(self) -> Target:
+        """What is counted of the budget; its time needs a clock."""
+        return Target(self.target_macs, self.target_params)
 
     @property
     def rounding(self) -> MultipleOf:

@@ -58,12 +58,16 @@ def gather_facts(
 
 
 def choose(
-    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+    facts: Facts,
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    target: Target | None = None,
 ) -> tuple[Selection, str]:
     """Return what to keep, and in one sentence how that was chosen.
 
     Args:
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
+        target: what may stay, where that is not the options' to say: a budget of time has a clock.
     """
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
@@ -72,13 +76,17 @@ def choose(
     chosen = select_budget(
         facts,
         scores,
-        Target(options.target_macs, options.target_params),
+        target or options.target,
         border=options.border,
         multiple_of=options.rounding,
     )
     goals = [
         f"{value:.0%} of the {what}"
-        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
+        for what, value in (
+            ("MACs", options.target_macs),
+            ("parameters", options.target_params),
+            ("latency", options.target_latency),
+        )
         if value is not None
     ]
     return (
@@ -114,15 +122,17 @@ def plan_and_apply(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     apply: Callable[[Graph, Edits], Result],
     observed: Observed | None = None,
+    target: Target | None = None,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
     """
     frozen: dict[str, str] = {}
     while True:
-        planned = _planned(graph, inputs, options, saliency, frozen, observed)
+        planned = _planned(graph, inputs, options, saliency, frozen, observed, target)
         facts, made = planned.facts, planned.plan
         try:
             edits = lower(facts.graph, facts.classes, made, facts.constants)
@@ -160,12 +170,13 @@ def _planned(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     frozen: Mapping[str, str],
     observed: Observed | None,
+    target: Target | None,
 ) -> Job[Any]:
     """Plan on what is proven and, where data were given, on what they show as well."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
-        selection, reason = choose(facts, options, saliency)
+        selection, reason = choose(facts, options, saliency, target)
         made = plan(facts, selection, inputs, border=options.border, reason=reason)
         return Job(facts, selection, replace(made, **rewrites), None)
 

@@ -324,6 +324,27 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How a budget of time was met.
+
+    Args:
+        asked, share: of the original's time, in (0, 1]; asked for, and measured.
+        original_ms, pruned_ms: the medians behind the share.
+        provider: where that was.
+        tries: prunings that were timed.
+        untimed: layers that could not be timed by themselves.
+    """
+
+    asked: float
+    share: float
+    original_ms: float
+    pruned_ms: float
+    provider: str
+    tries: int
+    untimed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What one pruning did.
 
@@ -346,6 +367,7 @@ class PruneReport:
         expanded: operands that are put together again where they are added up (``--residual expand``).
         gates: products whose constant channels go past them (``--gates fold``).
         notes: what a person must know to read the numbers.
+        latency: what was measured where a share of the time was asked for; None elsewhere.
     """
 
     model: str
@@ -366,6 +388,7 @@ class PruneReport:
     expanded: tuple[Expanded, ...] = ()
     gates: tuple[GateFolded, ...] = ()
     notes: tuple[str, ...] = ()
+    latency: Latency | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""
