@@ -145,7 +145,7 @@ def prune(
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
     choices["progress"] = tell
-    choices["calibration"] = _calibration(calibrate, tolerance, normalise)
+    choices["calibration"] = calibration_of(calibrate, tolerance, normalise)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
     found = resolve(model, input_shapes, weights=weights)
@@ -169,7 +169,8 @@ def prune(
         show_prune(report, str(output), untried=untried)
 
 
-def _calibration(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:
+def calibration_of(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:
+    """Return what --calibrate and its options mean; None without data."""
     from prunec.data.calibration import DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 

@@ -41,6 +41,7 @@ ROOMS = (
     "prunec.models",
     "prunec.pipeline",
     "prunec.api",
+    "prunec.sweep",
     "prunec.bench",
     "prunec.training.learning",
     "prunec.training.data",
