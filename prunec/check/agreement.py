@@ -88,18 +88,15 @@ def _mask_of(a: Array) -> Array | None:
     if a.dtype.kind != "f" or a.ndim not in (3, 4) or min(a.shape[-2:]) < 1:
         return None
     if a.ndim == 4 and 1 < a.shape[1] <= 256 and min(a.shape[2:]) >= _LEAST_SIDE:
-        found: Array = a.argmax(axis=1)
-        return found
+        return np.asarray(a.argmax(axis=1))
     if a.ndim == 4 and 1 < a.shape[3] <= 256 and min(a.shape[1:3]) >= _LEAST_SIDE and a.shape[1] > a.shape[3]:
-        found = a.argmax(axis=3)
-        return found
+        return np.asarray(a.argmax(axis=3))
     single = a.ndim == 3 or 1 in (a.shape[1], a.shape[3])
     sides = sorted(a.shape[1:])[-2:]
     if not single or sides[0] < _LEAST_SIDE:
         return None
     probabilities = float(a.min()) >= 0 and float(a.max()) <= 1
-    found = (a > (0.5 if probabilities else 0.0)).astype(np.int64)
-    return found
+    return np.asarray(a > (0.5 if probabilities else 0.0)).astype(np.int64)
 
 
 def _add(entry: _Seen, a: Array, b: Array) -> None:
