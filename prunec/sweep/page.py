@@ -32,7 +32,7 @@ def sweep_page(report: SweepReport) -> str:
         f"<h1>{text(report.model)}</h1>",
         '<p class="soft">prunec sweep: how far can it go?</p>',
         tiles(head),
-        "".join(f'<p class="soft">{text(note)}</p>' for note in notes),
+        section("How to read it", *(f'<p class="soft">{text(note)}</p>' for note in notes)),
         section("The curve", _curves(made)),
         section("Points", _points(report)),
         section("What each coupled group costs", _GROUPS_SAY, _groups(report)),
@@ -62,10 +62,14 @@ def _curves(points: Sequence[Point]) -> str:
 
     charts = (
         chart(f"{name} against MACs", [float(p.macs) for p, _, _ in known]),
-        chart(f"{name} against measured latency, ms", [p.pruned_ms for p, _, _ in known]),
-        chart(f"{name} against file size, bytes", [float(p.bytes) for p, _, _ in known]),
+        chart(f"{name} against measured latency, % of the original's", [_share(p) for p, _, _ in known]),
+        chart(f"{name} against file size, kB", [p.bytes / 1e3 for p, _, _ in known]),
     )
     return f'<div class="pair">{"".join(charts)}</div>'
+
+
+def _share(point: Point) -> float:
+    return 100 * point.pruned_ms / point.original_ms if point.original_ms else 100.0
 
 
 def _points(report: SweepReport) -> str:
@@ -82,7 +86,7 @@ def _points(report: SweepReport) -> str:
                 f"{readable(point.macs)} ({percent(point.macs, report.macs)})",
                 f"{readable(point.params)} ({percent(point.params, report.params)})",
                 f"{point.bytes / 1e6:.3g} MB",
-                f"{point.pruned_ms:.3g} ms",
+                f"{point.original_ms:.3g} → {point.pruned_ms:.3g} ms",
                 f"{point.original_ms / point.pruned_ms:.2f} ×" if point.pruned_ms else "",
                 f"{score:.1%} {text(name)}",
                 f"{error:.2g}",
@@ -119,8 +123,8 @@ def _worst(group: GroupCost) -> float:
 def _error(step: Step, top: float) -> str:
     if not math.isfinite(step.error):
         return "not a number"
-    bar = stacked_bar([("error", "c8", step.error), ("", "c0", max(0.0, top - step.error))], width=60) if top else ""
-    return f"{step.error:.2g} {bar}"
+    bar = stacked_bar([("error", "c8", step.error), ("", "c0", max(0.0, top - step.error))], width=44) if top else ""
+    return f'<span style="white-space:nowrap">{step.error:.2g} {bar}</span>'
 
 
 def _saved(step: Step, macs: int) -> str:

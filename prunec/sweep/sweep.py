@@ -92,6 +92,8 @@ def sweep(
     chosen = Options(**{"criterion": "l1", **options, "keep": tuple(options.get("keep", ())), "target_macs": 1.0})
     if chosen.criterion == "taylor" and calibration is None:
         raise no_gradients()
+    for fraction in fractions:
+        replace(chosen, target_macs=fraction)  # says what is wrong with it
     folder.mkdir(parents=True, exist_ok=True)
     path, shapes = _as_file(model, folder)
     settings = _settings(path, shapes, chosen, calibration)
