@@ -26,6 +26,7 @@ from prunec.cli.lists import archs, presets
 from prunec.cli.options import Settings, debug_option, is_main_process
 from prunec.cli.prune import prune
 from prunec.cli.report import report
+from prunec.cli.sweep import sweep
 from prunec.cli.train_prune import train_prune
 from prunec.cli.validate import validate
 from prunec.errors import InternalError, Interrupted, PrunecError, WriteFailed
@@ -47,7 +48,7 @@ def main() -> None:
     """
 
 
-for _command in (analyze, prune, train_prune, validate, bench, report, archs, presets, doctor):
+for _command in (analyze, prune, sweep, train_prune, validate, bench, report, archs, presets, doctor):
     main.add_command(_command)
 
 

@@ -38,6 +38,21 @@ debug_option = click.option(
     help="Show the traceback of an error, and libraries' warnings.",
 )
 
+
+class MultipleOfType(click.ParamType[Any]):
+    """A positive number of channels, or ``auto``."""
+
+    name = "multiple"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        if value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a positive number of channels nor auto", param, ctx)
+        return int(value)
+
+
 model_argument = click.argument(
     "model", shell_complete=lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
 )
@@ -107,7 +122,7 @@ check_time_option = click.option(
 def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}
-    from prunec.pipeline.resolve import parse_shapes
+    from prunec.lookup.resolve import parse_shapes
 
     return parse_shapes(texts)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    MultipleOfType,
     check_time_option,
     debug_option,
     force_option,
@@ -25,7 +26,7 @@ from prunec.cli.options import (
 if TYPE_CHECKING:
     from prunec.data.calibration import Calibration
     from prunec.ir.plan import PrunePlan
-    from prunec.pipeline.resolve import TorchModel
+    from prunec.lookup.resolve import TorchModel
     from prunec.report.findings import PruneReport
 
 _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
@@ -103,11 +104,19 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
 )
 @click.option(
+    "--target-latency",
+    type=_FRACTION,
+    metavar="F",
+    help="Take at most this fraction of the original's time in ONNX Runtime on this machine's CPU, measured, 0 to 1.",
+)
+@click.option(
     "--multiple-of",
-    type=click.IntRange(min=1),
-    default=1,
+    type=MultipleOfType(),
+    default="auto",
     show_default=True,
-    help="Round kept channels up to a multiple.",
+    metavar="N|auto",
+    help="Channels that layers keep by score come in multiples: auto takes 16, 8 or 4 by the layer's width, as kernels "
+    "like it, and finer steps where a budget needs them. A number also rounds what exact removal leaves.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
@@ -153,7 +162,7 @@ def prune(
     from prunec.cli.render import show_json, show_prune, tell
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
-    from prunec.pipeline.resolve import OnnxModel, resolve
+    from prunec.lookup.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
     check_name(output)
@@ -161,12 +170,11 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
-    choices["calibration"] = _calibration(calibrate, tolerance, normalise, memory, labels)
-    if not as_json:
-        choices["progress"] = _progress
+    choices["progress"] = tell
+    choices["calibration"] = calibration_of(calibrate, tolerance, normalise, memory, labels)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
-    choices.update(check_time=check_time, progress=tell)
+    choices["check_time"] = check_time
     found = resolve(model, input_shapes, weights=weights)
     if isinstance(found, OnnxModel):
         from prunec import api
@@ -188,16 +196,14 @@ def prune(
         show_prune(report, str(output), untried=untried)
 
 
-def _progress(what: str) -> None:
-    """Show on a terminal what is being done, one line over the other."""
-    from prunec.cli.render import progress_line
-
-    progress_line(what)
-
-
-def _calibration(
-    data: str | None, tolerance: float | None, normalise: str | None, memory: str | None, labels: str | None
+def calibration_of(
+    data: str | None,
+    tolerance: float | None,
+    normalise: str | None,
+    memory: str | None = None,
+    labels: str | None = None,
 ) -> Calibration | None:
+    """Return what --calibrate and its options mean; None without data."""
     from prunec.data.calibration import DEFAULT_MEMORY, DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 

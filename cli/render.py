@@ -212,6 +212,12 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     if report.exact or report.exact_on_data:
         kind = "computes the same function" + ("" if report.exact else " on the data, elsewhere it may differ")
     out.print(f"removed {report.removed_channels:,} channels; {kind}")
+    if report.latency is not None:
+        found = report.latency
+        out.print(
+            f"takes {found.share:.1%} of the original's time ({found.asked:.0%} were asked for): "
+            f"{found.original_ms:.3g} -> {found.pruned_ms:.3g} ms in ONNX Runtime ({found.provider}) on this machine"
+        )
     if report.calibration is not None:
         _print_calibration(out, report.calibration)
     if report.carriers:

@@ -282,7 +282,7 @@ def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[f
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
     groups, out = node.attrs.get("conv_groups", 1), _sizes(graph.shape, node.outputs[0])
-    for field in _contracted(node, classes):
+    for field in contracted(node, classes):
         # A depthwise convolution's input channel is its output channel: it counts once.
         if groups == 1 or not field.size == groups == out[1]:
             tally.add(field, read / max(1, field.size))
@@ -300,7 +300,7 @@ def _parts(graph: Graph, node: Node, macs: int) -> tuple[float, float]:
     return float(macs), float(macs)
 
 
-def _contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
+def contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
     """Return the fields of ids that are summed over; both operands of a matmul carry the same ones."""
     swaps = (bool(node.attrs.get("transpose_a")), not node.attrs.get("transpose_b"))
     operands = node.inputs[:2] if node.op == "matmul" else node.inputs[:1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
-from prunec.ir.plan import PrunePlan
+from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
+from prunec.passes.selection.budget import Target
 from prunec.passes.selection.select import select
 from prunec.pipeline.data_report import with_agreement
 from prunec.pipeline.options import Options
-from prunec.pipeline.planning import Result, gather_facts, plan_and_apply
+from prunec.pipeline.planning import Job, Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
 from prunec.pipeline.reporting import no_larger, report_of
 from prunec.report.analysis import analysis
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from prunec.frontends.fx.arguments import Example
+    from prunec.pipeline.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +118,10 @@ def prune_module(
         progress: told what is being done, where that takes its time.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
         options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
-            "reconstruct", or a function of yours, see docs/extending.md) with target_macs or target_params (fractions
-            that stay), compensate (True: what goes is made up for), multiple_of, seed, residual ("tie"; "expand" takes
-            constant channels out of one branch of a sum, docs/pruning.md).
+            "reconstruct", or a function of yours, see docs/extending.md) with target_macs, target_params or
+            target_latency (fractions that stay; the time is measured in ONNX Runtime on this machine's CPU), compensate
+            (True: what goes is made up for), multiple_of (a number, or "auto": what suits each layer), seed, residual
+            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
@@ -125,7 +129,7 @@ def prune_module(
     """
     from prunec.backends.fx.backend import apply_edits
     from prunec.frontends.fx.arguments import by_position, ordered, structure
-    from prunec.pipeline import checking, evidence
+    from prunec.pipeline import checking, evidence, latency
 
     chosen = Options.of(with_data=calibration is not None, **options)
     example_inputs = ordered(module, example_inputs)
@@ -134,10 +138,13 @@ def prune_module(
     traced = read_module(module, example_inputs, rules=rules)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
-    job = plan_and_apply(
-        traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed, shown.fit
-    )
-    report = report_of(job, name or type(module).__name__, calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_edits, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.module_timer(module, example_inputs) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+    report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     report = replace(report, notes=(*report.notes, *traced.notes))
     if shown.fit is not None:
         report = with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
@@ -204,7 +211,7 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, evidence
+    from prunec.pipeline import checking, evidence, latency
 
     chosen = Options.of(with_data=calibration is not None, **options)
     if chosen.criterion == "taylor" and calibration is None:
@@ -212,10 +219,13 @@ def prune_onnx(
     traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(
-        traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed, shown.fit
-    )
-    report = report_of(job, str(path), calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.file_timer(path, input_shapes, chosen.seed) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+    report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         if shown.fit is not None:
             report = with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
@@ -233,6 +243,22 @@ def prune_onnx(
     return report
 
 
+def _planned(
+    graph: Graph,
+    specs: tuple[InputSpec, ...],
+    options: Options,
+    shown: Evidence,
+    apply: Callable[[Graph, Edits], Result],
+    target: Target | None,
+) -> Job[Result]:
+    """Plan and apply with what data showed, to the options' target or another one."""
+    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target)
+
+
 def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
     """Return how a backend carries edits out on a traced model, given its graph as it was rewritten."""
     return lambda graph, edits: apply(replace(traced, graph=graph), edits)
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""

@@ -41,7 +41,8 @@ def checked_files(
         pruned,
         provider="cpu",
         tolerance=tolerance,
-        runs=RUNS if report.removed_channels else 0,  # the same network is as fast
+        # The same network is as fast, and a share of the time that was asked for has been measured with more care.
+        runs=RUNS if report.removed_channels and report.latency is None else 0,
         input_shapes=input_shapes,
         inputs=feeds,
         seed=seed,

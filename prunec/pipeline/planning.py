@@ -27,8 +27,9 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import name_of, score
-from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
 
 Result = TypeVar("Result")
@@ -63,28 +64,33 @@ def choose(
     options: Options,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     data: Reconstruction | None = None,
+    target: Target | None = None,
 ) -> tuple[Selection, str]:
     """Return what to keep, and in one sentence how that was chosen.
 
     Args:
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
         data: for the ``reconstruct`` criterion.
+        target: what may stay, where that is not the options' to say: a budget of time has a clock.
     """
     if options.criterion is None:
-        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
+        chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
     scores = _scores(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
-        target_macs=options.target_macs,
-        target_params=options.target_params,
+        target or options.target,
         border=options.border,
-        multiple_of=options.multiple_of,
+        multiple_of=options.rounding,
     )
     goals = [
         f"{value:.0%} of the {what}"
-        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
+        for what, value in (
+            ("MACs", options.target_macs),
+            ("parameters", options.target_params),
+            ("latency", options.target_latency),
+        )
         if value is not None
     ]
     which = f"that score lowest by {name_of(options.criterion)}"
@@ -108,8 +114,10 @@ def _scores(
             why="they show which channels make up for which",
             do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
         )
-    least = min(goal for goal in (options.target_macs, options.target_params) if goal is not None)
-    order = data.removals(facts, of_params=options.target_macs is None, least=least)
+    goals = (options.target_macs, options.target_params, options.target_latency)
+    least = min(goal for goal in goals if goal is not None)
+    of_params = options.target_macs is None and options.target_latency is None
+    order = data.removals(facts, of_params=of_params, least=least)
     return order.scores(facts.classes)
 
 
@@ -141,17 +149,19 @@ def plan_and_apply(
     apply: Callable[[Graph, Edits], Result],
     observed: Observed | None = None,
     data: Reconstruction | None = None,
+    target: Target | None = None,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
         data: what stays is fitted on them, where a criterion took channels.
     """
     frozen: dict[str, str] = {}
     unbiased: set[str] = set()
     while True:
-        planned = _planned(graph, inputs, options, saliency, frozen, observed, data)
+        planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target)
         facts, made = planned.facts, planned.plan
         fits = data is not None and options.criterion is not None and options.compensate and bool(made.keeps)
         prepared = made
@@ -209,12 +219,13 @@ def _planned(
     frozen: Mapping[str, str],
     observed: Observed | None,
     data: Reconstruction | None,
+    target: Target | None,
 ) -> Job[Any]:
     """Plan on what is proven and, where data were given, on what they show as well."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
-        selection, reason = choose(facts, options, saliency, data)
+        selection, reason = choose(facts, options, saliency, data, target)
         made = plan(facts, selection, inputs, reason=reason)
         if data is None and options.criterion is not None and options.compensate and not made.exact:
             made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
@@ -240,7 +251,7 @@ def _rewritten(
         return gather_facts(rewritten, options.keep, frozen, found)
 
     facts, notes = analyse(graph), dict[str, Any]()
-    how: dict[str, Any] = {"border": options.border, "multiple_of": options.multiple_of}
+    how: dict[str, Any] = {"border": options.border, "multiple_of": options.rounding}
     if options.gates == "fold":
         facts, notes["gate_folds"] = gate_folds_of(facts, analyse, **how)
     if options.residual == "expand":

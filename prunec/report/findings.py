@@ -369,6 +369,27 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How a budget of time was met.
+
+    Args:
+        asked, share: of the original's time, in (0, 1]; asked for, and measured.
+        original_ms, pruned_ms: the medians behind the share.
+        provider: where that was.
+        tries: prunings that were timed.
+        untimed: layers that could not be timed by themselves.
+    """
+
+    asked: float
+    share: float
+    original_ms: float
+    pruned_ms: float
+    provider: str
+    tries: int
+    untimed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What one pruning did.
 
@@ -392,6 +413,7 @@ class PruneReport:
         gates: products whose constant channels go past them (``--gates fold``).
         notes: what a person must know to read the numbers.
         agreement: with a criterion and data: the result against the original on held-out samples; else None.
+        latency: what was measured where a share of the time was asked for; None elsewhere.
     """
 
     model: str
@@ -413,6 +435,7 @@ class PruneReport:
     gates: tuple[GateFolded, ...] = ()
     notes: tuple[str, ...] = ()
     agreement: Agreement | None = None
+    latency: Latency | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""

@@ -19,7 +19,7 @@ from onnx_files import save_conv
 
 from prunec import api, errors
 from prunec.cli.main import execute, main
-from prunec.pipeline.libraries import import_torchvision
+from prunec.lookup.libraries import import_torchvision
 
 NETWORKS = """
 import torch

@@ -146,7 +146,7 @@ class RunConfig:
 
     @property
     def model_spec(self) -> str:
-        """What prunec.pipeline.resolve takes."""
+        """What prunec.lookup.resolve takes."""
         return self.arch or self.model or self.onnx
 
     @property

@@ -20,11 +20,11 @@ from torch import nn
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
 from prunec.frontends.fx.trace import refuse_unreadable
+from prunec.lookup import resolve
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
-from prunec.pipeline import resolve
 from prunec.pipeline.reading import read_module
 from prunec.runtime.modules import evaluating
 from prunec.training.budget.budget import Goal, Sizer, excess

@@ -21,8 +21,9 @@ from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import fake_tensors
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import score
-from prunec.passes.selection.select import plan, select_budget
+from prunec.passes.selection.select import plan
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
 from prunec.pipeline.planning import gather_facts
@@ -62,7 +63,7 @@ def test_a_budget_computes_what_the_masked_network_does(name: str) -> None:
     net, inputs = make(name, 0.0).double(), tuple(i.double() for i in SPELLINGS[name].inputs())
     traced = read_module(net, inputs)
     facts = gather_facts(traced.graph)
-    selection = select_budget(facts, score(facts, "l1"), target_params=0.75)
+    selection = select_budget(facts, score(facts, "l1"), Target(params=0.75))
     made = plan(facts, selection, input_specs(traced.graph, inputs))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     assert (~selection.keep).any()
