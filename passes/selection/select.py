@@ -17,7 +17,7 @@ from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses, Kept, distinct
 from prunec.ir.plan import AxisKeep, ConstantInput, GroupedKeep, InputSpec, PrunePlan
 from prunec.passes.constants import Constants
-from prunec.passes.cost import Cost, as_it_came, cost
+from prunec.passes.cost import Cost, as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.liveness import Liveness
 from prunec.passes.reads import Mask, Read, exactly_removable
@@ -263,8 +263,10 @@ def _smallest(
         raise BudgetNotMet(
             "the budget cannot be met by removing channels",
             why=f"with {as_few} left per group {left.macs / max(1, whole.macs):.1%} of the MACs and "
-            f"{left.params / max(1, whole.params):.1%} of the parameters remain",
-            do="raise the target, or pin fewer channels" + (", or lower the multiple" if multiple_of > 1 else ""),
+            f"{left.params / max(1, whole.params):.1%} of the parameters remain{_pinning_most(facts)}",
+            do="raise the target, or pin fewer channels"
+            + (", or lower the multiple" if multiple_of > 1 else "")
+            + " (prunec analyze lists what is pinned)",
         )
     low, high, best = 0, most, last
     while low < high:
@@ -275,6 +277,20 @@ def _smallest(
         else:
             low = middle + 1
     return best
+
+
+def _pinning_most(facts: Facts) -> str:
+    """Name the node that pins the channels with most of the MACs; each counts where it is pinned first."""
+    classes = facts.classes
+    macs = np.where(classes.is_channel, class_cost(facts.graph, classes).macs, 0)
+    held: dict[tuple[str, str], float] = {}
+    for pin in classes.pins:
+        owners = distinct(classes.class_of[pin.ids])
+        held[pin.where, pin.reason] = held.get((pin.where, pin.reason), 0.0) + float(macs[owners].sum())
+        macs[owners] = 0
+    (where, reason), most = max(held.items(), key=lambda item: item[1], default=(("", ""), 0.0))
+    share = most / max(1, cost(facts.graph).macs)
+    return f"; {where} holds most, the channels of {share:.0%} of the MACs: {reason}" if share >= 0.01 else ""
 
 
 def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
