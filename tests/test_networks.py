@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -450,14 +451,27 @@ def test_a_budget_below_what_must_stay_is_refused_with_what_is_left() -> None:
     with pytest.raises(BudgetNotMet) as error:
         prune_module(make("resnet20", 0.0), NETWORKS["resnet20"].inputs(), criterion="l1", target_macs=1e-5)
     assert "of the MACs and" in str(error.value)
+    assert "holds most" not in error.value.why, "nothing is pinned but the classes"
     assert "do:  raise the target" in str(error.value)
+
+
+def test_what_holds_most_of_a_network_that_cannot_get_smaller_is_named() -> None:
+    net, x = make("resnet20"), NETWORKS["resnet20"].inputs()
+    with pytest.raises(BudgetNotMet) as error:
+        prune_module(net, x, criterion="l1", target_macs=0.1, keep=["*conv*"])
+    assert re.search(
+        r"; \*conv\* holds most, the channels of \d\d\d?% of the MACs: is kept by request", error.value.why
+    )
+    assert error.value.do == "raise the target, or pin fewer channels (prunec analyze lists what is pinned)"
 
 
 def test_a_multiple_that_a_budget_leaves_no_room_for_is_named() -> None:
     with pytest.raises(BudgetNotMet) as error:
         prune_module(make("resnet20"), NETWORKS["resnet20"].inputs(), criterion="l1", target_macs=0.5, multiple_of=64)
     assert "with a multiple of 64 channels left per group 100.0% of the MACs" in error.value.why
-    assert error.value.do == "raise the target, or pin fewer channels, or lower the multiple"
+    assert error.value.do == (
+        "raise the target, or pin fewer channels, or lower the multiple (prunec analyze lists what is pinned)"
+    )
 
 
 @pytest.mark.parametrize("name", ["googlenet", "mobilenetv2"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from prunec.errors import BudgetNotMet
 from prunec.ir.labels import distinct
-from prunec.passes.cost import as_it_came, cost
+from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.reads import Mask
 from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of, recount
@@ -138,6 +138,10 @@ class _Search:
         return carried_out(self._demands, wish)
 
     @property
+    def facts(self) -> Facts:
+        return self._demands.facts
+
+    @property
     def timed(self) -> bool:
         return self._target.clock is not None
 
@@ -196,9 +200,25 @@ def _not_met(search: _Search, multiple_of: MultipleOf, divisor: int) -> BudgetNo
     return BudgetNotMet(
         "the budget cannot be met by removing channels",
         why=f"with {in_words(multiple_of, divisor)} left per group {left.macs:.1%} of the MACs and "
-        f"{left.params:.1%} of the parameters remain{time}",
-        do="raise the target, or pin fewer channels" + (", or lower the multiple" if given else ""),
+        f"{left.params:.1%} of the parameters remain{time}{_pinning_most(search.facts)}",
+        do="raise the target, or pin fewer channels"
+        + (", or lower the multiple" if given else "")
+        + " (prunec analyze lists what is pinned)",
     )
+
+
+def _pinning_most(facts: Facts) -> str:
+    """Name the node that pins the channels with most of the MACs; each counts where it is pinned first."""
+    classes = facts.classes
+    macs = np.where(classes.is_channel, class_cost(facts.graph, classes).macs, 0)
+    held: dict[tuple[str, str], float] = {}
+    for pin in classes.pins:
+        owners = distinct(classes.class_of[pin.ids])
+        held[pin.where, pin.reason] = held.get((pin.where, pin.reason), 0.0) + float(macs[owners].sum())
+        macs[owners] = 0
+    (where, reason), most = max(held.items(), key=lambda item: item[1], default=(("", ""), 0.0))
+    share = most / max(1, cost(facts.graph).macs)
+    return f"; {where} holds most, the channels of {share:.0%} of the MACs: {reason}" if share >= 0.01 else ""
 
 
 def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:

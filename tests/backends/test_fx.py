@@ -420,3 +420,28 @@ def test_a_pruned_module_is_saved_whole_although_its_annotations_are_text(tmp_pa
     torch.save(result.module, tmp_path / "pruned.pt")
     loaded = torch.load(tmp_path / "pruned.pt", weights_only=False)
     assert_same_function(result.module, loaded, torch.randn(2, 3, 8, 8), tolerance=0.0)
+
+
+class Checked(nn.Module):
+    """A branch that vanishes, and whose layers check what they read, with the rank in the message, as timm's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+        self.norm, self.head = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(x)
+        torch._assert(y.ndim == 4, f"expected 4D input (got {y.ndim}D input)")
+        return self.head(self.norm(y) + x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def test_what_only_the_text_of_an_assertion_reads_goes() -> None:
+    torch.manual_seed(0)
+    net = Checked().double().eval()
+    nn.init.zeros_(net.norm.weight)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    result = prune_module(net, (x,), validate=False)
+    assert_same_function(net, result.module, x, tolerance=1e-12)
+    assert not any(n.op == "call_module" and n.target == "b" for n in result.module.graph.nodes)

@@ -326,7 +326,8 @@ class _Surgery:
             else:
                 # A tensor that comes out as it went in (Identity, Dropout); assertions have no tensor.
                 passes = isinstance(self.traced.results.get(name), Ref)
-                idle = n.op == "get_attr" or passes or name in self.traced.unused or name in self.had_users
+                asked = n.op == "call_function" and n.target is getattr  # x.ndim in the text of an assertion
+                idle = n.op == "get_attr" or asked or passes or name in self.traced.unused or name in self.had_users
             if idle:
                 self.module.graph.erase_node(n)
 
