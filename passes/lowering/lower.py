@@ -20,6 +20,7 @@ from prunec.ir.labels import ChannelClasses, Kept
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.constants import Constants, constants
 from prunec.passes.integers import bias_step, is_integer
+from prunec.passes.refits import refit
 from prunec.passes.selection.needs import Needs, needs
 from prunec.passes.selection.shapes import pruned_shapes
 
@@ -44,9 +45,11 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     shapes = {name: shape_of(name) for name in keeps}
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
     new_biases, folded, carried = _fold_all(graph, plan, known, keeps)
+    params = _slice_params(graph, plan, keeps, folded, carried)
+    refit(graph, plan, shape_of, params, new_biases)
     replaced = dict(_replacements(graph, wanted, stored))
     return Edits(
-        params=MappingProxyType(_slice_params(graph, plan, keeps, folded, carried)),
+        params=MappingProxyType(params),
         new_biases=MappingProxyType(new_biases),
         attrs=MappingProxyType(
             {n.name: attrs for n in rest.nodes if (attrs := _attrs(graph, classes, n, keep, keeps))}

@@ -158,7 +158,7 @@ def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...
     by_param: dict[str, Read] = {}
     pairs = []
     for read in found:
-        # A bias of floats that others read stays theirs, see _bias_target; integers have no place for another.
+        # A bias of floats that others read stays theirs, see bias_target; integers have no place for another.
         shared = read.node.inputs[1:3] if is_integer(graph, read.node) else read.node.inputs[1:2]
         for name in {graph.stored(name) for name in shared if name} - {""}:
             first = by_param.setdefault(name, read)
@@ -226,7 +226,7 @@ def folds(
             carried = lost & False
         rest = lost & ~carried
         if rest.any():
-            result.append(_fold(absorption, rest, *_bias_target(graph, read.node)))
+            result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
 
 
@@ -237,7 +237,7 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
     )
 
 
-def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
+def bias_target(graph: Graph, node: Node) -> tuple[str, str]:
     """Return (kind, target): the node's own bias if it has one, else a BatchNorm's running mean, else a new bias.
 
     A bias that other layers read, too (files in which equal tensors were merged), stays as it is.
