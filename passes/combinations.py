@@ -38,7 +38,7 @@ class Removals:
         order: int64[n], the classes.
         errors: float64[n]: what each adds to the error, all before it gone.
         groups: int64[n]: the coupled group of each.
-        saved: float64[n]: what is left of the cost that is to be saved once it is gone, as a fraction.
+        left: float64[n]: what is left of the cost that is to be saved when it goes, as a fraction.
     """
 
     order: Ids
@@ -46,10 +46,20 @@ class Removals:
     groups: Ids
     left: Floats
 
-    def scores(self, num_classes: int) -> Floats:
-        """Return float64[num_classes]: the place of each class in the order; infinite for those that are not in it."""
-        result = np.full(num_classes, np.inf)
+    def scores(self, classes: ChannelClasses) -> Floats:
+        """Return float64[num_classes]: when each class goes; infinite for those that are not in the order.
+
+        Of a grouped convolution equal counts must go from each group: their channels go in step, at the time of the
+        last of them.
+        """
+        result = np.full(classes.num_classes, np.inf)
         result[self.order] = np.arange(self.order.size)
+        for balance in classes.balances:
+            for ids in (balance.in_ids, balance.out_ids):
+                rows = classes.class_of[ids]
+                ranked = np.sort(result[rows], axis=1).max(axis=0)
+                for row in rows:
+                    result[row[np.argsort(result[row], kind="stable")]] = ranked
         return result
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,8 @@ class Operand:
         columns: int64[groups, inputs per group]: the class of each position on the contracted axis.
         rows: int64[groups, outputs per group]: the class of each output, 0 where it has none.
         taps: columns of the matrix per position (kernel size).
+        pooled: the matrix is too wide for the memory that there is: one combination per channel serves all its taps,
+            so that what is summed up is channels by channels.
     """
 
     read: Read
@@ -51,6 +53,7 @@ class Operand:
     columns: Ids
     rows: Ids
     taps: int
+    pooled: bool = False
 
     @property
     def node(self) -> Node:
@@ -73,7 +76,7 @@ class Operand:
     @property
     def width(self) -> int:
         """Columns of each group's matrix."""
-        return int(self.columns.shape[1]) * self.taps
+        return int(self.columns.shape[1]) * (1 if self.pooled else self.taps)
 
     @property
     def is_depthwise(self) -> bool:
@@ -98,9 +101,21 @@ def _operand(facts: Facts, read: Read) -> Operand:
     takes = _takes(facts, read, shape)
     groups = node.attrs.get("conv_groups", 1) if node.op in ("conv", "conv_transpose") else 1
     taps = math.prod(shape[2:]) if node.op in ("conv", "conv_transpose") and shape else 1
+    if node.op == "matmul":
+        owners, taps = _runs(owners)
     biased = takes != "nothing" and (read.absorbs or _could_absorb(facts.graph, node)) and node.op != "rnn"
     rows = _rows(facts.classes, node, groups, _num_rows(node, shape, groups))
-    return Operand(read, takes, biased, groups, owners.reshape(groups, -1), rows, taps)
+    # What comes out of the product itself is not to be seen in these: only what goes in can be fitted.
+    hidden = takes == "bias" or node.op == "rnn" or (not biased and any(node.inputs[2:3]))
+    return Operand(read, takes, biased, groups, owners.reshape(groups, -1), rows, taps, pooled=hidden)
+
+
+def _runs(owners: Ids) -> tuple[Ids, int]:
+    """Return the classes with what a flattened map repeats of each taken once, and how often it is repeated."""
+    changes = np.flatnonzero(np.diff(owners)) + 1
+    lengths = np.diff(np.concatenate([[0], changes, [owners.size]]))
+    same = lengths.size > 0 and bool((lengths == lengths[0]).all()) and owners.size > 1
+    return (owners[:: lengths[0]], int(lengths[0])) if same and owners[0] else (owners, 1)
 
 
 def weight_shape(facts: Facts, node: Node) -> tuple[int, ...]:
@@ -161,6 +176,30 @@ def output_axis(node: Node, rank: int) -> int:
     return rank - 1 if node.op in ("matmul", "rnn") else 1
 
 
+def within(found: Sequence[Operand], memory: int) -> tuple[Operand, ...]:
+    """Pool the widest operands until all matrices of an order are in memory at the same time.
+
+    Args:
+        memory: bytes.
+    """
+    sizes = [_bytes(operand) for operand in found]
+    result, total = list(found), sum(sizes)
+    for at in sorted(range(len(found)), key=lambda number: -sizes[number]):
+        if total <= memory:
+            break
+        if found[at].taps > 1 and found[at].takes != "nothing":
+            result[at] = replace(found[at], pooled=True)
+            total += _bytes(result[at]) - sizes[at]
+    return tuple(result)
+
+
+def _bytes(operand: Operand) -> int:
+    """Return what the order takes for an operand: its Gram, H, the inverse and the weight, in doubles."""
+    if operand.takes == "nothing" or operand.is_depthwise:
+        return 0
+    return 8 * operand.groups * operand.width * (3 * operand.width + operand.rows.shape[1])
+
+
 # --- weights as matrices ------------------------------------------------------------------------------
 
 
@@ -172,6 +211,20 @@ def as_matrix(node: Node, array: Array) -> Floats:
     assert view is not None, "operands of other weights take nothing"
     groups, rows, inputs, taps = view.taps.shape
     return view.taps.reshape(groups, rows, inputs * taps).astype(np.float64)
+
+
+def pooled(matrix: Floats, taps: int) -> Floats:
+    """Return float64[groups, rows · taps, channels]: each tap as a row of its own."""
+    groups, rows, columns = matrix.shape
+    parted = matrix.reshape(groups, rows, columns // taps, taps)
+    return parted.transpose(0, 1, 3, 2).reshape(groups, rows * taps, columns // taps)
+
+
+def unpooled(matrix: Floats, taps: int) -> Floats:
+    """Return what ``pooled`` took apart."""
+    groups, rows, channels = matrix.shape
+    parted = matrix.reshape(groups, rows // taps, taps, channels)
+    return parted.transpose(0, 1, 3, 2).reshape(groups, rows // taps, channels * taps)
 
 
 def from_matrix(node: Node, matrix: Floats, shape: Sequence[int]) -> Floats:

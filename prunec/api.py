@@ -20,21 +20,24 @@ from prunec.data.calibration import Calibration, Observed
 from prunec.data.samples import Samples
 from prunec.errors import BadInput, ValidationFailed
 from prunec.files import write_text
+from prunec.fit_data import fit_data
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.channels import channels
 from prunec.passes.selection.select import EXACT, select
 from prunec.pipeline.planning import PROVABLE, SHOWN, Border, Job, Options, Result, choose, gather_facts, plan_and_apply
+from prunec.reconstruct import Reconstruction
 from prunec.report.analysis import analysis, prune_report
 from prunec.report.findings import Analysis, CalibrationReport, PruneReport, Validation
 from prunec.runtime.probes import Feed
+from prunec.told import with_agreement
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
     from prunec.frontends.fx.frontend import Traced
-    from prunec.frontends.onnx.frontend import OnnxSource
+    from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 
 __all__ = [
     "Border",
@@ -67,6 +70,10 @@ class Pruned:
     module: fx.GraphModule
     plan: PrunePlan
     report: PruneReport
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""
 
 
 def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis:
@@ -104,6 +111,7 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    progress: Callable[[str], None] = _silent,
     **options: Any,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
@@ -114,10 +122,13 @@ def prune_module(
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
-        calibration: data on which channels that are constant there are removed too.
+        calibration: data on which channels that are constant there are removed too. With a target they choose what
+            goes (criterion "reconstruct", the default then), and what stays is fitted to make up for it.
         inputs: a folder of inputs to compare on, instead of random ones.
-        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor",
-            "random") with target_macs or target_params (fractions that stay), multiple_of, seed, residual
+        progress: told what is being done, where data take their time.
+        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
+            "reconstruct") with target_macs or target_params (fractions that stay), compensate (True: what goes is
+            made up for), multiple_of, seed, residual
             ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
@@ -129,22 +140,51 @@ def prune_module(
     from prunec.data.sample_files import read_samples
     from prunec.pipeline.reading import read_module
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = _options(options, calibration)
     traced = read_module(module, example_inputs)
     specs = input_specs(traced.graph, example_inputs)
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
-    samples, observed = None, None
+    samples, observed, data = None, None, None
     if calibration is not None:
         samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
-        observed = observe_module(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+        if chosen.criterion != "reconstruct":
+            observed = observe_module(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+        data = _module_data(traced, samples, calibration, chosen, progress)
     if chosen.criterion == "taylor" and saliency is None:
         saliency = _module_saliency(traced, samples)
-    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(_on_graph, apply_edits, traced), observed)
+    apply = partial(_on_graph, apply_edits, traced)
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, apply, observed, data)
     report = _report(job, name or type(module).__name__, calibration, observed)
+    if data is not None:
+        from prunec.stages_module import runner
+
+        runs = runner(traced, traced.module), runner(traced, job.result)
+        report = with_agreement(report, job.facts, data, runs, ())
     if validate:
         feeds = given or (samples if job.by_data else None)
         report = _checked(module, job.result, example_inputs, job, report, _allowed(job, tolerance, calibration), feeds)
     return Pruned(job.result, job.plan, report)
+
+
+def _options(given: Mapping[str, Any], calibration: Calibration | None) -> Options:
+    """Return the options; with data and a target the criterion is ``reconstruct`` where none is given."""
+    chosen = {**given, "keep": tuple(given.get("keep", ()))}
+    budget = any(chosen.get(name) is not None for name in ("target_macs", "target_params"))
+    if calibration is not None and budget and chosen.get("criterion") is None:
+        chosen["criterion"] = "reconstruct"
+    return Options(**chosen)
+
+
+def _module_data(
+    traced: Traced, samples: Samples, calibration: Calibration, chosen: Options, progress: Callable[[str], None]
+) -> Reconstruction | None:
+    """Return what fits a module to data; None where nothing is to be fitted."""
+    if not chosen.fits:
+        return None
+    from prunec.stages_module import OpenedModule, runner
+
+    split = fit_data(samples, runner(traced, traced.module))
+    return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress)
 
 
 def _on_graph(apply: Callable[[Any, Edits], Result], traced: Any, graph: Graph, edits: Edits) -> Result:
@@ -222,6 +262,7 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    progress: Callable[[str], None] = _silent,
     **options: Any,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
@@ -233,7 +274,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, options: as for ``prune_module``.
+        calibration, inputs, progress, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``PrunePlan.load(plan_file).apply_onnx(path, output)`` makes
             the same of this file, and the like of one with the same graph and other weights.
 
@@ -245,23 +286,32 @@ def prune_onnx(
     from prunec.data.observing import observe_onnx
     from prunec.pipeline.reading import read_onnx
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = _options(options, calibration)
     if chosen.criterion == "taylor" and calibration is None:
         raise _no_gradients()
     traced = read_onnx(path, input_shapes)
     given = onnx_samples(path, inputs, input_shapes) if inputs is not None else None
-    samples, observed, saliency = None, None, None
+    samples, observed, saliency, data = None, None, None, None
     if calibration is not None:
         samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
-        observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+        if chosen.criterion != "reconstruct":
+            observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
+        if chosen.fits:
+            data = _onnx_data(traced, path, samples, calibration, progress)
         if chosen.criterion == "taylor":
             from prunec.data.saliency import onnx_saliency
 
             saliency = onnx_saliency(traced, samples)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(traced.graph, specs, chosen, saliency, partial(_on_graph, apply_onnx, traced), observed)
+    apply = partial(_on_graph, apply_onnx, traced)
+    job = plan_and_apply(traced.graph, specs, chosen, saliency, apply, observed, data)
     report = _report(job, str(path), calibration, observed)
     with staged_onnx(job.result, output) as staged:
+        if data is not None:
+            from prunec.runtime import sessions
+
+            runs = tuple(sessions.open_runner(file, str(file), "cpu", optimise=False) for file in (path, staged))
+            report = with_agreement(report, job.facts, data, runs, runs[0].outputs)
         if job.plan.exact:
             report = _no_larger(traced.source, staged, report)
         if validate:
@@ -272,6 +322,17 @@ def prune_onnx(
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")
     return report
+
+
+def _onnx_data(
+    traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Callable[[str], None]
+) -> Reconstruction:
+    """Return what fits a file to data."""
+    from prunec.opened import OpenedOnnx
+    from prunec.runtime import sessions
+
+    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False))
+    return Reconstruction(OpenedOnnx(traced, split.fitted, calibration.memory), split, calibration.memory, progress)
 
 
 def _no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:

@@ -92,11 +92,12 @@ class Window:
         taps = taps[::-1] if self.flipped else taps
         steps = np.array([math.prod(padded[axis + 1 :]) for axis in range(len(padded))])
         base = sum(start * stride * step for start, stride, step in zip(starts, self.stride, steps, strict=True))
-        offsets = np.array([sum(t * d * s for t, d, s in zip(tap, self.dilation, steps, strict=True)) for tap in taps])
         flat = canvas.reshape(*x.shape[:2], -1)
-        seen = np.take(flat, (offsets[:, None] + base[None, :]).ravel(), axis=2)
-        seen = seen.reshape(x.shape[0], x.shape[1], len(taps), places.size)
-        return np.ascontiguousarray(seen.transpose(1, 2, 0, 3)).reshape(x.shape[1], len(taps), -1)
+        seen = np.empty((x.shape[1], len(taps), x.shape[0], places.size), dtype=x.dtype)
+        for number, tap in enumerate(taps):
+            offset = sum(t * d * int(s) for t, d, s in zip(tap, self.dilation, steps, strict=True))
+            seen[:, number] = np.take(flat, base + offset, axis=2).swapaxes(0, 1)
+        return seen.reshape(x.shape[1], len(taps), -1)
 
 
 class View:
@@ -106,16 +107,23 @@ class View:
         node: the contraction; ``groups`` are those that the arrays have (pruning can take whole groups).
         kernel: spatial sizes of its weight; () for matrix products.
         axis: the contracted axis of its input.
+        pooled: a column is what the channels hold at one place of the input; a matrix product's channels are its
+            positions in runs of ``taps``. Then there are no columns of outputs.
     """
 
-    def __init__(self, node: Node, kernel: Sequence[int], axis: int, groups: int) -> None:
-        self.node, self.axis, self.groups = node, axis, groups
-        self.window = Window.of(node, kernel) if node.op in ("conv", "conv_transpose") else None
+    def __init__(
+        self, node: Node, kernel: Sequence[int], axis: int, groups: int, *, pooled: bool = False, taps: int = 1
+    ) -> None:
+        self.node, self.axis, self.groups, self.taps = node, axis, groups, taps
+        self.is_conv, self.pooled = node.op in ("conv", "conv_transpose"), pooled
+        self.window = Window.of(node, kernel) if self.is_conv and not pooled else None
 
     def num_places(self, x: Array) -> int:
         """Return how many columns one sample of ``x`` gives; all of a matrix product's lie on its leading axes."""
         if self.window is not None:
             return math.prod(self.window.outputs(x.shape[2:]))
+        if self.is_conv:
+            return math.prod(x.shape[2:])
         return math.prod(self._others(x.shape)[1:])
 
     def inputs(self, x: Array, places: Places) -> Array:
@@ -123,7 +131,11 @@ class View:
         if self.window is not None:
             seen = self.window.patches(x, places)
             return seen.reshape(self.groups, -1, seen.shape[-1])
-        return self._flat(x, self.axis, places)[None]
+        if self.is_conv:
+            picked = np.take(x.reshape(*x.shape[:2], -1), places, axis=2)
+            return picked.swapaxes(0, 1).reshape(self.groups, x.shape[1] // self.groups, -1)
+        flat = self._flat(x, self.axis, places)
+        return flat.reshape(1, flat.shape[0] // self.taps, -1) if self.pooled else flat[None]
 
     def outputs(self, y: Array, places: Places) -> Array:
         """Return number[groups, rows, batch · places] of the contraction's output."""

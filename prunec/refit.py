@@ -8,19 +8,19 @@ there: what data do not show stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from prunec.errors import BadInput
 from prunec.grams import Floats, Gram, View, spread_places
-from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Refit
-from prunec.passes.operands import Operand, as_matrix, from_matrix, output_axis
+from prunec.passes.operands import Operand, as_matrix, from_matrix, output_axis, pooled, unpooled
 from prunec.passes.refits import stored
-from prunec.passes.streams import Stream, stream
+from prunec.passes.streams import stream
 from prunec.runtime.probes import Array
 from prunec.stages import Stages
 
@@ -32,12 +32,10 @@ class Fitting:
     Args:
         columns: of each fit, about: output positions are drawn until there are so many.
         ridge: of the mean of a Gram's diagonal.
-        rounds: how often positions behind a ReLU are aimed at anew: what is below zero there may lie anywhere below.
     """
 
     columns: int = 100_000
     ridge: float = 1e-3
-    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +47,8 @@ class Place:
         kind, target, vector: where the constant part goes (see plan.Refit) and what is there now, sliced.
         beside: a bias that other layers read, too, and that therefore stays: what is fitted is added to it.
         mean: for a running mean, the original's, sliced.
-        outputs: indices of its outputs that stay; None where all do.
+        inputs, outputs: indices on the contracted axis, and of its outputs, that stay; None where all do.
+        original: the weight as it was, for a pooled operand.
     """
 
     operand: Operand
@@ -60,7 +59,9 @@ class Place:
     vector: Array | None
     beside: Array | None
     mean: Array | None
+    inputs: Any
     outputs: Any
+    original: Array
 
     def constant(self) -> Floats:
         """Return float64[outputs]: what the contraction adds by now, the mean that is taken off behind it included."""
@@ -76,61 +77,113 @@ class Place:
 
 
 class Layer:
-    """One fit: the same places of both networks, and the sums over them."""
+    """One fit: the same places of both networks, and the sums over them.
 
-    def __init__(self, place: Place, way: Stream, before: Stages, now: Stages, settled: Callable[[str], bool]) -> None:
-        self.place, self.way = place, way
-        self.before, self.now = before, now
+    Args:
+        place: what is fitted.
+        others: what its output is added to, of which the error is known by now; see passes/streams.py.
+        before, now: the original and the pruned network.
+    """
+
+    def __init__(self, place: Place, others: Sequence[tuple[str, float, Floats]], before: Stages, now: Stages) -> None:
+        self.place, self.before, self.now, self.others = place, before, now, tuple(others)
         operand = place.operand
-        self.others = tuple(item for item in way.others if settled(item[0]))
-        self.names = (operand.value, *(name for name, _, _ in self.others))
         kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
         self.matrix = as_matrix(place.node, place.weight)
-        self.view = View(place.node, kernel, operand.read.axis, self.matrix.shape[0])
+        how = {"pooled": operand.pooled, "taps": operand.taps}
+        self.view = View(place.node, kernel, operand.read.axis, self.matrix.shape[0], **how)
+        names = () if operand.pooled else tuple(name for name, _, _ in self.others)
+        self.reads_now = (operand.value, *names)
+        self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names)
 
     def fit(self, how: Fitting) -> tuple[Floats, Floats]:
         """Return (weight as a matrix, float64[outputs] constant)."""
-        place = self.place
-        self.before.advance([*(name for name in self.names[1:]), place.operand.output])
-        self.now.advance(self.names)
+        self.before.advance(self.reads_before)
+        self.now.advance(self.reads_now)
+        return self._combined(how) if self.place.operand.pooled else self._solved(how)
+
+    def forget(self) -> None:
+        """Let go of what was looked at."""
+        self.before.drop(self.reads_before)
+        self.now.drop(self.reads_now)
+
+    def _solved(self, how: Fitting) -> tuple[Floats, Floats]:
+        """Fit the weights themselves."""
         groups, rows, width = self.matrix.shape
-        biased = place.operand.biased
+        biased = self.place.operand.biased
         gram = Gram(groups, width, ones=biased)
         right = np.zeros((groups, width + biased, rows))
         for batch, picked in self._batches(how):
-            seen = self.view.inputs(self.now.value(place.operand.value, batch), picked)
+            seen = self.view.inputs(self.now.value(self.place.operand.value, batch), picked)
             gram.add(seen)
-            _add_products(right, seen, self._target(batch, picked))
+            _add_products(right, seen, self.view.outputs(self._target(batch), picked))
         old = np.zeros((groups, width + biased, rows))
         old[:, :width] = self.matrix.swapaxes(1, 2)
         if biased:
-            old[:, width] = place.constant().reshape(groups, rows)
-        found = np.stack([_solve(g, r, o, how.ridge, biased) for g, r, o in zip(gram.total, right, old, strict=True)])
+            old[:, width] = self.place.constant().reshape(groups, rows)
+        found = _solutions(gram, right, old, how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
-    def _batches(self, how: Fitting) -> Any:
-        first = self.now.value(self.place.operand.value, 0)
-        places = self.view.num_places(first)
-        samples = sum(self.now.value(self.place.operand.value, b).shape[0] for b in range(self.now.num_batches))
-        for batch in range(self.now.num_batches):
-            yield batch, spread_places(places, max(1, -(-how.columns // samples)), batch)
+    def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
+        """Fit what all channels were from those that are left, and fold that into the original's weights."""
+        operand, biased = self.place.operand, self.place.operand.biased
+        value = operand.value
+        full = pooled(as_matrix(operand.node, self.place.original), operand.taps)
+        if self.place.outputs is not None:
+            full = full.reshape(1, -1, operand.taps, full.shape[2])[:, self.place.outputs]
+            full = full.reshape(1, -1, full.shape[3])
+        width, channels = self.matrix.shape[2] // operand.taps, full.shape[2]
+        gram = Gram(1, width, ones=biased)
+        right, old = np.zeros((1, width + biased, channels)), np.zeros((1, width + biased, channels))
+        kept = self._kept(channels, width)
+        old[0, np.arange(width), kept] = 1
+        for batch, picked in self._batches(how):
+            seen = self.view.inputs(self.now.value(value, batch), picked)
+            gram.add(seen)
+            _add_products(right, seen, self.view.inputs(self.before.value(value, batch), picked))
+        found = _solutions(gram, right, old, how.ridge)[0]
+        matrix = unpooled(full @ found[:width].T, operand.taps)
+        constant = self.place.constant()
+        if biased:
+            constant = constant + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
+        return matrix, constant
 
-    def _target(self, batch: int, picked: Any) -> Array:
-        """Return number[groups, rows, n]: the original's output, and what the streams that it joins are off."""
+    def _kept(self, channels: int, width: int) -> Any:
+        kept = self.place.inputs
+        return np.arange(channels) if kept is None else kept[:: len(kept) // width] // (len(kept) // width)
+
+    def _batches(self, how: Fitting) -> Iterator[tuple[int, Any]]:
+        value = self.place.operand.value
+        count = self.view.num_places(self.now.value(value, 0))
+        samples = sum(self.now.value(value, batch).shape[0] for batch in range(self.now.num_batches))
+        for batch in range(self.now.num_batches):
+            count = self.view.num_places(self.now.value(value, batch))
+            yield batch, spread_places(count, max(1, -(-how.columns // samples)), batch)
+
+    def _target(self, batch: int) -> Array:
+        """Return the original's output, and what the streams that it joins are off; of what stays."""
         place = self.place
-        axis = output_axis(place.node, self.before.value(place.operand.output, batch).ndim)
-        wanted = self.before.value(place.operand.output, batch)
-        wanted = wanted if place.outputs is None else np.take(wanted, place.outputs, axis=axis)
-        shape = [1] * wanted.ndim
+        rank = self.before.value(place.operand.output, batch).ndim
+        axis = output_axis(place.node, rank)
+        shape = [1] * rank
         shape[axis] = -1
+
+        def kept(value: Array) -> Array:
+            return value if place.outputs is None else np.take(value, place.outputs, axis=axis)
+
+        wanted = kept(self.before.value(place.operand.output, batch))
         if place.mean is not None:
             wanted = wanted - place.mean.reshape(shape).astype(wanted.dtype)
         for name, sign, scale in self.others:
-            there = self.before.value(name, batch)
-            there = there if place.outputs is None else np.take(there, place.outputs, axis=axis)
             by = scale if place.outputs is None else scale[place.outputs]
-            wanted = wanted + sign * (there - self.now.value(name, batch)) / by.reshape(shape).astype(wanted.dtype)
-        return self.view.outputs(wanted, picked)
+            off = kept(self.before.value(name, batch)) - self.now.value(name, batch)
+            wanted = wanted + sign * off / by.reshape(shape).astype(wanted.dtype)
+        return wanted
+
+
+def _solutions(gram: Gram, right: Floats, old: Floats, ridge: float) -> Floats:
+    parts = zip(gram.total, right, old, strict=True)
+    return np.stack([_solve(g, r, o, ridge, gram.ones) for g, r, o in parts])
 
 
 def _add_products(right: Floats, seen: Array, target: Array) -> None:
@@ -188,30 +241,23 @@ def refits(
     for number, name in enumerate(order):
         progress(number, len(order))
         place = by_node[name]
-
-        def settled(value: str, own: str = name) -> bool:
-            ahead = upstream.get(value, frozenset())
-            return own not in ahead and ahead <= done
-
-        rows = place.operand.rows.size
-        layer = Layer(place, stream(graph, place.operand.node, rows), before, now, settled)
+        way = stream(graph, place.operand.node, place.operand.rows.size)
+        layer = Layer(place, [o for o in way.others if upstream.get(o[0], frozenset()) <= done], before, now)
         matrix, constant = layer.fit(how)
+        if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
+            raise BadInput(
+                f"on these data {place.node.origin} computes what is not a number",
+                why="nothing can be fitted to that",
+                do="check that the inputs are prepared as the network reads them (--normalise)",
+            )
         weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
         vector = place.vector_for(constant) if place.operand.biased else None
         now.set_tensors(tensors(place, weight, vector))
-        result.append(
-            Refit(
-                name,
-                place.operand.weight,
-                stored(weight),
-                place.kind if vector is not None else "none",
-                place.target if vector is not None else "",
-                None if vector is None else stored(vector),
-            )
-        )
+        layer.forget()
         done.add(name)
-        before.drop([*layer.names[1:], place.operand.output])
-        now.drop(layer.names)
+        kind, target = (place.kind, place.target) if vector is not None else ("none", "")
+        content = None if vector is None else stored(vector)
+        result.append(Refit(name, place.operand.weight, stored(weight), kind, target, content))
     return tuple(result)
 
 

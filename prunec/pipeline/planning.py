@@ -27,12 +27,13 @@ from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
 from prunec.passes.selection.scores import score
 from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+from prunec.reconstruct import Reconstruction
 
 Result = TypeVar("Result")
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
 Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random"]
+Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"]
 
 PROVABLE = "removed what is provably constant or dead"
 SHOWN = "removed what is constant or dead, provably or on the calibration data"
@@ -54,6 +55,12 @@ class Options:
     target_params: float | None = None
     multiple_of: int = 1
     seed: int = 0
+    compensate: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """With data, what stays is fitted to make up for what goes."""
+        return self.criterion is not None and (self.compensate or self.criterion == "reconstruct")
 
     def __post_init__(self) -> None:
         if self.border not in ("exact", "bias"):
@@ -73,7 +80,8 @@ class Options:
             raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
         if budget and self.criterion is None:
             raise BadInput(
-                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+                "a budget without a criterion cannot be met",
+                do="give a criterion (l1, gamma, taylor or random), or data, which choose by themselves (calibration)",
             )
 
 
@@ -97,17 +105,21 @@ def gather_facts(
 
 
 def choose(
-    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+    facts: Facts,
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    data: Reconstruction | None = None,
 ) -> tuple[Selection, str]:
     """Return what to keep, and in one sentence how that was chosen.
 
     Args:
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
+        data: for the ``reconstruct`` criterion.
     """
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
         return chosen, PROVABLE
-    scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    scores = _scores(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
@@ -121,10 +133,30 @@ def choose(
         for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
         if value is not None
     ]
-    return (
-        chosen,
-        f"removed the channels that score lowest by {options.criterion} until {' and '.join(goals)} were left",
-    )
+    which = f"that score lowest by {options.criterion}"
+    if options.criterion == "reconstruct":
+        which = "that the others make up for at the least error on the data"
+    return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
+
+
+def _scores(
+    facts: Facts,
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    data: Reconstruction | None,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    assert options.criterion is not None
+    if options.criterion != "reconstruct":
+        return score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    if data is None:
+        raise BadInput(
+            "the reconstruct criterion needs data",
+            why="they show which channels make up for which",
+            do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
+        )
+    least = min(goal for goal in (options.target_macs, options.target_params) if goal is not None)
+    order = data.removals(facts, of_params=options.target_macs is None, least=least)
+    return order.scores(facts.classes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,26 +186,46 @@ def plan_and_apply(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     apply: Callable[[Graph, Edits], Result],
     observed: Observed | None = None,
+    data: Reconstruction | None = None,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
+        data: what stays is fitted on them, where a criterion took channels.
     """
     frozen: dict[str, str] = {}
+    unbiased: set[str] = set()
     while True:
-        planned = _planned(graph, inputs, options, saliency, frozen, observed)
+        planned = _planned(graph, inputs, options, saliency, frozen, observed, data)
         facts, made = planned.facts, planned.plan
+        fits = data is not None and options.fits and options.compensate and bool(made.keeps)
+        prepared = made
+        if fits and data is not None:
+            prepared = data.prepared(facts, made, planned.selection.wanted, frozenset(unbiased))
         try:
-            edits = lower(facts.graph, facts.classes, made, facts.constants)
-            return replace(planned, result=apply(facts.graph, edits))
+            edits = lower(facts.graph, facts.classes, prepared, facts.constants)
+            result = apply(facts.graph, edits)
+            if fits and data is not None:
+                made = data.fitted(facts, prepared, edits, result)
+                result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
+            return replace(planned, plan=made, result=result)
         except CannotRewrite as error:
+            if error.origin not in unbiased and _only_biased(facts, made, prepared, error.origin):
+                unbiased.add(error.origin)
+                continue
             added = _to_freeze(graph, frozen, error)
             if not added:
                 raise InternalError(
                     "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
                 ) from error
             frozen.update(added)
+
+
+def _only_biased(facts: Facts, made: PrunePlan, prepared: PrunePlan, origin: str) -> bool:
+    """Tell whether a node was to get a bias for a fit only."""
+    added = {fold.node for fold in prepared.folds[len(made.folds) :] if not fold.target}
+    return any(node.origin == origin and node.name in added for node in facts.graph.nodes)
 
 
 def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
@@ -200,12 +252,13 @@ def _planned(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     frozen: Mapping[str, str],
     observed: Observed | None,
+    data: Reconstruction | None,
 ) -> Job[Any]:
     """Plan on what is proven and, where data were given, on what they show as well."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
-        selection, reason = choose(facts, options, saliency)
+        selection, reason = choose(facts, options, saliency, data)
         made = plan(facts, selection, inputs, border=options.border, reason=reason)
         return Job(facts, selection, replace(made, **rewrites), None)
 

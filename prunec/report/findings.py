@@ -324,6 +324,40 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputAgreement:
+    """How far one output of the pruned network is from the original's on held-out inputs.
+
+    Args:
+        name: the output.
+        error: root mean square of the difference over that of the original's output; of integers the share that differs.
+        argmax: the share of samples whose largest score is the same, where it looks like class scores; else None.
+        iou: the overlap of the masks, where it looks like one (classes other than the first, or what is in the
+            foreground): intersection over union over all samples; else None.
+    """
+
+    name: str
+    error: float
+    argmax: float | None = None
+    iou: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the pruned network does on inputs that nothing was fitted on.
+
+    Args:
+        samples: how many; 0 where there were too few to hold any out.
+        outputs: each output, in order.
+        accuracy_before, accuracy_after: with labels, the share of right answers of either network; else None.
+    """
+
+    samples: int
+    outputs: tuple[OutputAgreement, ...] = ()
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What one pruning did.
 
@@ -346,6 +380,7 @@ class PruneReport:
         expanded: operands that are put together again where they are added up (``--residual expand``).
         gates: products whose constant channels go past them (``--gates fold``).
         notes: what a person must know to read the numbers.
+        agreement: with a criterion and data: the result against the original on held-out samples; else None.
     """
 
     model: str
@@ -366,6 +401,7 @@ class PruneReport:
     expanded: tuple[Expanded, ...] = ()
     gates: tuple[GateFolded, ...] = ()
     notes: tuple[str, ...] = ()
+    agreement: Agreement | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""
