@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,27 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 @inputs_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random"]),
-    help="Also remove channels by this score, which changes the function; needs a target (taylor: --calibrate too).",
+    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    help="Also remove channels by this score, which changes the function; needs a target (taylor, reconstruct: "
+    "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
+    "and a target: reconstruct]",
+)
+@click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    show_default=True,
+    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    "that BatchNorms imply.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
+)
+@click.option(
+    "--labels",
+    metavar="folders|FILE.csv",
+    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
 )
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Keep at most this fraction of the MACs, 0 to 1.")
 @click.option(
@@ -111,6 +131,8 @@ def prune(
     calibrate: str | None,
     tolerance: float | None,
     normalise: str | None,
+    memory: str | None,
+    labels: str | None,
     plan_file: Path | None,
     no_validate: bool,
     force: bool,
@@ -120,7 +142,8 @@ def prune(
     """Write a smaller network as ONNX.
 
     Without a criterion only what is provably constant or dead goes, and the result computes the same
-    function. With --calibrate what is constant on your data goes too: on them the function is the same.
+    function. With --calibrate what is constant on your data goes too: on them the function is the same. With
+    --calibrate and a target the data choose what goes, and what stays is fitted to make up for it.
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
@@ -135,7 +158,9 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
-    choices["calibration"] = _calibration(calibrate, tolerance, normalise)
+    choices["calibration"] = _calibration(calibrate, tolerance, normalise, memory, labels)
+    if not as_json:
+        choices["progress"] = _progress
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
     found = resolve(model, input_shapes, weights=weights)
@@ -159,16 +184,37 @@ def prune(
         show_prune(report, str(output), untried=untried)
 
 
-def _calibration(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:
-    from prunec.data.calibration import DEFAULT_TOLERANCE, Calibration
+def _progress(what: str) -> None:
+    """Show on a terminal what is being done, one line over the other."""
+    from prunec.cli.render import progress_line
+
+    progress_line(what)
+
+
+def _calibration(
+    data: str | None, tolerance: float | None, normalise: str | None, memory: str | None, labels: str | None
+) -> Calibration | None:
+    from prunec.data.calibration import DEFAULT_MEMORY, DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 
     if data is None:
-        for name, value in (("--tolerance", tolerance), ("--normalise", normalise)):
+        given = {"--tolerance": tolerance, "--normalise": normalise, "--memory": memory, "--labels": labels}
+        for name, value in given.items():
             if value is not None:
                 raise BadInput(f"{name} is for --calibrate", do="give the data: --calibrate FOLDER")
         return None
-    return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise)
+    bytes_ = DEFAULT_MEMORY if memory is None else _bytes(memory)
+    return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise, bytes_, labels)
+
+
+def _bytes(text: str) -> int:
+    """Return what "500MB", "1.5 GB" or "300000000" says."""
+    from prunec.errors import BadInput
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise BadInput(f"--memory is {text!r}", do="give a size such as 500MB or 2GB")
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
 
 
 def _prune_module(

@@ -22,6 +22,7 @@ from prunec.report.findings import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in,
 if TYPE_CHECKING:
     from prunec.check.health import Findings
     from prunec.report.findings import (
+        Agreement,
         Analysis,
         Blocked,
         CalibrationReport,
@@ -234,6 +235,8 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     if report.message:
         out.print()
         out.print(Text(report.message, style="yellow"))
+    if report.agreement is not None and report.agreement.samples:
+        _print_agreement(out, report.agreement)
     if report.validation is not None:
         out.print()
         _print_check(out, report)
@@ -254,6 +257,25 @@ def _print_calibration(out: Console, found: CalibrationReport) -> None:
         )
     else:
         tell("note: too few samples to hold some out: nothing says whether other data would agree")
+
+
+def _print_agreement(out: Console, found: Agreement) -> None:
+    """Print what the result does on samples that nothing was fitted on."""
+    heading(out, f"Against the original on {found.samples:,} held-out samples")
+    shown = table("output", "relative error>", "same class>", "mask IoU>")
+    for item in found.outputs:
+        shares = ["" if share is None else f"{share:.1%}" for share in (item.argmax, item.iou)]
+        row(shown, item.name, f"{item.error:.3g}", *shares)
+    out.print(shown)
+    if found.accuracy_before is not None and found.accuracy_after is not None:
+        out.print(f"accuracy {found.accuracy_before:.2%} before, {found.accuracy_after:.2%} after")
+
+
+def progress_line(what: str) -> None:
+    """Write over the last line of stderr what is being done; nothing where that is no terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{what} …" if what else "\r\x1b[2K")
+        sys.stderr.flush()
 
 
 def _print_check(out: Console, report: PruneReport) -> None:

@@ -31,7 +31,7 @@ from prunec.reconstruct import Reconstruction
 from prunec.report.analysis import analysis, prune_report
 from prunec.report.findings import Analysis, CalibrationReport, PruneReport, Validation
 from prunec.runtime.probes import Feed
-from prunec.told import with_agreement
+from prunec.told import labelled, with_agreement
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -183,7 +183,7 @@ def _module_data(
         return None
     from prunec.stages_module import OpenedModule, runner
 
-    split = fit_data(samples, runner(traced, traced.module))
+    split = fit_data(samples, runner(traced, traced.module), labelled(calibration))
     return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress)
 
 
@@ -331,7 +331,7 @@ def _onnx_data(
     from prunec.opened import OpenedOnnx
     from prunec.runtime import sessions
 
-    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False))
+    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False), labelled(calibration))
     return Reconstruction(OpenedOnnx(traced, split.fitted, calibration.memory), split, calibration.memory, progress)
 
 

@@ -101,11 +101,14 @@ class Reconstruction:
             f"for {worst.width}); a ridge keeps their weights near what they were. {enough * 4 // 3 + 1} samples would do",
         )
 
-    def prepared(self, facts: Facts, plan: PrunePlan, wanted: Needs, without: frozenset[str]) -> PrunePlan:
+    def prepared(
+        self, facts: Facts, plan: PrunePlan, wanted: Needs, without: frozenset[str], *, new: bool
+    ) -> PrunePlan:
         """Return a plan with a bias wherever a fit will want one, and means folded where there is no more to fit.
 
         Args:
             without: nodes (by origin) that cannot get a bias.
+            new: biases may be made: they are parameters, and a budget of these counts them.
         """
         folded = {fold.node: fold for fold in plan.folds if fold.kind != "carrier"}
         added = []
@@ -114,6 +117,8 @@ class Reconstruction:
             if not operand.biased or name not in wanted.nodes or name in folded or operand.node.origin in without:
                 continue
             kind, target = bias_target(facts.graph, operand.node)
+            if not target and not new:
+                continue
             if operand.takes == "weights" and not target:
                 added.append(Fold(name, kind, (), (), target))
             elif operand.takes == "bias":
@@ -147,6 +152,7 @@ class Reconstruction:
         width = max((as_matrix(place.node, place.weight).shape[2] for place in chosen), default=0)
         how = Fitting(columns=max(_COLUMNS, _COLUMNS_PER_WIDTH * width))
         made: tuple[Refit, ...] = refits(facts.graph, chosen, before, now, how, tensors, told)
+        self.progress("")
         return replace(plan, refits=made, exact=False)
 
 

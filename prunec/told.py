@@ -5,11 +5,14 @@ Owns the joining of reports only; measures are agreement.py's, labels labelled.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from prunec.agreement import agreement
 from prunec.check.comparison import Run
+from prunec.data.calibration import Calibration
+from prunec.data.samples import Samples
+from prunec.labelled import labels_of
 from prunec.passes.selection.select import Facts
 from prunec.reconstruct import Reconstruction
 from prunec.report.findings import Agreement, PruneReport
@@ -17,6 +20,14 @@ from prunec.report.findings import Agreement, PruneReport
 _TOO_FEW = (
     "there are too few samples to hold any out: nothing tells how the result does on inputs that it was not fitted on"
 )
+
+
+def labelled(calibration: Calibration) -> Callable[[Samples, int], tuple[int, ...]] | None:
+    """Return what finds the classes of samples; None where no labels are given."""
+    if calibration.labels is None:
+        return None
+    given = calibration.labels
+    return lambda samples, count: labels_of(samples, given, count)
 
 
 def with_agreement(

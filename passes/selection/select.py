@@ -15,7 +15,7 @@ import numpy as np
 from prunec.errors import BudgetNotMet
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses, Kept, distinct
-from prunec.ir.plan import AxisKeep, ConstantInput, GroupedKeep, InputSpec, PrunePlan
+from prunec.ir.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
 from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
@@ -302,24 +302,26 @@ def _not_last(facts: Facts, order: np.ndarray[Any, np.dtype[np.int64]]) -> Mask:
 _NO_CHANNELS = np.zeros(0, dtype=np.int64)
 
 
-def recount(facts: Facts, selection: Selection, found: Sequence[Read] | None = None) -> Cost:
+def recount(
+    facts: Facts, selection: Selection, found: Sequence[Read] | None = None, folded: Sequence[Fold] | None = None
+) -> Cost:
     """Count what the pruned network holds and computes, from the shapes that are left and the biases that are new.
 
     Args:
         found: the reads that have a constant to fold, where they are known; None looks at all.
+        folded: the folds, where there is a plan already.
     """
     rest, shape_of = pruned_shapes(facts.graph, facts.classes, selection.keep, selection.wanted)
     count = cost(rest, shape_of)
-    biases = _new_biases(facts, selection, facts.reads if found is None else found, rest, shape_of)
-    return replace(count, params=count.params + biases)
+    if folded is None:
+        wanted, keep, exact = selection.wanted, selection.keep, selection.exact
+        at = facts.reads if found is None else found
+        folded = folds(facts.graph, facts.classes, at, wanted, keep, selection.border, exact)
+    return replace(count, params=count.params + _new_biases(folded, rest, shape_of))
 
 
-def _new_biases(
-    facts: Facts, selection: Selection, found: Sequence[Read], rest: Graph, shape_of: Callable[[str], Shape | None]
-) -> int:
+def _new_biases(folded: Sequence[Fold], rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
     """Count the elements of the biases that contractions without one get; shared weights share theirs."""
-    wanted, keep, exact = selection.wanted, selection.keep, selection.exact
-    folded = folds(facts.graph, facts.classes, found, wanted, keep, selection.border, exact)
     made = {fold.node for fold in folded if fold.kind == "bias" and not fold.target}
     sizes: dict[str, int] = {}
     for node in rest.nodes:

@@ -22,6 +22,7 @@ from prunec.passes.channels import channels
 from prunec.passes.constants import constants
 from prunec.passes.liveness import liveness
 from prunec.passes.lowering.lower import lower
+from prunec.passes.means import mean_folds
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
@@ -202,7 +203,9 @@ def plan_and_apply(
         fits = data is not None and options.fits and options.compensate and bool(made.keeps)
         prepared = made
         if fits and data is not None:
-            prepared = data.prepared(facts, made, planned.selection.wanted, frozenset(unbiased))
+            prepared = data.prepared(
+                facts, made, planned.selection.wanted, frozenset(unbiased), new=options.target_params is None
+            )
         try:
             edits = lower(facts.graph, facts.classes, prepared, facts.constants)
             result = apply(facts.graph, edits)
@@ -260,6 +263,8 @@ def _planned(
         facts, rewrites = _rewritten(graph, options, frozen, found)
         selection, reason = choose(facts, options, saliency, data)
         made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        if data is None and options.criterion is not None and options.compensate and not made.exact:
+            made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
         return Job(facts, selection, replace(made, **rewrites), None)
 
     proven = planned({})

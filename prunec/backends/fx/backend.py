@@ -27,12 +27,12 @@ from prunec.frontends.fx.trace import eval_mode
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
-_ORIGIN = "prunec_origin"
+ORIGIN = "prunec_origin"
 
 
-def _origin(n: fx.Node) -> str:
+def origin_of(n: fx.Node) -> str:
     """Return the name that the node had when the network was traced."""
-    return str(n.meta.get(_ORIGIN, n.name))
+    return str(n.meta.get(ORIGIN, n.name))
 
 
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
@@ -48,9 +48,9 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # torch's own, about the pytrees that torch.export leaves in a module
-        module = copy.deepcopy(traced.module, _computed(traced.module))
+        module = copy.deepcopy(traced.module, computed(traced.module))
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
-        n.meta[_ORIGIN] = original.name  # copying a graph may rename its nodes
+        n.meta[ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
     surgery.run()
     module.graph.lint()
@@ -61,7 +61,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     return module
 
 
-def _computed(module: nn.Module) -> dict[int, Any]:
+def computed(module: nn.Module) -> dict[int, Any]:
     """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes)."""
     values = [value for sub in module.modules() for value in vars(sub).values()]
     return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
@@ -72,13 +72,13 @@ class _Surgery:
 
     def __init__(self, traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
         self.traced, self.edits, self.module = traced, edits, module
-        self.nodes = {_origin(n): n for n in module.graph.nodes}
+        self.nodes = {origin_of(n): n for n in module.graph.nodes}
         self.ir_of: dict[str, list[Node]] = {}
         for node in traced.graph.nodes:
             if not node.attrs.get("inserted"):
                 self.ir_of.setdefault(node.origin, []).append(node)
         self.replaced: set[str] = set()
-        self.had_users = {_origin(n) for n in module.graph.nodes if n.users}
+        self.had_users = {origin_of(n) for n in module.graph.nodes if n.users}
 
     def run(self) -> None:
         self._freeze_sizes()
@@ -101,7 +101,7 @@ class _Surgery:
         of the original network is what the weights were trained with.
         """
         for n in list(self.module.graph.nodes):
-            value = self.traced.results.get(_origin(n))
+            value = self.traced.results.get(origin_of(n))
             if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
                 n.replace_all_uses_with(value)
 
@@ -111,7 +111,7 @@ class _Surgery:
             query = n.kwargs.get("query", n.args[0] if n.args else None)
             if "scaled_dot_product" not in str(n.target) or n.kwargs.get("scale") is not None:
                 continue
-            ref = self.traced.results.get(_origin(query)) if isinstance(query, fx.Node) else None
+            ref = self.traced.results.get(origin_of(query)) if isinstance(query, fx.Node) else None
             shape = self.traced.graph.shape(ref.name) if isinstance(ref, Ref) else None
             if isinstance(ref, Ref) and shape and len(shape) - 1 in self.edits.keeps.get(ref.name, {}):
                 n.kwargs = {**n.kwargs, "scale": int(shape[-1] or 1) ** -0.5}
@@ -132,7 +132,7 @@ class _Surgery:
             source, axis = n.args
         else:
             return False
-        ref = self.traced.results.get(_origin(source)) if isinstance(source, fx.Node) else None
+        ref = self.traced.results.get(origin_of(source)) if isinstance(source, fx.Node) else None
         if not isinstance(ref, Ref) or not isinstance(axis, int):
             return False
         rank = len(self.traced.graph.shape(ref.name) or ())
@@ -177,19 +177,19 @@ class _Surgery:
                 if source is None:
                     raise CannotRewrite(node.origin, "prunec cannot take an operand out of this call")
                 made[node.outputs[0]] = insert(self.module, n, node, source, graph, self.edits)
-                made[node.outputs[0]].meta.setdefault(_ORIGIN, "")
+                made[node.outputs[0]].meta.setdefault(ORIGIN, "")
             elif made.keys() & set(node.inputs):
                 operands = [made.get(name, old) for name, old in zip(node.inputs, _operands(n), strict=True)]
                 self._call_again(n, node, operands)
 
     def _insert_behind(self, n: fx.Node, node: Node, operand: fx.Node) -> fx.Node:
         """Let all that reads a call's result read its sum with ``operand``."""
-        if self.traced.results.get(_origin(n)) != Ref(node.outputs[0]):
+        if self.traced.results.get(origin_of(n)) != Ref(node.outputs[0]):
             raise CannotRewrite(node.origin, "prunec cannot add anything to the result of this call")
         with self.module.graph.inserting_after(n):
             total = self.module.graph.call_function(torch.add, (n, operand))
         n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
-        total.meta[_ORIGIN] = ""
+        total.meta[ORIGIN] = ""
         return total
 
     def _call_again(self, n: fx.Node, node: Node, operands: Sequence[Any]) -> None:
@@ -211,7 +211,7 @@ class _Surgery:
                 continue
             owner = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
             if owner is None or getattr(owner, "bias", self) is not None:
-                raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
+                raise CannotRewrite(origin_of(n), "prunec cannot give this call a bias")
             owner.bias = parameter_like(next(owner.parameters()), tensor)
             given.add(str(n.target))
 
@@ -220,7 +220,7 @@ class _Surgery:
 
         ``x @ w`` on inputs of rank 3 multiplies a matrix and reshapes it: the last axis stays the last.
         """
-        ref = self.traced.results[_origin(n)]
+        ref = self.traced.results[origin_of(n)]
         at = node.outputs[0]
         while isinstance(ref, Ref) and at != ref.name:
             following = [i for i in self.traced.graph.consumers(at) if i.origin == node.origin]
@@ -249,9 +249,9 @@ class _Surgery:
         n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
     def _result_shape(self, n: fx.Node) -> Shape:
-        ref = self.traced.results[_origin(n)]
+        ref = self.traced.results[origin_of(n)]
         if not isinstance(ref, Ref):
-            raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
+            raise CannotRewrite(origin_of(n), "prunec cannot give this call a bias")
         return self.traced.graph.shape(ref.name) or ()
 
     def _cut_inputs(self) -> None:
@@ -277,7 +277,7 @@ class _Surgery:
             key = next((k for k in ("tensors", "input") if k in n.kwargs), None)
             operands = n.kwargs[key] if key else n.args[0]
             if not isinstance(operands, (list, tuple)) or len(operands) != len(by_name[name].inputs):
-                raise CannotRewrite(_origin(n), "prunec cannot take operands out of this call")
+                raise CannotRewrite(origin_of(n), "prunec cannot take operands out of this call")
             left = [operand for i, operand in enumerate(operands) if i not in gone]
             n.args, n.kwargs = ((left, *n.args[1:]), n.kwargs) if not key else (n.args, {**n.kwargs, key: left})
 
@@ -291,13 +291,13 @@ class _Surgery:
                 continue  # a concat of one operand copies it; so does the original
             left = _operands(n)[node.inputs.index(source)]
             if not isinstance(left, fx.Node):
-                raise CannotRewrite(_origin(n), "prunec cannot take an operand out of this call")
+                raise CannotRewrite(origin_of(n), "prunec cannot take an operand out of this call")
             if len(left.users) > 1:
                 # Somebody else reads the operand: what reads this node may write into it in place.
                 call(n, torch.clone, left)
             else:
                 n.replace_all_uses_with(left)
-                self.replaced.add(_origin(n))
+                self.replaced.add(origin_of(n))
 
     def _erase(self) -> None:
         """Erase what nothing reads any more; statements without readers stay while their tensors live."""
@@ -305,7 +305,7 @@ class _Surgery:
         for n in reversed(list(self.module.graph.nodes)):
             if n.op in ("placeholder", "output") or n.users:
                 continue
-            name = _origin(n)
+            name = origin_of(n)
             nodes = self.ir_of.get(name, [])
             if nodes and name not in self.replaced:
                 # A node without readers that still computes something writes into a tensor in place.
@@ -321,7 +321,7 @@ class _Surgery:
         """Erase checks of values that are no longer computed: else they keep what they look at alive."""
         for n in list(self.module.graph.nodes):
             if n.op == "call_function" and "assert" in getattr(n.target, "__name__", "") and not n.users:
-                read = [self.ir_of.get(_origin(source), []) for source in self._tensors_behind(n)]
+                read = [self.ir_of.get(origin_of(source), []) for source in self._tensors_behind(n)]
                 if any(nodes and all(node.name in self.edits.removed for node in nodes) for nodes in read):
                     self.module.graph.erase_node(n)
 
@@ -331,7 +331,7 @@ class _Surgery:
         pending = list(n.all_input_nodes)
         while pending:
             source = pending.pop()
-            if any(isinstance(leaf, Ref) for leaf in pytree.tree_leaves(self.traced.results.get(_origin(source)))):
+            if any(isinstance(leaf, Ref) for leaf in pytree.tree_leaves(self.traced.results.get(origin_of(source)))):
                 found.add(source)
             else:
                 pending.extend(source.all_input_nodes)
@@ -472,7 +472,7 @@ class _Check(fx.Interpreter):
             first = next(iter(str(error).splitlines()), type(error).__name__)
             reason = f"it does not run with fewer channels ({first[:120]})"
             raise CannotRewrite(self._blamed(n), reason) from error
-        expected = self.traced.results.get(_origin(n))
+        expected = self.traced.results.get(origin_of(n))
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
@@ -483,10 +483,10 @@ class _Check(fx.Interpreter):
         pending = [n]
         while pending:
             at = pending.pop(0)
-            if _origin(at) in with_channels:
-                return _origin(at)
+            if origin_of(at) in with_channels:
+                return origin_of(at)
             pending.extend(at.all_input_nodes)
-        return _origin(n)
+        return origin_of(n)
 
     def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
         wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]
@@ -497,5 +497,5 @@ class _Check(fx.Interpreter):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
             if shape is not None and tuple(tensor.shape) != shape:
                 raise CannotRewrite(
-                    _origin(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
+                    origin_of(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
                 )
