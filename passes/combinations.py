@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.ir.graph import Graph
+from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Ids
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import cost
@@ -75,7 +75,7 @@ class Savings:
         self._parts: list[tuple[float, list[tuple[Ids, int]]]] = []
         for node in graph.nodes:
             if whole.get(node.name):
-                self._parts.append((whole[node.name], _sides(classes, node, graph)))
+                self._parts.append((whole[node.name], _sides(classes, node)))
 
     def per_class(self, alive: Mask) -> tuple[Floats, float]:
         """Return (float64[num_classes], what is left of the whole) under ``alive`` (bool[num_classes])."""
@@ -89,10 +89,10 @@ class Savings:
         return saved / self._total, left / self._total
 
 
-def _sides(classes: ChannelClasses, node: Any, graph: Graph) -> list[tuple[Ids, int]]:
+def _sides(classes: ChannelClasses, node: Node) -> list[tuple[Ids, int]]:
     """Return the classes that a contraction makes, and those that it reads, each with how many positions there are."""
     sides = []
-    for name, axis in ((node.outputs[0], None), (node.inputs[0], None)):
+    for name in (node.outputs[0], node.inputs[0]):
         label = classes.labels.get(name)
         if label is None or not label.fields:
             continue

@@ -84,9 +84,9 @@ def _of(graph: Graph, node: Node, known: Mapping[str, Moments]) -> Moments | Non
         return ins[0]
     if node.op in UNARY:
         return _through(node, ins[0])
-    if node.op == "add" and len(ins) == 2 and ins[1] is not None and node.attrs.get("alpha", 1) == 1:
-        if ins[0][0].size == ins[1][0].size:
-            return ins[0][0] + ins[1][0], np.hypot(ins[0][1], ins[1][1])
+    other = ins[1] if node.op == "add" and len(ins) == 2 and node.attrs.get("alpha", 1) == 1 else None
+    if other is not None and ins[0][0].size == other[0].size:
+        return ins[0][0] + other[0], np.hypot(ins[0][1], other[1])
     if node.op == "concat" and node.attrs["axis"] == 1 and all(part is not None for part in ins):
         parts = [part for part in ins if part is not None]
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

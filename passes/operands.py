@@ -87,11 +87,11 @@ class Operand:
 def operands(facts: Facts) -> tuple[Operand, ...]:
     """Return every read of channels that could go, in graph order."""
     free = ~facts.classes.pinned & facts.classes.is_channel
-    found = []
-    for read in facts.reads:
-        if free[facts.classes.class_of[read.ids]].any() and read.node.op != "dynamic_quantize":
-            found.append(_operand(facts, read))
-    return tuple(found)
+    return tuple(
+        _operand(facts, read)
+        for read in facts.reads
+        if free[facts.classes.class_of[read.ids]].any() and read.node.op != "dynamic_quantize"
+    )
 
 
 def _operand(facts: Facts, read: Read) -> Operand:

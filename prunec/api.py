@@ -179,7 +179,7 @@ def _module_data(
     traced: Traced, samples: Samples, calibration: Calibration, chosen: Options, progress: Callable[[str], None]
 ) -> Reconstruction | None:
     """Return what fits a module to data; None where nothing is to be fitted."""
-    if not chosen.fits:
+    if chosen.criterion is None:
         return None
     from prunec.stages_module import OpenedModule, runner
 
@@ -296,7 +296,7 @@ def prune_onnx(
         samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
         if chosen.criterion != "reconstruct":
             observed = observe_onnx(traced, channels(traced.graph, chosen.keep), samples, calibration.tolerance)
-        if chosen.fits:
+        if chosen.criterion is not None:
             data = _onnx_data(traced, path, samples, calibration, progress)
         if chosen.criterion == "taylor":
             from prunec.data.saliency import onnx_saliency

@@ -96,10 +96,12 @@ class Reconstruction:
             return ()
         worst, gram = max(short, key=lambda item: item[0].width / max(1, item[1].count))
         enough = -(-self.data.num_fitted * worst.width // max(1, gram.count))
-        return (
-            f"{len(short)} layers are fitted on fewer positions than they have inputs ({worst.node.origin}: {gram.count} "
-            f"for {worst.width}); a ridge keeps their weights near what they were. {enough * 4 // 3 + 1} samples would do",
+        share = f"{worst.node.origin}: {gram.count} for {worst.width}"
+        warning = (
+            f"{len(short)} layers are fitted on fewer positions than they have inputs ({share}); "
+            f"a ridge keeps their weights near what they were. {enough * 4 // 3 + 1} samples do"
         )
+        return (warning,)
 
     def prepared(
         self, facts: Facts, plan: PrunePlan, wanted: Needs, without: frozenset[str], *, new: bool
@@ -144,7 +146,10 @@ class Reconstruction:
         before = self.opened.original()
         found = [o for o in self.operands(facts) if before.has(o.value) and now.has(o.value)]
         found = [o for o in found if o.pooled or before.has(o.output)]
-        chosen = tuple(place for place in places(facts, found, edits) if tensors(place, place.weight, place.vector))
+        by_node = self.grams(facts, found)
+        chosen = tuple(
+            place for place in places(facts, found, edits, by_node) if tensors(place, place.weight, place.vector)
+        )
 
         def told(done: int, count: int) -> None:
             self.progress(f"fitting layer {done + 1} of {count}")
@@ -217,10 +222,10 @@ def _weight(facts: Facts, operand: Operand) -> Floats:
     return taps.reshape(*taps.shape[:2], -1).astype(np.float64)
 
 
-def places(facts: Facts, found: Sequence[Operand], edits: Edits) -> tuple[Place, ...]:
+def places(facts: Facts, found: Sequence[Operand], edits: Edits, by_node: Mapping[str, Gram]) -> tuple[Place, ...]:
     """Return where to fit: every contraction that still runs and whose weights can take something."""
     return tuple(
-        _place(facts, operand, edits)
+        _place(facts, operand, edits, by_node.get(operand.node.name))
         for operand in found
         if operand.takes == "weights"
         and operand.node.name not in edits.removed
@@ -229,7 +234,7 @@ def places(facts: Facts, found: Sequence[Operand], edits: Edits) -> tuple[Place,
     )
 
 
-def _place(facts: Facts, operand: Operand, edits: Edits) -> Place:
+def _place(facts: Facts, operand: Operand, edits: Edits, prior: Gram | None) -> Place:
     node = operand.node
     rank = len(facts.graph.shape(node.outputs[0]) or ())
     outputs = edits.keeps.get(node.outputs[0], {}).get(output_axis(node, rank))
@@ -239,7 +244,7 @@ def _place(facts: Facts, operand: Operand, edits: Edits) -> Place:
         operand, kind = replace(operand, biased=False), "none"
     own = node.inputs[2] if len(node.inputs) > 2 and node.op != "rnn" else ""
     beside = _content(facts, edits, own) if own and own != target and kind == "bias" else None
-    mean = facts.graph.params[target].array if kind == "running_mean" else None
+    was = facts.graph.params[target].array if target else None
     return Place(
         operand=operand,
         node=replace(node, attrs={**node.attrs, **edits.attrs.get(node.name, {})}),
@@ -248,7 +253,8 @@ def _place(facts: Facts, operand: Operand, edits: Edits) -> Place:
         target=target,
         vector=vector,
         beside=beside,
-        mean=mean if mean is None or outputs is None else mean[outputs],
+        was=was if was is None or outputs is None else was[outputs],
+        prior=prior,
         inputs=edits.keeps.get(operand.value, {}).get(operand.read.axis),
         outputs=outputs,
         original=facts.graph.params[operand.weight].array,

@@ -46,7 +46,8 @@ class Place:
         operand: as it was; ``node`` has the attributes that it has by now, ``weight`` its content.
         kind, target, vector: where the constant part goes (see plan.Refit) and what is there now, sliced.
         beside: a bias that other layers read, too, and that therefore stays: what is fitted is added to it.
-        mean: for a running mean, the original's, sliced.
+        was: what ``target`` held in the original, sliced.
+        prior: the Gram of what the original sees here; None where it has none.
         inputs, outputs: indices on the contracted axis, and of its outputs, that stay; None where all do.
         original: the weight as it was, for a pooled operand.
     """
@@ -58,7 +59,8 @@ class Place:
     target: str
     vector: Array | None
     beside: Array | None
-    mean: Array | None
+    was: Array | None
+    prior: Gram | None
     inputs: Any
     outputs: Any
     original: Array
@@ -68,6 +70,13 @@ class Place:
         found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
         if self.vector is not None:
             found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.vector
+        return found if self.beside is None else found + self.beside
+
+    def first_constant(self) -> Floats:
+        """Return float64[outputs]: what the original's contraction adds, of the outputs that stay."""
+        found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
+        if self.was is not None:
+            found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.was
         return found if self.beside is None else found + self.beside
 
     def vector_for(self, constant: Floats) -> Array:
@@ -117,12 +126,51 @@ class Layer:
             seen = self.view.inputs(self.now.value(self.place.operand.value, batch), picked)
             gram.add(seen)
             _add_products(right, seen, self.view.outputs(self._target(batch), picked))
-        old = np.zeros((groups, width + biased, rows))
-        old[:, :width] = self.matrix.swapaxes(1, 2)
-        if biased:
-            old[:, width] = self.place.constant().reshape(groups, rows)
-        found = _solutions(gram, right, old, how.ridge)
+        found = _solutions(gram, right, self._start(), how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
+
+    def _start(self) -> Floats:
+        """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+
+        W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+        """
+        place, (groups, rows, width) = self.place, self.matrix.shape
+        biased = place.operand.biased
+        start = np.zeros((groups, width + biased, rows))
+        first, prior = as_matrix(place.operand.node, place.original), place.prior
+        if prior is None or len(first) != groups or len(prior.total) != groups:
+            start[:, :width] = self.matrix.swapaxes(1, 2)
+            if biased:
+                start[:, width] = place.constant().reshape(groups, rows)
+            return start
+        columns, outputs = self._columns(first.shape[2]), self._outputs(first.shape[1])
+        if biased:
+            start[:, width] = place.first_constant().reshape(groups, rows)
+        for group in range(groups):
+            weight = first[group][outputs[group]]
+            start[group, :width] = weight[:, columns[group]].T
+            gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
+            if gone.size:
+                seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+                total = prior.total[group]
+                mixed = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], how_much=_EXACT)
+                start[group][: seen.size] += mixed @ weight[:, gone].T
+        return start
+
+    def _columns(self, width: int) -> Array:
+        """Return int64[groups, columns that stay]: their places among the original's."""
+        groups, kept = self.matrix.shape[0], self.place.inputs
+        taps = self.matrix.shape[2] * groups // max(1, len(kept)) if kept is not None else 1
+        if kept is None:
+            return np.tile(np.arange(width), (groups, 1))
+        per_group = width // taps
+        within = (np.asarray(kept) % per_group).reshape(groups, -1)
+        return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
+
+    def _outputs(self, rows: int) -> Array:
+        """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
+        groups, kept = self.matrix.shape[0], self.place.outputs
+        return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
         """Fit what all channels were from those that are left, and fold that into the original's weights."""
@@ -172,13 +220,24 @@ class Layer:
             return value if place.outputs is None else np.take(value, place.outputs, axis=axis)
 
         wanted = kept(self.before.value(place.operand.output, batch))
-        if place.mean is not None:
-            wanted = wanted - place.mean.reshape(shape).astype(wanted.dtype)
+        if place.kind == "running_mean" and place.was is not None:
+            wanted = wanted - place.was.reshape(shape).astype(wanted.dtype)
         for name, sign, scale in self.others:
             by = scale if place.outputs is None else scale[place.outputs]
             off = kept(self.before.value(name, batch)) - self.now.value(name, batch)
             wanted = wanted + sign * off / by.reshape(shape).astype(wanted.dtype)
         return wanted
+
+
+_EXACT = 1e-9
+"""The ridge of combinations that are only started from."""
+
+
+def _ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
+    """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
+    ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
+    found: Floats = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
+    return found
 
 
 def _solutions(gram: Gram, right: Floats, old: Floats, ridge: float) -> Floats:

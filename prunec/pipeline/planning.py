@@ -58,11 +58,6 @@ class Options:
     seed: int = 0
     compensate: bool = True
 
-    @property
-    def fits(self) -> bool:
-        """With data, what stays is fitted to make up for what goes."""
-        return self.criterion is not None and (self.compensate or self.criterion == "reconstruct")
-
     def __post_init__(self) -> None:
         if self.border not in ("exact", "bias"):
             raise BadInput(f"border is {self.border!r}", do="use exact or bias")
@@ -200,7 +195,7 @@ def plan_and_apply(
     while True:
         planned = _planned(graph, inputs, options, saliency, frozen, observed, data)
         facts, made = planned.facts, planned.plan
-        fits = data is not None and options.fits and options.compensate and bool(made.keeps)
+        fits = data is not None and options.criterion is not None and options.compensate and bool(made.keeps)
         prepared = made
         if fits and data is not None:
             prepared = data.prepared(

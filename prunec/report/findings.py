@@ -329,7 +329,8 @@ class OutputAgreement:
 
     Args:
         name: the output.
-        error: root mean square of the difference over that of the original's output; of integers the share that differs.
+        error: root mean square of the difference over that of the original's output; of integers the share
+            that differs.
         argmax: the share of samples whose largest score is the same, where it looks like class scores; else None.
         iou: the overlap of the masks, where it looks like one (classes other than the first, or what is in the
             foreground): intersection over union over all samples; else None.
