@@ -332,7 +332,9 @@ def _onnx_data(
     from prunec.runtime import sessions
 
     split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False), labelled(calibration))
-    return Reconstruction(OpenedOnnx(traced, split.fitted, calibration.memory), split, calibration.memory, progress)
+    return Reconstruction(
+        OpenedOnnx(traced, split.fitted, calibration.memory // 2), split, calibration.memory, progress
+    )
 
 
 def _no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
