@@ -15,6 +15,7 @@ import numpy as np
 
 from prunec.ir.labels import Ids
 
+Array = np.ndarray[Any, Any]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -62,7 +63,7 @@ class Matrix:
         if own.any():
             parts = np.where(own[:, :, None], 0.0, parts)
         squares = parts.transpose(1, 2, 0) @ parts.transpose(1, 0, 2)
-        blocks = self.inverse[at[:, :, None], at[:, None, :]]
+        blocks: Array = self.inverse[at[:, :, None], at[:, None, :]]
         if not self.fixed:
             blocks = np.linalg.inv(blocks)
         found: Floats = np.maximum(0.0, np.einsum("cij,cij->c", squares, blocks))
@@ -89,7 +90,7 @@ class Matrix:
         if not at.size:
             return
         if not self.fixed:
-            beside = np.linalg.solve(self.inverse[np.ix_(at, at)], self.inverse[at])
+            beside: Array = np.linalg.solve(self.inverse[np.ix_(at, at)], self.inverse[at])
             self.weight -= self.weight[:, at] @ beside
             self.inverse -= self.inverse[:, at] @ beside
         self.alive[at] = False
@@ -102,8 +103,9 @@ class Matrix:
 
 
 def _inverse(moment: Floats) -> Floats:
-    inverse: Floats = np.linalg.inv(moment)
-    return (inverse + inverse.T) / 2
+    inverse: Array = np.linalg.inv(moment)
+    symmetric: Floats = (inverse + inverse.T) / 2
+    return symmetric
 
 
 def damped(moment: Floats, ridge: float) -> Floats:

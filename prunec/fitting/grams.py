@@ -78,15 +78,7 @@ class Window:
             inside = (at >= 0) & (at < full)
             inner.append(np.flatnonzero(inside))
             outer.append(at[inside])
-        lead = (slice(None), slice(None))
-        if all(i.size == size for i, size in zip(inner, sizes, strict=True)):
-            cuts = tuple(
-                slice(int(o[0]), int(o[-1]) + 1, by) if o.size else slice(0)
-                for o, by in zip(outer, self.stretch, strict=True)
-            )
-            canvas[(*lead, *cuts)] = x
-        else:
-            canvas[(*lead, *np.ix_(*outer))] = x[(*lead, *np.ix_(*inner))]
+        canvas[(..., *np.ix_(*outer))] = x[(..., *np.ix_(*inner))]
         starts = np.unravel_index(places, self.outputs(sizes))
         taps = list(itertools.product(*map(range, self.kernel)))
         taps = taps[::-1] if self.flipped else taps

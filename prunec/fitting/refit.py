@@ -153,7 +153,7 @@ class Layer:
             if gone.size:
                 seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
                 total = prior.total[group]
-                mixed = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], how_much=_EXACT)
+                mixed = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], _EXACT)
                 start[group][: seen.size] += mixed @ weight[:, gone].T
         return start
 
@@ -185,6 +185,11 @@ class Layer:
         right, old = np.zeros((1, width + biased, channels)), np.zeros((1, width + biased, channels))
         kept = self._kept(channels, width)
         old[0, np.arange(width), kept] = 1
+        prior, gone = self.place.prior, np.setdiff1d(np.arange(channels), kept)
+        if prior is not None and gone.size:
+            seen = np.append(kept, channels) if prior.ones else kept
+            total = prior.total[0]
+            old[0][: seen.size, gone] = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], _EXACT)
         for batch, picked in self._batches(how):
             seen = self.view.inputs(self.now.value(value, batch), picked)
             gram.add(seen)
@@ -192,8 +197,8 @@ class Layer:
         found = _solutions(gram, right, old, how.ridge)[0]
         matrix = unpooled(full @ found[:width].T, operand.taps)
         constant = self.place.constant()
-        if biased:
-            constant = constant + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
+        if biased:  # what folds put there is in the fit already
+            constant = self.place.first_constant() + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
         return matrix, constant
 
     def _kept(self, channels: int, width: int) -> Any:
