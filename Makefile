@@ -1,6 +1,7 @@
 # make demo   install into .venv, then prune a network on real digits while it trains; under 5 minutes
 # make test   the same environment, the whole test suite; random networks are the same ones each time, plain pytest draws new ones
 # make lint   ruff: style and format        make types   mypy, over all three source folders
+# make fuzz   N random networks, pruned and compared (make fuzz N=10000 FIRST=0): what fails is printed with its seed
 # make docs   the site, into site/: every page, without a warning
 # make real   networks of torchvision and timm: an extra that is installed on its own
 SHELL := bash
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types real docs format clean
+.PHONY: demo test lint types fuzz real docs format clean
 
 demo: $(STAMP)
 	rm -rf $(DEMO)
@@ -37,6 +38,11 @@ types: $(STAMP)
 	cd build/types && "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --linecount-report lines -p prunec
 	read=$$(grep -c ' prunec' build/types/lines/linecount.txt); there=$$(find prunec passes cli -name '*.py' | wc -l); \
 	echo "mypy read $$read of $$there files"; test "$$read" -eq "$$there"
+
+N ?= 1000
+FIRST ?= 0
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(N) --first $(FIRST) --shrink
 
 # torchvision and timm ask for torch builds of their own: they are installed without what they ask for.
 real: $(STAMP)

@@ -39,9 +39,9 @@ from onnx_inject import inject_alive
 
 from prunec.api import analyze_onnx, prune_module, prune_onnx
 from prunec.check.validate import validate_onnx
+from prunec.lookup.libraries import import_torchvision
 from prunec.passes.rewrites import residuals
 from prunec.pipeline.export import export_onnx
-from prunec.pipeline.libraries import import_torchvision
 from prunec.runtime import sessions
 from prunec.runtime.probes import feed
 

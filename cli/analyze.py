@@ -60,7 +60,7 @@ def analyze(
     """
     from prunec.cli.render import show_analysis, show_json, tell
     from prunec.files import check_output, write_text
-    from prunec.pipeline.resolve import OnnxModel, resolve
+    from prunec.lookup.resolve import OnnxModel, resolve
 
     if page is not None:
         check_output(page, force=force, inputs=(model,))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    MultipleOfType,
     debug_option,
     json_option,
     keep_option,
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--multiple-of",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Also round kept channels up to a multiple of N.  [default: 16 on the CPU, 8 on CUDA]",
+    type=MultipleOfType(),
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="What kept channels are rounded to, beside no rounding: a number, or what suits each layer.",
 )
 @click.option(
     "--criterion",
@@ -64,7 +67,7 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
     """
     from prunec.bench import bench as measure
     from prunec.cli.render import show_json, tell
-    from prunec.pipeline.resolve import resolve
+    from prunec.lookup.resolve import resolve
 
     found = resolve(model, input_shapes, weights=weights)
     report = measure(found, progress=tell, **c)

@@ -26,6 +26,7 @@ from prunec.cli.lists import archs, presets
 from prunec.cli.options import Settings, debug_option, is_main_process
 from prunec.cli.prune import prune
 from prunec.cli.report import report
+from prunec.cli.sweep import sweep
 from prunec.cli.train_prune import train_prune
 from prunec.cli.validate import validate
 from prunec.errors import InternalError, Interrupted, PrunecError, WriteFailed
@@ -47,7 +48,7 @@ def main() -> None:
     """
 
 
-for _command in (analyze, prune, train_prune, validate, bench, report, archs, presets, doctor):
+for _command in (analyze, prune, sweep, train_prune, validate, bench, report, archs, presets, doctor):
     main.add_command(_command)
 
 
@@ -136,10 +137,22 @@ def _quiet_libraries(quiet: bool) -> Iterator[None]:
         if quiet:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
+        else:
+            _show_own_log()
         try:
             yield
         finally:
             logging.disable(before)
+
+
+def _show_own_log() -> None:
+    """Tell on stderr what prunec tries, and why it failed."""
+    log = logging.getLogger("prunec")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("prunec: %(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
 
 
 def _message(error: Exception) -> tuple[str, int]:

@@ -38,6 +38,21 @@ debug_option = click.option(
     help="Show the traceback of an error, and libraries' warnings.",
 )
 
+
+class MultipleOfType(click.ParamType[Any]):
+    """A positive number of channels, or ``auto``."""
+
+    name = "multiple"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        if value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a positive number of channels nor auto", param, ctx)
+        return int(value)
+
+
 model_argument = click.argument(
     "model", shell_complete=lambda _context, _parameter, begun: [CompletionItem(begun, type="file")]
 )
@@ -94,10 +109,20 @@ normalise_option = click.option(
 )
 
 
+check_time_option = click.option(
+    "--check-time",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for comparing and timing: slow models are run on fewer inputs and less often, and that is told.",
+)
+
+
 def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}
-    from prunec.pipeline.resolve import parse_shapes
+    from prunec.lookup.resolve import parse_shapes
 
     return parse_shapes(texts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    MultipleOfType,
+    check_time_option,
     debug_option,
     force_option,
     inputs_option,
@@ -23,7 +26,7 @@ from prunec.cli.options import (
 if TYPE_CHECKING:
     from prunec.data.calibration import Calibration
     from prunec.ir.plan import PrunePlan
-    from prunec.pipeline.resolve import TorchModel
+    from prunec.lookup.resolve import TorchModel
     from prunec.report.findings import PruneReport
 
 _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
@@ -74,19 +77,46 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 @inputs_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random"]),
-    help="Also remove channels by this score, which changes the function; needs a target (taylor: --calibrate too).",
+    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    help="Also remove channels by this score, which changes the function; needs a target (taylor, reconstruct: "
+    "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
+    "and a target: reconstruct]",
+)
+@click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    show_default=True,
+    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    "that BatchNorms imply.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
+)
+@click.option(
+    "--labels",
+    metavar="folders|FILE.csv",
+    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
 )
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Keep at most this fraction of the MACs, 0 to 1.")
 @click.option(
     "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
 )
 @click.option(
+    "--target-latency",
+    type=_FRACTION,
+    metavar="F",
+    help="Take at most this fraction of the original's time in ONNX Runtime on this machine's CPU, measured, 0 to 1.",
+)
+@click.option(
     "--multiple-of",
-    type=click.IntRange(min=1),
-    default=1,
+    type=MultipleOfType(),
+    default="auto",
     show_default=True,
-    help="Round kept channels up to a multiple.",
+    metavar="N|auto",
+    help="Channels that layers keep by score come in multiples: auto takes 16, 8 or 4 by the layer's width, as kernels "
+    "like it, and finer steps where a budget needs them. A number also rounds what exact removal leaves.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
@@ -98,6 +128,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     metavar="PLAN.json",
     help="Also write what was done as data, to be done again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
 )
+@check_time_option
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
 @keep_option
 @force_option
@@ -111,8 +142,11 @@ def prune(
     calibrate: str | None,
     tolerance: float | None,
     normalise: str | None,
+    memory: str | None,
+    labels: str | None,
     plan_file: Path | None,
     no_validate: bool,
+    check_time: float,
     force: bool,
     as_json: bool,
     **choices: Any,
@@ -120,14 +154,15 @@ def prune(
     """Write a smaller network as ONNX.
 
     Without a criterion only what is provably constant or dead goes, and the result computes the same
-    function. With --calibrate what is constant on your data goes too: on them the function is the same.
+    function. With --calibrate what is constant on your data goes too: on them the function is the same. With
+    --calibrate and a target the data choose what goes, and what stays is fitted to make up for it.
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
-    from prunec.cli.render import show_json, show_prune
+    from prunec.cli.render import show_json, show_prune, tell
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
-    from prunec.pipeline.resolve import OnnxModel, resolve
+    from prunec.lookup.resolve import OnnxModel, resolve
 
     check_output(output, force=force, inputs=(model,))
     check_name(output)
@@ -135,9 +170,11 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
-    choices["calibration"] = _calibration(calibrate, tolerance, normalise)
+    choices["progress"] = tell
+    choices["calibration"] = calibration_of(calibrate, tolerance, normalise, memory, labels)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
+    choices["check_time"] = check_time
     found = resolve(model, input_shapes, weights=weights)
     if isinstance(found, OnnxModel):
         from prunec import api
@@ -159,16 +196,35 @@ def prune(
         show_prune(report, str(output), untried=untried)
 
 
-def _calibration(data: str | None, tolerance: float | None, normalise: str | None) -> Calibration | None:
-    from prunec.data.calibration import DEFAULT_TOLERANCE, Calibration
+def calibration_of(
+    data: str | None,
+    tolerance: float | None,
+    normalise: str | None,
+    memory: str | None = None,
+    labels: str | None = None,
+) -> Calibration | None:
+    """Return what --calibrate and its options mean; None without data."""
+    from prunec.data.calibration import DEFAULT_MEMORY, DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 
     if data is None:
-        for name, value in (("--tolerance", tolerance), ("--normalise", normalise)):
+        given = {"--tolerance": tolerance, "--normalise": normalise, "--memory": memory, "--labels": labels}
+        for name, value in given.items():
             if value is not None:
                 raise BadInput(f"{name} is for --calibrate", do="give the data: --calibrate FOLDER")
         return None
-    return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise)
+    bytes_ = DEFAULT_MEMORY if memory is None else _bytes(memory)
+    return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise, bytes_, labels)
+
+
+def _bytes(text: str) -> int:
+    """Return what "500MB", "1.5 GB" or "300000000" says."""
+    from prunec.errors import BadInput
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise BadInput(f"--memory is {text!r}", do="give a size such as 500MB or 2GB")
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
 
 
 def _prune_module(
@@ -180,12 +236,20 @@ def _prune_module(
     pruned = api.prune_module(found.module, found.example_inputs, validate=validate, **choices)
     report = replace(pruned.report, model=found.name)
     if not validate:
-        export_onnx(pruned.module, found.example_inputs, output)
+        notes = export_onnx(pruned.module, found.example_inputs, output)
         _write_plan(pruned.plan, plan_file)
-        return report
+        return replace(report, notes=(*report.notes, *notes))
+    spent = report.validation.seconds if report.validation is not None else 0.0
     # What computes the same function is held against the original, the rest against the pruned module.
     original = found.module if report.exact else None
-    checked = export_checked(pruned.module, found.example_inputs, output, original=original)
+    checked = export_checked(
+        pruned.module,
+        found.example_inputs,
+        output,
+        original=original,
+        check_time=max(choices["check_time"] - spent, 0.0),
+        progress=choices["progress"],
+    )
     _write_plan(pruned.plan, plan_file)
     # What was compared on the user's own inputs says more than the check of the export.
     on_data = report.validation is not None and "data" in report.validation.families

@@ -22,6 +22,7 @@ from prunec.report.findings import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in,
 if TYPE_CHECKING:
     from prunec.check.health import Findings
     from prunec.report.findings import (
+        Agreement,
         Analysis,
         Blocked,
         CalibrationReport,
@@ -211,6 +212,12 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     if report.exact or report.exact_on_data:
         kind = "computes the same function" + ("" if report.exact else " on the data, elsewhere it may differ")
     out.print(f"removed {report.removed_channels:,} channels; {kind}")
+    if report.latency is not None:
+        found = report.latency
+        out.print(
+            f"takes {found.share:.1%} of the original's time ({found.asked:.0%} were asked for): "
+            f"{found.original_ms:.3g} -> {found.pruned_ms:.3g} ms in ONNX Runtime ({found.provider}) on this machine"
+        )
     if report.calibration is not None:
         _print_calibration(out, report.calibration)
     if report.carriers:
@@ -234,6 +241,8 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     if report.message:
         out.print()
         out.print(Text(report.message, style="yellow"))
+    if report.agreement is not None and report.agreement.samples:
+        _print_agreement(out, report.agreement)
     if report.validation is not None:
         out.print()
         _print_check(out, report)
@@ -254,6 +263,25 @@ def _print_calibration(out: Console, found: CalibrationReport) -> None:
         )
     else:
         tell("note: too few samples to hold some out: nothing says whether other data would agree")
+
+
+def _print_agreement(out: Console, found: Agreement) -> None:
+    """Print what the result does on samples that nothing was fitted on."""
+    heading(out, f"Against the original on {found.samples:,} held-out samples")
+    shown = table("output", "relative error>", "same class>", "mask IoU>")
+    for item in found.outputs:
+        shares = ["" if share is None else f"{share:.1%}" for share in (item.argmax, item.iou)]
+        row(shown, item.name, f"{item.error:.3g}", *shares)
+    out.print(shown)
+    if found.accuracy_before is not None and found.accuracy_after is not None:
+        out.print(f"accuracy {found.accuracy_before:.2%} before, {found.accuracy_after:.2%} after")
+
+
+def progress_line(what: str) -> None:
+    """Write over the last line of stderr what is being done; nothing where that is no terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{what} …" if what else "\r\x1b[2K")
+        sys.stderr.flush()
 
 
 def _print_check(out: Console, report: PruneReport) -> None:

@@ -38,7 +38,11 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.")
 @click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches per step; default 1.")
 @click.option("--optimizer", metavar="KIND", help="sgd (default), nesterov or adamw; gammas make ISTA's own steps.")
-@click.option("--distill", type=click.FloatRange(0, 1), help="Weight of the unpruned network's answers; default 0.")
+@click.option(
+    "--distill",
+    type=click.FloatRange(0, 1),
+    help="Weight of the unpruned network's answers in fine-tuning; default: 0.9 with weights, else 0.",
+)
 @click.option("--drive-beta", is_flag=True, default=None, help="Bring the betas of channels that are gone to zero too.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
 @click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr, or chosen.")
@@ -48,7 +52,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--shares",
     metavar="F,F,F",
     callback=lambda _context, _parameter, value: _fractions(value, "0.3,0.4,0.3"),
-    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3.",
+    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3; default: by the preset, and from "
+    "weights to a budget all of it for fine-tuning.",
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")
@@ -93,7 +98,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
 @click.option("--log-every", type=click.IntRange(min=1), metavar="N", help="Steps between two rows of metrics.jsonl.")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Steps between two checkpoints.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR; --lr, --rho, --device … may change.")
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR, or start one; --lr, --rho, … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option
 @json_option
@@ -111,16 +116,18 @@ def train_prune(
     The result is exported and checked in ONNX Runtime. Without a network it trains the demo,
     a small one on handwritten digits; `--arch segnet` alone trains one that makes masks.
     """
-    from prunec.cli.render import show_json, show_run
+    from prunec.cli.render import show_json, show_run, tell
     from prunec.training.logs.progress import Silent, for_stream
     from prunec.training.run.run import train_prune as run
-    from prunec.training.settings.presets import make_config, resume_config
+    from prunec.training.settings.presets import holds_run, make_config, resume_config
 
-    if resume:
-        config = resume_config(output, **_given_anew(given, input_shapes, keep))
+    given["keep"] = keep or None
+    given["input_shape"] = _image_shape(input_shapes)
+    if resume and holds_run(output):
+        config = resume_config(output, **given)
     else:
-        given["keep"] = keep or None
-        given["input_shape"] = _image_shape(input_shapes)
+        if resume and is_main_process():
+            tell(f"{output} holds no run: starting one")
         config = make_config(output, preset=given.pop("preset") or "", **given)
     progress = for_stream() if is_main_process() else Silent()
     try:
@@ -159,14 +166,3 @@ def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
             do="give N x C x H x W, such as --input-shape 1x3x224x224",
         )
     return shape[1:]
-
-
-def _given_anew(given: dict[str, Any], shapes: dict[str, tuple[int, ...]], keep: tuple[str, ...]) -> dict[str, Any]:
-    """Return the settings that stand beside ``--resume``."""
-    everything = {**given, "input_shape": shapes or None, "keep": keep or None}
-    # A flag that was not given is False, but --no-channels-last is a wish.
-    return {
-        n: value
-        for n, value in everything.items()
-        if value is not None and (value is not False or n == "channels_last")
-    }

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunec.cli.options import debug_option, inputs_option, json_option, provider_option, shape_option
+from prunec.cli.options import (
+    check_time_option,
+    debug_option,
+    inputs_option,
+    json_option,
+    provider_option,
+    shape_option,
+)
 
 if TYPE_CHECKING:
     from prunec.runtime.sessions import ProviderName
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     "--runs", type=click.IntRange(min=0), default=30, show_default=True, help="Timed runs of each file; 0: no latency."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@check_time_option
 @inputs_option
 @shape_option
 @json_option
@@ -38,6 +46,7 @@ def validate(
     tolerance: float,
     runs: int,
     seed: int,
+    check_time: float,
     inputs: str | None,
     input_shapes: dict[str, tuple[int, ...]],
     as_json: bool,
@@ -47,7 +56,7 @@ def validate(
     The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
     """
     from prunec.check.validate import validate_onnx
-    from prunec.cli.render import show_json, show_validation
+    from prunec.cli.render import show_json, show_validation, tell
     from prunec.errors import ValidationFailed
     from prunec.pipeline.evidence import onnx_samples
 
@@ -60,6 +69,8 @@ def validate(
         input_shapes=input_shapes,
         inputs=None if inputs is None else onnx_samples(a, inputs, input_shapes),
         seed=seed,
+        check_time=check_time,
+        progress=tell,
     )
     if as_json:
         show_json({"a": a, "b": b, **result.to_json_dict()})

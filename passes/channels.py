@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 
 from prunec.errors import BadInput, InternalError
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids, Label, Member, Ties, spread
-from prunec.passes.rules.channels import CHANNEL_RULES, Rule
+from prunec.ir.labels import Balance, ChannelClasses, Ids, Label, Member, Ties, spread, varying
+from prunec.passes.rules.channels import CHANNEL_RULES, RANKLESS, Rule, unranked
 
 GRAPH_OUTPUT = "is an output of the network"
 
@@ -52,6 +52,7 @@ def channels(
         if frozen and node.origin in frozen:
             touched = [labels[name] for name in (*node.inputs, *node.outputs)]
             ties.pin([field for label in touched for field in label.fields], frozen[node.origin])
+    _share_slots(graph, ties)
     ties.node = None
     for name in graph.outputs:
         ties.pin(list(labels[name].fields), GRAPH_OUTPUT, where=name)
@@ -73,16 +74,38 @@ def _label_param(name: str, shape: tuple[int, ...], ties: Ties, members: list[Me
 def _interpret(graph: Graph, node: Node, rules: Mapping[str, Rule], labels: dict[str, Label], ties: Ties) -> None:
     ties.node = node
     shapes = [graph.values[name].shape if name else None for name in node.outputs]
+    read = [labels[name] for name in node.inputs]
+    met = [*(labels[name].shape for name in node.inputs if name), *(graph.values[n].shape for n in node.outputs if n)]
+    rule = unranked if None in met and node.op not in RANKLESS else rules[node.op]
     try:
-        results = rules[node.op](node, [labels[name] for name in node.inputs], shapes, ties)
-    except (ValueError, IndexError, AssertionError, KeyError) as error:
+        results = rule(node, read, shapes, ties)
+    except (ValueError, IndexError, AssertionError, KeyError, TypeError) as error:
         # A rule that met a graph it was not written for: our fault, and the user should see where.
         raise InternalError(
             "channels", f"the rule for {node.op} failed at {node.origin}: {error!r}", graph.text(node)
         ) from error
+    asked = {id(field) for name in node.inputs for field in labels[name].fields}
     for name, label in zip(node.outputs, results, strict=False):
         if name:
             labels[name] = _of_known_rank(label, ties)
+            for field in labels[name].fields:
+                if id(field) not in asked and len(varying(field)) > 1:
+                    ties.rectangle(field)  # a split, or stretches of splits that were joined
+
+
+def _share_slots(graph: Graph, ties: Ties) -> None:
+    """Let grouped convolutions of one weight lose the same slots of its groups; whoever else reads it loses none."""
+    first_of: dict[str, Balance] = {}
+    for balance in ties.balances:
+        ties.node = balance.node
+        weight = balance.node.inputs[1]
+        if weight in graph.params and not graph.is_own_weight(balance.node):
+            ties.pin(balance.slots, f"its weight {weight} is read in another way, too")
+        first = first_of.setdefault(graph.stored(weight) or balance.node.name, balance)
+        if first.slots.shape == balance.slots.shape:
+            ties.unify(first.slots, balance.slots)
+        else:
+            ties.pin([first.slots, balance.slots], f"its weight {weight} is read in other groups, too")
 
 
 def _of_known_rank(label: Label, ties: Ties) -> Label:

@@ -18,6 +18,7 @@ import numpy as np
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Ids, Label
 from prunec.ir.ops import CONTRACTIONS
+from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import made_of_params
 from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
 
@@ -252,7 +253,7 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids, int]]:
     """Yield the slices of grouped weights that no axis carries by itself: (group, slot) is an index there."""
     for balance in classes.balances:
-        weight = graph.params.get(graph.stored(balance.node.inputs[1]))
+        weight = graph.params.get(grouped_weights(graph, balance.node)[0])
         ids = balance.in_ids if balance.node.op == "conv" else balance.out_ids
         if weight is not None:
             yield ids, weight.array.size // max(1, ids.size)
@@ -281,7 +282,7 @@ def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[f
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
     groups, out = node.attrs.get("conv_groups", 1), _sizes(graph.shape, node.outputs[0])
-    for field in _contracted(node, classes):
+    for field in contracted(node, classes):
         # A depthwise convolution's input channel is its output channel: it counts once.
         if groups == 1 or not field.size == groups == out[1]:
             tally.add(field, read / max(1, field.size))
@@ -299,7 +300,7 @@ def _parts(graph: Graph, node: Node, macs: int) -> tuple[float, float]:
     return float(macs), float(macs)
 
 
-def _contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
+def contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
     """Return the fields of ids that are summed over; both operands of a matmul carry the same ones."""
     swaps = (bool(node.attrs.get("transpose_a")), not node.attrs.get("transpose_b"))
     operands = node.inputs[:2] if node.op == "matmul" else node.inputs[:1]

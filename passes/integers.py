@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.ir.graph import Graph, Node
+from prunec.ir.graph import Graph, Node, summed_axis
 from prunec.passes.constants import Constants
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -45,6 +45,8 @@ def bias_step(graph: Graph, node: Node, known: Constants) -> Floats | None:
     own = _scale(graph, bias, known)
     if stored is None or stored.array.dtype != np.int32 or own is None or not _plain(graph, bias):
         return None
+    if not _only_for(graph, node, stored.name):
+        return None
     try:
         same = np.allclose(own, step, rtol=SAME, atol=0)
     except ValueError:
@@ -58,6 +60,16 @@ def _scale(graph: Graph, name: str, known: Constants) -> Floats | None:
     if found is None or np.isnan(found).any():
         return None
     return np.asarray(found, dtype=np.float64).ravel()
+
+
+def _only_for(graph: Graph, node: Node, stored: str) -> bool:
+    """Tell whether a stored bias is read by contractions with the same weight alone: they lose the same constants."""
+    readers = [user for maker in graph.consumers(stored) for user in graph.consumers(maker.outputs[0])]
+    weight = graph.stored(node.inputs[1])
+    return stored not in graph.outputs and all(
+        [graph.stored(name) for name in user.inputs[1:3]] == [weight, stored] and summed_axis(user) == summed_axis(node)
+        for user in readers
+    )
 
 
 def _plain(graph: Graph, bias: str) -> bool:

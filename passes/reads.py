@@ -19,6 +19,7 @@ import numpy as np
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Ids, Label, varying
 from prunec.ir.ops import CONTRACTIONS
+from prunec.passes.columns import columns
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
@@ -41,7 +42,7 @@ class Read:
         ids: the field on that axis (int64, the operand's rank).
         constant: float64, shape of ``ids``: the channel's value where it is the same everywhere, else NaN.
         dead: bool, shape of ``ids``: nothing that matters reads the channel.
-        absorbs: a constant other than zero can be folded into this node.
+        absorbs: a constant other than zero can be folded into this node; ``ids`` then vary along ``axis`` only.
         border: zero padding (or a transposed convolution's uneven overlap) meets the operand, so that a
             bias alone is not exact.
         profile: int64, shape of ``ids``: 0, or the map that ``constant`` is a factor of (passes/profiles.py):
@@ -110,9 +111,11 @@ def _reads_of(
             if all_fixed and not index:
                 yield from _reads_of_fixed(node, name, classes, constants)
             continue
-        for axis, ids in _fields_read(node, index, classes.labels[name]):
+        absorbs, border = _absorption(graph, node, index, constants)
+        for axis, field in _fields_read(node, index, classes.labels[name]):
+            # What is folded is one number per row of the weight: a channel made of several is one where they agree.
+            ids = _along(field, axis) if absorbs else field
             live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
-            absorbs, border = _absorption(graph, node, index, constants)
             constant = channel_constants(constants, name, ids)
             profile = np.zeros(ids.shape, dtype=np.int64)
             if name in maps and absorbs and _carries(graph, node):
@@ -133,8 +136,8 @@ def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: C
 
 
 def _carries(graph: Graph, node: Node) -> bool:
-    """Tell whether one channel's weights can take over another's: they are a parameter, of ordinary numbers."""
-    return node.op in ("conv", "conv_transpose") and node.inputs[1] in graph.params and not is_integer(graph, node)
+    """Tell whether one channel's weights can take over another's: its own parameters make them, no integers."""
+    return node.op in ("conv", "conv_transpose") and bool(columns(graph, node)) and not is_integer(graph, node)
 
 
 def _with_profile(found: Profile, constant: Floats) -> tuple[Floats, Ids]:
@@ -156,6 +159,14 @@ def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:
         return [(varying(ids)[0], ids) for ids in label.fields]
     axis = contracted_axis(node, index, label.rank)
     return [] if axis is None else [(axis, ids) for ids in label.on(axis)[:1]]
+
+
+def _along(field: Ids, axis: int) -> Ids:
+    """Return the ids of the first of the other axes' positions: those of one index are tied, see rules/channels.py.
+
+    Where that one is no channel the others are pinned.
+    """
+    return field[tuple(slice(None) if other == axis else slice(0, 1) for other in range(field.ndim))]
 
 
 def channel_constants(constants: Constants, name: str, ids: Ids) -> Floats:
@@ -198,8 +209,8 @@ def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> t
         shape = graph.shape(node.inputs[1]) or ()
         border = border or any(size != 1 for size in (*shape[2:], *node.attrs["strides"]))
         border = border or any(node.attrs.get("output_padding") or ())
-    # A carrier is folded into the weight itself, which must then be a parameter and not computed from some.
-    return not border or node.inputs[1] in graph.params, border
+    # A carrier is folded into the weight itself, or into what it is computed from.
+    return not border or bool(columns(graph, node)), border
 
 
 def exactly_removable(graph: Graph, classes: ChannelClasses, found: Sequence[Read], liveness: Liveness) -> Mask:

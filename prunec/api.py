@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunec.check.blame import judged
+from prunec.check.budget import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
-from prunec.ir.plan import PrunePlan
+from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
+from prunec.passes.selection.budget import Target
 from prunec.passes.selection.select import select
+from prunec.pipeline.data_report import with_agreement
 from prunec.pipeline.options import Options
-from prunec.pipeline.planning import Result, gather_facts, plan_and_apply
+from prunec.pipeline.planning import Job, Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
 from prunec.pipeline.reporting import no_larger, report_of
 from prunec.report.analysis import analysis
@@ -31,6 +35,9 @@ from prunec.report.findings import Analysis, PruneReport
 
 if TYPE_CHECKING:
     from torch import fx, nn
+
+    from prunec.frontends.fx.arguments import Example
+    from prunec.pipeline.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +63,7 @@ def analyze_graph(graph: Graph, name: str, keep: Sequence[str] = ()) -> Analysis
 
 def analyze_module(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     *,
     name: str = "",
     keep: Sequence[str] = (),
@@ -66,7 +73,8 @@ def analyze_module(
 
     Args:
         module: left as it is.
-        example_inputs: positional inputs of the shape to analyse.
+        example_inputs: inputs of the shape to analyse: a sequence by position, or a dict by name. Tensors may be in
+            dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
@@ -74,13 +82,14 @@ def analyze_module(
     Raises:
         UntraceableModel, BadInput: see ``prunec.frontends.fx.frontend.trace``.
     """
-    graph = read_module(module, example_inputs, rules=rules).graph
-    return analyze_graph(graph, name or type(module).__name__, keep)
+    traced = read_module(module, example_inputs, rules=rules)
+    found = analyze_graph(traced.graph, name or type(module).__name__, keep)
+    return replace(found, notes=(*found.notes, *traced.notes))
 
 
 def prune_module(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     *,
     name: str = "",
     validate: bool = True,
@@ -88,6 +97,8 @@ def prune_module(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     rules: OpRules = NO_RULES,
     **options: Any,
 ) -> Pruned:
@@ -95,36 +106,55 @@ def prune_module(
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
-        example_inputs: positional inputs; also used for the comparison with the original.
+        example_inputs: a sequence of inputs by position, or a dict of them by name; tensors may be in dicts, tuples
+            and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
-        calibration: data on which channels that are constant there are removed too.
+        calibration: data on which channels that are constant there are removed too. With a target they choose what
+            goes (criterion "reconstruct", the default then), and what stays is fitted to make up for it.
         inputs: a folder of inputs to compare on, instead of random ones.
+        check_time: seconds that the comparison may take; the report says what was left out.
+        progress: told what is being done, where that takes its time.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
-        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random", or a
-            function of yours, see docs/extending.md) with target_macs or target_params (fractions that stay),
-            multiple_of, seed, residual ("tie"; "expand" takes constant channels out of one branch of a sum,
-            docs/pruning.md).
+        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
+            "reconstruct", or a function of yours, see docs/extending.md) with target_macs, target_params or
+            target_latency (fractions that stay; the time is measured in ONNX Runtime on this machine's CPU), compensate
+            (True: what goes is made up for), multiple_of (a number, or "auto": what suits each layer), seed, residual
+            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
-    from prunec.pipeline import checking, evidence
+    from prunec.frontends.fx.arguments import by_position, ordered, structure
+    from prunec.pipeline import checking, evidence, latency
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(with_data=calibration is not None, **options)
+    example_inputs = ordered(module, example_inputs)
+    taken = structure(example_inputs)
+    module, example_inputs = by_position(module, example_inputs)
     traced = read_module(module, example_inputs, rules=rules)
-    shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency)
+    shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_edits, traced), shown.observed)
-    report = report_of(job, name or type(module).__name__, calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_edits, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.module_timer(module, example_inputs) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+    report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
+    report = replace(report, notes=(*report.notes, *traced.notes))
+    if shown.fit is not None:
+        report = with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
-        report = checking.checked_module(module, job.result, example_inputs, job, report, allowed, feeds)
-    return Pruned(job.result, job.plan, report)
+        report = checking.checked_module(
+            module, job.result, example_inputs, job, report, allowed, feeds, (check_time, progress)
+        )
+    return Pruned(job.result, replace(job.plan, example=taken), report)
 
 
 @judged
@@ -158,6 +188,8 @@ def prune_onnx(
     calibration: Calibration | None = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     rules: OpRules = NO_RULES,
     **options: Any,
 ) -> PruneReport:
@@ -170,7 +202,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, rules, options: as for ``prune_module``.
+        calibration, inputs, check_time, progress, rules, options: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -179,29 +211,54 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, evidence
+    from prunec.pipeline import checking, evidence, latency
 
-    chosen = Options(**{**options, "keep": tuple(options.get("keep", ()))})
+    chosen = Options.of(with_data=calibration is not None, **options)
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
     traced = read_onnx(path, input_shapes, rules)
-    shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes)
+    shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
-    job = plan_and_apply(traced.graph, specs, chosen, shown.saliency, _on(apply_onnx, traced), shown.observed)
-    report = report_of(job, str(path), calibration, shown.observed)
+    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    if chosen.target_latency is None:
+        job, took = make(None), None
+    else:
+        with latency.file_timer(path, input_shapes, chosen.seed) as time:
+            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+    report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
+        if shown.fit is not None:
+            report = with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:
             allowed = checking.allowed_error(job, tolerance, calibration)
-            feeds = shown.given or (shown.samples if job.by_data else None)
-            report = checking.checked_files(path, staged, input_shapes, job, report, allowed, feeds, chosen.seed)
+            feeds, budget = shown.given or (shown.samples if job.by_data else None), (check_time, progress)
+            report = checking.checked_files(
+                path, staged, input_shapes, job, report, allowed, feeds, chosen.seed, budget
+            )
         if plan_file is not None:
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")
     return report
 
 
+def _planned(
+    graph: Graph,
+    specs: tuple[InputSpec, ...],
+    options: Options,
+    shown: Evidence,
+    apply: Callable[[Graph, Edits], Result],
+    target: Target | None,
+) -> Job[Result]:
+    """Plan and apply with what data showed, to the options' target or another one."""
+    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target)
+
+
 def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
     """Return how a backend carries edits out on a traced model, given its graph as it was rewritten."""
     return lambda graph, edits: apply(replace(traced, graph=graph), edits)
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""

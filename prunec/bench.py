@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from prunec import api
-from prunec.check.validate import working_feed
+from prunec.check.finding import working_feed
 from prunec.errors import BudgetNotMet
+from prunec.lookup.resolve import OnnxModel, TorchModel
 from prunec.passes.selection.scores import name_of
+from prunec.passes.selection.widths import AUTO, MultipleOf
 from prunec.pipeline.options import Criterion
-from prunec.pipeline.resolve import OnnxModel, TorchModel
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import ProviderName, Runner
 
 DEFAULT_FRACTIONS = (0.75, 0.5, 0.25)
-DEFAULT_MULTIPLES: Mapping[str, int] = {"cpu": 16, "cuda": 8}
-"""Channels per block of the provider's convolution kernels: a partly filled block costs as much as a full one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class BenchRow:
     """
 
     target_macs: float
-    multiple_of: int
+    multiple_of: MultipleOf
     macs: int | None = None
     params: int | None = None
     original_ms: float | None = None
@@ -96,7 +95,7 @@ def bench(
     model: OnnxModel | TorchModel,
     *,
     fractions: Sequence[float] = DEFAULT_FRACTIONS,
-    multiple_of: int | None = None,
+    multiple_of: MultipleOf = AUTO,
     criterion: Criterion = "l1",
     provider: ProviderName = "auto",
     runs: int = 30,
@@ -111,7 +110,7 @@ def bench(
     Args:
         model: a module is exported first, so that files are compared with files.
         fractions: of the MACs that stay, each above 0 and at most 1.
-        multiple_of: rounding of kept channels; None takes what suits the provider.
+        multiple_of: rounding of kept channels; "auto" takes what suits each layer (passes/selection/widths.py).
         criterion: the score by which channels go.
         provider: where to run; "auto" takes CUDA where it works.
         runs: timed runs of each file.
@@ -132,12 +131,11 @@ def bench(
         sizes = {name: tuple(value.shape) for name, value in feed.items()}
         whole = api.analyze_onnx(path, sizes)
         timing = _Timing(path, folder / "pruned.onnx", original, feed, runs)
-        rounded = DEFAULT_MULTIPLES[original.provider] if multiple_of is None else multiple_of
         options = {"criterion": criterion, "keep": tuple(keep), "seed": seed, "input_shapes": sizes}
         rows = []
         for fraction in fractions:
-            for multiple in sorted({1, rounded}):
-                progress(f"{fraction:.0%} of the MACs, channels in multiples of {multiple}")
+            for multiple in dict.fromkeys((1, multiple_of)):
+                progress(f"{fraction:.0%} of the MACs, channels {_in_words(multiple)}")
                 rows.append(_row(timing, fraction, multiple, options))
     return BenchReport(
         model=model.name,
@@ -171,7 +169,11 @@ def _as_file(model: OnnxModel | TorchModel, folder: Path) -> tuple[Path, Mapping
     return folder / "original.onnx", {}
 
 
-def _row(timing: _Timing, fraction: float, multiple: int, options: Mapping[str, Any]) -> BenchRow:
+def _in_words(multiple: MultipleOf) -> str:
+    return "at widths that suit each layer" if multiple == AUTO else f"in multiples of {multiple}"
+
+
+def _row(timing: _Timing, fraction: float, multiple: MultipleOf, options: Mapping[str, Any]) -> BenchRow:
     try:
         report = api.prune_onnx(
             timing.path, timing.pruned, validate=False, target_macs=fraction, multiple_of=multiple, **options

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+TIGHT = 1e-9
+"""Relative error allowed in float64."""
+
 
 def outputs_of(net: nn.Module, *inputs: Tensor) -> list[Tensor]:
     """Return the output tensors of a network, in order, without gradients."""

@@ -48,3 +48,19 @@ def _gone(read: Read, facts: Facts, keep: Mask) -> Mask:
 def masked(x: Tensor, gone: Mask) -> Tensor:
     """Return ``x`` with zeros where ``gone`` (which broadcasts against it) says so."""
     return x.masked_fill(torch.from_numpy(gone.copy()), 0.0)
+
+
+def some_classes(facts: Facts, seed: int) -> Mask:
+    """Remove a third of the classes; none that is constant at one reader and varies at another.
+
+    There the plan folds a constant into a bias, which a plain mask does not do.
+    """
+    wish = np.random.default_rng(seed).random(facts.classes.num_classes) > 0.35
+    for read in facts.reads:
+        wish[facts.classes.class_of[read.ids[~np.isnan(read.constant) & ~read.fine]]] = True
+        owners = facts.classes.class_of[read.ids]
+        varies = np.isnan(read.constant)
+        for other in facts.reads:
+            constant = facts.classes.class_of[other.ids[~np.isnan(other.constant)]]
+            wish[np.intersect1d(owners[varies], constant)] = True
+    return wish

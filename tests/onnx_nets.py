@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def prune(
     while True:
         facts = gather_facts(traced.graph, (), frozen)
         selection, reason = choose(facts, Options(**options))
-        made = plan(facts, selection, (), border=options.get("border", "exact"), reason=reason)
+        made = plan(facts, selection, (), reason=reason)
         try:
             pruned = apply_onnx(traced, lower(traced.graph, facts.classes, made, facts.constants))
         except CannotRewrite as error:
@@ -219,3 +220,23 @@ def reasons(graph: Graph) -> list[str]:
 
 def unknown_reasons(graph: Graph) -> list[str]:
     return [text for text in reasons(graph) if "no rule" in text or "custom domain" in text]
+
+
+def export_as_it_is(module: Any, x: Any, path: Path, *, dynamic: bool) -> None:
+    """Write a module as ONNX with its BatchNorms, as it is."""
+    import torch
+
+    axes = {"x": {0: "n", 2: "h", 3: "w"}} if dynamic else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter is old and says so
+        torch.onnx.export(
+            module,
+            (x,),
+            str(path),
+            input_names=["x"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )

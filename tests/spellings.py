@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -15,6 +16,7 @@ from networks import Head, Net, cbr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import l1_unstructured, ln_structured
 
 
 class LowRank(nn.Module):
@@ -243,6 +245,185 @@ def normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
     return make
 
 
+def with_layer(layer: Callable[[], nn.Module], channels: int = 12) -> Callable[[], nn.Module]:
+    """Return a network with a layer of 8 input channels, and of ``channels`` output channels, in its middle."""
+    return lambda: nn.Sequential(
+        cbr(3, 8), layer(), nn.BatchNorm2d(channels), nn.ReLU(), cbr(channels, 8), nn.Conv2d(8, 4, 1), Head(4)
+    )
+
+
+class ByHand(nn.Module):
+    """A convolution whose weight is g · v / ‖v‖, with the norm by ``torch.nn.functional.normalize`` on rows."""
+
+    def __init__(self, roots: bool = False) -> None:
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(12, 8, 3, 3)), nn.Parameter(torch.rand(12) + 0.5)
+        self.roots = roots
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.roots:
+            weight = self.v / self.v.pow(2).sum(dim=(1, 2, 3), keepdim=True).sqrt() * self.g.reshape(-1, 1, 1, 1)
+        else:
+            weight = F.normalize(self.v.flatten(1), dim=1).view_as(self.v) * self.g.view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, padding=1)
+
+
+class NormedTwice(nn.Module):
+    """A weight-normed convolution that runs twice, and a linear layer on a whole-tensor norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = cbr(3, 8)
+        self.conv = torch.nn.utils.weight_norm(nn.Conv2d(8, 8, 3))
+        self.fc = parametrizations.weight_norm(nn.Linear(8, 12), dim=None)
+        self.norm, self.head = nn.BatchNorm1d(12), torch.nn.utils.weight_norm(nn.Linear(12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(F.relu(self.conv(self.stem(x)))))
+        return self.head(F.relu(self.norm(self.fc(y.mean((2, 3))))))  # type: ignore[no-any-return]
+
+
+class Reparametrised(nn.Module):
+    """RepVGG's three branches added up as weights: 3x3, a padded 1x1 and an identity."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = cbr(3, channels), nn.BatchNorm2d(channels), Head(channels)
+        self.three = nn.Parameter(torch.randn(channels, channels, 3, 3) / 8)
+        self.one = nn.Parameter(torch.randn(channels, channels, 1, 1) / 3)
+        self.register_buffer("same", F.pad(torch.eye(channels)[:, :, None, None], [1, 1, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.three + F.pad(self.one, [1, 1, 1, 1]) + self.same
+        return self.head(F.relu(self.norm(F.conv2d(self.stem(x), weight, padding=1))))  # type: ignore[no-any-return]
+
+
+def masked_layers(cut: Callable[[nn.Module], nn.Module], groups: int = 1) -> Callable[[], nn.Module]:
+    """Return a network whose convolutions PyTorch's own pruning has masked."""
+
+    def make() -> nn.Module:
+        net = nn.Sequential(
+            cbr(3, 8), nn.Conv2d(8, 12, 3, padding=1, groups=groups), nn.BatchNorm2d(12), nn.ReLU(), cbr(12, 8), Head(8)
+        )
+        for part in list(net.modules()):
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                cut(part)
+        return net
+
+    return make
+
+
+class Unpooling(nn.Module):
+    """SegNet: pools keep the places of their maxima, and unpooling puts elements back there."""
+
+    def __init__(self, axes: int = 2, sizes: bool = False) -> None:
+        super().__init__()
+        conv, norm = getattr(nn, f"Conv{axes}d"), getattr(nn, f"BatchNorm{axes}d")
+        self.layers = nn.ModuleList(
+            nn.Sequential(conv(i, 8, 3, padding=1), norm(8), nn.ReLU()) for i in (3, 8, 8, 8, 8)
+        )
+        self.head, self.sizes = conv(8, 4, 1), sizes
+        self.pool = getattr(nn, f"MaxPool{axes}d")(2, return_indices=True)
+        self.unpool = getattr(nn, f"MaxUnpool{axes}d")(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d, e = self.layers
+        x = a(x)
+        y, first = self.pool(x)
+        y = b(y)
+        if not self.sizes:
+            return self.head(e(self.unpool(d(c(y)), first)))  # type: ignore[no-any-return]
+        z, second = self.pool(y)
+        z = d(self.unpool(c(z), second, output_size=y.size()))
+        return self.head(e(self.unpool(z, first, output_size=x.shape)))  # type: ignore[no-any-return]
+
+
+class UnpoolingCalls(nn.Module):
+    """The same with functions, over an adaptive pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = cbr(3, 8), cbr(8, 8), cbr(8, 8), cbr(8, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, at = F.max_pool2d(self.a(x), 2, return_indices=True)
+        z, there = F.adaptive_max_pool2d(self.b(y), 3, return_indices=True)
+        z = F.max_unpool2d(self.c(z), there, 3, output_size=y.shape[2:])
+        return self.head(self.d(F.max_unpool2d(z + y, at, kernel_size=2)))
+
+
+class Windows(nn.Module):
+    """Overlapping windows of positions, by Tensor.unfold and torch.nn.functional.unfold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = cbr(3, 8), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = y.unfold(2, 3, 2).unfold(3, 3, 2).contiguous()
+        y = self.mid(y.amax((-1, -2)) + y.mean(-1)[..., 0])
+        n, c, h, w = y.shape
+        patches = F.unfold(y, 3, padding=1).view(n, c, 9, h, w)
+        return self.head(patches.amax(2) - patches[:, :, 4] + y)  # type: ignore[no-any-return]
+
+
+class Fourier(nn.Module):
+    """Filters of frequencies: a learned one for each channel (GFNet), a 1x1 convolution over both parts (LaMa)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mix = cbr(3, 8), nn.BatchNorm2d(8), cbr(16, 16, 1)
+        self.filter, self.last, self.head = nn.Parameter(torch.randn(8, 1, 1, 2)), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        sizes = y.shape[-2:]
+        z = torch.fft.rfft2(y, norm="ortho") * torch.view_as_complex(self.filter)
+        y = F.relu(self.norm(torch.fft.irfft2(z, s=sizes, norm="ortho")))
+        z = torch.fft.rfftn(y, dim=(-2, -1), norm="ortho")
+        z = torch.stack((z.real, z.imag), dim=-1).permute(0, 1, 4, 2, 3).contiguous()
+        z = self.mix(z.flatten(1, 2)).unflatten(1, (-1, 2))
+        z = torch.complex(z[:, :, 0].contiguous(), z[:, :, 1].contiguous())
+        y = torch.fft.irfftn(z, s=sizes, dim=(-2, -1), norm="ortho") + y
+        return self.head(self.last(y))  # type: ignore[no-any-return]
+
+
+class Scattered(nn.Module):
+    """Rows and columns of a map written out of place, and channels of one map into another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.mid, self.head = cbr(3, 8), cbr(3, 3), cbr(8, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, side = self.stem(x), self.side(x)
+        y = torch.slice_scatter(y, side, dim=1, start=2, end=5)
+        y = torch.select_scatter(y, src=side[:, 1], dim=1, index=6)
+        y = self.mid(y)
+        y = torch.select_scatter(y, y.mean(2), 2, 0)
+        return self.head(y.slice_scatter(y[..., :2] * 2, dim=3, start=1, end=3))  # type: ignore[no-any-return]
+
+
+class Asserting(nn.Module):
+    """CRNN: a check of sizes in front of a recurrent layer; one that torch.fx cannot see through needs torch.export."""
+
+    def __init__(self, cell: nn.Module, raises: bool = False) -> None:
+        super().__init__()
+        self.stem, self.cell, self.raises = cbr(3, 12), cell, raises
+        self.head = nn.Linear(cell.hidden_size * (2 if cell.bidirectional else 1), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(self.stem(x), (1, None))
+        _, c, h, w = y.size()
+        assert h == 1, "the height must be 1"
+        assert 11 < c < 13
+        if self.raises and w < 2:
+            raise ValueError("too narrow")
+        y, _ = self.cell(y.squeeze(2).permute(2, 0, 1))
+        return self.head(y)  # type: ignore[no-any-return]
+
+
 SPELLINGS: Mapping[str, Net] = MappingProxyType(
     {
         "low_rank": Net(LowRank),
@@ -262,6 +443,40 @@ SPELLINGS: Mapping[str, Net] = MappingProxyType(
         "half_written": Net(HalfWritten),
         "weight_norm_hooks": Net(normed(torch.nn.utils.weight_norm)),
         "weight_norm_parametrized": Net(normed(parametrizations.weight_norm)),
+        "weight_norm_of_inputs": Net(normed(partial(torch.nn.utils.weight_norm, dim=1))),
+        "weight_norm_of_all": Net(normed(partial(parametrizations.weight_norm, dim=None))),
+        "weight_norm_of_taps": Net(normed(partial(torch.nn.utils.weight_norm, dim=2))),
+        "weight_norm_last": Net(normed(partial(parametrizations.weight_norm, dim=3))),
+        "weight_norm_transposed": Net(
+            with_layer(lambda: parametrizations.weight_norm(nn.ConvTranspose2d(8, 12, 4, 2, 1)))
+        ),
+        "weight_norm_transposed_out": Net(
+            with_layer(lambda: torch.nn.utils.weight_norm(nn.ConvTranspose2d(8, 12, 4, 2, 1), dim=1))
+        ),
+        "weight_norm_grouped": Net(
+            with_layer(lambda: torch.nn.utils.weight_norm(nn.Conv2d(8, 12, 3, padding=1, groups=2)))
+        ),
+        "weight_norm_depthwise": Net(
+            with_layer(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1, groups=8)), 8)
+        ),
+        "weight_norm_twice": Net(NormedTwice),
+        "weight_norm_normalize": Net(with_layer(ByHand)),
+        "weight_norm_roots": Net(with_layer(lambda: ByHand(True))),
+        "masked": Net(masked_layers(lambda part: l1_unstructured(part, "weight", 0.4))),
+        "masked_grouped": Net(masked_layers(lambda part: l1_unstructured(part, "weight", 0.4), groups=2)),
+        "masked_filters": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.4, n=2, dim=0))),
+        "masked_inputs": Net(masked_layers(lambda part: ln_structured(part, "weight", 0.3, n=2, dim=1))),
+        "reparametrised": Net(Reparametrised),
+        "unpooling": Net(Unpooling),
+        "unpooling_to_sizes": Net(lambda: Unpooling(sizes=True), ((3, 18, 18),)),
+        "unpooling_1d": Net(lambda: Unpooling(1), ((3, 16),)),
+        "unpooling_3d": Net(lambda: Unpooling(3), ((3, 8, 8, 8),)),
+        "unpooling_calls": Net(UnpoolingCalls),
+        "windows": Net(Windows),
+        "fourier": Net(Fourier),
+        "scattered": Net(Scattered),
+        "asserting_lstm": Net(lambda: Asserting(nn.LSTM(12, 7, bidirectional=True))),
+        "asserting_gru": Net(lambda: Asserting(nn.GRU(12, 7, num_layers=2), raises=True)),
         "spectral_norm_hooks": Net(normed(torch.nn.utils.spectral_norm)),
         "spectral_norm_parametrized": Net(normed(parametrizations.spectral_norm)),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from handmade import BY_HAND, READS
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,12 +89,16 @@ class RandomNet(nn.Module):
 
     @property
     def any_size(self) -> bool:
-        return self.spec.head != "flatten"
+        return self.spec.head != "flatten" and all(step.kind != "by_hand" for step in self.spec.steps)
 
     def forward(self, x: Tensor) -> Any:
         results = [x]
         for number, step in enumerate(self.spec.steps):
             layer = self.layers[str(number)] if str(number) in self.layers else None  # noqa: SIM401  # ModuleDict has no get
+            if step.kind == "again":
+                weight = self.layers[str(step["of"])].conv.weight
+                results.append(READS[step["how"]][1](results[step.reads[0]], weight))
+                continue
             results.append(_run(step, layer, [results[i] for i in step.reads]))
         y = results[-1]
         if self.spec.head == "linear":
@@ -175,6 +180,10 @@ def _build(step: Step, ins: list[Meta]) -> tuple[nn.Module | None, Meta]:
         return _build_conv(step, x)
     if kind == "concat":
         return None, Meta(sum(i.channels for i in ins), x.scale)
+    if kind == "by_hand":
+        return None, Meta(BY_HAND[step["how"]].channels(x.channels), int(x.scale / BY_HAND[step["how"]].scale))
+    if kind == "again":
+        return None, Meta(step["out"], x.scale)
     if kind == "split":
         return None, Meta(x.channels - x.channels // 2, x.scale)
     if kind == "slice":
@@ -236,6 +245,8 @@ def _run(step: Step, layer: nn.Module | None, ins: list[Tensor]) -> Tensor:
         if step["mode"] == "max":
             return F.max_pool2d(x, 3, step["stride"], padding=1)
         return F.avg_pool2d(x, 3, step["stride"], padding=1, count_include_pad=step["counts"])
+    if kind == "by_hand":
+        return BY_HAND[step["how"]].run(x, ins[1])
     if kind == "upsample":
         return F.interpolate(x, scale_factor=2, mode=step["mode"])
     if kind == "shuffle":
@@ -246,13 +257,20 @@ def _run(step: Step, layer: nn.Module | None, ins: list[Tensor]) -> Tensor:
 
 
 @st.composite
-def specs(draw: st.DrawFn, max_steps: int = 9, gated: bool = False) -> Spec:
-    """Draw a network in which every step fits what it reads; ``gated`` ones have inverted residuals with gates too."""
+def specs(draw: st.DrawFn, max_steps: int = 9, gated: bool = False, wild: bool = False) -> Spec:
+    """Draw a network in which every step fits what it reads.
+
+    Args:
+        gated: inverted residuals with gates, too.
+        wild: movements written by hand and weights that several layers read in different ways, too.
+    """
     metas = [Meta(IN_CHANNELS, 1)]
     steps: list[Step] = []
     count = draw(st.integers(2, max_steps))
     for _ in range(count):
-        step, meta = draw(_step(tuple(metas), gated))
+        step, meta = draw(_wild_step(tuple(steps), tuple(metas))) if wild and draw(st.booleans()) else (None, None)
+        if step is None or meta is None:
+            step, meta = draw(_step(tuple(metas), gated))
         steps.append(step)
         metas.append(meta)
     head = draw(st.sampled_from(["linear", "flatten", "conv", "two"]))
@@ -280,6 +298,31 @@ def _step(draw: st.DrawFn, metas: tuple[Meta, ...], gated: bool) -> tuple[Step, 
     step = draw(_options(draw(st.sampled_from(kinds)), at, x, tuple(twins), tuple(joined)))
     _, meta = _build(step, [metas[i] for i in step.reads])
     return step, meta
+
+
+@st.composite
+def _wild_step(
+    draw: st.DrawFn, steps: tuple[Step, ...], metas: tuple[Meta, ...]
+) -> tuple[Step, Meta] | tuple[None, None]:
+    """Draw a movement by hand, or a layer that reads the weight of an earlier one; nothing where neither fits."""
+    at = max(0, len(metas) - 1 - draw(st.sampled_from([0, 0, 0, 1])))
+    x = metas[at]
+    fitting = [
+        Step("again", (at,), (("of", number), ("how", how), ("out", rows if reads_inputs else columns)))
+        for number, step in enumerate(steps)
+        if step.kind == "conv"
+        for rows, columns in [(step["out"], metas[step.reads[0]].channels)]
+        for how, (reads_inputs, _) in READS.items()
+        if x.channels == (columns if reads_inputs else rows)
+    ]
+    moves = [how for how, move in BY_HAND.items() if at > 0 and move.takes(x.channels, x.scale)]
+    if fitting and (not moves or draw(st.booleans())):
+        step = draw(st.sampled_from(fitting))
+    elif moves:
+        step = Step("by_hand", (at, 0 if x.scale == 1 else at), (("how", draw(st.sampled_from(moves))),))
+    else:
+        return None, None
+    return step, _build(step, [metas[i] for i in step.reads])[1]
 
 
 @st.composite
@@ -348,6 +391,12 @@ def build(spec: Spec, zeros: float = 0.0) -> RandomNet:
     generator = torch.Generator().manual_seed(spec.seed)
     scramble(net, zeros, generator)
     return net
+
+
+def batch_of(spec: Spec, size: int = SIZE) -> Tensor:
+    """Return two random images in float64."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    return torch.randn(2, IN_CHANNELS, size, size, generator=generator, dtype=torch.float64)
 
 
 def scramble(net: nn.Module, zeros: float, generator: torch.Generator) -> None:

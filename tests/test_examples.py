@@ -16,7 +16,7 @@ ALL = sorted(path.name for path in EXAMPLES.glob("*.py"))
 # torchvision, which timm imports, may lack its compiled part where the tests run; this declares what it then misses.
 RUN = (
     "import importlib.util, runpy, sys\n"
-    "from prunec.pipeline.libraries import import_torchvision\n"
+    "from prunec.lookup.libraries import import_torchvision\n"
     "importlib.util.find_spec('torchvision') and import_torchvision()\n"
     "sys.argv = sys.argv[1:]\n"
     "runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -193,7 +193,7 @@ def test_modules_that_handle_files_do_not_load_torch() -> None:
         "pipeline.apply_onnx",
         "pipeline.evidence",
         "pipeline.export",
-        "pipeline.resolve",
+        "lookup.resolve",
         "report.analysis_page",
         "report.run_page",
     ]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from assertions import assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
+from assertions import TIGHT, assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from masking import Masked
-from strategies import IN_CHANNELS, SIZE, Spec, build, specs
+from masking import Masked, some_classes
+from strategies import Spec, batch_of, build, specs
 from torch import Tensor
 
 from prunec.api import prune_module
@@ -24,28 +22,19 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.rewrites import gates, residuals
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
-from prunec.passes.selection.select import Facts, plan, select
+from prunec.passes.selection.select import plan, select
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import input_specs, read_module
-
-TIGHT = 1e-9
-"""Relative error allowed in float64."""
-
-
-def _batch(spec: Spec, size: int = SIZE) -> Tensor:
-    return torch.randn(
-        2, IN_CHANNELS, size, size, generator=torch.Generator().manual_seed(spec.seed), dtype=torch.float64
-    )
 
 
 @given(specs(), st.sampled_from([0.3, 0.6, 0.95]))
 @settings(max_examples=120, deadline=None)
 def test_exact_removal_computes_the_same_function(spec: Spec, zeros: float) -> None:
     net = build(spec, zeros)
-    result = prune_module(net, (_batch(spec),), validate=False)
+    result = prune_module(net, (batch_of(spec),), validate=False)
     note(f"{spec}\nremoved {result.report.removed_channels}")
-    batches = [_batch(spec)] + ([_batch(spec, 16)] if net.any_size else [])
+    batches = [batch_of(spec)] + ([batch_of(spec, 16)] if net.any_size else [])
     assert_same_function(net, result.module, *batches, tolerance=TIGHT)
     assert result.plan.exact
 
@@ -54,12 +43,12 @@ def test_exact_removal_computes_the_same_function(spec: Spec, zeros: float) -> N
 @settings(max_examples=120, deadline=None)
 def test_expanded_sums_and_folded_gates_compute_the_same_function(spec: Spec, zeros: float) -> None:
     net = build(spec, zeros)
-    batch = _batch(spec)
+    batch = batch_of(spec)
     with free_rewrites():
         result = prune_module(net, (batch,), validate=False, residual="expand", gates="fold")
         twice = prune_module(result.module, (batch,), validate=False, residual="expand", gates="fold")
     note(f"{spec}\nremoved {result.report.removed_channels}, {result.plan.expansions}, {result.plan.gate_folds}")
-    batches = [batch] + ([_batch(spec, 16)] if net.any_size else [])
+    batches = [batch] + ([batch_of(spec, 16)] if net.any_size else [])
     assert_same_function(net, result.module, *batches, tolerance=TIGHT)
     assert_same_function(net, apply_plan(net, PrunePlan.from_json(result.plan.to_json())), batch, tolerance=TIGHT)
     assert result.plan.exact
@@ -84,7 +73,7 @@ def free_rewrites() -> Iterator[None]:
 @settings(max_examples=120, deadline=None)
 def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int, expanded: bool) -> None:
     net = build(spec, zeros)
-    batch = _batch(spec)
+    batch = batch_of(spec)
     traced = read_module(net, (batch,))
     facts = gather_facts(traced.graph)
     if expanded:
@@ -92,7 +81,7 @@ def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int,
             facts, _ = gate_folds_of(facts, gather_facts)
             facts, _ = expansions_of(facts, gather_facts)
         traced = replace(traced, graph=facts.graph)
-    wish = _some_classes(facts, seed)
+    wish = some_classes(facts, seed)
     selection = select(facts, wish)
     made = plan(facts, selection, input_specs(traced.graph, (batch,)))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
@@ -105,27 +94,11 @@ def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int,
     assert relative_error(expected, outputs_of(pruned, batch)) <= TIGHT
 
 
-def _some_classes(facts: Facts, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Remove a third of the classes; none that is constant at one reader and varies at another.
-
-    There the plan folds a constant into a bias, which a plain mask does not do.
-    """
-    wish = np.random.default_rng(seed).random(facts.classes.num_classes) > 0.35
-    for read in facts.reads:
-        wish[facts.classes.class_of[read.ids[~np.isnan(read.constant) & ~read.fine]]] = True
-        owners = facts.classes.class_of[read.ids]
-        varies = np.isnan(read.constant)
-        for other in facts.reads:
-            constant = facts.classes.class_of[other.ids[~np.isnan(other.constant)]]
-            wish[np.intersect1d(owners[varies], constant)] = True
-    return wish
-
-
 @given(specs(), st.sampled_from([0.4, 0.8]))
 @settings(max_examples=40, deadline=None)
 def test_reported_counts_are_those_of_the_result(spec: Spec, zeros: float) -> None:
     net = build(spec, zeros)
-    batch = _batch(spec)
+    batch = batch_of(spec)
     result = prune_module(net, (batch,), validate=False)
     note(str(spec))
     report = result.report
@@ -143,7 +116,7 @@ def test_reported_counts_are_those_of_the_result(spec: Spec, zeros: float) -> No
 @settings(max_examples=30, deadline=None)
 def test_pruning_twice_changes_nothing_more(spec: Spec, zeros: float) -> None:
     net = build(spec, zeros)
-    once = prune_module(net, (_batch(spec),), validate=False)
-    twice = prune_module(once.module, (_batch(spec),), validate=False)
+    once = prune_module(net, (batch_of(spec),), validate=False)
+    twice = prune_module(once.module, (batch_of(spec),), validate=False)
     note(f"{spec}\n{once.report.removed_channels}, then {twice.report.removed_channels}")
     assert twice.report.removed_channels == 0

@@ -18,10 +18,13 @@ from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Kept
 from prunec.ir.plan import Fold, PrunePlan
+from prunec.passes.columns import Column, columns, grouped_weights
 from prunec.passes.constants import Constants, constants
 from prunec.passes.integers import bias_step, is_integer
+from prunec.passes.lowering.refits import refit
 from prunec.passes.selection.needs import Needs, needs
 from prunec.passes.selection.shapes import pruned_shapes
+from prunec.passes.weight_norms import rescaled
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -44,9 +47,13 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     shapes = {name: shape_of(name) for name in keeps}
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
     new_biases, folded, carried = _fold_all(graph, plan, known, keeps)
+    params = _slice_params(graph, plan, keeps, folded, carried)
+    refit(graph, plan, shape_of, params, new_biases)
     replaced = dict(_replacements(graph, wanted, stored))
+    params = _slice_params(graph, plan, keeps, folded, carried)
+    params.update(rescaled(graph, params, lambda arrays: _cut(graph, plan, keeps, arrays)))
     return Edits(
-        params=MappingProxyType(_slice_params(graph, plan, keeps, folded, carried)),
+        params=MappingProxyType(params),
         new_biases=MappingProxyType(new_biases),
         attrs=MappingProxyType(
             {n.name: attrs for n in rest.nodes if (attrs := _attrs(graph, classes, n, keep, keeps))}
@@ -79,9 +86,8 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
     grouped = {item.param: item.keep for item in plan.grouped}
     for balance in classes.balances:
         # Channels that only a grouped weight reads (padding) lie on no parameter axis of their own.
-        slots = grouped.get(graph.stored(balance.node.inputs[1]) or balance.node.inputs[1])
-        shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
-        for ids, kept in zip(shared, slots or (), strict=False):
+        slots = grouped.get(grouped_weights(graph, balance.node)[0])
+        for ids, kept in zip(balance.slots, slots or (), strict=False):
             gone = np.setdiff1d(np.arange(ids.size), np.asarray(kept, dtype=np.int64))
             keep[classes.class_of[ids[gone]]] = False
     if not keep[classes.pinned].all():
@@ -126,7 +132,12 @@ def sliced(graph: Graph, classes: ChannelClasses, plan: PrunePlan, arrays: Mappi
     Args:
         arrays: parameter name -> an array of its shape.
     """
-    keeps = _keeps(classes, keep_mask(graph, classes, plan))
+    return _cut(graph, plan, _keeps(classes, keep_mask(graph, classes, plan)), arrays)
+
+
+def _cut(
+    graph: Graph, plan: PrunePlan, keeps: Mapping[str, Mapping[int, Array]], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
     params = {name: replace(graph.params[name], array=array) for name, array in arrays.items()}
     cut = _slice_params(replace(graph, params=MappingProxyType(params)), plan, keeps, {}, {})
     return {**arrays, **cut}
@@ -137,25 +148,28 @@ def sliced(graph: Graph, classes: ChannelClasses, plan: PrunePlan, arrays: Mappi
 
 def _fold_all(
     graph: Graph, plan: PrunePlan, known: Constants, keeps: Mapping[str, Mapping[int, Array]]
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, list[tuple[Node, Fold]]]]:
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, list[_Carried]]]:
     """Return (new biases by node, sliced; folded vectors by name, not yet sliced; what weights take in, by name)."""
     nodes = {node.name: node for node in graph.nodes}
     new_biases: dict[str, Array] = {}
     folded: dict[str, Array] = {}
-    carried: dict[str, list[tuple[Node, Fold]]] = {}
+    carried: dict[str, list[_Carried]] = {}
     done: set[tuple[str, str]] = set()
     for fold in plan.folds:
         node = nodes.get(fold.node)
         if node is None:
             raise BadPlan(f"the plan folds constants into {fold.node}, which the model does not have")
-        weight_name = graph.stored(node.inputs[1])
-        key = (weight_name, f"{fold.kind}:{fold.target or node.inputs[1]}:{fold.positions[:1]}")
+        weight_name = graph.stored(node.inputs[1]) or next((column.param for column in columns(graph, node)), "")
+        key = (weight_name, f"{fold.kind}:{fold.target or weight_name}:{fold.positions[:1]}")
         stored = fold.kind == "carrier" or (fold.kind == "bias" and fold.target)
         if stored and weight_name and key in done:
             continue  # a module that is called twice: its tensors take the fold once
         done.add(key)
         if fold.kind == "carrier":
-            carried.setdefault(node.inputs[1], []).append((node, fold))
+            for column in columns(graph, node):
+                carried.setdefault(column.param, []).append(_Carried(node, fold, _scales(graph, column), column.mask))
+                if column.mask:
+                    carried.setdefault(column.mask, []).append(_Carried(node, fold, is_mask=True))
             continue
         total = _total(known, node, fold)
         if is_integer(graph, node) and (step := bias_step(graph, node, known)) is not None:
@@ -192,24 +206,57 @@ def _total(known: Constants, node: Node, fold: Fold) -> Array:
     return weight.total(np.ones(weight.num_outputs, dtype=bool), vector)
 
 
-def _carry(node: Node, weight: Array, fold: Fold) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Carried:
+    """A fold into a carrier's column of a parameter.
+
+    Args:
+        scales: float64[columns], what each column is multiplied by later; None where that is 1.
+        mask: the parameter that it is masked by, if any.
+        is_mask: it is that mask, and the column's becomes one.
+    """
+
+    node: Node
+    fold: Fold
+    scales: Array | None = None
+    mask: str = ""
+    is_mask: bool = False
+
+
+def _scales(graph: Graph, column: Column) -> Array | None:
+    """Return float64[columns]: gain / norm of each column; None where columns have none of their own."""
+    if column.norm is None:
+        return None
+    v, g = (graph.params[name].array for name in (column.norm.v, column.norm.g))
+    norms = column.norm.norms(v, np.broadcast_to(column.norm.groups, v.shape))
+    gains = np.zeros_like(norms)
+    gains[column.norm.groups_of_g] = g
+    scales: Array = np.divide(gains, norms, out=np.zeros_like(norms), where=norms > 0)[column.norm.groups.ravel()]
+    return scales
+
+
+def _carry(weight: Array, carried: _Carried) -> None:
     """Add Σ_k (c_k / c_r) · W[:, k] to W[:, r], within their convolution group (weight changed in place).
 
     The sums are float64; what is added to is the weight in its own precision, which may be most of a big file.
     """
+    node, fold = carried.node, carried.fold
     groups = node.attrs["conv_groups"]
     ratios = np.asarray(fold.constants, dtype=np.float64) / fold.carrier_constant
     positions = np.asarray(fold.positions)
+    if carried.scales is not None:
+        width = carried.scales.size
+        ratios = ratios * carried.scales[positions % width] / carried.scales[fold.carrier % width]
     if node.op == "conv_transpose":
         added = np.tensordot(ratios, weight[positions], axes=(0, 0))
-        weight[fold.carrier] = weight[fold.carrier].astype(np.float64) + added
+        weight[fold.carrier] = 1 if carried.is_mask else weight[fold.carrier].astype(np.float64) + added
         return
     per_group = weight.shape[1]
     rows_per_group = weight.shape[0] // groups
     group, column = fold.carrier // per_group, fold.carrier % per_group
     rows = weight[group * rows_per_group : (group + 1) * rows_per_group]
     added = np.tensordot(rows[:, positions % per_group], ratios, axes=(1, 0))
-    rows[:, column] = rows[:, column].astype(np.float64) + added
+    rows[:, column] = 1 if carried.is_mask else rows[:, column].astype(np.float64) + added
 
 
 def _slice_params(
@@ -217,7 +264,7 @@ def _slice_params(
     plan: PrunePlan,
     keeps: Mapping[str, Mapping[int, Array]],
     folded: Mapping[str, Array],
-    carried: Mapping[str, Sequence[tuple[Node, Fold]]],
+    carried: Mapping[str, Sequence[_Carried]],
 ) -> dict[str, Array]:
     """Return the new parameters, one after the other: no more than one is in memory unsliced."""
     grouped = {item.param: item.keep for item in plan.grouped}
@@ -228,9 +275,10 @@ def _slice_params(
             continue
         array = folded.get(name, param.array)
         if name in carried:
-            array = np.array(array)
-            for node, fold in carried[name]:
-                _carry(node, array, fold)
+            mask = carried[name][0].mask
+            array = array * graph.params[mask].array if mask else np.array(array)
+            for each in carried[name]:
+                _carry(array, each)
         if name in grouped:
             array = _slice_grouped(array, axes.get(0), grouped[name])
             axes = {axis: index for axis, index in axes.items() if axis not in (0, 1)}

@@ -20,13 +20,14 @@ from prunec.passes.reads import Mask, channel_constants
 from prunec.passes.rewrites.residuals import all_that_pay, channels_of, chosen_of, gains, owners_at, rounded
 from prunec.passes.rewrites.rewrite import fold_gates
 from prunec.passes.selection.select import EXACT, Facts, Selection
+from prunec.passes.selection.widths import MultipleOf
 
 ADD_MACS = 50
 """What it costs to add a number per channel to one element of a map, in multiply-accumulates of a convolution."""
 
 
 def gate_folds_of(
-    facts: Facts, analyse: Callable[[Graph], Facts], *, border: str = EXACT, multiple_of: int = 1
+    facts: Facts, analyse: Callable[[Graph], Facts], *, border: str = EXACT, multiple_of: MultipleOf = 1
 ) -> tuple[Facts, tuple[GateFold, ...]]:
     """Fold what pays; as ``expansions_of`` in residuals.py."""
     return all_that_pay(facts, analyse, fold_gates, _candidates, _paying, border, multiple_of)
@@ -87,7 +88,7 @@ def _is_gate(facts: Facts, node: Node, name: str) -> bool:
 
 
 def _paying(
-    graph: Graph, wide: Facts, chosen: Selection, found: Sequence[GateFold], multiple_of: int
+    graph: Graph, wide: Facts, chosen: Selection, found: Sequence[GateFold], multiple_of: MultipleOf
 ) -> Iterator[GateFold]:
     """Yield the folds, less what they do not free, that save more than they cost; as in residuals.py."""
     nodes = {node.name: node for node in graph.nodes}

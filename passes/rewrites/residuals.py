@@ -20,6 +20,7 @@ from prunec.passes.cost import class_cost, elements
 from prunec.passes.reads import Mask, any_outside, channel_constants
 from prunec.passes.rewrites.rewrite import expand
 from prunec.passes.selection.select import EXACT, Facts, Selection, select
+from prunec.passes.selection.widths import MultipleOf, step_for
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Item = TypeVar("Item")
@@ -32,7 +33,7 @@ Measured in ONNX Runtime on one core: benchmarks/rewrites.py.
 
 
 def expansions_of(
-    facts: Facts, analyse: Callable[[Graph], Facts], *, border: str = EXACT, multiple_of: int = 1
+    facts: Facts, analyse: Callable[[Graph], Facts], *, border: str = EXACT, multiple_of: MultipleOf = 1
 ) -> tuple[Facts, tuple[Expansion, ...]]:
     """Expand what pays.
 
@@ -52,9 +53,9 @@ def all_that_pay(
     analyse: Callable[[Graph], Facts],
     rewrite: Callable[[Graph, tuple[Item, ...]], Graph],
     candidates: Callable[[Facts, Selection], Iterable[Item]],
-    paying: Callable[[Graph, Facts, Selection, tuple[Item, ...], int], Iterable[Item]],
+    paying: Callable[[Graph, Facts, Selection, tuple[Item, ...], MultipleOf], Iterable[Item]],
     border: str,
-    multiple_of: int,
+    multiple_of: MultipleOf,
 ) -> tuple[Facts, tuple[Item, ...]]:
     """Carry out what could be rewritten, and leave out what does not pay until all that is left does.
 
@@ -133,7 +134,7 @@ def channels_of(facts: Facts, name: str) -> Ids | None:
 
 
 def _paying(
-    graph: Graph, wide: Facts, chosen: Selection, found: Sequence[Expansion], multiple_of: int
+    graph: Graph, wide: Facts, chosen: Selection, found: Sequence[Expansion], multiple_of: MultipleOf
 ) -> Iterator[Expansion]:
     """Yield the expansions, less what they do not free, that save more than they cost.
 
@@ -170,10 +171,10 @@ def gains(wide: Facts, chosen: Selection, owners: Sequence[Ids]) -> list[Floats]
     return [macs[own] / times[own] for own in owners]
 
 
-def rounded(wide: Facts, chosen: Selection, value: str, axis: int, free: Mask, multiple_of: int) -> Mask:
+def rounded(wide: Facts, chosen: Selection, value: str, axis: int, free: Mask, multiple_of: MultipleOf) -> Mask:
     """Let a value keep a multiple of so many channels: of those that could go, the last stay."""
     (field,) = wide.classes.labels[value].on(axis)
-    missing = -int(chosen.keep[wide.classes.class_of[field]].sum()) % multiple_of
+    missing = -int(chosen.keep[wide.classes.class_of[field]].sum()) % step_for(field.size, multiple_of)
     at = np.flatnonzero(free)
     result = free.copy()
     result[at[at.size - min(missing, at.size) :]] = False

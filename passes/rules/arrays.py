@@ -61,6 +61,14 @@ def others(rank: int, *axes: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in axes)
 
 
+def passed(array: Array, axes: Sequence[tuple[int, int]], rank: int) -> Array:
+    """Reshape ``array`` to ``rank`` axes: each axis of a pair becomes the other, all others have size 1 already."""
+    shape = [1] * rank
+    for before, after in axes:
+        shape[after] = array.shape[before]
+    return array.reshape(shape)
+
+
 def fits(arrays: Sequence[Array]) -> bool:
     """Tell whether the broadcast of ``arrays`` is small enough to be materialised."""
     try:

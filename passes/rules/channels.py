@@ -16,13 +16,21 @@ import numpy as np
 from prunec.ir.graph import Dim, Node, Shape
 from prunec.ir.labels import Ids, Label, Ties, spread, varying
 from prunec.ir.ops import BINARY, UNARY
+from prunec.passes.rules.arrays import passed
 from prunec.passes.rules.moves import MOVES, factor, reshape_array
 
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
-"""(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None)."""
+"""(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None).
+
+All other inputs and outputs have a rank, but for the ops in ``RANKLESS``; any size may be open.
+"""
+
+RANKLESS = frozenset({"conv", "conv_transpose", "shape_of", "opaque"})
+"""Ops whose rules take values of unknown rank; of the others ``unranked`` is asked there."""
 
 OPEN_GROUPS = "is read or made by a grouped convolution whose number of channels is not known"
 TAPS = "kernel taps are not channels"
+NO_RANK = "reads or makes a value of unknown rank"
 SPATIAL = "a spatial position is not a channel"
 
 
@@ -87,7 +95,14 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
     ties.channel(out_ids)
     if bias.shape is not None:
         ties.unify(vector(bias, 0, ties), out_ids)
-    return [Label.along(_known(outputs[0]), 1, out_ids)]
+    return [_made(outputs[0], out_ids, ties)]
+
+
+def _made(shape: Shape | None, ids: Ids, ties: Ties) -> Label:
+    if shape is None:
+        ties.pin(ids, NO_RANK)
+        return Label(None)
+    return Label.along(shape, 1, ids)
 
 
 def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -117,20 +132,17 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
     ties.channel(out_ids)
     if bias.shape is not None:
         ties.unify(vector(bias, 0, ties), out_ids)
-    return [Label.along(_known(outputs[0]), 1, out_ids)]
+    return [_made(outputs[0], out_ids, ties)]
 
 
 def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Contract: a[..., M, K] and b[..., K, N] meet on K; the output carries a's ids on M and b's on N."""
     a = _swapped(inputs[0], bool(node.attrs.get("transpose_a")))
     b = _swapped(inputs[1], bool(node.attrs.get("transpose_b")))
-    out_shape = outputs[0]
-    if a.shape is None or b.shape is None or out_shape is None:
-        pin_all(inputs, ties, "its operands have no known rank")
-        return [Label(out_shape)]
+    out_shape = _known(outputs[0])
     lone_a, lone_b = a.rank == 1, b.rank == 1
     if lone_b:
-        b = Label((*b.shape, 1), tuple(field.reshape(-1, 1) for field in b.fields))
+        b = Label((*_known(b.shape), 1), tuple(field.reshape(-1, 1) for field in b.fields))
     rank = max(a.rank, b.rank, 2)
     a, b = _to_rank(a, rank), _to_rank(b, rank)
     _meet(_contracted(a, rank - 1, rank - 2, ties), _contracted(b, rank - 2, rank - 1, ties), ties)
@@ -212,12 +224,9 @@ def attention(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | Non
 def rnn(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Contract: x[..., I] ends at W[dirs, gates·H, I]; the recurrent state is refused."""
     x, weight, *rest = inputs
-    if x.shape is not None and weight.shape is not None:
-        ties.unify(vector(x, x.rank - 1, ties), vector(weight, weight.rank - 1, ties))
-        _pin_other_axes(x, [x.rank - 1], ties, "a recurrent layer mixes positions")
-        _pin_other_axes(weight, [weight.rank - 1], ties, "a recurrent state feeds itself")
-    else:
-        pin_all([x, weight], ties, "its operands have no known rank")
+    ties.unify(vector(x, x.rank - 1, ties), vector(weight, weight.rank - 1, ties))
+    _pin_other_axes(x, [x.rank - 1], ties, "a recurrent layer mixes positions")
+    _pin_other_axes(weight, [weight.rank - 1], ties, "a recurrent state feeds itself")
     pin_all(rest, ties, "a recurrent state feeds itself")
     return [Label(shape) for shape in outputs]
 
@@ -225,34 +234,42 @@ def rnn(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ti
 # --- unify ------------------------------------------------------------------------------------------
 
 
-def merge(labels: Sequence[Label], out_shape: Shape | None, ties: Ties) -> Label:
+def merge(labels: Sequence[Label], out_shape: Shape, ties: Ties) -> Label:
     """Unify operands that broadcast against each other; return the label of the result.
 
     An operand of size 1 on an axis does not hinder removal there. One that has positions but no ids
     on the axis pins the ids of the others: it cannot give the position up.
     """
-    if out_shape is None or any(label.shape is None for label in labels):
-        pin_all(labels, ties, "its operands have no known rank")
-        return Label(out_shape)
     rank = len(out_shape)
     labels = [_to_rank(label, rank) for label in labels]
     kept: list[Ids] = []
     for index, label in enumerate(labels):
+        # Axes that were merged into one keep a field each: those of one operand are not tied to one another.
+        met, own = list(range(len(kept))), list[Ids]()
         for field in label.fields:
-            if not _absorb(field, kept, ties):
-                kept.append(field)
+            if not _absorb(field, kept, met, ties):
+                own.append(field)
+        kept.extend(own)
+        for field in label.fields:
             for other in labels[:index] + labels[index + 1 :]:
                 _check_room(field, other, ties)
     return Label(out_shape, tuple(kept))
 
 
-def _absorb(field: Ids, kept: list[Ids], ties: Ties) -> bool:
-    """Unify ``field`` with a field of the result that varies along the same, or nested, axes."""
+def _absorb(field: Ids, kept: list[Ids], met: list[int], ties: Ties) -> bool:
+    """Unify ``field`` with a field of the result that varies along the same, or nested, axes.
+
+    Args:
+        met: places in ``kept`` that come from other operands; one that this operand has met goes to the end.
+    """
     axes = set(varying(field))
-    for position, other in enumerate(kept):
+    for position in list(met):
+        other = kept[position]
         other_axes = set(varying(other))
         if axes == other_axes or axes < other_axes or axes > other_axes:
             ties.unify(field, other)
+            met.remove(position)
+            met.append(position)
             if axes > other_axes:
                 kept[position] = field
             return True
@@ -271,7 +288,7 @@ def _check_room(field: Ids, other: Label, ties: Ties) -> None:
 
 def elementwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Unify the operands along the axes on which they line up."""
-    return [merge([label for label in inputs if label.shape is not None], outputs[0], ties)]
+    return [merge([label for label in inputs if label.shape is not None], _known(outputs[0]), ties)]
 
 
 def unary(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -285,19 +302,16 @@ def prelu(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
     """Unify: a slope per channel lies along attribute ``axis`` where it has one axis only."""
     x, slope = inputs
     axis = node.attrs.get("axis")
-    if axis is None or slope.shape is None or slope.rank != 1 or x.shape is None:
+    if axis is None or slope.rank != 1:
         return elementwise(node, inputs, outputs, ties)
-    shape = tuple(slope.shape[0] if i == axis else 1 for i in range(x.rank))
+    shape = tuple(_extent(slope, 0) if i == axis else 1 for i in range(x.rank))
     along = Label(shape, tuple(spread(field.ravel(), axis, x.rank) for field in slope.fields))
-    return [merge([x, along], outputs[0], ties)]
+    return [merge([x, along], _known(outputs[0]), ties)]
 
 
 def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Unify: vectors (gamma, beta, statistics, scales) with the axis that they lie along."""
     x, *vectors = inputs
-    if x.shape is None:
-        pin_all(inputs, ties, "its input has no known rank")
-        return [Label(shape) for shape in outputs]
     axis = node.attrs.get("axis", 1)
     labelled = [v for v in vectors if v.shape is not None and v.rank == 1 and v.shape[0] != 1]
     pin_all([v for v in vectors if v.shape is not None and v.rank > 1], ties, "a blocked scale is not per channel")
@@ -307,7 +321,10 @@ def per_channel(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     for v in labelled:
         ties.unify(ids, vector(v, 0, ties))
     others = tuple(field for field in x.fields if field.shape[axis] == 1)
-    return [Label(outputs[0], (*Label.along(x.shape, axis, ids).fields, *others)), *(Label(s) for s in outputs[1:])]
+    return [
+        Label(outputs[0], (*Label.along(_known(x.shape), axis, ids).fields, *others)),
+        *(Label(s) for s in outputs[1:]),
+    ]
 
 
 def batch_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -323,7 +340,7 @@ def dynamic_quantize(
     node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties
 ) -> Sequence[Label]:
     """Move: each element stays where it is; the scale, which spans them all, is not made of channels."""
-    return [Label(shape, inputs[0].fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+    return [Label(shape, inputs[0].fields if i == 0 else ()) for i, shape in enumerate(outputs)]
 
 
 def instance_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -337,7 +354,7 @@ def instance_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
 def group_norm(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Unify gamma and beta with the channel axis; the channels of a group, which it averages over, go together."""
     x, axis, groups = inputs[0], node.attrs.get("axis", 1), node.attrs["num_groups"]
-    size = None if x.shape is None else x.shape[axis]
+    size = _extent(x, axis)
     if not isinstance(size, int) or size % groups or groups == 1 < size:
         pin_all(inputs, ties, "GroupNorm averages over the channels of a group")
         return [Label(shape, x.fields if i == 0 else ()) for i, shape in enumerate(outputs)]
@@ -367,7 +384,7 @@ def mixes(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
     kind = node.attrs.get("kind", node.op)
     fields = _across(x, axes, ties, f"{kind} mixes its channels")
     pin_all(inputs[1:], ties, f"is read by {kind}")
-    return [Label(shape, fields if i == 0 and shape is not None else ()) for i, shape in enumerate(outputs)]
+    return [Label(shape, fields if i == 0 else ()) for i, shape in enumerate(outputs)]
 
 
 def _across(x: Label, axes: Sequence[int], ties: Ties, reason: str) -> tuple[Ids, ...]:
@@ -382,16 +399,26 @@ def _across(x: Label, axes: Sequence[int], ties: Ties, reason: str) -> tuple[Ids
 
 
 def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
-    """Refuse the axes that are reduced away; channels on the others pass."""
+    """Refuse the axes that are reduced away; channels on the others pass.
+
+    The norm of a weight whose gain is rescaled (passes/weight_norms.py) can give up elements: nothing is refused.
+    """
     x = inputs[0]
-    if x.shape is None:
-        return [Label(shape) for shape in outputs]
     axes = sorted(node.attrs["axes"])
     kind = node.attrs.get("kind", node.op)
-    fields = _across(x, axes, ties, f"{kind} runs over its channels")
+    if node.attrs.get("rescaled"):
+        fields = tuple(field for field in x.fields if all(field.shape[axis] == 1 for axis in axes))
+    else:
+        fields = _across(x, axes, ties, node.attrs.get("reason") or f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)
     return [Label(shape, fields) for shape in outputs]
+
+
+def unranked(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Refuse everything: without a rank nobody can tell where channels lie."""
+    pin_all(inputs, ties, NO_RANK)
+    return [Label(shape) for shape in outputs]
 
 
 def opaque(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -414,35 +441,53 @@ def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     x, *rest = inputs
     spatial = node.attrs.get("spatial_axes")
     if spatial is None:
-        spatial = range(2, x.rank) if x.shape is not None else ()
+        spatial = range(2, x.rank)
     mixed = [f for f in x.fields if any(f.shape[axis] != 1 for axis in spatial)]
     ties.pin(mixed, SPATIAL)
     pin_all(rest, ties, f"is read by {node.source or node.op}")
     fields = x.without(mixed).fields
-    return [Label(shape, fields) if shape is not None else Label(None) for shape in outputs]
+    return [Label(shape, fields) for shape in outputs]
+
+
+def max_unpool(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Unify the channels of a map with those of the indices that its elements go to; positions do not pass."""
+    spatial = node.attrs["spatial_axes"]
+    mixed = [[f for f in label.fields if any(f.shape[axis] != 1 for axis in spatial)] for label in inputs]
+    ties.pin([field for fields in mixed for field in fields], SPATIAL)
+    rest = [
+        Label(tuple(1 if axis in spatial else size for axis, size in enumerate(_known(v.shape))), v.without(m).fields)
+        for v, m in zip(inputs, mixed, strict=True)
+    ]
+    after = _known(outputs[0])
+    met = merge(rest, tuple(1 if axis in spatial else size for axis, size in enumerate(after)), ties)
+    return [Label(after, met.fields)]
+
+
+def linear(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move along the axes that pass; refuse, or tie, along those that are mixed."""
+    x, axes = inputs[0], node.attrs["passes"]
+    mixed = [axis for axis in range(x.rank) if axis not in [before for before, _ in axes]]
+    fields = _across(x, mixed, ties, f"{node.source or node.op} runs over its channels")
+    rank = len(_known(outputs[0]))
+    return [Label(outputs[0], tuple(passed(field, axes, rank) for field in fields))]
 
 
 def reshape(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move. What survives of an axis that is split must be rectangular; a merge with the batch ties or refuses."""
-    x, after = inputs[0], outputs[0]
-    if x.shape is None or after is None:
-        pin_all(inputs, ties, "is reshaped to a shape that is not known")
-        return [Label(after)]
-    groups = factor(x.shape, after) or []
-    with_batch = {a for ins, _ in groups if 0 in ins and x.shape[0] != 1 and len(ins) > 1 for a in ins}
+    x, before, after = inputs[0], _known(inputs[0].shape), _known(outputs[0])
+    groups = factor(before, after) or []
+    with_batch = {a for ins, _ in groups if 0 in ins and before[0] != 1 and len(ins) > 1 for a in ins}
     fields = []
     for field in x.fields:
         rest = [axis for axis in varying(field) if axis not in with_batch]
         if rest and len(rest) < len(varying(field)):
             field = ties.tie_along(field, rest)  # attention heads merged with the batch: the heads lose the same slots
-        moved = reshape_array(field, x.shape, after) if rest else None
+        moved = reshape_array(field, before, after) if rest else None
         if moved is None and rest:
             moved = _past_open_sizes(field, groups, after, ties)
         if moved is None:
             ties.pin(field, "is merged with the batch or with an axis of open size")
             continue
-        if len(varying(moved)) > 1:
-            ties.rectangle(moved)
         fields.append(moved)
     return [Label(after, tuple(fields))]
 
@@ -505,10 +550,7 @@ def gather(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
 
 def concat(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move: ids lie end to end along the axis, and are unified across the operands elsewhere."""
-    axis, out_shape = node.attrs["axis"], outputs[0]
-    if out_shape is None or any(label.shape is None for label in inputs):
-        pin_all(inputs, ties, "its operands have no known rank")
-        return [Label(out_shape)]
+    axis, out_shape = node.attrs["axis"], _known(outputs[0])
     fields: list[Ids] = []
     main = [(label.on(axis) or (np.zeros((1,) * label.rank, dtype=np.int64),)) for label in inputs]
     for _, *others in main:
@@ -535,10 +577,7 @@ def concat(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
 
 def expand(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move; an axis grown from size 1 gets ids of its own, for its size can be rewritten."""
-    x, after = inputs[0], outputs[0]
-    if x.shape is None or after is None:
-        pin_all(inputs, ties, "is expanded to a shape that is not known")
-        return [Label(after)]
+    x, after = inputs[0], _known(outputs[0])
     label = _to_rank(x, len(after))
     grown = [
         spread(ties.fresh(size), axis, len(after))
@@ -547,28 +586,25 @@ def expand(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None],
     ]
     if node.op == "tile":
         moved = MOVES["tile"]
-        shapes = ([_known(x.shape)], [after])
+        shapes: tuple[list[Shape], list[Shape]] = ([_known(x.shape)], [after])
         return [Label(after, (*(m for f in label.fields for m in moved(node, [f], *shapes, 0) or ()), *grown))]
     return [Label(after, (*label.fields, *grown))]
 
 
 def pad(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move; positions added to a labelled axis get ids of their own, for their number can be rewritten."""
-    x, after = inputs[0], outputs[0]
-    if x.shape is None or after is None:
-        pin_all(inputs, ties, "has no known rank")
-        return [Label(after)]
+    x, before, after = inputs[0], _known(inputs[0].shape), _known(outputs[0])
     pads = node.attrs["pads"]
     fields = []
     for field in x.fields:
         axes = [axis for axis in varying(field) if pads[axis] or pads[x.rank + axis]]
         if axes and (len(varying(field)) > 1 or node.attrs.get("mode", "constant") != "constant"):
             ties.pin(field, "is padded in a way that prunec cannot rewrite")
-        moved = MOVES["pad"](node, [field], [x.shape], [after], 0)
+        moved = MOVES["pad"](node, [field], [before], [after], 0)
         assert moved is not None, "padding can always be followed"
         new = moved[0]
         if axes and node.attrs.get("mode", "constant") == "constant":
-            inside = MOVES["pad"](node, [np.ones(field.shape, dtype=bool)], [x.shape], [after], False)
+            inside = MOVES["pad"](node, [np.ones(field.shape, dtype=bool)], [before], [after], False)
             assert inside is not None, "padding can always be followed"
             new = new.copy()
             new[~inside[0]] = ties.fresh(int((~inside[0]).sum()))
@@ -578,10 +614,10 @@ def pad(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ti
 
 def depth_to_space(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move: the block² channels that become one channel's pixels are tied, and go together."""
-    x, after = inputs[0], outputs[0]
+    x, after = inputs[0], _known(outputs[0])
     ids, block = vector(x, 1, ties), node.attrs["block"]
     _pin_other_axes(x, [1], ties, SPATIAL)
-    if not x.on(1) or after is None:
+    if not x.on(1):
         return [Label(after)]
     pixels = ids.reshape(-1, block * block) if node.attrs["mode"] == "CRD" else ids.reshape(block * block, -1).T
     ties.unify(pixels, pixels[:, :1])
@@ -595,10 +631,7 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
     positions. Along the other axes both give up the same ones.
     """
     base, source = inputs
-    after, axis = outputs[0], node.attrs["axis"]
-    if base.shape is None or source.shape is None or after is None:
-        pin_all(inputs, ties, "has no known rank")
-        return [Label(after)]
+    after, axis = _known(outputs[0]), node.attrs["axis"]
     outer = [
         Label(tuple(1 if i == axis else s for i, s in enumerate(_known(v.shape))), v.without(v.on(axis)).fields)
         for v in inputs
@@ -608,7 +641,7 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
         for label in inputs:
             ties.pin([f for f in label.on(axis) if len(varying(f)) > 1], "is overwritten in part")
         ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
-        moved = MOVES["scatter_slice"](node, ids, [base.shape, source.shape], [after], 0)
+        moved = MOVES["scatter_slice"](node, ids, [_known(v.shape) for v in inputs], [after], 0)
         if moved is None:
             ties.pin(ids, "is overwritten along an axis of open size")
         else:
@@ -620,9 +653,7 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
 
 def full(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Move: a tensor of one value gets ids of its own on every axis but the batch, for its shape can be rewritten."""
-    after = outputs[0]
-    if after is None:
-        return [Label(None)]
+    after = _known(outputs[0])
     fields = [
         spread(ties.fresh(size), axis, len(after))
         for axis, size in enumerate(after)
@@ -667,6 +698,8 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         "scatter_slice": scatter_slice,
         "full": full,
         **dict.fromkeys(("max_pool", "avg_pool", "resize", "sample"), channelwise),
+        "max_unpool": max_unpool,
+        "linear": linear,
         "quantize": per_channel,
         "dequantize": per_channel,
         "dynamic_quantize": dynamic_quantize,

@@ -26,6 +26,7 @@ from prunec.passes.rules.arrays import (
     fits,
     lift,
     others,
+    passed,
     stretched,
     uniform,
     unknown,
@@ -389,6 +390,18 @@ def gather(call: Call) -> Known:
     return [None] if call.node.attrs.get("indices") is None else moves(call)
 
 
+def scatter_slice(call: Call) -> Known:
+    """Move what is known; where positions are overwritten, only what they held before stays uniform.
+
+    How many positions a map has may change from input to input: what is made of them must not be counted.
+    """
+    axis, rank = call.node.attrs["axis"], call.rank
+    if axis < 2 or any(array is None or array.ndim != rank for array in call.known):
+        return moves(call)
+    base, source = (uniform(call.array(index), [axis]) for index in (0, 1))
+    return [np.where(base == source, base, np.nan) if fits([base, source]) else None]
+
+
 def full(call: Call) -> Known:
     """One number everywhere."""
     value = call.node.attrs.get("value", 0.0)
@@ -407,17 +420,30 @@ def pad(call: Call) -> Known:
         return moves(call)
     fill = float(call.node.attrs.get("value") or 0.0)
     array, rank = np.asarray(call.array(0), dtype=np.float64), len(shape)
-    padded = [axis for axis in range(rank) if max(pads[axis], pads[rank + axis]) > 0]
-    for axis in padded:
+    changed = [axis for axis in range(rank) if pads[axis] or pads[rank + axis]]
+    padded = [axis for axis in changed if max(pads[axis], pads[rank + axis]) > 0]
+    for axis in changed:
         size = shape[axis]
-        if array.shape[axis] != 1 or size == 1:
-            continue
+        if array.shape[axis] == 1 and axis not in padded:
+            continue  # cropped, and the same everywhere
         # A lone padded axis is likely to be the channels of a layout that has them elsewhere.
-        if isinstance(size, int) and (axis == 1 or padded == [axis]) and array.size * size <= 1 << 16:
-            array = np.broadcast_to(array, tuple(size if a == axis else s for a, s in enumerate(array.shape)))
-        else:
+        alone = isinstance(size, int) and (axis == 1 or padded == [axis]) and array.size * size <= 1 << 16
+        if array.shape[axis] == 1 and not alone:
             array = np.where(array == fill, fill, np.nan)
-    return _moved(call, [array], fill)
+            continue
+        length = max(array.shape[axis], size if alone and isinstance(size, int) else 1)
+        array = np.broadcast_to(array, tuple(length if a == axis else s for a, s in enumerate(array.shape)))
+        array = _padded_along(array, axis, pads[axis], pads[rank + axis], fill)
+    return [array]
+
+
+def _padded_along(array: Array, axis: int, before: int, after: int, fill: float) -> Array:
+    """Pad one axis; negative numbers crop."""
+    index: list[slice] = [slice(None)] * array.ndim
+    index[axis] = slice(max(0, -before), array.shape[axis] - max(0, -after))
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (max(0, before), max(0, after))
+    return np.pad(array[tuple(index)], widths, constant_values=fill)
 
 
 def depth_to_space(call: Call) -> Known:
@@ -472,6 +498,20 @@ def sample(call: Call) -> Known:
     return [None if x is None or x.ndim != call.rank else _zeros(uniform(x, others(x.ndim, 1)))]
 
 
+def max_unpool(call: Call) -> Known:
+    """What a pool took no element from is zero, so only zeros stay uniform."""
+    return [_zeros(_over_space(call))]
+
+
+def linear(call: Call) -> Known:
+    """A linear map makes zeros of zeros; of anything else it may make anything."""
+    x, axes = call.known[0], call.node.attrs["passes"]
+    if x is None:
+        return [None]
+    mixed = others(x.ndim, *(axis for axis, _ in axes))
+    return [passed(np.where(uniform(x, mixed) == 0, 0.0, np.nan), axes, call.rank)]
+
+
 def _over_space(call: Call) -> Array | None:
     x = call.known[0]
     if x is None or x.ndim != call.rank:
@@ -516,13 +556,16 @@ CONSTANT_RULES: Mapping[str, Rule] = MappingProxyType(
         "prelu": prelu,
         "where": where,
         **dict.fromkeys(("reshape", "transpose", "slice", "split", "concat", "expand", "tile"), moves),
-        **dict.fromkeys(("space_to_depth", "scatter_slice"), moves),
+        "space_to_depth": moves,
+        "scatter_slice": scatter_slice,
         "gather": gather,
         "pad": pad,
         "depth_to_space": depth_to_space,
         "im2col": im2col,
         "full": full,
         "max_pool": channelwise,
+        "max_unpool": max_unpool,
+        "linear": linear,
         "avg_pool": avg_pool,
         "resize": resize,
         "sample": sample,

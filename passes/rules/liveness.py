@@ -18,7 +18,7 @@ import numpy as np
 
 from prunec.ir.graph import Node, Shape
 from prunec.ir.ops import BINARY, UNARY
-from prunec.passes.rules.arrays import along, any_along, lift, narrow, others, stretched
+from prunec.passes.rules.arrays import along, any_along, lift, narrow, others, passed, stretched
 from prunec.passes.rules.moves import MOVES, factor
 from prunec.passes.rules.weights import Weight
 
@@ -213,6 +213,19 @@ def channelwise(step: Step) -> Needs:
     return step.with_rest(any_along(need, step.node.attrs.get("spatial_axes") or range(2, need.ndim)))
 
 
+def max_unpool(step: Step) -> Needs:
+    """A channel, and where its elements go, are read where any of its positions is needed."""
+    read = channelwise(step)[0]
+    return [read, read]
+
+
+def linear(step: Step) -> Needs:
+    """All elements along the axes that are mixed are read."""
+    axes = [(after, before) for before, after in step.node.attrs["passes"]]
+    mixed = others(step.need.ndim, *(axis for axis, _ in axes))
+    return [passed(any_along(step.need, mixed), axes, step.rank_of(0))]
+
+
 def sample(step: Step) -> Needs:
     """A channel is read where any of its positions, in any sample, is needed."""
     if step.need.ndim != step.rank_of(0):
@@ -384,6 +397,8 @@ LIVENESS_RULES: Mapping[str, Rule] = MappingProxyType(
         "full": nothing,
         **dict.fromkeys(("max_pool", "avg_pool", "resize"), channelwise),
         "sample": sample,
+        "max_unpool": max_unpool,
+        "linear": linear,
         "quantize": first_like_output,
         "dequantize": first_like_output,
         "dynamic_quantize": everything,

@@ -36,6 +36,11 @@ def passes(node: Node, inputs: Sequence[Factors]) -> Factors:
     return _unless(_any_scaled(inputs[1:]), inputs[0])
 
 
+def unpools(node: Node, inputs: Sequence[Factors]) -> Factors:
+    """Pass: where a maximum lies does not depend on a positive factor, so the indices carry none."""
+    return inputs[0]
+
+
 def blocks(node: Node, inputs: Sequence[Factors]) -> Factors:
     """Block: a scaled input changes the output in another way than by the factor."""
     return _unless(_any_scaled(inputs), np.full(inputs[0].shape if inputs else (0,), UNSCALED, dtype=np.int8))
@@ -161,6 +166,8 @@ SCALING_RULES: Mapping[str, Rule] = MappingProxyType(
         "pad": pad,
         "full": full,
         **dict.fromkeys(("max_pool", "avg_pool", "sample"), passes),
+        "linear": passes,
+        "max_unpool": unpools,
         "resize": resize,
         **dict.fromkeys(("quantize", "dequantize", "dynamic_quantize"), blocks),
         "reduce": reduce,

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from prunec.ir.graph import Graph, Node
+from prunec.errors import InternalError
+from prunec.ir.graph import Graph, Node, reads_alike, summed_axis
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import Fold
+from prunec.passes.columns import columns
 from prunec.passes.integers import is_integer
-from prunec.passes.reads import Read, is_flat
+from prunec.passes.reads import Read
 from prunec.passes.selection.needs import Needs
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -65,7 +67,7 @@ class Absorption:
 
 def absorbing(found: Sequence[Read]) -> tuple[Read, ...]:
     """Return the reads that have a constant to fold: all that ``absorptions`` ever looks at, and few of a network's."""
-    return tuple(read for read in found if read.absorbs and is_flat(read.ids) and _foldable(read).any())
+    return tuple(read for read in found if read.absorbs and _foldable(read).any())
 
 
 def _foldable(read: Read) -> Mask:
@@ -82,7 +84,7 @@ def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, k
         found: the reads, or the ``absorbing`` ones among them.
     """
     for read in found:
-        if read.node.name not in wanted.nodes or not read.absorbs or not is_flat(read.ids):
+        if read.node.name not in wanted.nodes or not read.absorbs:
             continue
         owners, constants = classes.class_of[read.ids.ravel()], read.constant.ravel()
         constant = _foldable(read)
@@ -154,21 +156,25 @@ def _greedy_cover(served: Sequence[Mapping[int, float]]) -> list[int]:
 
 
 def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...]:
-    """Return pairs of reads of different nodes that share a weight or bias: the first that reads it, and another."""
-    by_param: dict[str, Read] = {}
+    """Return pairs of reads of different nodes that share a weight: the first that reads it, and another.
+
+    Those that read it along another axis take no fold that others see, see ``Graph.is_own_weight``; nor do biases that
+    other layers read, see ``_bias_target`` and integers.py.
+    """
+    first_of: dict[tuple[str, Any], Read] = {}
     pairs = []
     for read in found:
-        # A bias of floats that others read stays theirs, see _bias_target; integers have no place for another.
-        shared = read.node.inputs[1:3] if is_integer(graph, read.node) else read.node.inputs[1:2]
-        for name in {graph.stored(name) for name in shared if name} - {""}:
-            first = by_param.setdefault(name, read)
+        weight = graph.stored(read.node.inputs[1]) if len(read.node.inputs) > 1 else ""
+        behind = {column.param for column in columns(graph, read.node)} if read.border else set()
+        for name in sorted({weight, *behind} - {""}):
+            first = first_of.setdefault((name, summed_axis(read.node)), read)
             if first.node is not read.node:
                 pairs.append((first, read))
     return tuple(pairs)
 
 
 def clashes(classes: ChannelClasses, pairs: Sequence[tuple[Read, Read]], keep: Mask) -> Iterator[tuple[Node, Mask]]:
-    """Yield contractions that share a weight or bias but lose different constants, with the classes concerned.
+    """Yield contractions that share a weight but lose different constants, with the classes concerned.
 
     One tensor cannot take two different folds: those channels have to stay.
 
@@ -205,8 +211,12 @@ def folds(
 
     Args:
         border: "exact" folds into a carrier where zero padding meets a constant; "bias" never does,
-            except in transposed convolutions, where a bias cannot even be right inside.
+            except in transposed convolutions, where a bias cannot even be right inside. The one that ``keep`` was
+            selected with.
         exact: bool[num_classes]; channels that leave by request take the bias form.
+
+    Raises:
+        InternalError: no carrier stays for channels that need one.
     """
     result: list[Fold] = []
     for absorption in absorptions(classes, found, wanted, keep):
@@ -217,16 +227,16 @@ def folds(
             if absorption.border and (border == "exact" or read.node.op == "conv_transpose")
             else lost & False
         )
-        staying = absorption.carriers() & ~absorption.removed
-        if carried.any() and staying.any():
+        if carried.any():
+            staying = absorption.carriers() & ~absorption.removed
+            if not staying.any():
+                raise InternalError("absorb", f"no constant stays to carry the borders of {read.node.origin}", "")
             at = int(np.where(staying, np.abs(absorption.constants), -1).argmax())
             carrier = (int(absorption.positions[at]), float(absorption.constants[at]))
             result.append(_fold(absorption, carried, "carrier", "", *carrier))
-        else:
-            carried = lost & False
         rest = lost & ~carried
         if rest.any():
-            result.append(_fold(absorption, rest, *_bias_target(graph, read.node)))
+            result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
 
 
@@ -237,16 +247,14 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
     )
 
 
-def _bias_target(graph: Graph, node: Node) -> tuple[str, str]:
+def bias_target(graph: Graph, node: Node) -> tuple[str, str]:
     """Return (kind, target): the node's own bias if it has one, else a BatchNorm's running mean, else a new bias.
 
     A bias that other layers read, too (files in which equal tensors were merged), stays as it is.
     """
     if len(node.inputs) > 2 and node.inputs[2]:
         bias = graph.stored(node.inputs[2])
-        alone = bias not in graph.outputs and all(
-            user.inputs[1:3] == node.inputs[1:3] for user in graph.consumers(bias)
-        )
+        alone = bias not in graph.outputs and all(reads_alike(node, user) for user in graph.consumers(bias))
         return "bias", bias if alone or is_integer(graph, node) else ""
     readers = graph.consumers(node.outputs[0])
     if len(readers) == 1 and node.outputs[0] not in graph.outputs:

@@ -1,13 +1,12 @@
 """Legalisation: give back channels until a keep mask can be carried out.
 
 Owns the demands that go beyond single classes: equal counts in the groups of a grouped convolution, at
-least one channel wherever a node still runs, and round counts. Each only ever keeps more, so applying
-them in turn ends.
+least one channel wherever a node still runs. Each only ever keeps more, so applying them in turn ends. Round
+counts are widths.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,26 @@ from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import Balance, ChannelClasses, Ids, Kept, distinct
 from prunec.passes.constants import Constants
 from prunec.passes.selection.needs import Needs, needs
+from prunec.passes.selection.widths import ANY, Widths
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def legalise(
-    graph: Graph, classes: ChannelClasses, constants: Constants, keep: Mask, priority: Floats
+    graph: Graph,
+    classes: ChannelClasses,
+    constants: Constants,
+    keep: Mask,
+    priority: Floats,
+    widths: Widths = ANY,
 ) -> tuple[Mask, dict[str, Mask], Needs]:
     """Return the smallest superset of ``keep`` found that can be carried out, and what each demand gave back.
 
     Args:
         keep: bool[num_classes].
         priority: float64[num_classes]; of channels that would do, the highest is given back.
+        widths: in which steps the groups of a grouped convolution change.
 
     Returns:
         The mask; node name -> bool[num_classes] of the classes given back at that node; what still runs then.
@@ -38,7 +44,7 @@ def legalise(
     while True:
         before = keep.copy()
         for balance in classes.balances:
-            _record(given, balance.node.name, _balance(balance, classes, keep, priority))
+            _record(given, balance.node.name, _balance(balance, classes, keep, priority, widths))
         kept = Kept(classes, keep)
         wanted, empty = needs(graph, kept, constants), kept.empty()
         for node in reversed(graph.nodes if empty else ()):  # what a reader gets back, its source need not, too
@@ -53,16 +59,16 @@ def _record(given: dict[str, Mask], name: str, mask: Mask | None) -> None:
         given[name] = given.get(name, False) | mask
 
 
-def _balance(balance: Balance, classes: ChannelClasses, keep: Mask, priority: Floats) -> Mask | None:
+def _balance(balance: Balance, classes: ChannelClasses, keep: Mask, priority: Floats, widths: Widths) -> Mask | None:
     """Give back channels (in place) until every convolution group that survives has the same counts."""
     before = keep.copy()
     sides = [classes.class_of[ids] for ids in (balance.in_ids, balance.out_ids)]
     alive = keep[sides[0]].any(axis=1) | keep[sides[1]].any(axis=1)
-    for side in sides:
+    for side, step in zip(sides, widths.within(balance.node.name), strict=True):
         rows = side[alive]
         while rows.size:
             counts = keep[rows].sum(axis=1)
-            target = max(1, int(counts.max()))
+            target = min(-(-max(1, int(counts.max())) // step) * step, rows.shape[1])
             short = np.flatnonzero(counts < target)
             if not short.size:
                 break
@@ -99,15 +105,3 @@ def _fill(
                 before = keep.copy() if before is None else before
                 _give_back(distinct(owners), 1, keep, priority)
     return None if before is None else _difference(before, keep)
-
-
-def round_up(groups: Iterable[Sequence[int]], keep: Mask, priority: Floats, multiple: int) -> Mask:
-    """Give back channels until every coupled group keeps a multiple of ``multiple`` (or all of its channels)."""
-    keep = keep.copy()
-    for group in groups:
-        members = np.asarray(group)
-        kept = int(keep[members].sum())
-        missing = -kept % multiple
-        if kept and missing:
-            _give_back(members[~keep[members]], missing, keep, priority)
-    return keep

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Kept
+from prunec.passes.columns import grouped_values
 from prunec.passes.selection.needs import Mask, Needs
 
 
@@ -20,9 +21,8 @@ def pruned_shapes(
     per_group: dict[str, int] = {}
     for balance in classes.balances:
         shared = balance.in_ids if balance.node.op == "conv" else balance.out_ids
-        weight = balance.node.inputs[1]
         count = int(keep[classes.class_of[shared]].sum(axis=1).max())
-        per_group.update(dict.fromkeys((weight, graph.stored(weight)), count))
+        per_group.update(dict.fromkeys(grouped_values(graph, balance.node), count))
     kept = Kept(classes, keep)
     cache: dict[str, Shape | None] = {}
 

@@ -2,12 +2,13 @@
 
 The frontend checks what it needs before it reads on (frontends/onnx/nodes.py, check.py), and no more: a check
 against the whole specification would refuse files that run. Only when something breaks is the file put before
-ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message.
+ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message. A run on
+random inputs says nothing of a file with inputs that random numbers may not fit: what could hold sizes, and open axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -42,7 +43,7 @@ def _complaint(path: str) -> str:
     """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it, and it runs."""
     import onnx
 
-    from prunec.check.validate import working_feed
+    from prunec.check.finding import working_feed
     from prunec.runtime import sessions
 
     try:
@@ -50,7 +51,17 @@ def _complaint(path: str) -> str:
     except Exception as error:  # noqa: BLE001  # of several types by version; whatever it is, it is a complaint
         return sessions.first_line(error)
     try:
-        working_feed(sessions.open_runner(path, path, "cpu", optimise=False), path, None)
+        runner = sessions.open_runner(path, path, "cpu", optimise=False)
+        if all(_takes_anything(shape, kind) for _, shape, kind in runner.inputs):
+            working_feed(runner, path, None)
     except PrunecError as error:
         return error.why or error.what
     return ""
+
+
+def _takes_anything(shape: Sequence[int | str | None], kind: str) -> bool:
+    """Tell whether an input is a map of floats of known sizes: numbers, indices, masks and open sizes have to fit."""
+    return kind in _FLOATS and len(shape) > 1 and all(isinstance(size, int) for size in shape[1:])
+
+
+_FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")

@@ -1,93 +1,208 @@
-"""The outputs of two models on the same inputs: how far apart they are, and what of that is rounding.
+"""The outputs of two models on the same inputs: how far apart they are, and what that means.
 
-Owns the verdict. Which models run, on which inputs, and how long they take is validate.py's.
+Owns the verdict: within the tolerance, the same in double precision (check/referee.py decides that), or different.
+Which models run, on which inputs, and how long they take is validate.py's.
 """
 
 from __future__ import annotations
 
-import functools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from prunec.check.budget import Budget
 from prunec.errors import BadInput, PrunecError, ValidationFailed
 from prunec.report.findings import Validation
-from prunec.runtime.probes import Array, Feed, nudged
+from prunec.runtime.probes import Array, Feed
 from prunec.runtime.sessions import first_line
 
 DATA = "data"
 """The family of inputs that the user gives."""
 
+CLEAR = 1e-5
+"""Outputs this close agree whatever else may be said; others are looked at without the runtime's optimisations."""
+
 _TINY = 1e-30
 
-# A float16 number has 11 bits: two orders of summation in a deep network differ by about this much.
-_HALF_TOLERANCE = 1e-2
+_HALF_TOLERANCES = {"float16": 1e-2, "bfloat16": 8e-2}
+"""Ten times the last bit of each: two orders of summation in a deep network differ by about this much."""
 # Integer outputs (argmax, indices) may flip at a tie; more than one in a thousand is no tie.
 _FLIPS_ALLOWED = 1e-3
-_ROUNDING_FACTOR = 4.0
-"""A difference of so many times the first model's own rounding is still rounding."""
 
 _VANISHING = 1e-2
 """An output is measured against its magnitude, and at least this fraction of its largest for any input: a
 detector that finds nothing writes the rounding of its sigmoid, which no two programs share."""
 
+_MOST_KEPT = 8
+"""Inputs that are kept for the referee; a user's own may be many, and large."""
+
 
 Run = Callable[[Feed], list[Array]]
 """A model: inputs by name to its outputs in order."""
+
+Feeds = Iterable[tuple[str, Callable[[], Feed]]]
+"""Family and what makes the input: making one of millions of numbers takes as long as running it."""
+
+
+class Ruling(NamedTuple):
+    """What double precision says of one output: the relative error there, and whether that is the same function."""
+
+    relative: float
+    passes: bool
+
+
+Referee = Callable[[Feed, Sequence[float]], Sequence[Ruling]]
+"""An input, and per output the least magnitude to measure against, to a ruling per output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far apart two models' values of one output are.
+
+    Args:
+        absolute: the largest difference of two elements, infinite where one is not finite and the other is
+            something else; of integers and booleans, which have no magnitude, the share that differs.
+        average: the root of the mean square of the differences; the same share.
+        magnitude: the largest of the first model's finite elements; 1 for integers and booleans.
+        dtype: of the output.
+    """
+
+    absolute: float
+    average: float
+    magnitude: float
+    dtype: np.dtype[Any]
+
+    def over(self, least: float = 0.0) -> float:
+        """Return the relative error: over the magnitude, or over ``least`` where that is more."""
+        return self.absolute / max(self.magnitude, least, _TINY)
+
+    def allowed(self, tolerance: float) -> float:
+        """Return the largest relative error that passes."""
+        if not _has_magnitude(self.dtype):
+            return _FLIPS_ALLOWED
+        return max(tolerance, _HALF_TOLERANCES.get(self.dtype.name, 0.0))
+
+
+def gap(a: Array, b: Array) -> Gap:
+    """Compare one output of two models; shapes are the same."""
+    if a.size == 0:
+        return Gap(0.0, 0.0, 0.0, a.dtype)
+    if not _has_magnitude(a.dtype):
+        share = float(np.mean(a != b))
+        return Gap(share, share, 1.0, a.dtype)
+    wide = np.complex128 if a.dtype.kind == "c" else np.float64
+    x, y = a.astype(wide), b.astype(wide)
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gaps = np.where(same, 0.0, np.abs(x - y))
+        gaps = np.where(np.isnan(gaps), np.inf, gaps)
+        average = float(np.sqrt(np.mean(np.square(gaps))))
+    return Gap(float(gaps.max()), average, float(np.abs(np.where(np.isfinite(x), x, 0.0)).max()), a.dtype)
+
+
+def _has_magnitude(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fc" or dtype.name == "bfloat16"
+
+
+@dataclass(slots=True)
+class _Case:
+    """One input that both models ran on."""
+
+    family: str
+    make: Callable[[], Feed] | None
+    gaps: list[Gap]
 
 
 @dataclass(slots=True)
 class Comparison:
     """What has been seen so far; lives inside one call."""
 
+    names: Sequence[str]
+    tolerance: float
     max_abs: float = 0.0
     max_rel: float = 0.0
+    in_double: float | None = None
     passed: bool = True
     families: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    count: int = 0
     num_outputs: int = 0
+    seconds: float = 0.0
+    """What the slowest input took in both models."""
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
-    def judge(
-        self,
-        gaps: Sequence[tuple[str, int, Gap, bool]],
-        names: Sequence[str],
-        tolerance: float,
-        in_half: Callable[[], bool],
+    def judge(self, cases: Sequence[_Case], referee: Referee | None, budget: Budget) -> None:
+        """Take all inputs together; what fails in the models' own precision is put before the referee."""
+        least = [_VANISHING * max(case.gaps[i].magnitude for case in cases) for i in range(self.num_outputs)]
+        failing: list[tuple[float, _Case]] = []
+        for case in cases:
+            errors = [found.over(floor) for found, floor in zip(case.gaps, least, strict=True)]
+            worst = max(errors, default=0.0)
+            self.max_abs = max(self.max_abs, *(found.absolute for found in case.gaps), 0.0)
+            self.max_rel = max(self.max_rel, worst)
+            self.families[case.family] = max(self.families.get(case.family, 0.0), worst)
+            beyond = [e for e, found in zip(errors, case.gaps, strict=True) if not e <= found.allowed(self.tolerance)]
+            if beyond:
+                failing.append((max(beyond), case))
+        if failing:
+            self.passed = False
+            failing.sort(key=lambda item: -item[0])
+            self._appeal([(worst, case) for worst, case in failing if case.make is not None], least, referee, budget)
+
+    def _appeal(
+        self, failing: Sequence[tuple[float, _Case]], least: Sequence[float], referee: Referee | None, budget: Budget
     ) -> None:
-        """Take (family, output, gap, whether it is the first model's own rounding) of all inputs together."""
-        largest: dict[int, float] = {}
-        for _, index, found, _ in gaps:
-            largest[index] = max(largest.get(index, 0.0), found.magnitude)
-        for family, index, found, is_rounding in gaps:
-            relative = found.over(_VANISHING * largest[index])
-            passes = relative <= found.allowed(tolerance)
-            if not passes and found.dtype.kind == "f" and relative <= _HALF_TOLERANCE and in_half():
-                self.note(f"the model computes in half precision: a relative error of {_HALF_TOLERANCE:g} passes")
-                passes = True
-            if not passes and is_rounding:
+        """Ask the referee about the inputs with the largest errors, as many as time allows but at least one."""
+        if referee is None:
+            return
+        decided, longest = 0, 0.0
+        for _, case in failing:
+            if decided and budget.left < longest:
+                break
+            budget.now(f"double precision decides about the {case.family} inputs")
+            assert case.make is not None
+            started = time.perf_counter()
+            try:
+                rulings = referee(case.make(), least)
+            except Exception as error:  # noqa: BLE001 - a model that does not run in double may raise anything
+                self.note(f"double precision cannot decide, for the models do not run in it: {first_line(error)}")
+                return
+            longest = max(longest, time.perf_counter() - started)
+            decided += 1
+            self.in_double = max(self.in_double or 0.0, *(ruling.relative for ruling in rulings))
+            wrong = [index for index, ruling in enumerate(rulings) if not ruling.passes]
+            if wrong:
+                labels = ", ".join(labels_of(self.names, index) for index in wrong[:4])
                 self.note(
-                    f"output {labels_of(names, index)} differs no more than the first model does from itself when its "
-                    f"graph is optimised, or the last bits of its input change: that is rounding"
+                    f"output {labels} differs by {max(rulings[i].relative for i in wrong):.1e} (relative) in double "
+                    f"precision too, on {case.family} inputs: that is no rounding"
                 )
-            self.max_abs = max(self.max_abs, found.absolute)
-            self.max_rel = max(self.max_rel, relative)
-            self.families[family] = max(self.families.get(family, 0.0), relative)
-            self.passed = self.passed and (passes or is_rounding)
+                return
+        if not decided:
+            return
+        self.passed = True
+        of_all = f" ({decided} of {len(failing)} such inputs were tried)" if decided < len(failing) else ""
+        self.note(
+            f"the outputs differ by {failing[0][0]:.1e} (relative) in the models' own precision and by "
+            f"{self.in_double:.1e} in double{of_all}: that is rounding, and both compute the same"
+        )
 
     def verdict(
         self,
-        tolerance: float,
         *,
         asked: str,
         ran: str,
+        seconds: float = 0.0,
         latency: tuple[float, float] | tuple[None, None] = (None, None),
+        timed_runs: int = 0,
     ) -> Validation:
         vacuous = self.num_outputs > 0 and len(self.silent) == self.num_outputs
         if self.silent:
@@ -96,11 +211,16 @@ class Comparison:
         return Validation(
             max_abs_error=self.max_abs,
             max_rel_error=self.max_rel,
-            tolerance=tolerance,
+            double_rel_error=self.in_double,
+            tolerance=self.tolerance,
             families=dict(self.families),
+            left_out=tuple(dict.fromkeys(self.left_out)),
+            inputs=self.count,
+            seconds=seconds,
             vacuous=vacuous,
             latency_a_ms=latency[0],
             latency_b_ms=latency[1],
+            timed_runs=timed_runs,
             provider_asked=asked,
             provider_ran=ran,
             passed=self.passed,
@@ -112,62 +232,86 @@ def compare(
     run_a: Run,
     run_b: Run,
     names: Sequence[str],
-    feeds: Iterable[tuple[str, Feed]],
+    feeds: Feeds,
     tolerance: float,
-    again: Sequence[Run] = (),
-    in_half: Callable[[], bool] = lambda: False,
+    *,
+    plain: tuple[Run, Run] | None = None,
+    referee: Referee | None = None,
+    budget: Budget | None = None,
+    timed: bool = False,
+    same_types: bool = True,
 ) -> Comparison:
     """Run both on every feed; outputs are compared by position.
 
     Args:
-        again: the first model with its arithmetic in another order. Asked only where a comparison fails, as is
-            the first model itself on inputs that differ in their last bits: what differs no more than the
-            model differs from itself is rounding (a saturated sigmoid, a deep network that amplifies). Each is
-            run at most once per feed: a detector has many outputs.
-        in_half: tells whether the first model computes in half precision. Asked only there, too.
+        run_a: the first model, whose outputs are the measure.
+        run_b: the second.
+        names: of the outputs; may be empty.
+        feeds: what to run on.
+        tolerance: largest relative error that passes.
+        plain: both models without the runtime's optimisations, which differ among themselves. Asked only where the
+            others differ by more than ``CLEAR``; what they say then counts.
+        referee: decides about what fails.
+        budget: when to leave further feeds out.
+        timed: the time for one more run of both is kept for measuring it.
+        same_types: whether outputs of another type fail.
     """
-    seen = Comparison()
-    reruns = (*again, lambda values: run_a(nudged(values)))
+    budget = budget or Budget()
+    seen = Comparison(names, tolerance)
     reference: list[Array] = []
     varies: list[bool] = []
-    gaps: list[tuple[str, int, Gap, bool]] = []
-    count = 0
-    for family, values in feeds:
+    cases: list[_Case] = []
+    for family, make in feeds:
+        if cases and budget.left < (2 if timed else 1) * seen.seconds:
+            seen.left_out.append(family)
+            if family == DATA:
+                break  # there may be a million of them
+            continue
+        budget.now(f"both models on {family} inputs")
+        started = time.perf_counter()
+        values = make()
         outputs_a = _outputs_of_first(run_a, family, values, seen)
         if outputs_a is None:
             continue
-        count += 1
-        try:
-            outputs_b = run_b(values)
-        except Exception as error:  # onnxruntime and user modules raise anything
-            raise ValidationFailed(
-                f"the second model does not run on an input that the first takes ({_describe(values)})",
-                why=first_line(error),
-            ) from error
-        _check_outputs(outputs_a, outputs_b, names)
+        outputs_b = _outputs_of_second(run_b, values)
+        _check_outputs(outputs_a, outputs_b, names, same_types)
+        gaps = [gap(x, y) for x, y in zip(outputs_a, outputs_b, strict=True)]
+        if plain is not None and any(found.over() > min(tolerance, CLEAR) for found in gaps):
+            outputs_a, outputs_b = plain[0](values), _outputs_of_second(plain[1], values)
+            gaps = [gap(x, y) for x, y in zip(outputs_a, outputs_b, strict=True)]
+        seen.seconds = max(seen.seconds, time.perf_counter() - started)
         if not reference:
             reference, varies = outputs_a, [False] * len(outputs_a)
-        anew = [functools.cache(functools.partial(_outputs_anew, rerun, values)) for rerun in reruns]
-        for index, (x, y) in enumerate(zip(outputs_a, outputs_b, strict=True)):
-            found = gap(x, y)
-            fails = found.over() > found.allowed(tolerance)
-            allowed = (_ROUNDING_FACTOR * _rounding(others(), index, x) for others in anew)
-            gaps.append((family, index, found, fails and any(found.absolute <= most for most in allowed)))
-            varies[index] = varies[index] or _changed(reference[index], x)
-    if not count:
+        varies = [moved or _changed(old, new) for moved, old, new in zip(varies, reference, outputs_a, strict=True)]
+        doubtful = any(not found.over() <= found.allowed(tolerance) for found in gaps)
+        kept = doubtful and sum(case.make is not None for case in cases) < _MOST_KEPT
+        cases.append(_Case(family, make if kept else None, gaps))
+    if not cases:
         raise BadInput(
             "no input was found that the first model takes",
             why="; ".join(seen.notes),
             do="give inputs that it takes: --inputs FOLDER",
         )
-    seen.judge(gaps, names, tolerance, in_half)
-    seen.num_outputs = len(reference)
+    seen.count, seen.num_outputs = len(cases), len(reference)
+    seen.judge(cases, referee, budget)
+    _tell_left_out(seen, budget)
     labels = names or [str(index) for index in range(len(reference))]
     # A single feed leaves nothing to compare an output with.
-    seen.silent = [label for label, moved in zip(labels, varies, strict=True) if not moved and count > 1]
-    if any(output.dtype == np.float16 for output in reference):
-        seen.notes.append(f"float16 outputs: a relative error of {_HALF_TOLERANCE:g} passes")
+    seen.silent = [label for label, moved in zip(labels, varies, strict=True) if not moved and len(cases) > 1]
+    for kind in sorted({output.dtype.name for output in reference} & _HALF_TOLERANCES.keys()):
+        seen.notes.append(f"{kind} outputs: a relative error of {_HALF_TOLERANCES[kind]:g} passes")
     return seen
+
+
+def _tell_left_out(seen: Comparison, budget: Budget) -> None:
+    if not seen.left_out:
+        return
+    kinds = f"inputs of the kinds {', '.join(seen.left_out)} were"
+    what = "further inputs were" if DATA in seen.left_out else kinds
+    seen.note(
+        f"{what} left out for want of time: {seen.count} compared, up to {seen.seconds:.1f} s each, "
+        f"within {budget.seconds:g} s (--check-time)"
+    )
 
 
 def _outputs_of_first(run: Run, family: str, values: Feed, seen: Comparison) -> list[Array] | None:
@@ -183,65 +327,19 @@ def _outputs_of_first(run: Run, family: str, values: Feed, seen: Comparison) -> 
         return None
 
 
+def _outputs_of_second(run: Run, values: Feed) -> list[Array]:
+    try:
+        return run(values)
+    except Exception as error:  # onnxruntime and user modules raise anything
+        raise ValidationFailed(
+            f"the second model does not run on an input that the first takes ({_describe(values)})",
+            why=first_line(error),
+        ) from error
+
+
 def labels_of(names: Sequence[str], index: int) -> str:
     """Return an output's name, or its place where it has none."""
     return names[index] if index < len(names) else str(index)
-
-
-def _outputs_anew(again: Run, values: Feed) -> list[Array]:
-    """Return the first model's outputs with its arithmetic in another order; none where it does not run so."""
-    try:
-        return again(values)
-    except Exception:  # noqa: BLE001 - an optimiser's own failure says nothing about the comparison
-        return []
-
-
-def _rounding(others: Sequence[Array], index: int, output: Array) -> float:
-    """Return how far one output of the first model is from itself; 0 where that cannot be told."""
-    other = others[index] if index < len(others) else None
-    if other is None or other.shape != output.shape or output.dtype.kind != "f":
-        return 0.0
-    return gap(output, other).absolute
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """How far apart two models' values of one output are.
-
-    Args:
-        absolute: the largest difference of two elements, infinite where one is not finite and the other is
-            something else; of integers and booleans, which have no magnitude, the share that differs.
-        magnitude: the largest of the first model's finite elements; 1 for integers and booleans.
-        dtype: of the output.
-    """
-
-    absolute: float
-    magnitude: float
-    dtype: np.dtype[Any]
-
-    def over(self, least: float = 0.0) -> float:
-        """Return the relative error: over the magnitude, or over ``least`` where that is more."""
-        return self.absolute / max(self.magnitude, least, _TINY)
-
-    def allowed(self, tolerance: float) -> float:
-        """Return the largest relative error that passes."""
-        if self.dtype.kind not in "fc":
-            return _FLIPS_ALLOWED
-        return max(tolerance, _HALF_TOLERANCE) if self.dtype == np.float16 else tolerance
-
-
-def gap(a: Array, b: Array) -> Gap:
-    """Compare one output of two models; shapes are the same."""
-    if a.size == 0:
-        return Gap(0.0, 0.0, a.dtype)
-    if a.dtype.kind not in "fc":
-        return Gap(float(np.mean(a != b)), 1.0, a.dtype)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(same, 0.0, np.abs(x - y))
-    gaps = np.where(np.isnan(gaps), np.inf, gaps)
-    return Gap(float(gaps.max()), float(np.abs(np.where(np.isfinite(x), x, 0.0)).max()), a.dtype)
 
 
 def _changed(a: Array, b: Array) -> bool:
@@ -251,13 +349,18 @@ def _changed(a: Array, b: Array) -> bool:
     return gap(a, b).over() > 1e-6
 
 
-def _check_outputs(a: Sequence[Array], b: Sequence[Array], names: Sequence[str]) -> None:
+def _check_outputs(a: Sequence[Array], b: Sequence[Array], names: Sequence[str], same_types: bool) -> None:
     if len(a) != len(b):
         raise ValidationFailed(f"the second model has {len(b)} outputs, the first {len(a)}")
     for index, (x, y) in enumerate(zip(a, b, strict=True)):
         if x.shape != y.shape:
-            name = names[index] if names else str(index)
-            raise ValidationFailed(f"output {name} has another shape", why=f"{x.shape} against {y.shape}")
+            raise ValidationFailed(
+                f"output {labels_of(names, index)} has another shape", why=f"{x.shape} against {y.shape}"
+            )
+        if same_types and x.dtype != y.dtype:
+            raise ValidationFailed(
+                f"output {labels_of(names, index)} has another type", why=f"{x.dtype} against {y.dtype}"
+            )
 
 
 def _describe(values: Feed) -> str:

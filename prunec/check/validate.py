@@ -1,29 +1,45 @@
 """Two models, the same inputs: how far apart the outputs are, and how long each takes.
 
 Owns that for ONNX files and for modules; what differences mean is judged in comparison.py. Inputs come from
-prunec/runtime/probes.py, sessions from prunec/runtime/sessions.py, the result type is in prunec/report/findings.py.
+prunec/runtime/probes.py, sessions from check/pair.py, the result type is in prunec/report/findings.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunec.check.comparison import DATA, Comparison, Run, compare
+from prunec.check.budget import CHECK_TIME, Budget, Tell
+from prunec.check.comparison import DATA, Comparison, Feeds, Ruling, Run, compare
+from prunec.check.finding import find_feeds
+from prunec.check.pair import (
+    Interface,
+    Latency,
+    Remembering,
+    are_large,
+    opened,
+    plain_runs,
+    recorded,
+    timed_alone,
+    timed_together,
+)
+from prunec.check.referee import decide, of_onnx
 from prunec.errors import BadInput, PrunecError
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
-from prunec.runtime.sessions import Model, ProviderName, Runner, first_line
+from prunec.runtime.sessions import Model, ProviderName, Runner
 
 if TYPE_CHECKING:
     import torch
 
 RUNS = 30
-"""Timed runs of each model, where nothing else is asked for; slow models get fewer."""
+"""Timed runs of each model, where nothing else is asked for; fewer where the answer is clear, or time runs out."""
 
 
 def validate_onnx(
@@ -36,73 +52,160 @@ def validate_onnx(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Iterable[Feed] | None = None,
     seed: int = 0,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
 ) -> Validation:
     """Run two ONNX models on the same inputs, compare their outputs and time both.
 
-    Numerics are compared with the graph as it is (optimised graphs differ among themselves), latency is
-    measured at ONNX Runtime's default optimisation level, in turns. Sizes that the models leave open
-    are tried at two values each.
+    Latency is measured at ONNX Runtime's default optimisation level, in turns. Outputs are compared there first;
+    where they are not clearly the same, with the graphs as they are (optimised graphs differ among themselves), and
+    where that fails, in double precision. Sizes that the models leave open are tried at two values each. Models with
+    much data are opened one at a time.
 
     Args:
         a: the original: its outputs are the measure.
         b: the model to check; inputs and outputs must have the same names.
         provider: where to run; "auto" takes CUDA where it works.
         tolerance: largest relative error that passes; see report.Validation for what that is.
-        runs: timed runs of each model; 0 measures no latency.
+        runs: timed runs of each model at most; 0 measures no latency.
         input_shapes: by input name; "" stands for the only one.
         inputs: full feeds to compare on, instead of random inputs; read one at a time.
         seed: of the random inputs.
+        check_time: seconds that comparing and timing may take; fewer inputs and runs where a model is slow, and the
+            result says what was left out.
+        progress: told what is being done, once that takes longer than two seconds.
 
     Raises:
         BadInput: no such file, not a model, other inputs or outputs, or a shape that does not fit.
         UnsupportedModel: ONNX Runtime cannot run a model, or it has inputs other than tensors.
-        ValidationFailed: ``b`` does not run where ``a`` does, or gives an output of another shape.
+        ValidationFailed: ``b`` does not run where ``a`` does, or gives an output of another shape or type.
     """
+    budget = Budget(check_time, progress)
     chosen = sessions.choose_provider(provider)
-    comparison, ran, timed_on = _compare_onnx(a, b, chosen.name, tolerance, input_shapes, inputs, seed)
+    job = _OnnxJob(a, b, chosen.name, tolerance, runs, input_shapes, inputs, seed, budget)
+    with budget.told():
+        comparison, latency, ran = _one_at_a_time(job) if are_large(a, b) else _together(job)
     if chosen.note and provider == "cuda":
         comparison.notes.insert(0, chosen.note)
-    latency: tuple[float, float] | tuple[None, None] = (None, None)
-    if ran[0] == ran[1] and runs > 0:
-        first, second = (
-            sessions.open_runner(model, _name(model, name), chosen.name, optimise=True)
-            for model, name in ((a, "the first model"), (b, "the second model"))
-        )
-        latency = sessions.interleaved_latency(first, second, timed_on, runs)
+    if ran[0] == ran[1] and runs > 0 and not latency.runs:
+        comparison.note(f"latency was not measured: no time was left of {check_time:g} s (--check-time)")
     if chosen.name == "cuda" and ran[0] == "cpu":
         comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
-    return comparison.verdict(tolerance, latency=latency, asked=provider, ran=ran[0])
-
-
-def _compare_onnx(
-    a: Model,
-    b: Model,
-    provider: Literal["cpu", "cuda"],
-    tolerance: float,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    inputs: Iterable[Feed] | None,
-    seed: int,
-) -> tuple[Comparison, tuple[str, str], Feed]:
-    """Return the comparison, where both really ran, and one of the inputs.
-
-    Its sessions are gone when it returns: each holds the model's weights and the activations of its largest run.
-    """
-    first = sessions.open_runner(a, _name(a, "the first model"), provider, optimise=False)
-    second = sessions.open_runner(b, _name(b, "the second model"), provider, optimise=False)
-    _check_interfaces(first, second)
-    feeds = _given(inputs) if inputs is not None else _feeds(first, a, input_shapes, seed).items()
-    rounding = functools.cache(lambda: sessions.open_runner(a, first.name, provider, optimise=True))
-    comparison = compare(
-        first,
-        second,
-        first.outputs,
-        feeds,
-        tolerance,
-        again=(lambda values: rounding()(values),),
-        in_half=functools.cache(lambda: sessions.computes_in_half(a)),
+    return comparison.verdict(
+        latency=latency.pair, timed_runs=latency.runs, asked=provider, ran=ran[0], seconds=budget.spent
     )
-    _, timed_on = next(iter(_given(inputs) if inputs is not None else feeds))
-    return comparison, (first.provider, second.provider), timed_on
+
+
+@dataclass(frozen=True, slots=True)
+class _OnnxJob:
+    """The arguments of validate_onnx."""
+
+    a: Model
+    b: Model
+    provider: Literal["cpu", "cuda"]
+    tolerance: float
+    runs: int
+    input_shapes: Mapping[str, Sequence[int]] | None
+    inputs: Iterable[Feed] | None
+    seed: int
+    budget: Budget
+
+    def feeds(self, first: Remembering, runner: Runner) -> Feeds:
+        if self.inputs is not None:
+            return _given(self.inputs)
+        return find_feeds(first, runner, self.a, self.input_shapes, self.seed, self.budget)
+
+    def compare(self, run_a: Run, run_b: Run, names: Sequence[str], feeds: Feeds, *, together: bool) -> Comparison:
+        return compare(
+            run_a,
+            run_b,
+            names,
+            feeds,
+            self.tolerance,
+            plain=plain_runs(self.a, self.b, self.provider, together=together),
+            referee=self.referee,
+            budget=self.budget,
+            timed=self.runs > 0,
+        )
+
+    def referee(self, values: Feed, least: Sequence[float]) -> Sequence[Ruling]:
+        return decide(of_onnx(self.a), of_onnx(self.b), values, self.tolerance, least)
+
+
+def _together(job: _OnnxJob) -> tuple[Comparison, Latency, tuple[str, str]]:
+    """Compare and time with both models open; return the comparison, the latency and where both ran."""
+    job.budget.now("opening the models")
+    first = opened(job.a, "the first model", job.provider)
+    second = opened(job.b, "the second model", job.provider)
+    Interface.of(first).must_equal(Interface.of(second))
+    run_a = Remembering(first)
+    timed_on: list[Feed] = []
+
+    def run_b(values: Feed) -> list[Array]:
+        timed_on.append(values)
+        del timed_on[1:]
+        return second(values)
+
+    comparison = job.compare(run_a, run_b, first.outputs, job.feeds(run_a, first), together=True)
+    latency = Latency()
+    if first.provider == second.provider and job.runs > 0:
+        latency = timed_together(first, second, timed_on[0], job.runs, job.budget, comparison.seconds)
+    return comparison, latency, (first.provider, second.provider)
+
+
+def _one_at_a_time(job: _OnnxJob) -> tuple[Comparison, Latency, tuple[str, str]]:
+    """Compare and time with one session at a time: the first model's outputs wait for the second's."""
+    job.budget.now("the first model")
+    first = opened(job.a, "the first model", job.provider)
+    run_a, face, where = Remembering(first), Interface.of(first), first.provider
+    feeds, outputs, left_out, times = _recorded_run(job, run_a, first)
+    del run_a, first  # its weights go before the second's come
+    job.budget.now("the second model")
+    second = opened(job.b, "the second model", job.provider)
+    face.must_equal(Interface.of(second))
+    comparison = job.compare(recorded(outputs), second, face.outputs, feeds, together=False)
+    comparison.left_out.extend(left_out)
+    latency = Latency()
+    if times and where == second.provider:
+        others = timed_alone(second, feeds[0][1](), len(times), max(job.budget.left, 0.0))
+        latency = Latency(statistics.median(times), statistics.median(others), len(others))
+    return comparison, latency, (where, second.provider)
+
+
+def _recorded_run(
+    job: _OnnxJob, run_a: Remembering, first: Runner
+) -> tuple[list[tuple[str, Callable[[], Feed]]], list[list[Array] | Exception], list[str], list[float]]:
+    """Run the first model within half of the time; return feeds, outputs, what was left out, milliseconds of runs."""
+    feeds: list[tuple[str, Callable[[], Feed]]] = []
+    outputs: list[list[Array] | Exception] = []
+    left_out: list[str] = []
+    longest = 0.0
+    for family, make in job.feeds(run_a, first):
+        if feeds and job.budget.spent + longest > job.budget.seconds / 2:
+            left_out.append(family)
+            continue
+        job.budget.now(f"the first model on {family} inputs")
+        started = time.perf_counter()
+        try:
+            outputs.append(run_a(make()))
+        except PrunecError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told when the feed's turn comes
+            outputs.append(error)
+        feeds.append((family, make))
+        longest = max(longest, time.perf_counter() - started)
+    works = [place for place, found in enumerate(outputs) if not isinstance(found, Exception)]
+    times = []
+    if works and job.runs:
+        # What is timed stands first: the second model is timed on the same.
+        feeds.insert(0, feeds.pop(works[0]))
+        outputs.insert(0, outputs.pop(works[0]))
+        times = timed_alone(first, feeds[0][1](), min(job.runs, _ALONE_RUNS), job.budget.seconds / 8)
+    return feeds, outputs, left_out, times
+
+
+_ALONE_RUNS = 10
+"""Timed runs of each model where they are not timed in turn."""
 
 
 def validate_module_against_onnx(
@@ -113,6 +216,8 @@ def validate_module_against_onnx(
     input_names: Sequence[str] = (),
     tolerance: float = 1e-4,
     seed: int = 0,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
 ) -> Validation:
     """Compare a module with its ONNX export, on the CPU; no latency.
 
@@ -123,13 +228,17 @@ def validate_module_against_onnx(
         input_names: the ONNX input of each tensor among them; by position where left out.
         tolerance: largest relative error that passes.
         seed: of the random inputs.
+        check_time, progress: see validate_onnx.
 
     Raises:
         BadInput: the file is missing or takes other inputs than the module.
         ValidationFailed: the ONNX model does not run, or gives other outputs.
     """
-    runner = sessions.open_runner(path, _name(path, "the exported model"), "cpu", optimise=False)
-    kinds = _module_kinds(example_inputs)
+    from prunec.check.modules import double_run, module_kinds, module_run
+
+    budget = Budget(check_time, progress)
+    runner = opened(path, "the exported model", "cpu", optimise=False)
+    kinds = module_kinds(example_inputs)
     names = list(input_names) or [name for name, _, _ in runner.inputs]
     if len(names) != len(kinds):
         raise BadInput(
@@ -137,15 +246,31 @@ def validate_module_against_onnx(
         )
     known = {name for name, _, _ in runner.inputs}
 
-    def run(values: Feed) -> list[Array]:
+    def renamed(values: Feed) -> Feed:
         # An input that the network does not use is absent from the file.
-        renamed = {name: values[kind.name] for name, kind in zip(names, kinds, strict=True)}
-        return runner({name: value for name, value in renamed.items() if name in known})
+        named = {name: values[kind.name] for name, kind in zip(names, kinds, strict=True)}
+        return {name: value for name, value in named.items() if name in known}
 
-    feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
-    with evaluating(module):
-        comparison = compare(_module_run(module, example_inputs), run, runner.outputs, feeds.items(), tolerance)
-    return comparison.verdict(tolerance, asked="cpu", ran="cpu")
+    def referee(values: Feed, least: Sequence[float]) -> Sequence[Ruling]:
+        file = of_onnx(path)
+
+        def run(values: Feed, *, nudged: bool = False) -> list[Array]:
+            return file(renamed(values), nudged=nudged)
+
+        return decide(double_run(module, example_inputs), run, values, tolerance, least)
+
+    with evaluating(module), budget.told():
+        comparison = compare(
+            module_run(module, example_inputs),
+            lambda values: runner(renamed(values)),
+            runner.outputs,
+            _families(kinds, FAMILIES, seed),
+            tolerance,
+            referee=referee,
+            budget=budget,
+            same_types=False,  # an exporter may widen what ONNX has no op for
+        )
+    return comparison.verdict(asked="cpu", ran="cpu", seconds=budget.spent)
 
 
 def validate_modules(
@@ -157,6 +282,8 @@ def validate_modules(
     tolerance: float = 1e-5,
     inputs: Iterable[Feed] | None = None,
     seed: int = 0,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
 ) -> Validation:
     """Compare two modules, in eval mode and without gradients; both are left as they were.
 
@@ -166,145 +293,49 @@ def validate_modules(
         example_inputs: positional arguments that both take.
         sizes: further spatial sizes (H, W) to try, for every input of rank 4; the last two axes change.
         tolerance: largest relative error that passes.
-        inputs: feeds to compare on, instead of random inputs; read one at a time. Keys are the positions
-            of tensors among the arguments ("0", "1", …).
+        inputs: feeds to compare on, instead of random inputs; read one at a time. Keys are the places
+            of tensors among the arguments ("0", "1", "0.image").
         seed: of the random inputs.
+        check_time, progress: see validate_onnx.
 
     Raises:
         ValidationFailed: ``b`` does not run where ``a`` does, or gives other outputs.
     """
-    kinds = _module_kinds(example_inputs)
-    feeds = {family: feed(kinds, family, seed) for family in FAMILIES}
+    from prunec.check.modules import double_run, module_kinds, module_run
+
+    budget = Budget(check_time, progress)
+    kinds = module_kinds(example_inputs)
+    feeds = _families(kinds, FAMILIES, seed)
     for size in sizes:
         resized = [InputKind(k.name, (*k.shape[:2], *size) if len(k.shape) == 4 else k.shape, k.dtype) for k in kinds]
-        text = "x".join(map(str, size))
-        feeds.update({f"{family} {text}": feed(resized, family, seed) for family in ("noise", "image")})
-    with evaluating(a), evaluating(b):
-        run_a, run_b = _module_run(a, example_inputs), _module_run(b, example_inputs)
-        comparison = compare(run_a, run_b, (), feeds.items() if inputs is None else _given(inputs), tolerance)
-    return comparison.verdict(tolerance, asked="torch", ran="torch")
+        feeds += _families(resized, ("noise", "image"), seed, suffix=f" {'x'.join(map(str, size))}")
+
+    def referee(values: Feed, least: Sequence[float]) -> Sequence[Ruling]:
+        return decide(double_run(a, example_inputs), double_run(b, example_inputs), values, tolerance, least)
+
+    with evaluating(a), evaluating(b), budget.told():
+        comparison = compare(
+            module_run(a, example_inputs),
+            module_run(b, example_inputs),
+            (),
+            feeds if inputs is None else _given(inputs),
+            tolerance,
+            referee=referee,
+            budget=budget,
+        )
+    return comparison.verdict(asked="torch", ran="torch", seconds=budget.spent)
 
 
-def _given(inputs: Iterable[Feed]) -> Iterator[tuple[str, Feed]]:
+def _families(
+    kinds: Sequence[InputKind], families: Iterable[str], seed: int, suffix: str = ""
+) -> list[tuple[str, Callable[[], Feed]]]:
+    return [(family + suffix, functools.partial(feed, kinds, family, seed)) for family in families]
+
+
+def _itself(values: Feed) -> Feed:
+    return values
+
+
+def _given(inputs: Iterable[Feed]) -> Feeds:
     """Yield the user's inputs, all of one family."""
-    return ((DATA, values) for values in inputs)
-
-
-def working_feed(runner: Runner, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int = 0) -> Feed:
-    """Return one random input that a model takes, batch 1 where the model leaves that open.
-
-    Raises:
-        BadInput: none was found.
-    """
-    return next(iter(_feeds(runner, model, shapes, seed).values()))
-
-
-def _feeds(runner: Runner, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> dict[str, Feed]:
-    """Return inputs that the first model takes: all families at one size, two at another where sizes are open."""
-    failure: Exception | None = None
-    for channels in _channel_guesses(model):
-        for size in sessions.candidate_sizes(runner, shapes):
-            kinds = sessions.input_kinds(runner, shapes, channels=channels, size=size)
-            for small in (False, True):
-                feeds = {family: feed(kinds, family, seed, small=small) for family in FAMILIES}
-                failure = _failure(runner, feeds["noise"])
-                if failure is None:
-                    feeds.update(_other_size(runner, shapes, channels, size, seed, small))
-                    return feeds
-    assert failure is not None
-    raise BadInput(
-        f"no input was found that {runner.name} takes",
-        why=first_line(failure),
-        do="give the shape of its inputs: --input-shape NAME:1x3x224x224",
-    )
-
-
-def _channel_guesses(model: Model) -> Iterator[int]:
-    yield 3
-    yield sessions.first_channels(model)  # reads the file: only where three would not do
-
-
-def _other_size(
-    runner: Runner, shapes: Mapping[str, Sequence[int]] | None, channels: int, size: int, seed: int, small: bool
-) -> dict[str, Feed]:
-    """Return inputs of another batch and size where the file leaves them open and the model takes them."""
-    base = sessions.input_kinds(runner, shapes, channels=channels, size=size)
-    for batch, other in ((2, size + 32), (2, size), (1, size + 32)):
-        kinds = sessions.input_kinds(runner, shapes, batch=batch, channels=channels, size=other)
-        values = {f"{family}, other size": feed(kinds, family, seed, small=small) for family in ("image", "pixels")}
-        if kinds != base and _failure(runner, values["image, other size"]) is None:
-            return values
-    return {}
-
-
-def _failure(runner: Runner, values: Feed) -> Exception | None:
-    try:
-        runner(values)
-    except PrunecError:
-        raise
-    except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base class
-        return error
-    return None
-
-
-def _check_interfaces(a: Runner, b: Runner) -> None:
-    def interface(runner: Runner) -> dict[str, str]:
-        return {name: onnx_type for name, _, onnx_type in runner.inputs}
-
-    if interface(a) != interface(b):
-        raise BadInput(
-            "the two models take different inputs",
-            why=f"{', '.join(interface(a)) or 'none'} against {', '.join(interface(b)) or 'none'}",
-        )
-    if a.outputs != b.outputs:
-        raise BadInput(
-            "the two models have different outputs", why=f"{', '.join(a.outputs)} against {', '.join(b.outputs)}"
-        )
-
-
-def _name(model: Model, otherwise: str) -> str:
-    return otherwise if isinstance(model, bytes) else str(model)
-
-
-def _module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
-    """Return the tensors among positional arguments; each is called by its position."""
-    import torch
-
-    return tuple(
-        InputKind(str(index), tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for index, value in enumerate(example_inputs)
-        if isinstance(value, torch.Tensor)
-    )
-
-
-def _module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
-    """Return a function from feeds to the module's tensor outputs, flattened in order."""
-    import torch
-
-    from prunec.frontends.fx.containers import tensors_in
-
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-
-    def run(values: Feed) -> list[Array]:
-        arguments = [
-            torch.from_numpy(values[str(index)]).to(device) if str(index) in values else value
-            for index, value in enumerate(example_inputs)
-        ]
-        with torch.no_grad(), _without_fused_transformers():
-            outputs = tensors_in(module(*arguments))
-        return [tensor.cpu().numpy() for tensor in outputs]
-
-    return run
-
-
-@contextlib.contextmanager
-def _without_fused_transformers() -> Iterator[None]:
-    """Run torch.nn's attention as it runs in training: its fused kernels take any number in a mask for True."""
-    import torch
-
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    return ((DATA, functools.partial(_itself, values)) for values in inputs)

@@ -21,6 +21,8 @@ from prunec.ir.ops import BINARY, CONTRACTIONS
 from prunec.runtime.probes import Array
 
 DEFAULT_TOLERANCE = 1e-6
+DEFAULT_MEMORY = 2 << 30
+MIN_MEMORY = 64 << 20
 HELD_OUT_EVERY = 4
 """Every so many batches, one is held out: the rest is asked first, and the held-out part contradicts it or not."""
 _LEAST_FOR_HOLDING_OUT = 8
@@ -37,13 +39,21 @@ class Calibration:
         tolerance: how far a channel may be from its constant, as a fraction of the largest magnitude of its
             tensor over all data. 0: the very same number everywhere.
         normalise: for image files, see sample_files.NORMALISE.
+        memory: bytes that matrices, and activations, may take where weights are fitted; more goes to disk, or is done
+            with one combination per channel.
+        labels: the class of each sample, for the accuracy on those that are held out: a CSV file (see labelled.py), or
+            "folders", where each class has a folder of its own.
     """
 
     data: str | Path
     tolerance: float = DEFAULT_TOLERANCE
     normalise: str | None = None
+    memory: int = DEFAULT_MEMORY
+    labels: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if self.memory < MIN_MEMORY:
+            raise BadInput(f"the memory is {self.memory} bytes", do="give at least 64 MB, such as 2GB")
         if not 0 <= self.tolerance < 1:
             raise BadInput(f"the tolerance is {self.tolerance}", do="give a fraction from 0 to below 1, such as 1e-4")
 

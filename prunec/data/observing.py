@@ -127,9 +127,10 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
+    from prunec.frontends.fx.untouched import untouched
     from prunec.runtime.modules import evaluating
 
-    with evaluating(traced.module):
+    with untouched(traced.module), evaluating(traced.module):
         fitting = samples.that_run(lambda feed: list(run(feed)), "the network")
         return observe(classes, places, fitting, run, tolerance)
 
@@ -171,12 +172,13 @@ def arguments(traced: Traced, feed: Feed) -> list[Any]:
     """Return a module's positional arguments: a feed's arrays by input name, the example's values for the rest."""
     import torch
 
+    from prunec.frontends.fx.arguments import with_tensors
+
     device = next((tensor.device for tensor in traced.parameters.values()), torch.device("cpu"))
     names = iter(traced.graph.inputs)
-    return [
-        torch.from_numpy(feed[next(names)]).to(device) if isinstance(value, torch.Tensor) else value
-        for value in traced.example_inputs
-    ]
+    return list(
+        with_tensors(traced.example_inputs, lambda _, like: torch.from_numpy(feed[next(names)]).to(device, like.dtype))
+    )
 
 
 def _paired(refs: Any, result: Any, kind: type) -> Iterable[tuple[Any, torch.Tensor]]:
@@ -196,11 +198,10 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     Raises:
         BadInput: a tensor input that the network does not take by position.
     """
-    import torch
-
+    from prunec.frontends.fx.arguments import named_tensors
     from prunec.runtime.probes import Slot
 
-    tensors = [value for value in traced.example_inputs if isinstance(value, torch.Tensor)]
+    tensors = [tensor for _, tensor in named_tensors(traced.example_inputs)]
     if len(tensors) != len(traced.graph.inputs):
         raise BadInput(
             f"the network has {len(traced.graph.inputs)} inputs, and {len(tensors)} examples of them are known"

@@ -16,6 +16,7 @@ from prunec.data.samples import Samples, num_rows
 from prunec.errors import UnsupportedModel
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.frontend import Traced
+from prunec.frontends.fx.untouched import untouched
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
 from prunec.runtime.modules import evaluating
@@ -78,7 +79,7 @@ def _saliency(
     }
     total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
     batches = 0
-    with evaluating(module), torch.enable_grad():
+    with untouched(module), evaluating(module), torch.enable_grad():
         fitting = samples.that_run(lambda feed: module(*positional(feed)), "the network")
         for feed in fitting:
             outputs = torch.func.functional_call(module, weights, tuple(positional(feed)))

@@ -176,7 +176,7 @@ def _convert(node: SourceNode, facts: Facts, builder: Builder) -> None:
     """Add one node; what is known without a run, and what no output needs, is left out."""
     if all(name in facts.known or name not in facts.values for name in node.outputs if name):
         return
-    row = ROWS.get(node.op) if not node.domain else MICROSOFT_ROWS.get(node.op) if node.domain == _MICROSOFT else None
+    row = row_of(node)
     full = f"{node.domain}.{node.op}" if node.domain else node.op
     if row is None:
         raise _cannot(node, full, "prunec has no torch form of this op")
@@ -190,6 +190,13 @@ def _convert(node: SourceNode, facts: Facts, builder: Builder) -> None:
 
 
 _MICROSOFT = "com.microsoft"
+
+
+def row_of(node: SourceNode) -> Row | None:
+    """Return the row of a node's op, None where it has no torch form."""
+    if not node.domain:
+        return ROWS.get(node.op)
+    return MICROSOFT_ROWS.get(node.op) if node.domain == _MICROSOFT else None
 
 
 def _cannot(node: SourceNode, op: str, why: str) -> UnsupportedModel:

@@ -139,6 +139,24 @@ class Graph:
             name = node.inputs[0]
         return name
 
+    def is_own_weight(self, node: Node) -> bool:
+        """Tell whether the weight of a contraction is a parameter that nothing reads in another way.
+
+        A convolution and a transposed one see each other's input channels as outputs: what changes the weight for
+        the inputs of one spoils the other.
+        """
+        weight = node.inputs[1]
+        return (
+            weight in self.params
+            and weight not in self.outputs
+            and all(
+                user.inputs.count(weight) == 1
+                and user.inputs[1:2] == (weight,)
+                and summed_axis(user) == summed_axis(node)
+                for user in self.consumers(weight)
+            )
+        )
+
     def fixed_values(self) -> frozenset[str]:
         """Return the names of the parameters and of all values computed from parameters alone."""
         if self._fixed is None:  # many passes ask, and some of them over and over
@@ -157,6 +175,16 @@ class Graph:
             at = nodes.index(around)
             nodes = nodes[max(0, at - radius) : at + radius + 1]
         return "\n".join(f"{'>' if node is around else ' '} {node}" for node in nodes)
+
+
+def summed_axis(node: Node) -> tuple[str, int, bool]:
+    """Return what tells contractions apart that sum over different axes, or in different groups, of the same weight."""
+    return node.op, node.attrs.get("conv_groups", 1), bool(node.attrs.get("transpose_b"))
+
+
+def reads_alike(a: Node, b: Node) -> bool:
+    """Tell whether two contractions read the same weight and bias, and sum over the same axis of the weight."""
+    return a.inputs[1:3] == b.inputs[1:3] and summed_axis(a) == summed_axis(b)
 
 
 _ELEMENT_BY_ELEMENT = ("dequantize", "cast", "identity")

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from prunec.errors import InternalError
 from prunec.ir.graph import Node, Shape
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -95,6 +96,11 @@ class Balance:
     in_ids: Ids
     out_ids: Ids
 
+    @property
+    def slots(self) -> Ids:
+        """The side, int64[g, C/g], whose channels lie on axis 1 of the weight: all groups share its slots."""
+        return self.in_ids if self.node.op == "conv" else self.out_ids
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
@@ -103,6 +109,9 @@ class Member:
     param: str
     axis: int
     ids: Ids
+
+
+NO_CHANNELS = "meets an axis that has no channels of its own"
 
 
 class Ties:
@@ -124,7 +133,7 @@ class Ties:
         self._count += count
         return ids
 
-    def unify(self, a: Ids, b: Ids, reason: str = "meets an axis that has no channels of its own") -> None:
+    def unify(self, a: Ids, b: Ids, reason: str = NO_CHANNELS) -> None:
         """Tie ``a`` to ``b`` element by element (numpy broadcasting).
 
         An id that meets 0 is pinned: the other operand cannot give up that position.
@@ -140,7 +149,7 @@ class Ties:
         lone = np.concatenate((a[~both], b[~both]))
         self.pin(lone, reason)
 
-    def tie_along(self, field: Ids, keep_axes: Sequence[int]) -> Ids:
+    def tie_along(self, field: Ids, keep_axes: Sequence[int], reason: str = NO_CHANNELS) -> Ids:
         """Tie the ids of ``field`` that differ only outside ``keep_axes``; return one representative each.
 
         The result has size 1 on every axis that is not in ``keep_axes``.
@@ -151,14 +160,17 @@ class Ties:
         head = field
         for axis in others:
             head = head.take([0], axis=axis)
-        self.unify(field, head)
+        self.unify(field, head, reason)
         return head
 
     def pin(self, ids: Ids | Sequence[Ids], reason: str, where: str = "") -> None:
         """Forbid the removal of ``ids``, with the reason shown to the user."""
-        if not len(ids):
+        if isinstance(ids, np.ndarray | np.generic):  # one entry of a vector is a scalar
+            flat = np.ravel(ids)
+        elif ids:
+            flat = np.concatenate([np.ravel(i) for i in ids])
+        else:
             return
-        flat = ids.ravel() if isinstance(ids, np.ndarray) else np.concatenate([i.ravel() for i in ids])
         flat = flat[flat != 0]
         if not (flat[1:] > flat[:-1]).all():  # most come in the order in which they were made
             flat = distinct(flat)
@@ -166,13 +178,18 @@ class Ties:
             node = self.node
             self._pins.append(Pin(flat, node, where or (node.origin if node is not None else ""), reason))
 
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """What was asked for with ``balance`` so far."""
+        return tuple(self._balances)
+
     def balance(self, in_ids: Ids, out_ids: Ids) -> None:
         """Ask for equal counts per group at the current node; see ``Balance``."""
         assert self.node is not None
         self._balances.append(Balance(self.node, in_ids, out_ids))
 
     def rectangle(self, field: Ids) -> None:
-        """Ask that what survives of ``field`` be rectangular (a reshape split a labelled axis)."""
+        """Ask that what survives of ``field`` be rectangular: its ids vary along several axes of a tensor."""
         assert self.node is not None
         self._rectangles.append((self.node, field))
 
@@ -181,15 +198,24 @@ class Ties:
         self._channels.append(ids.ravel())
 
     def solve(self, labels: Mapping[str, Label], members: Sequence[Member]) -> ChannelClasses:
-        """Partition the ids into classes. Rectangles that do not come out rectangular are tied and solved again."""
-        class_of = self._components()
-        while self._square(class_of):
-            class_of = self._components()
-        num_classes = int(class_of.max()) + 1
-        pinned = np.zeros(num_classes, dtype=bool)
-        pinned[0] = True
-        for pin in self._pins:
-            pinned[class_of[pin.ids]] = True
+        """Partition the ids into classes. Rectangles that do not come out rectangular are tied and solved again.
+
+        It ends: the number of rectangles that were never tied falls with each round. Once tied a rectangle stays
+        rectangular: each of its slots is one class, or holds positions without a channel and is pinned, and later
+        rounds only join and pin classes.
+        """
+        class_of, pinned = self._partition()
+        untied = self._rectangles
+        while ragged := [pair for pair in untied if not _is_rectangular(pair[1], class_of, pinned)]:
+            for self.node, field in ragged:
+                self.tie_along(field, [_slots(field)], "shares a slot with positions that are no channels")
+            tied = {id(field) for _, field in ragged}
+            left = [pair for pair in untied if id(pair[1]) not in tied]
+            assert len(left) < len(untied), "each round ties a rectangle for the first time"
+            untied = left
+            class_of, pinned = self._partition()
+            assert all(_is_rectangular(field, class_of, pinned) for _, field in ragged), "what is tied is a rectangle"
+        num_classes = pinned.size
         is_channel = np.zeros(num_classes, dtype=bool)
         for ids in self._channels:
             is_channel[class_of[ids]] = True
@@ -215,19 +241,14 @@ class Ties:
         class_of: Ids = number[root]
         return class_of
 
-    def _square(self, class_of: Ids) -> bool:
-        """Tie the slots of every field that classes cut in a non-rectangular way; tell whether any was."""
-        tied = False
-        for node, field in self._rectangles:
-            classes = class_of[field]
-            axes = varying(field)
-            if sum(not _same_along(classes, axis) for axis in axes) <= 1:
-                continue
-            slots = max(axes, key=lambda axis: (field.shape[axis], axis))
-            self.node = node
-            self.tie_along(field, [slots])
-            tied = True
-        return tied
+    def _partition(self) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Return the class of each id, and per class whether it is pinned, by what was tied and pinned so far."""
+        class_of = self._components()
+        pinned = np.zeros(int(class_of.max()) + 1, dtype=bool)
+        pinned[0] = True
+        for pin in self._pins:
+            pinned[class_of[pin.ids]] = True
+        return class_of, pinned
 
 
 _NO_IDS: Ids = np.zeros(0, dtype=np.int64)
@@ -250,8 +271,19 @@ def smallest_tied(count: int, a: Ids, b: Ids) -> Ids:
             root = above
 
 
-def _same_along(classes: Ids, axis: int) -> bool:
-    return bool((classes == classes.take([0], axis=axis)).all())
+def _is_rectangular(field: Ids, class_of: Ids, pinned: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """Tell whether what stays of a field is rectangular, whatever goes: classes differ along one axis at most.
+
+    What is pinned stays like a position without a channel, so all of these count as one class.
+    """
+    classes = class_of[field]
+    classes = np.where(pinned[classes], 0, classes)
+    return sum(bool((classes != classes.take([0], axis=axis)).any()) for axis in varying(field)) <= 1
+
+
+def _slots(field: Ids) -> int:
+    """Return the axis whose indices go as a whole where a rectangle is tied: the longest, of equal ones the last."""
+    return max(varying(field), key=lambda axis: (field.shape[axis], axis))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -339,8 +371,14 @@ class Kept:
         self._counts: list[int] = counts.tolist()
 
     def count(self, ids: Ids) -> int:
-        """Return how many ids of a field of some label stay."""
+        """Return how many ids of a field of some label stay.
+
+        Raises:
+            InternalError: the array is no label's own; a copy of one is another field.
+        """
         place = self.classes.laid.place.get(id(ids))
+        if place is None and ids.size:
+            raise InternalError("labels", f"a field of {ids.size} ids that no label holds was asked for")
         return 0 if place is None else self._counts[place]
 
     def empty(self) -> set[int]:

@@ -29,12 +29,16 @@ Movement
     scatter_slice   base, source    axis start end step
     full            (nothing)       shape value
 Channelwise over space (each output channel reads the same channel of input 0 and nothing else)
-    max_pool        x   pads ceil
+    max_pool        x   pads ceil        a second output has the position of each maximum in its channel
+    max_unpool      x, indices           each element goes where the pool took one from; zeros elsewhere
     avg_pool        x   pads counts_padding (True: padded zeros count)
     resize          x   keeps_constants (False where the border is extrapolated)
     sample          x, ...      grid_sample, roi_align and their like: channel axis 1 of x passes
+    linear          x   passes           a linear map over all axes but those in passes, (axis of x, axis of the
+      result) each, and the same for every index of these (Fourier transforms, real and imaginary parts)
 Reductions and their like
     reduce          x   kind axes keepdims          mean sum max min prod l1 l2 var std logsumexp any all
+      rescaled: the norm of a weight whose gain makes up for what it loses (passes/weight_norms.py)
     along           x   kind axes                   softmax cumsum sort …: mixes along axes, keeps the shape
     arg_reduce      x   kind axes keepdims          argmax argmin …
 Attribute ``inner`` (any binary op): the node is part of a larger call of the user's model, so that its
@@ -75,7 +79,7 @@ MOVEMENTS: Final = (
 
 NORMALISATIONS: Final = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "lrn")
 
-CHANNELWISE: Final = ("max_pool", "avg_pool", "resize", "sample")
+CHANNELWISE: Final = ("max_pool", "max_unpool", "avg_pool", "resize", "sample", "linear")
 
 OPS: Final = (
     *CONTRACTIONS, *NORMALISATIONS, *ELEMENTWISE, *MOVEMENTS, *CHANNELWISE,

@@ -6,16 +6,19 @@ Owns the data type and its JSON form. ``passes/selection/select.py`` and ``passe
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from prunec.errors import BadPlan
 
-FORMAT_VERSION = 2
-"""Plans that stand alone and rewrite no graph are written as version 1, which every prunec reads."""
+FORMAT_VERSION = 3
+"""Plans are written as the oldest version that holds what they say: 1 for what every prunec reads, 2 with earlier
+plans or rewrites, 3 with an ``example`` or weights that were fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +141,52 @@ class GateFold:
 
 
 @dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor's content: its shape, numpy's name of its dtype (floats only) and its bytes, little-endian, C order.
+
+    In JSON the bytes are base64: a third more than they are, one file, and the same to the bit when read again.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float16", "float32", "float64"):
+            raise ValueError(f"a tensor of {self.dtype}")
+        if len(self.data) != math.prod(self.shape) * int(self.dtype.removeprefix("float")) // 8:
+            raise ValueError(f"{len(self.data)} bytes are no {self.dtype}[{'x'.join(map(str, self.shape))}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A contraction that makes up for channels that went: what it computes with from now on.
+
+    Args:
+        node: the contraction, by IR node name.
+        weight: the parameter that holds its weight; "" where that stays.
+        content: what becomes of that, sliced as the plan slices it; None where it stays.
+        kind: where the constant part goes: "bias" or "running_mean" of a BatchNorm behind it; "none".
+        target: that parameter, "" for a bias of its own, which is made and added to what there is.
+        vector: its content, sliced; None for "none".
+    """
+
+    node: str
+    weight: str
+    content: Tensor | None
+    kind: Literal["bias", "running_mean", "none"]
+    target: str = ""
+    vector: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PrunePlan:
     """A complete, framework-free description of one pruning.
 
     ``exact`` tells whether the pruned network computes the same function (up to float rounding);
     ``reason`` says in one sentence how the channels were chosen. ``earlier`` are the plans that come before this
     one, in order, where a network was pruned more than once: each is of the network that those before it leave.
+    ``example`` is how the network takes its inputs, as JSON data; None for tensors by position.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -156,17 +199,23 @@ class PrunePlan:
     earlier: tuple[PrunePlan, ...] = ()
     expansions: tuple[Expansion, ...] = ()
     gate_folds: tuple[GateFold, ...] = ()
+    example: Mapping[str, Any] | None = field(default=None, hash=False)
+    refits: tuple[Refit, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """True when applying the plan changes nothing."""
-        own = self.keeps or self.grouped or self.folds or self.constant_inputs or self.is_rewritten
+        own = self.keeps or self.grouped or self.folds or self.constant_inputs or self.refits or self.is_rewritten
         return not own and all(plan.is_empty for plan in self.earlier)
 
     @property
     def is_rewritten(self) -> bool:
         """True when the graph is rewritten before anything is removed (passes/rewrites/rewrite.py)."""
         return bool(self.expansions or self.gate_folds)
+
+    @property
+    def _is_refitted(self) -> bool:
+        return bool(self.refits) or any(plan._is_refitted for plan in self.earlier)
 
     def after(self, *plans: PrunePlan) -> PrunePlan:
         """Return the plan that applies ``plans``, and then this one; it is exact where all of them are."""
@@ -175,9 +224,15 @@ class PrunePlan:
     def to_json(self) -> str:
         """Return the plan as one JSON document (floats round-trip exactly)."""
         document = {"format": "prunec-plan", "version": FORMAT_VERSION, **_plain(self)}
-        if not self.is_rewritten and not self.earlier:
-            document["version"] = 1
-            del document["expansions"], document["gate_folds"], document["earlier"]
+        if self.example is None:
+            del document["example"]
+        if not self._is_refitted:
+            del document["refits"]
+        if self.example is None and not self._is_refitted:
+            document["version"] = 2
+            if not self.is_rewritten and not self.earlier:
+                document["version"] = 1
+                del document["expansions"], document["gate_folds"], document["earlier"]
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -219,6 +274,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
     return value
 
 
@@ -259,6 +316,7 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
         exact=bool(document["exact"]),
         reason=str(document["reason"]),
         earlier=tuple(_plan(plan) for plan in document.get("earlier", ())),
+        example=document.get("example"),
         expansions=tuple(
             Expansion(e["node"], int(e["index"]), int(e["axis"]), _ints(e["positions"]), _floats(e["constants"]))
             for e in document.get("expansions", ())
@@ -267,4 +325,18 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
             GateFold(g["product"], int(g["gate"]), tuple(g["readers"]), _ints(g["positions"]), _floats(g["constants"]))
             for g in document.get("gate_folds", ())
         ),
+        refits=tuple(_refit(r) for r in document.get("refits", ())),
     )
+
+
+def _refit(document: Mapping[str, Any]) -> Refit:
+    if document["kind"] not in ("bias", "running_mean", "none"):
+        raise ValueError("a refit of a kind that is unknown")
+    content, vector = _tensor(document["content"]), _tensor(document["vector"])
+    return Refit(document["node"], document["weight"], content, document["kind"], document["target"], vector)
+
+
+def _tensor(document: Mapping[str, Any] | None) -> Tensor | None:
+    if document is None:
+        return None
+    return Tensor(_ints(document["shape"]), str(document["dtype"]), base64.b64decode(document["data"], validate=True))

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Literal, overload
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from prunec.backends.fx.backend import apply_edits, check_shapes, parameter_like, refresh_modules, set_parameters
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
+from prunec.frontends.fx.arguments import Example, example_of, zeros
 from prunec.frontends.fx.frontend import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
@@ -25,32 +26,59 @@ from prunec.passes.rewrites.rewrite import rewritten
 from prunec.pipeline.reading import read_module
 
 
-def example_inputs_of(plan: PrunePlan) -> tuple[Tensor, ...]:
-    """Return zeros of the shapes that the plan was made with."""
-    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in plan.inputs)
+def example_inputs_of(plan: PrunePlan) -> Example:
+    """Return arguments like those that the plan was made with, zeros in their tensors.
+
+    Raises:
+        BadPlan: it was made with a value that a plan cannot hold.
+    """
+    return example_of(plan.example, [zeros(spec.shape, spec.dtype) for spec in plan.inputs])
 
 
-def _read(module: nn.Module, plan: PrunePlan, rules: OpRules) -> Traced:
+def _read(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None = None) -> Traced:
     """Trace a module, its graph rewritten as the plan's was."""
-    traced = read_module(module, example_inputs_of(plan), rules=rules)
+    traced = read_module(module, example_inputs_of(plan) if example_inputs is None else example_inputs, rules=rules)
     return replace(traced, graph=rewritten(traced.graph, plan))
 
 
 @overload
 def apply_plan(
-    module: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False, rules: OpRules = NO_RULES
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: Literal[False] = False,
+    rules: OpRules = NO_RULES,
 ) -> fx.GraphModule: ...
 
 
 @overload
-def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool, rules: OpRules = NO_RULES) -> nn.Module: ...
+def apply_plan(
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool,
+    rules: OpRules = NO_RULES,
+) -> nn.Module: ...
 
 
-def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False, rules: OpRules = NO_RULES) -> nn.Module:
+def apply_plan(
+    module: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool = False,
+    rules: OpRules = NO_RULES,
+) -> nn.Module:
     """Return what a plan makes of a module; the way back from plan.json and a fresh architecture.
 
     Args:
         module: of the architecture that the plan was made of, with any weights; left as it is.
+        plan: what to do.
+        example_inputs: what the network is called with, of the shapes that the plan was made with; only needed where
+            it takes objects that a plan cannot hold (it holds tensors, numbers, text and None, in dicts, tuples and
+            lists).
         keep_class: return a pruned copy of the user's own class instead of a GraphModule. That is possible
             where the plan leaves the forward as it is written.
         rules: those that the plan was made with.
@@ -61,10 +89,10 @@ def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False, 
             written-out size); the message names the place.
     """
     if keep_class and not isinstance(module, fx.GraphModule):
-        return _pruned_copy(module, plan, rules)
+        return _pruned_copy(module, plan, rules, example_inputs)
     for earlier in plan.earlier:
-        module = apply_plan(module, earlier, rules=rules)
-    traced = _read(module, plan, rules)
+        module = apply_plan(module, earlier, example_inputs, rules=rules)
+    traced = _read(module, plan, rules, example_inputs)
     edits = lower(traced.graph, channels(traced.graph), plan)
     try:
         return apply_edits(traced, edits)
@@ -72,11 +100,11 @@ def apply_plan(module: nn.Module, plan: PrunePlan, *, keep_class: bool = False, 
         raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
 
 
-def _pruned_copy(module: nn.Module, plan: PrunePlan, rules: OpRules) -> nn.Module:
+def _pruned_copy(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None) -> nn.Module:
     """Return a pruned copy of the user's own class, for forwards without hard-coded sizes."""
     for earlier in plan.earlier:
-        module = _pruned_copy(module, earlier, rules)
-    traced = _read(module, plan, rules)
+        module = _pruned_copy(module, earlier, rules, example_inputs)
+    traced = _read(module, plan, rules, example_inputs)
     edits = lower(traced.graph, channels(traced.graph), plan)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)

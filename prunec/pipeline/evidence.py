@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunec.check.budget import Tell
 from prunec.data.calibration import Calibration, Observed
 from prunec.data.observing import module_slots, observe_module, observe_onnx
 from prunec.data.sample_files import read_samples
 from prunec.data.samples import Samples
 from prunec.errors import BadInput
+from prunec.fitting.fit_data import fit_data
+from prunec.fitting.opened import OpenedOnnx
+from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
+from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
 from prunec.runtime import sessions
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from prunec.frontends.fx.frontend import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
 
@@ -38,12 +45,14 @@ class Evidence:
         samples: the calibration data.
         observed: which channels are constant on it.
         saliency: how much each parameter matters on it, where the criterion asks.
+        fit: what fits the channels that stay to the data, where some go by a criterion.
     """
 
     given: Samples | None = None
     samples: Samples | None = None
     observed: Observed | None = None
     saliency: Saliency | None = None
+    fit: Reconstruction | None = None
 
 
 def module_evidence(
@@ -52,11 +61,13 @@ def module_evidence(
     calibration: Calibration | None,
     inputs: str | Path | None,
     saliency: Saliency | None,
+    progress: Tell | None = None,
 ) -> Evidence:
     """Look at a module on the user's data.
 
     Args:
         saliency: taken instead of what the data would give.
+        progress: told what is being done.
     """
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
     if calibration is None:
@@ -64,12 +75,33 @@ def module_evidence(
             raise no_gradients()
         return Evidence(given, saliency=saliency)
     samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
-    observed = observe_module(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
+    observed = None
+    if options.criterion != "reconstruct":
+        observed = observe_module(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
     if options.criterion == "taylor" and saliency is None:
         from prunec.data.saliency import module_saliency
 
         saliency = module_saliency(traced, samples)
-    return Evidence(given, samples, observed, saliency)
+    return Evidence(given, samples, observed, saliency, _module_fit(traced, samples, calibration, options, progress))
+
+
+def _module_fit(
+    traced: Traced, samples: Samples, calibration: Calibration, options: Options, progress: Tell | None
+) -> Reconstruction | None:
+    """Return what fits a module to data; None where nothing is to be fitted."""
+    if options.criterion is None:
+        return None
+    from prunec.fitting.stages_module import OpenedModule, runner
+
+    split = fit_data(samples, runner(traced, traced.module), labelled(calibration))
+    return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress or _silent)
+
+
+def module_runs(traced: Traced, pruned: fx.GraphModule) -> Runs:
+    """Return how the original and the pruned module run on samples."""
+    from prunec.fitting.stages_module import runner
+
+    return Runs(runner(traced, traced.module), runner(traced, pruned))
 
 
 def onnx_evidence(
@@ -79,18 +111,41 @@ def onnx_evidence(
     calibration: Calibration | None,
     inputs: str | Path | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
+    progress: Tell | None = None,
 ) -> Evidence:
     """Look at an ONNX file on the user's data."""
     given = onnx_samples(path, inputs, input_shapes) if inputs is not None else None
     if calibration is None:
         return Evidence(given)
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
-    observed = observe_onnx(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
-    if options.criterion != "taylor":
-        return Evidence(given, samples, observed)
-    from prunec.data.saliency import onnx_saliency
+    observed, saliency = None, None
+    if options.criterion != "reconstruct":
+        observed = observe_onnx(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
+    fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
+    if options.criterion == "taylor":
+        from prunec.data.saliency import onnx_saliency
 
-    return Evidence(given, samples, observed, onnx_saliency(traced, samples))
+        saliency = onnx_saliency(traced, samples)
+    return Evidence(given, samples, observed, saliency, fit)
+
+
+def _onnx_fit(
+    traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
+) -> Reconstruction:
+    """Return what fits a file to data."""
+    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False), labelled(calibration))
+    opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
+    return Reconstruction(opened, split, calibration.memory, progress or _silent)
+
+
+def onnx_runs(path: str | Path, pruned: Path) -> Runs:
+    """Return how the original and the pruned file run on samples."""
+    first, second = (sessions.open_runner(file, str(file), "cpu", optimise=False) for file in (path, pruned))
+    return Runs(first, second, first.outputs)
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""
 
 
 def onnx_samples(

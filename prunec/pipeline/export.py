@@ -17,15 +17,20 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx
-from prunec.errors import UnsupportedModel, ValidationFailed
+from prunec.errors import PrunecError, UnsupportedModel, ValidationFailed
 from prunec.files import replacing
 from prunec.report.findings import Validation
 from prunec.runtime.modules import evaluating
-from prunec.runtime.sessions import first_line
+from prunec.runtime.sessions import first_line, open_runner
 
 if TYPE_CHECKING:
     import torch
+
+    from prunec.frontends.fx.arguments import Example
+    from prunec.frontends.fx.untouched import Untouched
 
 _BATCH = "batch"
 
@@ -42,11 +47,13 @@ class _Interface:
     batched_inputs: tuple[str, ...]
     batched_outputs: tuple[str, ...]
     open_axes: OpenAxes | None = None
+    fixed: str = ""
+    """Why the batch is not open although it may be; "" where there is nothing to say."""
 
 
 def export_onnx(
     module: torch.nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     path: str | Path,
     *,
     input_names: Sequence[str] = (),
@@ -54,19 +61,21 @@ def export_onnx(
     dynamic_batch: bool = True,
     open_axes: OpenAxes | None = None,
     opset: int = 17,
-) -> None:
-    """Write ``module`` to ``path`` as ONNX.
+) -> tuple[str, ...]:
+    """Write ``module`` to ``path`` as ONNX; return what a person should know of the file, which is warned of too.
 
     The tracing exporter is tried first (it is quick and folds BatchNorm), torch.export's where that
     fails. The module is exported in eval mode and left as it was.
 
     Args:
         module: what to export; dict, tuple and nested outputs are flattened in order.
-        example_inputs: its positional arguments; tensors become inputs, anything else a constant.
+        example_inputs: its arguments, a sequence by position or a dict by name; tensors become inputs, anything else
+            a constant.
         path: written atomically.
         input_names: one per tensor; by default the parameters of ``forward``.
         output_names: of the first output tensors; the others have the keys of a dict, else "output", "output_1", …
-        dynamic_batch: leave axis 0 open where the module itself follows it.
+        dynamic_batch: leave axis 0 open where the module itself follows it, and the file does too. What can only be
+            exported with a fixed batch gets that of the example, and a warning.
         open_axes: leave open just these axes instead: input or output name -> axis -> its symbol. The caller
             knows that the module follows them.
         opset: of the file; the second exporter starts at 18.
@@ -74,17 +83,112 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
-    arguments = tuple(example_inputs)
-    with evaluating(module), _quiet():
-        interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
+    from prunec.frontends.fx.arguments import by_position
+    from prunec.frontends.fx.untouched import Untouched
+
+    module, arguments = by_position(module, example_inputs)
+    untouched = Untouched(module, arguments)
+    with untouched.block(), evaluating(module), _quiet():
+        with untouched.block():
+            interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
-            interface = replace(interface, open_axes=open_axes)
-        flat = _flattened(module)
+            interface = replace(interface, open_axes=open_axes, fixed="")
         with replacing(path) as aside:
-            try:
-                _export_traced(flat, arguments, aside, interface, opset)
-            except Exception as first:  # noqa: BLE001 - exporters raise anything; the second one decides
-                _export_second(flat, arguments, aside, interface, opset, first)
+            fixed = _export(module, arguments, aside, interface, opset, untouched)
+    notes = (_fixed_note(arguments, fixed),) if fixed else ()
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return notes
+
+
+def _export(
+    module: torch.nn.Module,
+    arguments: tuple[Any, ...],
+    path: Path,
+    interface: _Interface,
+    opset: int,
+    untouched: Untouched,
+) -> str:
+    """Write with an open batch if that works, else with a fixed one; return why it is fixed."""
+    flat = _flattened(module)
+    if interface.open_axes is not None or not interface.batched_inputs:
+        _write(flat, arguments, path, interface, opset, untouched)
+        return interface.fixed
+    try:
+        _write(flat, arguments, path, interface, opset, untouched)
+        why = _lost_batch(module, arguments, path, interface)
+    except UnsupportedModel as error:
+        why = f"it cannot be exported with an open one ({error.why[:_LONGEST_WHY]})"
+    if why:
+        _write(flat, arguments, path, replace(interface, batched_inputs=(), batched_outputs=()), opset, untouched)
+    return why
+
+
+def _write(
+    module: torch.nn.Module,
+    arguments: tuple[Any, ...],
+    path: Path,
+    interface: _Interface,
+    opset: int,
+    untouched: Untouched,
+) -> None:
+    try:
+        with untouched.block():
+            _export_traced(module, arguments, path, interface, opset)
+    except Exception as first:  # noqa: BLE001 - exporters raise anything; the second one decides
+        _export_second(module, arguments, path, interface, opset, first)
+
+
+def _fixed_note(arguments: tuple[Any, ...], why: str) -> str:
+    size = next(tensor.shape[0] for tensor in _tensors(arguments) if tensor.ndim > 0)
+    return (
+        f"the batch of the ONNX file is fixed at {size}: {why}; for another size export again with an example of that "
+        f"size (--input-shape on the command line, example_inputs in Python)"
+    )
+
+
+def _lost_batch(module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: _Interface) -> str:
+    """Return in what a file is wrong at another batch than the example's: a tracer writes sizes that it saw as numbers.
+
+    "" where it is right, and where that cannot be told: it does not run, or differs from the module at any batch.
+    """
+    try:
+        runner = open_runner(path, "the exported network", "cpu", optimise=False)
+    except PrunecError:
+        return ""
+    size = next(tensor.shape[0] for tensor in _tensors(arguments) if tensor.ndim > 0)
+    for count in (size, size + 1):
+        inputs = tuple(_rebatch(argument, count) for argument in arguments)
+        known = {name for name, _, _ in runner.inputs}
+        values = zip(interface.input_names, (_array(tensor) for tensor in _tensors(inputs)), strict=True)
+        try:
+            found = runner({name: value for name, value in values if name in known})
+            wrong = _disagreement([_array(leaf) for leaf in _leaves(_run(module, inputs))], found)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base class
+            wrong = first_line(error)[:_LONGEST_WHY]
+        if wrong:
+            return "" if count == size else f"with an open one the file is wrong at a batch of {count} ({wrong})"
+    return ""
+
+
+_LONGEST_WHY = 160
+"""Exporters write whole graphs into their messages; the first sentence says what it is about."""
+
+_SAME_FUNCTION = 1e-2
+"""Outputs of a file and of its module that are this close, relative to the largest, are no other function."""
+
+
+def _disagreement(expected: Sequence[Any], found: Sequence[Any]) -> str:
+    for x, y in zip(expected, found, strict=True):
+        if x.shape != y.shape:
+            return f"an output has the shape {y.shape} instead of {x.shape}"
+        if gap(x, y.astype(x.dtype)).over() > _SAME_FUNCTION:
+            return "an output has other values"
+    return ""
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
 
 
 def export_checked(
@@ -97,6 +201,8 @@ def export_checked(
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     open_axes: OpenAxes | None = None,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
 ) -> Validation:
     """Write ``module`` to ``path`` as ONNX once ONNX Runtime has agreed with it; else write nothing.
 
@@ -107,6 +213,7 @@ def export_checked(
         original: compare the file with this module instead (the network before pruning).
         tolerance: largest relative error that passes.
         input_names, output_names, open_axes: see export_onnx.
+        check_time, progress: see validate_onnx.
 
     Raises:
         UnsupportedModel: neither exporter takes the module.
@@ -114,9 +221,19 @@ def export_checked(
     """
     names = tuple(input_names) or _input_names(module, _tensors(example_inputs))
     with replacing(path) as aside:
-        export_onnx(module, example_inputs, aside, input_names=names, output_names=output_names, open_axes=open_axes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is among the result's notes
+            notes = export_onnx(
+                module, example_inputs, aside, input_names=names, output_names=output_names, open_axes=open_axes
+            )
         result = validate_module_against_onnx(
-            original if original is not None else module, aside, example_inputs, input_names=names, tolerance=tolerance
+            original if original is not None else module,
+            aside,
+            example_inputs,
+            input_names=names,
+            tolerance=tolerance,
+            check_time=check_time,
+            progress=progress,
         )
         if not result.passed:
             worst = max(result.families, key=result.families.__getitem__)
@@ -125,7 +242,7 @@ def export_checked(
                 why=f"more than the tolerance of {tolerance:g}; worst with {worst} inputs",
                 do="nothing was written; --no-validate skips this check",
             )
-    return result
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def _export_traced(
@@ -226,8 +343,9 @@ def _interface(
     size = sizes.pop()
     try:
         rebatched = _leaves(_run(module, tuple(_rebatch(argument, size + 1) for argument in arguments)))
-    except Exception:  # noqa: BLE001 - a module that hard-codes its batch raises anything
-        return _Interface(inputs, outputs, (), ())
+    except Exception as error:  # noqa: BLE001 - a module that hard-codes its batch raises anything
+        why = f"the network itself does not run with a batch of {size + 1} ({first_line(error)})"
+        return _Interface(inputs, outputs, (), (), fixed=why)
     moved = tuple(
         name
         for name, before, after in zip(outputs, _leaves(result), rebatched, strict=True)

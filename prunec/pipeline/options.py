@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from prunec.errors import BadInput
+from prunec.passes.selection.budget import Target
 from prunec.passes.selection.scores import Scorer
+from prunec.passes.selection.widths import AUTO, MultipleOf
 
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
 Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random"] | Scorer
+Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"] | Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,29 @@ class Options:
     criterion: Criterion | None = None
     target_macs: float | None = None
     target_params: float | None = None
-    multiple_of: int = 1
+    target_latency: float | None = None
+    multiple_of: MultipleOf = AUTO
     seed: int = 0
+    compensate: bool = True
+
+    @classmethod
+    def of(cls, *, with_data: bool = False, **given: Any) -> Options:
+        """Return options as a caller wrote them; with data and a target the criterion is ``reconstruct`` by default.
+
+        Raises:
+            BadInput: there is no option of such a name, or its value is none.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}? there are" if near else "there are"
+                raise BadInput(f"there is no option {name!r}", do=f"{hint} {', '.join(known)}")
+        budget = any(given.get(name) is not None for name in ("target_macs", "target_params", "target_latency"))
+        if with_data and budget and given.get("criterion") is None:
+            given["criterion"] = "reconstruct"
+        keep = given.get("keep", ())
+        return cls(**{**given, "keep": (keep,) if isinstance(keep, str) else tuple(keep)})
 
     def __post_init__(self) -> None:
         if self.border not in ("exact", "bias"):
@@ -35,16 +59,29 @@ class Options:
             raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
         if self.gates not in ("tie", "fold"):
             raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
-        if self.multiple_of < 1:
-            raise BadInput(f"multiple_of is {self.multiple_of}", do="give a positive number of channels")
-        for name in ("target_macs", "target_params"):
+        if self.multiple_of != AUTO and not (type(self.multiple_of) is int and self.multiple_of >= 1):
+            raise BadInput(f"multiple_of is {self.multiple_of!r}", do='give a positive number of channels, or "auto"')
+        for name in ("target_macs", "target_params", "target_latency"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise BadInput(f"{name} is {value}", do="give the fraction that may stay, above 0 and at most 1")
-        budget = self.target_macs is not None or self.target_params is not None
+        budget = any(share is not None for share in (self.target_macs, self.target_params, self.target_latency))
         if self.criterion is not None and not budget:
-            raise BadInput("a criterion without a budget removes nothing", do="give target_macs or target_params")
+            raise BadInput(
+                "a criterion without a budget removes nothing", do="give target_macs, target_params or target_latency"
+            )
         if budget and self.criterion is None:
             raise BadInput(
-                "a budget without a criterion cannot be met", do="give a criterion: l1, gamma, taylor or random"
+                "a budget without a criterion cannot be met",
+                do="give a criterion (l1, gamma, taylor or random), or data, which choose by themselves (calibration)",
             )
+
+    @property
+    def target(self) -> Target:
+        """What is counted of the budget; its time needs a clock."""
+        return Target(self.target_macs, self.target_params)
+
+    @property
+    def rounding(self) -> MultipleOf:
+        """What widths are rounded to: where only what is constant or dead goes, to nothing unless a number is given."""
+        return 1 if self.criterion is None and self.multiple_of == AUTO else self.multiple_of

@@ -14,19 +14,22 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from prunec.data.calibration import Observed
-from prunec.errors import InternalError
+from prunec.errors import BadInput, InternalError
+from prunec.fitting.reconstruct import Reconstruction
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.channels import channels
 from prunec.passes.constants import constants
+from prunec.passes.fitting.means import mean_folds
 from prunec.passes.liveness import liveness
 from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import name_of, score
-from prunec.passes.selection.select import Facts, Selection, plan, select, select_budget
+from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
 
 Result = TypeVar("Result")
@@ -57,34 +60,65 @@ def gather_facts(
 
 
 def choose(
-    facts: Facts, options: Options, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
+    facts: Facts,
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    data: Reconstruction | None = None,
+    target: Target | None = None,
 ) -> tuple[Selection, str]:
     """Return what to keep, and in one sentence how that was chosen.
 
     Args:
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
+        data: for the ``reconstruct`` criterion.
+        target: what may stay, where that is not the options' to say: a budget of time has a clock.
     """
     if options.criterion is None:
-        chosen = select(facts, border=options.border, multiple_of=options.multiple_of)
+        chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
-    scores = score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    scores = _scores(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
-        target_macs=options.target_macs,
-        target_params=options.target_params,
+        target or options.target,
         border=options.border,
-        multiple_of=options.multiple_of,
+        multiple_of=options.rounding,
     )
     goals = [
         f"{value:.0%} of the {what}"
-        for what, value in (("MACs", options.target_macs), ("parameters", options.target_params))
+        for what, value in (
+            ("MACs", options.target_macs),
+            ("parameters", options.target_params),
+            ("latency", options.target_latency),
+        )
         if value is not None
     ]
-    return (
-        chosen,
-        f"removed the channels that score lowest by {name_of(options.criterion)} until {' and '.join(goals)} were left",
-    )
+    which = f"that score lowest by {name_of(options.criterion)}"
+    if options.criterion == "reconstruct":
+        which = "that the others make up for at the least error on the data"
+    return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
+
+
+def _scores(
+    facts: Facts,
+    options: Options,
+    saliency: Mapping[str, np.ndarray[Any, Any]] | None,
+    data: Reconstruction | None,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    assert options.criterion is not None
+    if options.criterion != "reconstruct":
+        return score(facts, options.criterion, seed=options.seed, saliency=saliency)
+    if data is None:
+        raise BadInput(
+            "the reconstruct criterion needs data",
+            why="they show which channels make up for which",
+            do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
+        )
+    goals = (options.target_macs, options.target_params, options.target_latency)
+    least = min(goal for goal in goals if goal is not None)
+    of_params = options.target_macs is None and options.target_latency is None
+    order = data.removals(facts, of_params=of_params, least=least)
+    return order.scores(facts.classes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,26 +148,50 @@ def plan_and_apply(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     apply: Callable[[Graph, Edits], Result],
     observed: Observed | None = None,
+    data: Reconstruction | None = None,
+    target: Target | None = None,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
+        data: what stays is fitted on them, where a criterion took channels.
     """
     frozen: dict[str, str] = {}
+    unbiased: set[str] = set()
     while True:
-        planned = _planned(graph, inputs, options, saliency, frozen, observed)
+        planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target)
         facts, made = planned.facts, planned.plan
+        fits = data is not None and options.criterion is not None and options.compensate and bool(made.keeps)
+        prepared = made
+        if fits and data is not None:
+            prepared = data.prepared(
+                facts, made, planned.selection.wanted, frozenset(unbiased), new=options.target_params is None
+            )
         try:
-            edits = lower(facts.graph, facts.classes, made, facts.constants)
-            return replace(planned, result=apply(facts.graph, edits))
+            edits = lower(facts.graph, facts.classes, prepared, facts.constants)
+            result = apply(facts.graph, edits)
+            if fits and data is not None:
+                made = data.fitted(facts, prepared, edits, result)
+                result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
+            return replace(planned, plan=made, result=result)
         except CannotRewrite as error:
+            if error.origin not in unbiased and _only_biased(facts, made, prepared, error.origin):
+                unbiased.add(error.origin)
+                continue
             added = _to_freeze(graph, frozen, error)
             if not added:
                 raise InternalError(
                     "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
                 ) from error
             frozen.update(added)
+
+
+def _only_biased(facts: Facts, made: PrunePlan, prepared: PrunePlan, origin: str) -> bool:
+    """Tell whether a node was to get a bias for a fit only."""
+    added = {fold.node for fold in prepared.folds[len(made.folds) :] if not fold.target}
+    return any(node.origin == origin and node.name in added for node in facts.graph.nodes)
 
 
 def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
@@ -160,13 +218,17 @@ def _planned(
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     frozen: Mapping[str, str],
     observed: Observed | None,
+    data: Reconstruction | None,
+    target: Target | None,
 ) -> Job[Any]:
     """Plan on what is proven and, where data were given, on what they show as well."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
-        selection, reason = choose(facts, options, saliency)
-        made = plan(facts, selection, inputs, border=options.border, reason=reason)
+        selection, reason = choose(facts, options, saliency, data, target)
+        made = plan(facts, selection, inputs, reason=reason)
+        if data is None and options.criterion is not None and options.compensate and not made.exact:
+            made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
         return Job(facts, selection, replace(made, **rewrites), None)
 
     proven = planned({})
@@ -189,7 +251,7 @@ def _rewritten(
         return gather_facts(rewritten, options.keep, frozen, found)
 
     facts, notes = analyse(graph), dict[str, Any]()
-    how: dict[str, Any] = {"border": options.border, "multiple_of": options.multiple_of}
+    how: dict[str, Any] = {"border": options.border, "multiple_of": options.rounding}
     if options.gates == "fold":
         facts, notes["gate_folds"] = gate_folds_of(facts, analyse, **how)
     if options.residual == "expand":

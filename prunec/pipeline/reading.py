@@ -9,31 +9,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
+from prunec.passes.rewrites.weight_norms import free_weight_norms
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunec.frontends.fx.arguments import Example
     from prunec.frontends.fx.frontend import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 
 
 def freed(graph: Graph) -> Graph:
-    """Return a graph as the passes see it: channel shuffles as Gathers, zero paddings in the convolutions."""
-    return fuse_paddings(fuse_permutations(graph))
+    """Return a graph as the passes see it.
+
+    Channel shuffles are Gathers, zero paddings stand in the convolutions, norms of weights are freed.
+    """
+    return free_weight_norms(fuse_paddings(fuse_permutations(graph)))
 
 
-def read_module(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rules: OpRules = NO_RULES) -> Traced:
+def read_module(module: nn.Module, example_inputs: Example, name: str = "", rules: OpRules = NO_RULES) -> Traced:
     """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
+    from prunec.frontends.fx.arguments import by_position
     from prunec.frontends.fx.frontend import trace
 
-    traced = trace(module, example_inputs, name, rules)
+    traced = trace(*by_position(module, example_inputs), name, rules)
     return replace(traced, graph=freed(traced.graph))
 
 
@@ -62,9 +68,12 @@ def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
     )
 
 
-def input_specs(graph: Graph, example_inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
+def input_specs(graph: Graph, example_inputs: Example) -> tuple[InputSpec, ...]:
     """Return the tensors among the example inputs, as data."""
-    tensors = [i for i in example_inputs if hasattr(i, "shape")]
+    from prunec.frontends.fx.arguments import named_tensors
+
+    given = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    tensors = [tensor for _, tensor in named_tensors(tuple(given))]
     return tuple(
         InputSpec(name, tuple(int(size) for size in tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in zip(graph.inputs, tensors, strict=False)

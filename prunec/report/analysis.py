@@ -75,7 +75,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
 
 def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str) -> PruneReport:
     """Report one pruning; costs are recounted on what is left."""
-    before, after = cost(as_it_came(facts.graph)), recount(facts, selection)
+    before, after = cost(as_it_came(facts.graph)), recount(facts, selection, folded=plan.folds)
     owners = _all_channels(facts)
     layers = tuple(_changes(facts, selection))
     removed = sum(layer.before - layer.after for layer in layers)

@@ -264,13 +264,18 @@ class Validation:
         max_abs_error: in the output's own units.
         max_rel_error: as above; NaN never passes.
         tolerance: the largest relative error that passes.
+        double_rel_error: the same in double precision, where the models' own left it open; None where it did not.
         families: the relative error per input family.
+        left_out: families that there was no time for.
+        inputs: how many inputs were compared.
+        seconds: what the comparison and the timing took.
         vacuous: every output of the first model was constant in every family: the comparison says nothing.
         latency_a_ms, latency_b_ms: median milliseconds per run of the first and second model, None where
             not measured.
+        timed_runs: runs of each that the medians are of.
         provider_asked, provider_ran: the execution provider ("cpu", "cuda", "torch"); what ran is read
             from the session, never assumed.
-        passed: the error is within the tolerance.
+        passed: the error is within the tolerance, or the models compute the same in double precision.
         notes: sentences a person should read (a fall-back, a vacuous family).
     """
 
@@ -278,9 +283,14 @@ class Validation:
     max_rel_error: float
     tolerance: float
     families: dict[str, float] = field(default_factory=dict)
+    double_rel_error: float | None = None
+    left_out: tuple[str, ...] = ()
+    inputs: int = 0
+    seconds: float = 0.0
     vacuous: bool = False
     latency_a_ms: float | None = None
     latency_b_ms: float | None = None
+    timed_runs: int = 0
     provider_asked: str = "cpu"
     provider_ran: str = "cpu"
     passed: bool = True
@@ -324,6 +334,62 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputAgreement:
+    """How far one output of the pruned network is from the original's on held-out inputs.
+
+    Args:
+        name: the output.
+        error: root mean square of the difference over that of the original's output; of integers the share
+            that differs.
+        argmax: the share of samples whose largest score is the same, where it looks like class scores; else None.
+        iou: the overlap of the masks, where it looks like one (classes other than the first, or what is in the
+            foreground): intersection over union over all samples; else None.
+    """
+
+    name: str
+    error: float
+    argmax: float | None = None
+    iou: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the pruned network does on inputs that nothing was fitted on.
+
+    Args:
+        samples: how many; 0 where there were too few to hold any out.
+        outputs: each output, in order.
+        accuracy_before, accuracy_after: with labels, the share of right answers of either network; else None.
+    """
+
+    samples: int
+    outputs: tuple[OutputAgreement, ...] = ()
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How a budget of time was met.
+
+    Args:
+        asked, share: of the original's time, in (0, 1]; asked for, and measured.
+        original_ms, pruned_ms: the medians behind the share.
+        provider: where that was.
+        tries: prunings that were timed.
+        untimed: layers that could not be timed by themselves.
+    """
+
+    asked: float
+    share: float
+    original_ms: float
+    pruned_ms: float
+    provider: str
+    tries: int
+    untimed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What one pruning did.
 
@@ -346,6 +412,8 @@ class PruneReport:
         expanded: operands that are put together again where they are added up (``--residual expand``).
         gates: products whose constant channels go past them (``--gates fold``).
         notes: what a person must know to read the numbers.
+        agreement: with a criterion and data: the result against the original on held-out samples; else None.
+        latency: what was measured where a share of the time was asked for; None elsewhere.
     """
 
     model: str
@@ -366,6 +434,8 @@ class PruneReport:
     expanded: tuple[Expanded, ...] = ()
     gates: tuple[GateFolded, ...] = ()
     notes: tuple[str, ...] = ()
+    agreement: Agreement | None = None
+    latency: Latency | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null where it was refused."""

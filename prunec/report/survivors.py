@@ -27,6 +27,10 @@ SHARED = "its weights are shared by calls that read different constants"
 BALANCED = "a grouped convolution keeps equally many channels per group"
 TIED = "it is tied to channels that vary: together they must stay rectangular"
 LAST = "a layer keeps at least one channel"
+COMPUTED = (
+    "a weight is computed from it (a spectral norm, a product of parameters): store the weight first "
+    "(torch.nn.utils.remove_spectral_norm, or parametrize.remove_parametrizations)"
+)
 VARIES = "it varies where it is read here, though it is constant elsewhere"
 RESIDUAL = "its other operand still varies (a residual stream that is constant in part)"
 GATED = "a constant times an input-dependent gate (squeeze-excite) is not constant"
@@ -108,7 +112,13 @@ def _holders(facts: Facts, selection: Selection) -> Iterator[tuple[Node | None, 
     for name, mask in selection.given_back.items():
         grouped = nodes[name].attrs.get("conv_groups", 1) > 1
         yield nodes[name], nodes[name].origin, BALANCED if grouped else LAST, mask
-    for node, reason, mask in (*_summed(facts), *_where_constants_end(facts), *_tied(facts), *_varying(facts)):
+    for node, reason, mask in (
+        *_summed(facts),
+        *_where_constants_end(facts),
+        *_tied(facts),
+        *_computing_weights(facts),
+        *_varying(facts),
+    ):
         yield node, node.origin, reason, mask
 
 
@@ -219,7 +229,8 @@ def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
             continue
         known = _all_settled(facts, node.inputs, known=True)
         if known.any():
-            lost = known & _all_settled(facts, node.outputs, known=False)
+            read = [name for name in node.outputs if facts.graph.consumers(name) or name in facts.graph.outputs]
+            lost = known & _all_settled(facts, read, known=False)
             if lost.any():
                 yield node, _why_it_ends(node), lost
 
@@ -264,6 +275,15 @@ def _tied(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
                 mixed |= _mask(mixed.size, owners[settled]) & _mask(mixed.size, owners[~settled])
         if mixed.any():
             yield node, TIED, mixed
+
+
+def _computing_weights(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
+    """Yield contractions of parameters alone that read a class: their result is a weight, or its spectral norm."""
+    weights = facts.graph.fixed_values()
+    for read in facts.reads:
+        if weights.issuperset(read.node.outputs) and not read.fine.all():
+            owners = facts.classes.class_of[read.ids[~read.fine]]
+            yield read.node, COMPUTED, _mask(facts.classes.num_classes, owners)
 
 
 def _varying(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:

@@ -91,17 +91,6 @@ def feed(kinds: Sequence[InputKind], family: str, seed: int, *, small: bool = Fa
     return {kind.name: _cast(np.asarray(FAMILIES[family](kind.shape, rng)), kind, small) for kind in kinds}
 
 
-def nudged(values: Feed) -> Feed:
-    """Return inputs whose floats differ in their last bits: how far outputs move then is rounding's work."""
-    rng = np.random.default_rng(0)
-    return {name: _nudged(value, rng) if value.dtype.kind == "f" else value for name, value in values.items()}
-
-
-def _nudged(value: Array, rng: np.random.Generator) -> Array:
-    steps = 2 * np.finfo(value.dtype).eps * rng.choice((-1.0, 1.0), value.shape)
-    return np.asarray(value * (1 + steps).astype(value.dtype))
-
-
 def _cast(values: Array, kind: InputKind, small: bool) -> Array:
     if kind.dtype == "bool":
         return np.asarray(values > 0)

@@ -121,6 +121,23 @@ def open_runner(
     return Runner(name, session)
 
 
+def open_small(model: bytes) -> Any:
+    """Open a session for one run of one node: no threads of its own, no memory that it keeps.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with quiet():
+        return ort.InferenceSession(model, options, providers=[_CPU])
+
+
 def choose_provider(asked: ProviderName) -> Provider:
     """Return the provider to use: CUDA where it is asked for or left open and a device is there."""
     if asked == "cpu":
@@ -247,16 +264,16 @@ def first_channels(model: Model) -> int:
     return 3
 
 
-def computes_in_half(model: Model) -> bool:
-    """Tell whether an ONNX model holds or makes 16-bit floats, whatever its outputs are."""
-    graph = _skeleton(model)
-    stored = [tensor.data_type for tensor in graph.initializer]
-    made = [entry.t.data_type for node in graph.node for entry in node.attribute if entry.HasField("t")]
-    cast = [entry.i for node in graph.node if node.op_type == "Cast" for entry in node.attribute if entry.name == "to"]
-    return not _HALF_TYPES.isdisjoint([*stored, *made, *cast])
+def external_bytes(path: Path) -> int:
+    """Return the size of the weights that an ONNX file keeps in other files."""
+    import onnx
 
-
-_HALF_TYPES = frozenset({10, 16})  # TensorProto.FLOAT16 and BFLOAT16
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort) keep all in one file
+        return 0
+    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return sum(int(entry.value) for entry in entries if entry.key == "length" and entry.value.isdecimal())
 
 
 def _skeleton(model: Model) -> Any:
@@ -278,24 +295,66 @@ def candidate_sizes(runner: Runner, shapes: Mapping[str, Sequence[int]] | None) 
 
 
 def interleaved_latency(a: Runner, b: Runner, feed: Feed, runs: int, budget_s: float = 10.0) -> tuple[float, float]:
-    """Return the median milliseconds per run of two models, timed in turn.
+    """Return the median milliseconds per run of two models, timed in turn; see ``timed_in_turns``."""
+    first, second = timed_in_turns(a, b, feed, runs, budget_s, fewest=3)
+    return statistics.median(first), statistics.median(second)
 
-    Turns alternate in order, so that neither always runs on the other's warm caches; at least three
-    rounds, at most ``runs``, and no new round after ``budget_s`` seconds.
+
+def timed_in_turns(
+    a: Runner,
+    b: Runner,
+    feed: Feed,
+    runs: int,
+    budget_s: float,
+    *,
+    warm_ups: int = 2,
+    fewest: int = 1,
+    until_clear: bool = False,
+) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of each run of two models, timed in turn.
+
+    Turns alternate in order, so that neither always runs on the other's warm caches.
+
+    Args:
+        a, b: the models.
+        feed: what they run on.
+        runs: rounds at most.
+        budget_s: no round that would end later begins, beyond the fewest.
+        warm_ups: rounds that do not count.
+        fewest: rounds at least.
+        until_clear: stop once more rounds would say little more about the ratio.
     """
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(2):
+    times: tuple[list[float], list[float]] = ([], [])
+    started = time.perf_counter()
+    for _ in range(warm_ups):
         a.session.run(None, feed)
         b.session.run(None, feed)
-    started = time.perf_counter()
-    for turn in range(max(3, runs)):
-        if turn >= 3 and time.perf_counter() - started > budget_s:
+    for turn in range(max(fewest, runs)):
+        spent = time.perf_counter() - started
+        round_s = (times[0][-1] + times[1][-1]) / 1e3 if turn else 0.0
+        if turn >= fewest and (spent + round_s > budget_s or (until_clear and _is_clear(*times))):
             break
-        for is_a in (turn % 2 == 0, turn % 2 == 1):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
             before = time.perf_counter()
-            (a if is_a else b).session.run(None, feed)
-            times[is_a].append(1e3 * (time.perf_counter() - before))
-    return statistics.median(times[True]), statistics.median(times[False])
+            (a, b)[which].session.run(None, feed)
+            times[which].append(1e3 * (time.perf_counter() - before))
+    return times
+
+
+_CLEAR_ENOUGH = 0.02
+"""The ratio of two latencies is known well enough when its standard error is this."""
+_SHORTEST_MS = 300.0
+"""What takes no longer is timed as often as it may be."""
+
+
+def _is_clear(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Tell whether more rounds would say little more about how many times faster one model is."""
+    if len(first) < 5 or sum(first) + sum(second) < _SHORTEST_MS:
+        return False
+    ratios = sorted(x / max(y, 1e-9) for x, y in zip(first, second, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    # The quartiles of a normal distribution lie 1.35 standard deviations apart; a median errs by 1.25 of a mean's.
+    return bool(1.25 * (high - low) / 1.35 / len(ratios) ** 0.5 <= _CLEAR_ENOUGH * middle)
 
 
 def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[float]:

@@ -125,7 +125,12 @@ def resized(layer: Layer, side: Side) -> Layer:
     """
     blocks = max(1, round(side.units * side.channels / (2 * _BLOCK)))
     step = max(1, round(blocks * _BLOCK / side.channels))
-    change = -step if (side.units - step) * side.channels >= _BLOCK else step
+    return at(layer, side, side.units + (-step if (side.units - step) * side.channels >= _BLOCK else step))
+
+
+def at(layer: Layer, side: Side, units: int) -> Layer:
+    """Return the layer with so many units of ``side``."""
+    change = units - side.units
     inputs = [list(sizes) for sizes in layer.inputs]
     for index, axis, unit in side.places:
         inputs[index][axis] += change * unit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from onnx_nets import (
     Net,
     assert_pruned_agrees,
     assert_same_outputs,
+    export_as_it_is,
     num_removed,
     prune,
     random_feeds,
@@ -384,30 +384,12 @@ def test_large_model_streams(tmp_path: Path) -> None:
 # --- random networks ----------------------------------------------------------------------------------
 
 
-def export(module: Any, x: Any, path: Path, *, dynamic: bool) -> None:
-    """Write a module as ONNX with its BatchNorms, as it is."""
-    axes = {"x": {0: "n", 2: "h", 3: "w"}} if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter is old and says so
-        torch.onnx.export(
-            module,
-            (x,),
-            str(path),
-            input_names=["x"],
-            dynamic_axes=axes,
-            opset_version=17,
-            dynamo=False,
-            do_constant_folding=False,
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )
-
-
 def random_model(spec: Spec, folder: Path, *, dynamic: bool) -> tuple[RandomNet, Tensor, onnx.ModelProto]:
     """Return a random network, an input for it, and its ONNX form."""
     module = build(spec, zeros=0.5).float()
     x = torch.randn(2, IN_CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(spec.seed))
     path = folder / "random.onnx"
-    export(module, x, path, dynamic=dynamic)
+    export_as_it_is(module, x, path, dynamic=dynamic)
     return module, x, onnx.load(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
 from collections import Counter
@@ -17,6 +18,7 @@ from onnx_files import save_conv
 from onnx_nets import Net
 from torch import nn
 
+from prunec.check import pair
 from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx, validate_modules, validate_onnx
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
@@ -70,28 +72,25 @@ def test_an_open_channel_axis_gets_what_the_first_convolution_takes(tmp_path: Pa
     assert validate_onnx(path, path, provider="cpu", runs=0).max_rel_error == 0
 
 
-def test_a_model_that_computes_in_half_precision_is_judged_so(tmp_path: Path) -> None:
-    """Its outputs are float32, and rounded to 11 bits on the way."""
+def in_half(path: Path, order: list[int], factor: float = 1.0) -> Path:
+    """Write a network of float32 inputs, outputs and weights that multiplies in float16, its channels in ``order``."""
+    net = Net()
+    first, second = net.weight(16, 64), net.weight(64, 4) * np.float32(factor)
+    x = net.op("Cast", net.input("x", [1, 9, 16]), to=TensorProto.FLOAT16)
+    for weight in (first[:, order], second[order]):
+        x = net.op("MatMul", x, net.op("Cast", net.const(weight), to=TensorProto.FLOAT16))
+    net.output(net.op("Cast", x, to=TensorProto.FLOAT))
+    onnx.save(net.model(), path)
+    return path
 
-    def scaled(name: str, factor: float, half: bool) -> Path:
-        nodes = [
-            helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16 if half else TensorProto.FLOAT),
-            helper.make_node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["f", "k"], ["y"]),
-        ]
-        path = _save(tmp_path / name, nodes, {"x": (TensorProto.FLOAT, [1, 3, 8, 8])}, ["y"])
-        model = onnx.load(path)
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "k"))
-        onnx.save(model, path)
-        return path
 
-    def check(factor: float, half: bool) -> bool:
-        first, second = scaled("a.onnx", 1.0, half), scaled("b.onnx", factor, half)
-        return validate_onnx(first, second, provider="cpu", runs=0).passed
-
-    assert check(1.001, half=True)
-    assert not check(1.001, half=False)
-    assert not check(1.02, half=True)
+def test_a_model_that_computes_in_half_precision_is_judged_in_double(tmp_path: Path) -> None:
+    original = in_half(tmp_path / "a.onnx", list(range(64)))
+    turned = validate_onnx(original, in_half(tmp_path / "b.onnx", list(range(64))[::-1]), provider="cpu", runs=0)
+    assert turned.passed
+    other = validate_onnx(original, in_half(tmp_path / "c.onnx", list(range(64)), 1.003), provider="cpu", runs=0)
+    assert other.double_rel_error == pytest.approx(3e-3, rel=0.01)
+    assert not other.passed
 
 
 def test_a_second_model_with_a_hard_coded_size_fails(conv_file: Path, tmp_path: Path) -> None:
@@ -230,27 +229,49 @@ def test_latency_is_measured_for_both_and_left_out_on_request(conv_file: Path) -
     assert validate_onnx(conv_file, conv_file, provider="cpu", runs=0).latency_ratio is None
 
 
-def test_latency_is_measured_when_the_sessions_of_the_comparison_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sessions: list[weakref.ref[Any]] = []
-    alive: list[int] = []
-    opened, measured = sessions.open_runner, sessions.interleaved_latency
+@pytest.fixture
+def opened_sessions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Return a list that grows with each session: whether it optimises, and how many others are open then."""
+    opened: list[weakref.ref[Any]] = []
+    found: list[tuple[bool, int]] = []
+    really = sessions.open_runner
 
     def noted(*args: Any, **kwargs: Any) -> sessions.Runner:
-        runner = opened(*args, **kwargs)
-        sessions.append(weakref.ref(runner.session))
+        gc.collect()
+        found.append((kwargs["optimise"], sum(session() is not None for session in opened)))
+        runner = really(*args, **kwargs)
+        opened.append(weakref.ref(runner.session))
         return runner
 
-    def counting(*args: Any) -> tuple[float, float]:
-        alive.append(sum(session() is not None for session in sessions))
-        return measured(*args)
-
     monkeypatch.setattr(sessions, "open_runner", noted)
-    monkeypatch.setattr(sessions, "interleaved_latency", counting)
+    return found
+
+
+def test_comparing_and_timing_share_their_sessions(conv_file: Path, opened_sessions: list[tuple[bool, int]]) -> None:
+    assert validate_onnx(conv_file, conv_file, provider="cpu", runs=2).timed_runs == 2
+    assert opened_sessions == [(True, 0), (True, 1)]
+
+
+def test_what_differs_is_compared_without_optimisation(tmp_path: Path, opened_sessions: list[tuple[bool, int]]) -> None:
     a, b = (save_conv(tmp_path / f"{scale}.onnx", scale=scale) for scale in (1.0, 1.5))
     assert not validate_onnx(a, b, provider="cpu", runs=1).passed
-    assert (len(sessions), alive) == (5, [2])  # two to compare, one for the rounding of the first, two that are timed
+    assert sorted(optimised for optimised, _ in opened_sessions) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_large_models_are_opened_one_at_a_time(
+    tmp_path: Path, opened_sessions: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    a, b = save_conv(tmp_path / "a.onnx"), save_conv(tmp_path / "b.onnx", scale=scale)
+    together = validate_onnx(a, b, provider="cpu", runs=2)
+    opened_sessions.clear()
+    monkeypatch.setattr(pair, "LARGE_BYTES", 1)
+    alone = validate_onnx(a, b, provider="cpu", runs=2)
+    assert [others for optimised, others in opened_sessions if optimised] == [0, 0]
+    assert max(others for _, others in opened_sessions) <= 1
+    assert alone.timed_runs == 2
+    assert alone.passed == (scale == 1.0)
+    assert alone.families == together.families
 
 
 def test_a_model_may_be_given_as_bytes(conv_file: Path) -> None:

@@ -19,7 +19,7 @@ from onnx_files import save_conv
 
 from prunec import api, errors
 from prunec.cli.main import execute, main
-from prunec.pipeline.libraries import import_torchvision
+from prunec.lookup.libraries import import_torchvision
 
 NETWORKS = """
 import torch
@@ -160,7 +160,7 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
     assert status == 1
     assert json.loads(out)["max_rel_error"] == pytest.approx(0.1, rel=1e-3)
     assert json.loads(out)["passed"] is False
-    assert err.startswith("error[validation-failed]: the outputs differ by 0.1 (relative)")
+    assert "\nerror[validation-failed]: the outputs differ by 0.1 (relative)" in f"\n{err}"
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,13 @@ def test_validate_of_different_files_prints_the_errors_and_exits_1(run: Run, con
         (["report", "."], "is not a run folder"),
         (["train-prune", "-o", "r", "--preset", "nothing"], "there is no preset called 'nothing'"),
         (["train-prune", "-o", "r", "--arch", "digits", "--model", "networks:Half"], "--arch, --model and --onnx"),
-        (["train-prune", "-o", "r", "--resume", "--batch-size", "8"], "batch_size"),
-        (["train-prune", "-o", "r", "--resume"], "r holds no run to resume"),
+        (["train-prune", "-o", "r", "--model", "x.onnx"], "--model x.onnx is an ONNX file"),
+        (["train-prune", "-o", "r", "--arch", "nets/x.ONNX", "--data", "d"], "give it with --onnx nets/x.ONNX"),
+        (
+            ["train-prune", "-o", "r", "--onnx", "networks:Half", "--data", "d"],
+            "given with --arch, your own network with --model",
+        ),
+        (["train-prune", "-o", "r", "--onnx", "resnet20", "--data", "d"], "is not an .onnx file"),
         (["train-prune", "-o", "r", "--arch", "digits", "--data", "missing"], "there is no data set 'missing'"),
         (["prune"], "Missing argument"),
         (["prune", "digits"], "Missing option"),
@@ -615,3 +620,36 @@ def test_a_library_that_is_not_installed_is_told_with_the_remedy(run: Run, monke
         2,
         "error[missing-dependency]: timm is not installed\n  do:  pip install 'prunec[real]'\n",
     )
+
+
+def test_the_same_line_starts_a_run_and_goes_on_with_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job schedulers start the line again that they started first."""
+    from prunec.training.run import run as training
+    from prunec.training.settings.config import RunConfig
+
+    begun: list[RunConfig] = []
+
+    def begin(config: RunConfig, _: object) -> None:
+        begun.append(config)
+        (tmp_path / "r").mkdir(exist_ok=True)
+        (tmp_path / "r" / "config.json").write_text(json.dumps(config.to_json_dict()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_prune", begin)
+    line = (
+        "train-prune", "-o", "r", "--resume", "--arch", "digits", "--preset", "digits", "--epochs", "3",
+        "--rho", "0.01", "--batch-size", "16", "--shares", "0.3,0.4,0.3", "--keep", "head*", "--input-shape", "2x1x8x8",
+        "--no-channels-last",
+    )  # fmt: skip
+    run(*line)
+    run(*line)
+    assert [config.resume for config in begun] == [False, True]
+    assert begun[0].to_json() == begun[1].to_json()
+    status, _, err = run(*line, "--seed", "7", "--keep", "tail")
+    assert status == 2
+    assert "seed 7 (the run has 0)" in err
+    assert "keep head*,tail (the run has head*)" in err
+    run("train-prune", "-o", "r", "--resume", "--lr", "0.5")
+    assert begun[-1].lr == 0.5

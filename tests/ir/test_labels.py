@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from prunec.errors import InternalError
 from prunec.ir.graph import Node
 from prunec.ir.labels import ChannelClasses, Kept, Label, Member, Ties, distinct, smallest_tied, spread, varying
 
@@ -157,6 +160,51 @@ def test_rectangles_that_share_ids_are_solved_together() -> None:
     assert partition(classes, *range(1, 9)) == [[1, 3, 6, 8], [2, 4, 5, 7]]
 
 
+def test_a_split_axis_beside_what_has_no_channels_ties_the_rest_of_each_slot() -> None:
+    ties = Ties()
+    ties.node = node("view")
+    ids = ties.fresh(3)
+    ties.rectangle(np.array([[[0, 1], [2, 3]]]))
+    classes = solved(ties)
+    assert partition(classes, *ids.tolist()) == [[1, 3], [2]]
+    assert classes.pinned[classes.class_of[ids]].tolist() == [False, True, False]
+    (pin,) = classes.pins
+    assert (pin.where, pin.reason) == ("view", "shares a slot with positions that are no channels")
+
+
+def test_a_row_that_is_pinned_and_a_free_one_are_no_rectangle() -> None:
+    """Three slots of which one row stays anyway: none of the other row may go alone."""
+    ties = Ties()
+    ties.node = node()
+    field = ties.fresh(6).reshape(1, 2, 3)
+    ties.pin(field[:, :1], "stays")
+    ties.rectangle(field)
+    classes = solved(ties)
+    assert classes.pinned[classes.class_of[field]].all()
+
+
+def test_what_stays_of_a_rectangle_is_one_whatever_goes() -> None:
+    """Over fields at random, partly labelled, pinned and tied: it ends, and every keep mask leaves a rectangle."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ties = Ties()
+        ties.node = node()
+        pool = np.append(ties.fresh(int(rng.integers(2, 14))), np.zeros(int(rng.integers(0, 3)), np.int64))
+        fields = []
+        for _ in range(int(rng.integers(1, 4))):
+            shape = tuple(rng.integers(2, 4, int(rng.integers(2, 4))))
+            fields.append(rng.choice(pool, shape))
+            ties.rectangle(fields[-1])
+        ties.pin(rng.choice(pool, 2), "stays")
+        ties.unify(rng.choice(pool, 2), rng.choice(pool, 2))
+        classes = solved(ties)
+        keep = (rng.random(classes.num_classes) < 0.5) | classes.pinned
+        for field in fields:
+            kept = keep[classes.class_of[field]]
+            along = [kept.any(axis=tuple(a for a in range(kept.ndim) if a != axis)) for axis in range(kept.ndim)]
+            np.testing.assert_array_equal(kept, functools.reduce(np.logical_and.outer, along))
+
+
 def test_channels_are_marked_by_contractions_only() -> None:
     ties = Ties()
     channels, taps = ties.fresh(2), ties.fresh(3)
@@ -211,6 +259,16 @@ def test_what_stays_of_all_fields_at_once_is_what_stays_of_each() -> None:
                 np.testing.assert_equal(kept.axes(name).get(axis), classes.keep_along(name, axis, keep))
         assert kept.shape("x", (2, 4, 8)) == (2, int(keep[classes.class_of[ids]].sum()), 8)
         assert (id(field) in kept.empty()) == (not keep[classes.class_of[ids]].any())
+
+
+def test_a_copy_of_a_field_is_not_taken_for_one_of_which_nothing_stays() -> None:
+    ties = Ties()
+    field = spread(ties.fresh(3), 1, 2)
+    classes = ties.solve({"x": Label((2, 3), (field,))}, [])
+    kept = Kept(classes, np.ones(classes.num_classes, dtype=bool))
+    assert kept.count(field) == 3
+    with pytest.raises(InternalError, match="a field of 3 ids that no label holds"):
+        kept.count(field.copy())
 
 
 def test_each_id_is_given_the_smallest_that_it_is_tied_to() -> None:

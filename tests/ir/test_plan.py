@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prunec.errors import BadPlan
-from prunec.ir.plan import AxisKeep, ConstantInput, Expansion, Fold, GroupedKeep, InputSpec, PrunePlan
+from prunec.ir.plan import AxisKeep, ConstantInput, Expansion, Fold, GroupedKeep, InputSpec, PrunePlan, Refit
+from prunec.passes.lowering.refits import loaded, stored
 
 PLAN = PrunePlan(
     inputs=(InputSpec("x", (2, 3, 32, 32)), InputSpec("mask", (2, 1), "int64")),
@@ -67,6 +69,21 @@ def test_floats_survive_json_exactly(values: list[float]) -> None:
     assert PrunePlan.from_json(made.to_json()) == made
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_fitted_weights_survive_json_to_the_bit(dtype: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 2, 3, 3)).astype(dtype)
+    vector = stored(np.array([np.inf, -0.0, 1e-7], dtype))
+    made = PrunePlan((), refits=(Refit("n", "w", stored(weight), "bias", "b", vector),))
+    again = PrunePlan.from_json(made.to_json())
+    assert again == made
+    assert not made.is_empty
+    assert json.loads(made.to_json())["version"] == 3
+    content = again.refits[0].content
+    assert content is not None
+    np.testing.assert_array_equal(loaded(content), weight)
+    assert loaded(content).dtype == weight.dtype
+
+
 def test_a_plan_that_changes_nothing_says_so() -> None:
     assert PrunePlan((InputSpec("x", (1,)),), reason="nothing").is_empty
     assert not PLAN.is_empty
@@ -109,16 +126,19 @@ def test_other_documents_are_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_an_unknown_version_is_refused_with_both_numbers(version: object) -> None:
     document = {**json.loads(PLAN.to_json()), "version": version}
     with pytest.raises(BadPlan) as error:
         PrunePlan.from_json(json.dumps(document))
     assert str(error.value) == (
         f"error[bad-plan]: the plan has format version {version}\n"
-        "  why: this prunec reads versions 1 to 2\n"
+        "  why: this prunec reads versions 1 to 3\n"
         "  do:  use the prunec that wrote it, or prune again"
     )
+
+
+_REFIT: dict[str, object] = {"node": "n", "weight": "w", "content": None, "kind": "none", "target": "", "vector": None}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +152,11 @@ def test_an_unknown_version_is_refused_with_both_numbers(version: object) -> Non
         {"folds": 7},
         {"inputs": [{"name": "x", "shape": [1, None], "dtype": "float32"}]},
         {"constant_inputs": [{"node": "n", "index": 0, "shape": [1], "value": [None]}]},
+        {"refits": [{"node": "n"}]},
+        {"refits": [_REFIT | {"kind": "magic"}]},
+        {"refits": [_REFIT | {"content": {"shape": [2], "dtype": "float32", "data": "AAAA"}}]},
+        {"refits": [_REFIT | {"content": {"shape": [1], "dtype": "int32", "data": "AAAAAA=="}}]},
+        {"refits": [_REFIT | {"content": {"shape": [1], "dtype": "float32", "data": "not base64"}}]},
     ],
 )
 def test_a_damaged_plan_is_refused(damage: dict[str, object]) -> None:

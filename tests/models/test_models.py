@@ -17,11 +17,11 @@ from training_nets import trained_like
 from prunec.api import prune_module
 from prunec.errors import BadInput
 from prunec.frontends.fx.frontend import trace
+from prunec.lookup.libraries import import_torchvision
 from prunec.models import ARCHITECTURES, build, count_macs, count_parameters, find
 from prunec.models.convnet import ConvNet
 from prunec.models.segnet import SegNet
 from prunec.passes.cost import cost
-from prunec.pipeline.libraries import import_torchvision
 from prunec.training.data.augment import NO_AUGMENT, pipeline
 from prunec.training.data.sets import load
 from prunec.training.learning.objective import Classification

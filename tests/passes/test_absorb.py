@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import NAN, Tiny
 from torch import nn
 
 from prunec.api import prune_module
+from prunec.errors import InternalError
 from prunec.ir.graph import Graph
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.lowering.lower import lower
@@ -37,7 +39,7 @@ def silent(t: Tiny, constants: list[float], kernel: int = 1) -> str:
 def planned(graph: Graph, border: str = "exact") -> tuple[Selection, PrunePlan]:
     facts = gather_facts(graph)
     selection = select(facts, border=border)
-    return selection, plan(facts, selection, (), border=border)
+    return selection, plan(facts, selection, ())
 
 
 def kept(made: PrunePlan, param: str) -> tuple[int, ...] | None:
@@ -259,10 +261,22 @@ def test_calls_that_share_weights_lose_only_what_is_the_same_for_both() -> None:
     np.testing.assert_allclose(edits.params["bias"], graph.params["shared"].array[:, 1, 0, 0], rtol=1e-6)
 
 
-def test_a_padded_convolution_with_a_computed_weight_keeps_constants() -> None:
+def test_a_carrier_goes_into_the_parameter_that_has_the_columns() -> None:
     t = Tiny()
     x = silent(t, [NAN, 1.0, 2.0])
-    computed = t.node("mul", [t.param(weight(2, 3, 3, 3), "v"), t.param(weight(2, 1, 1, 1), "g")], (2, 3, 3, 3))
+    v = weight(2, 3, 3, 3)
+    computed = t.node("mul", [t.param(v, "v"), t.param(weight(2, 1, 1, 1), "g")], (2, 3, 3, 3))
+    attrs: dict[str, Any] = {"strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "conv_groups": 1}
+    graph = t.graph(t.node("conv", [x, computed, ""], ("N", 2, 8, 8), **attrs))
+    _, made = planned(graph)
+    new = edits_of(graph, made).params["v"]
+    np.testing.assert_allclose(new, np.stack([v[:, 0], v[:, 2] + 0.5 * v[:, 1]], axis=1), rtol=1e-6)
+
+
+def test_a_padded_convolution_with_a_weight_scaled_column_by_column_keeps_constants() -> None:
+    t = Tiny()
+    x = silent(t, [NAN, 1.0, 2.0])
+    computed = t.node("mul", [t.param(weight(2, 3, 3, 3), "v"), t.param(weight(2, 3, 1, 1), "g")], (2, 3, 3, 3))
     attrs: dict[str, Any] = {"strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "conv_groups": 1}
     _, made = planned(t.graph(t.node("conv", [x, computed, ""], ("N", 2, 8, 8), **attrs)))
     assert made.is_empty
@@ -325,3 +339,26 @@ def test_the_carrier_is_exact_where_dropping_and_biases_are_not() -> None:
         errors[border] = float(difference.max())
         assert float(difference[..., 1:-1, 1:-1].max()) < 1e-5
     assert errors["exact"] < 1e-5 < 1e-2 < errors["bias"]
+
+
+# --- one border for all -------------------------------------------------------------------------------
+
+
+def bordered() -> Graph:
+    t = Tiny()
+    return t.graph(t.conv(silent(t, [NAN, 2.0, 1.0]), weight(2, 3, 3, 3), ("N", 2, 8, 8), pad=1))
+
+
+def test_a_plan_has_the_border_of_its_selection() -> None:
+    """There is no way to select for the one and to plan for the other."""
+    facts = gather_facts(bordered())
+    for border, kind, exact in (("bias", "bias", False), ("exact", "carrier", True)):
+        made = plan(facts, select(facts, border=border), ())
+        assert ({fold.kind for fold in made.folds}, made.exact) == ({kind}, exact)
+
+
+def test_an_exact_border_without_a_carrier_is_a_fault_and_no_bias() -> None:
+    facts = gather_facts(bordered())
+    selection = replace(select(facts, border="bias"), border="exact")
+    with pytest.raises(InternalError, match="no constant stays to carry the borders of conv"):
+        plan(facts, selection, ())

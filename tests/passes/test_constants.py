@@ -694,3 +694,14 @@ def test_every_known_element_is_what_torch_computes_for_any_input(seed: int) -> 
             np.testing.assert_allclose(actual[sure], claimed[sure], rtol=1e-4, atol=1e-4, err_msg=name)
             checked += int(sure.sum())
         assert checked > 1000
+
+
+@pytest.mark.parametrize("value", [0.0, -0.25])
+def test_padding_of_an_axis_of_one_is_no_part_of_what_was_there(value: float) -> None:
+    """Two constant channels as a split axis of two rows of one, with a position added on both sides of each row."""
+    t = Tiny()
+    rows = t.node("reshape", [t.constant([2.0, NAN], 4, 4)], ("N", 2, 1, 4, 4), shape=[0, 2, 1, 4, 4])
+    y = t.node("pad", [rows], ("N", 2, 3, 4, 4), pads=[0, 0, 1, 0, 0, 0, 0, 1, 0, 0], value=value)
+    known = constants(t.graph(y)).of(y)
+    assert known is not None
+    np.testing.assert_array_equal(known[0, :, :, 0, 0], [[value, 2.0, value], [value, NAN, value]])

@@ -13,8 +13,7 @@ from torch import nn
 
 from prunec.api import Pruned, prune_module
 from prunec.ir.graph import Graph
-from prunec.passes.groups import group_classes
-from prunec.passes.selection.legal import legalise, round_up
+from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.select import Facts, select
 from prunec.pipeline.planning import gather_facts
 
@@ -147,25 +146,6 @@ def test_legalising_only_ever_keeps_more_and_is_stable() -> None:
         again, given = legal(facts, keep)
         np.testing.assert_array_equal(again, keep)
         assert given == {}
-
-
-def test_rounding_up_fills_each_group_to_a_multiple() -> None:
-    facts = gather_facts(chain())
-    priority = np.zeros(facts.classes.num_classes)
-    priority[owners(facts, 0)[3]] = 1.0
-    wish = without(facts, *owners(facts, 0)[1:])
-    keep = round_up(group_classes(facts.classes), wish, priority, 2)
-    assert stays(facts, keep, 0) == [True, False, False, True]
-
-
-def test_rounding_up_leaves_what_vanished_and_never_exceeds_the_group() -> None:
-    facts = gather_facts(chain())
-    order = np.zeros(facts.classes.num_classes)
-    groups = group_classes(facts.classes)
-    gone = without(facts, *owners(facts, 0))
-    np.testing.assert_array_equal(round_up(groups, gone, order, 8), gone)
-    one = without(facts, *owners(facts, 0)[1:])
-    assert stays(facts, round_up(groups, one, order, 8), 0) == [True] * 4
 
 
 def test_a_wish_never_removes_what_is_pinned() -> None:

@@ -14,7 +14,7 @@ from onnx_nets import Net
 
 from prunec.bench import BenchReport, BenchRow, bench
 from prunec.cli.main import execute
-from prunec.pipeline.resolve import OnnxModel, resolve
+from prunec.lookup.resolve import OnnxModel, resolve
 
 # x[batch, 3, h, w] -> 48 -> 48 -> 4 channels, 3x3.
 WIDTHS = (3, 48, 48, 4)
@@ -75,7 +75,7 @@ def test_bench_of_a_module_prints_one_json_document(capfd: pytest.CaptureFixture
     out, err = capfd.readouterr()
     document = json.loads(out)
     assert document["model"] == "digits"
-    assert [row["multiple_of"] for row in document["rows"]] == [1, 16]
+    assert [row["multiple_of"] for row in document["rows"]] == [1, "auto"]
     assert all(row["promised"] >= 2 and row["ratio"] > 0 for row in document["rows"])
     assert "50% of the MACs" in err
 

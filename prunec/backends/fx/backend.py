@@ -17,22 +17,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from prunec.backends.fx.insert import insert
+from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
-from prunec.frontends.fx.frontend import Ref, Traced
+from prunec.frontends.fx.arguments import with_tensors
+from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.regions import is_cast
 from prunec.frontends.fx.trace import eval_mode
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
-_ORIGIN = "prunec_origin"
+ORIGIN = "prunec_origin"
 
 
-def _origin(n: fx.Node) -> str:
+def origin_of(n: fx.Node) -> str:
     """Return the name that the node had when the network was traced."""
-    return str(n.meta.get(_ORIGIN, n.name))
+    return str(n.meta.get(ORIGIN, n.name))
 
 
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
@@ -48,9 +54,9 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # torch's own, about the pytrees that torch.export leaves in a module
-        module = copy.deepcopy(traced.module, _computed(traced.module))
+        module = copy.deepcopy(traced.module, computed(traced.module))
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
-        n.meta[_ORIGIN] = original.name  # copying a graph may rename its nodes
+        n.meta[ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
     surgery.run()
     module.graph.lint()
@@ -61,7 +67,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     return module
 
 
-def _computed(module: nn.Module) -> dict[int, Any]:
+def computed(module: nn.Module) -> dict[int, Any]:
     """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes)."""
     values = [value for sub in module.modules() for value in vars(sub).values()]
     return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
@@ -72,13 +78,13 @@ class _Surgery:
 
     def __init__(self, traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
         self.traced, self.edits, self.module = traced, edits, module
-        self.nodes = {_origin(n): n for n in module.graph.nodes}
+        self.nodes = {origin_of(n): n for n in module.graph.nodes}
         self.ir_of: dict[str, list[Node]] = {}
         for node in traced.graph.nodes:
             if not node.attrs.get("inserted"):
                 self.ir_of.setdefault(node.origin, []).append(node)
         self.replaced: set[str] = set()
-        self.had_users = {_origin(n) for n in module.graph.nodes if n.users}
+        self.had_users = {origin_of(n) for n in module.graph.nodes if n.users}
 
     def run(self) -> None:
         self._freeze_sizes()
@@ -101,7 +107,7 @@ class _Surgery:
         of the original network is what the weights were trained with.
         """
         for n in list(self.module.graph.nodes):
-            value = self.traced.results.get(_origin(n))
+            value = self.traced.results.get(origin_of(n))
             if isinstance(value, int) and not isinstance(value, bool) and self._reads_pruned_axis(n):
                 n.replace_all_uses_with(value)
 
@@ -111,7 +117,7 @@ class _Surgery:
             query = n.kwargs.get("query", n.args[0] if n.args else None)
             if "scaled_dot_product" not in str(n.target) or n.kwargs.get("scale") is not None:
                 continue
-            ref = self.traced.results.get(_origin(query)) if isinstance(query, fx.Node) else None
+            ref = self.traced.results.get(origin_of(query)) if isinstance(query, fx.Node) else None
             shape = self.traced.graph.shape(ref.name) if isinstance(ref, Ref) else None
             if isinstance(ref, Ref) and shape and len(shape) - 1 in self.edits.keeps.get(ref.name, {}):
                 n.kwargs = {**n.kwargs, "scale": int(shape[-1] or 1) ** -0.5}
@@ -132,7 +138,7 @@ class _Surgery:
             source, axis = n.args
         else:
             return False
-        ref = self.traced.results.get(_origin(source)) if isinstance(source, fx.Node) else None
+        ref = self.traced.results.get(origin_of(source)) if isinstance(source, fx.Node) else None
         if not isinstance(ref, Ref) or not isinstance(axis, int):
             return False
         rank = len(self.traced.graph.shape(ref.name) or ())
@@ -177,19 +183,19 @@ class _Surgery:
                 if source is None:
                     raise CannotRewrite(node.origin, "prunec cannot take an operand out of this call")
                 made[node.outputs[0]] = insert(self.module, n, node, source, graph, self.edits)
-                made[node.outputs[0]].meta.setdefault(_ORIGIN, "")
+                made[node.outputs[0]].meta.setdefault(ORIGIN, "")
             elif made.keys() & set(node.inputs):
                 operands = [made.get(name, old) for name, old in zip(node.inputs, _operands(n), strict=True)]
                 self._call_again(n, node, operands)
 
     def _insert_behind(self, n: fx.Node, node: Node, operand: fx.Node) -> fx.Node:
         """Let all that reads a call's result read its sum with ``operand``."""
-        if self.traced.results.get(_origin(n)) != Ref(node.outputs[0]):
+        if self.traced.results.get(origin_of(n)) != Ref(node.outputs[0]):
             raise CannotRewrite(node.origin, "prunec cannot add anything to the result of this call")
         with self.module.graph.inserting_after(n):
             total = self.module.graph.call_function(torch.add, (n, operand))
         n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
-        total.meta[_ORIGIN] = ""
+        total.meta[ORIGIN] = ""
         return total
 
     def _call_again(self, n: fx.Node, node: Node, operands: Sequence[Any]) -> None:
@@ -207,12 +213,14 @@ class _Surgery:
                 continue  # a module that is called twice: both calls lose the same constants (absorb.clashes)
             tensor = torch.from_numpy(bias)
             if n.op != "call_module" and self._is_result(node, n):
-                self._add_after(n, tensor, matrix=node.op == "matmul")
+                self._add_after(n, node, tensor)
                 continue
             owner = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
             if owner is None or getattr(owner, "bias", self) is not None:
-                raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
-            owner.bias = parameter_like(next(owner.parameters()), tensor)
+                raise CannotRewrite(origin_of(n), "prunec cannot give this call a bias")
+            weight = getattr(owner, "weight", None)
+            like = weight if isinstance(weight, Tensor) else next(owner.parameters())
+            owner.bias = parameter_like(like, tensor)
             given.add(str(n.target))
 
     def _is_result(self, node: Node, n: fx.Node) -> bool:
@@ -220,7 +228,7 @@ class _Surgery:
 
         ``x @ w`` on inputs of rank 3 multiplies a matrix and reshapes it: the last axis stays the last.
         """
-        ref = self.traced.results[_origin(n)]
+        ref = self.traced.results[origin_of(n)]
         at = node.outputs[0]
         while isinstance(ref, Ref) and at != ref.name:
             following = [i for i in self.traced.graph.consumers(at) if i.origin == node.origin]
@@ -235,13 +243,15 @@ class _Surgery:
             at = following[0].outputs[0]
         return isinstance(ref, Ref)
 
-    def _add_after(self, n: fx.Node, bias: Tensor, *, matrix: bool) -> None:
+    def _add_after(self, n: fx.Node, node: Node, bias: Tensor) -> None:
         """Add the bias to the result of a functional contraction, with a node of its own."""
         rank = len(self._result_shape(n))
-        weight = next(p for p in self.module.parameters())
         name = f"{n.name}_folded_bias"
-        shaped = bias if matrix else bias.reshape(1, -1, *[1] * (rank - 2))
-        self.module.register_parameter(name, parameter_like(weight, shaped))
+        shaped = bias if node.op == "matmul" else bias.reshape(1, -1, *[1] * (rank - 2))
+        dtype = self.traced.graph.values[node.outputs[0]].dtype
+        self.module.register_parameter(
+            name, parameter_like(weight_of(self.module, self.traced.graph, node), shaped, dtype)
+        )
         with self.module.graph.inserting_after(n):
             attribute = self.module.graph.get_attr(name)
         with self.module.graph.inserting_after(attribute):
@@ -249,9 +259,9 @@ class _Surgery:
         n.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
     def _result_shape(self, n: fx.Node) -> Shape:
-        ref = self.traced.results[_origin(n)]
+        ref = self.traced.results[origin_of(n)]
         if not isinstance(ref, Ref):
-            raise CannotRewrite(_origin(n), "prunec cannot give this call a bias")
+            raise CannotRewrite(origin_of(n), "prunec cannot give this call a bias")
         return self.traced.graph.shape(ref.name) or ()
 
     def _cut_inputs(self) -> None:
@@ -277,7 +287,7 @@ class _Surgery:
             key = next((k for k in ("tensors", "input") if k in n.kwargs), None)
             operands = n.kwargs[key] if key else n.args[0]
             if not isinstance(operands, (list, tuple)) or len(operands) != len(by_name[name].inputs):
-                raise CannotRewrite(_origin(n), "prunec cannot take operands out of this call")
+                raise CannotRewrite(origin_of(n), "prunec cannot take operands out of this call")
             left = [operand for i, operand in enumerate(operands) if i not in gone]
             n.args, n.kwargs = ((left, *n.args[1:]), n.kwargs) if not key else (n.args, {**n.kwargs, key: left})
 
@@ -291,13 +301,13 @@ class _Surgery:
                 continue  # a concat of one operand copies it; so does the original
             left = _operands(n)[node.inputs.index(source)]
             if not isinstance(left, fx.Node):
-                raise CannotRewrite(_origin(n), "prunec cannot take an operand out of this call")
+                raise CannotRewrite(origin_of(n), "prunec cannot take an operand out of this call")
             if len(left.users) > 1:
                 # Somebody else reads the operand: what reads this node may write into it in place.
                 call(n, torch.clone, left)
             else:
                 n.replace_all_uses_with(left)
-                self.replaced.add(_origin(n))
+                self.replaced.add(origin_of(n))
 
     def _erase(self) -> None:
         """Erase what nothing reads any more; statements without readers stay while their tensors live."""
@@ -305,9 +315,12 @@ class _Surgery:
         for n in reversed(list(self.module.graph.nodes)):
             if n.op in ("placeholder", "output") or n.users:
                 continue
-            name = _origin(n)
+            name = origin_of(n)
             nodes = self.ir_of.get(name, [])
-            if nodes and name not in self.replaced:
+            if is_assignment(n):
+                made = [node for source in self._tensors_behind(n) for node in self.ir_of.get(origin_of(source), [])]
+                idle = bool(made) and all(node.name in self.edits.removed for node in made)
+            elif nodes and name not in self.replaced:
                 # A node without readers that still computes something writes into a tensor in place.
                 idle = all(node.name in self.edits.removed for node in nodes)
             else:
@@ -321,7 +334,7 @@ class _Surgery:
         """Erase checks of values that are no longer computed: else they keep what they look at alive."""
         for n in list(self.module.graph.nodes):
             if n.op == "call_function" and "assert" in getattr(n.target, "__name__", "") and not n.users:
-                read = [self.ir_of.get(_origin(source), []) for source in self._tensors_behind(n)]
+                read = [self.ir_of.get(origin_of(source), []) for source in self._tensors_behind(n)]
                 if any(nodes and all(node.name in self.edits.removed for node in nodes) for nodes in read):
                     self.module.graph.erase_node(n)
 
@@ -331,7 +344,7 @@ class _Surgery:
         pending = list(n.all_input_nodes)
         while pending:
             source = pending.pop()
-            if any(isinstance(leaf, Ref) for leaf in pytree.tree_leaves(self.traced.results.get(_origin(source)))):
+            if any(isinstance(leaf, Ref) for leaf in pytree.tree_leaves(self.traced.results.get(origin_of(source)))):
                 found.add(source)
             else:
                 pending.extend(source.all_input_nodes)
@@ -369,9 +382,10 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Out-of-place functions for binary ops: an in-place one would write into the stored constant."""
 
 
-def parameter_like(like: Tensor, content: Tensor) -> nn.Parameter:
-    """Return a parameter of this content, with the device, dtype and requires_grad of ``like``."""
-    return nn.Parameter(content.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
+def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Parameter:
+    """Return a parameter of this content, with the device and requires_grad of ``like``, and its dtype or ``dtype``."""
+    kind = getattr(torch, dtype) if dtype else like.dtype
+    return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
 
 
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -400,24 +414,37 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
 
 def refresh_modules(module: nn.Module) -> None:
     """Make the size attributes of every layer agree with its tensors (in_channels, num_features …)."""
-    for sub in module.modules():
-        weight = getattr(sub, "weight", None)
-        if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
-            first, second = weight.shape[0], weight.shape[1] * sub.groups
-            sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
-        elif isinstance(sub, nn.Linear):
-            sub.out_features, sub.in_features = sub.weight.shape
-        elif isinstance(sub, nn.modules.batchnorm._NormBase):
-            sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
-            sub.num_features = sub.num_features if sized is None else sized.shape[0]
-        elif isinstance(sub, nn.GroupNorm) and weight is not None:
-            sub.num_channels = weight.shape[0]
-        elif isinstance(sub, nn.RNNBase):
-            first = sub.weight_ih_l0
-            sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
-            sub._init_flat_weights()  # it keeps a list of its parameters
-        elif isinstance(sub, nn.PReLU):
-            sub.num_parameters = sub.weight.shape[0]
+    with eval_mode(module), torch.no_grad():  # a weight that is computed may be so with a step of power iteration
+        for sub in module.modules():
+            _compute_anew(sub)
+            _refresh(sub)
+
+
+def _refresh(sub: nn.Module) -> None:
+    weight = getattr(sub, "weight", None)
+    if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
+        first, second = weight.shape[0], weight.shape[1] * sub.groups
+        sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
+    elif isinstance(sub, nn.Linear):
+        sub.out_features, sub.in_features = sub.weight.shape
+    elif isinstance(sub, nn.modules.batchnorm._NormBase):
+        sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
+        sub.num_features = sub.num_features if sized is None else sized.shape[0]
+    elif isinstance(sub, nn.GroupNorm) and weight is not None:
+        sub.num_channels = weight.shape[0]
+    elif isinstance(sub, nn.RNNBase):
+        first = sub.weight_ih_l0
+        sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
+        sub._init_flat_weights()  # it keeps a list of its parameters
+    elif isinstance(sub, nn.PReLU):
+        sub.num_parameters = sub.weight.shape[0]
+
+
+def _compute_anew(sub: nn.Module) -> None:
+    """Let hooks that make a weight in front of each call (weight norms, masks) make it from the new parameters."""
+    for hook in sub._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+            hook(sub, ())
 
 
 def _delete_unused_tensors(module: fx.GraphModule) -> None:
@@ -440,11 +467,12 @@ def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     Raises:
         CannotRewrite: naming the first node that fails or has another shape.
     """
+    nothing = Untouched(module, traced.example_inputs)
     try:
-        with MetaMode():
+        with nothing.block(on_shapes=True), MetaMode():
             _check_shapes(traced, edits, module)
     except CannotRewrite:
-        with fake_tensors():  # some kernels do not run on the meta device
+        with nothing.block(on_shapes=True), fake_tensors():  # some kernels do not run on the meta device
             _check_shapes(traced, edits, module)
 
 
@@ -452,10 +480,7 @@ def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
     shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
     with eval_mode(module), torch.no_grad():
         rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
-        inputs = [
-            torch.empty(next(rest), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-            for i in traced.example_inputs
-        ]
+        inputs = with_tensors(traced.example_inputs, lambda _, i: torch.empty(next(rest), dtype=i.dtype, device="cpu"))
         _Check(module, traced, edits).run(*inputs)
 
 
@@ -466,16 +491,26 @@ class _Check(fx.Interpreter):
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        if is_cast(n):
+            return None
+        if is_assignment(n):
+            return self._assigned(n, *self.fetch_args_kwargs_from_env(n)[0])
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever a call with wrong sizes raises
             first = next(iter(str(error).splitlines()), type(error).__name__)
             reason = f"it does not run with fewer channels ({first[:120]})"
             raise CannotRewrite(self._blamed(n), reason) from error
-        expected = self.traced.results.get(_origin(n))
+        expected = self.traced.results.get(origin_of(n))
         if n.op != "output" and expected is not None:
             self._compare(n, expected, result)
         return result
+
+    def _assigned(self, n: fx.Node, tensor: Tensor, _: str, value: Tensor) -> None:
+        """Compare sizes instead of assigning: on shapes, a parameter would be left without values."""
+        if tensor.shape != value.shape:
+            reason = f"a parameter of shape {tuple(tensor.shape)} is assigned one of shape {tuple(value.shape)}"
+            raise CannotRewrite(self._blamed(n), reason)
 
     def _blamed(self, n: fx.Node) -> str:
         """Return the nearest node, going back, that computes a tensor: only of such are there channels to pin."""
@@ -483,10 +518,10 @@ class _Check(fx.Interpreter):
         pending = [n]
         while pending:
             at = pending.pop(0)
-            if _origin(at) in with_channels:
-                return _origin(at)
+            if origin_of(at) in with_channels:
+                return origin_of(at)
             pending.extend(at.all_input_nodes)
-        return _origin(n)
+        return origin_of(n)
 
     def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
         wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]
@@ -497,5 +532,5 @@ class _Check(fx.Interpreter):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
             if shape is not None and tuple(tensor.shape) != shape:
                 raise CannotRewrite(
-                    _origin(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
+                    origin_of(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
                 )

@@ -31,6 +31,8 @@ class _Place:
     attrs: Mapping[str, Any]
     stored: np.ndarray[Any, Any] | None
     sizes: tuple[int | str | None, ...]
+    dtype: torch.dtype
+    like: torch.Tensor
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         with self.module.graph.inserting_before(self.before):
@@ -52,7 +54,27 @@ def insert(module: fx.GraphModule, before: fx.Node, node: Node, source: fx.Node,
     if len(node.inputs) > 1:
         stored = edits.params.get(node.inputs[1], graph.params[node.inputs[1]].array)
     sizes = edits.shapes.get(node.inputs[0], graph.shape(node.inputs[0])) or ()
-    return _INSERTS[node.op](_Place(module, before, source, attrs, stored, sizes))
+    dtype = getattr(torch, graph.values[node.inputs[0]].dtype)
+    like = weight_of(module, graph, node)
+    return _INSERTS[node.op](_Place(module, before, source, attrs, stored, sizes, dtype, like))
+
+
+def weight_of(module: fx.GraphModule, graph: Graph, node: Node) -> torch.Tensor:
+    """Return the nearest parameter that a node, or what feeds it, reads: what is made for it lives where that does.
+
+    Its dtype must be that of the layer, not that of a parameter which happens to be the module's first.
+    """
+    held = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    pending, seen = [*node.inputs], set[str]()
+    while pending:
+        name = pending.pop(0)
+        tensor = held.get(name)
+        if tensor is not None and tensor.is_floating_point():
+            return tensor
+        maker = graph.producer(name) if name not in seen else None
+        seen.add(name)
+        pending.extend(maker.inputs if maker is not None else ())
+    return next((t for t in held.values() if t.is_floating_point()), torch.empty(0))
 
 
 def _pad(at: _Place) -> fx.Node:
@@ -83,8 +105,8 @@ def _conv(at: _Place) -> fx.Node:
     weight = torch.from_numpy(np.array(at.stored))
     kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.dim()]
     layer = kind(weight.shape[1], weight.shape[0], 1, bias=False)
-    like = next(at.module.parameters())
-    layer.weight = nn.Parameter(weight.to(device=like.device, dtype=like.dtype), requires_grad=like.requires_grad)
+    like = at.like
+    layer.weight = nn.Parameter(weight.to(device=like.device, dtype=at.dtype), requires_grad=like.requires_grad)
     name = f"{at.before.name}_from_gate"
     while hasattr(at.module, name):
         name = f"{name}_"

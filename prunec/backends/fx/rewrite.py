@@ -297,7 +297,7 @@ def _new_pad(pad: list[Any], old: Sequence[int], new: Sequence[int], rank: int) 
     return pad
 
 
-_GROUPS_AT = MappingProxyType({"convolution": 8})
+_GROUPS_AT = MappingProxyType({"convolution": 8, "deform_conv2d": 11})
 """Position of ``groups`` where it is not 6, its place in conv1d … conv3d and conv_transpose1d … 3d."""
 
 
@@ -327,7 +327,12 @@ def _group_norm(site: Site) -> None:
 def _scatter_slice(site: Site) -> None:
     n = site.fx_node
     start, end = (site.attrs.get(key, site.node.attrs[key]) for key in ("start", "end"))
-    call(n, torch.slice_scatter, n.args[0], n.args[1], dim=site.node.attrs["axis"], start=start, end=end)
+    base = n.args[0] if n.args else n.kwargs["input"]
+    source = n.args[1] if len(n.args) > 1 else n.kwargs["src"]
+    if site.target == "select_scatter":
+        call(n, torch.select_scatter, base, source, dim=site.node.attrs["axis"], index=start)
+    else:
+        call(n, torch.slice_scatter, base, source, dim=site.node.attrs["axis"], start=start, end=end)
 
 
 REWRITES: Mapping[str, Callable[[Site], None]] = MappingProxyType(

@@ -28,7 +28,7 @@ from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
 Array = np.ndarray[Any, Any]
-_BIASED = {
+BIASED = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv", "com.microsoft.FusedGemm"), 2),
     **dict.fromkeys(("QLinearConv", "com.microsoft.QLinearConv"), 8),
     "com.microsoft.QGemm": 6,
@@ -227,7 +227,7 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
     """Give a contraction a bias: its own input where it has one, an Add behind it elsewhere."""
     place, name = view.node.place, f"{node.inputs[1]}_bias"
     scaled = view.attrs.get("alpha", 1.0) != 1.0
-    slot = _BIASED.get(node.source, -1)
+    slot = BIASED.get(node.source, -1)
     if slot >= 0 and not scaled and not view.has(slot):
         surgeon.set_attribute(place, "beta", None)
         surgeon.read(place, slot, surgeon.store(bias, name))

@@ -235,9 +235,8 @@ class Surgeon:
         That is a Constant; for one value repeated, where ConstantOfShape made it, a ConstantOfShape.
         """
         origin = self.makers[name].proto.name if name in self.makers else ""
-        array, before = self._stored[name].array, self.traced.known.get(self._stored[name].like)
-        repeats = before is not None and before.size > 1 and not any(before.strides)
-        if not repeats or array.size < 2 or not (array == array.flat[0]).all():
+        array, like = self._stored[name].array, self._stored[name].like
+        if like not in self.traced.repeated or array.size < 2 or not (array == array.flat[0]).all():
             return [_constant(name, tensor, origin)]
         shape = self.fresh(f"{name}_shape")
         one = _constant("", numpy_helper.from_array(array.reshape(-1)[:1]), "").attribute[0]

@@ -154,7 +154,7 @@ def _weight_norm(call: Call, to: Emitter) -> None:
     """Translate w = v · (g / ‖v‖), the norm over all axes but ``dim``: the weight is computed from parameters."""
     v, dim, rank = call["v"], call.get("dim", 0), call["v"].dim()
     norms = tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape))
-    if dim < 0 or tuple(call["g"].shape) != norms:
+    if tuple(call["g"].shape) != norms:
         return _opaque(call, to)
     axes = [axis for axis in range(rank) if axis != dim]
     (norm,) = to.emit("reduce", [v], call.results[1:] or [norms], kind="l2", axes=axes, keepdims=True)
@@ -409,6 +409,29 @@ def _slice_scatter(call: Call, to: Emitter) -> None:
     to.emit("scatter_slice", [x, call["src"]], call.results, axis=axis, start=start, end=end, step=step)
 
 
+def _select_scatter(call: Call, to: Emitter) -> None:
+    x, rank = call["self"], call["self"].dim()
+    axis = _axis(call["dim"], rank)
+    start = _axis(call["index"], x.shape[axis])
+    shape = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
+    (part,) = to.emit("reshape", [call["src"]], [shape], shape=list(shape))
+    to.emit("scatter_slice", [x, part], call.results, axis=axis, start=start, end=start + 1, step=1)
+
+
+def _unfold(call: Call, to: Emitter) -> None:
+    """Translate overlapping windows along an axis; the positions in a window become the last axis."""
+    x, count, size = call["self"], call.out.shape[call["dimension"]], call["size"]
+    axis, rank = _axis(call["dimension"], x.dim()), call.out.dim()
+    indices = np.arange(count)[:, None] * call["step"] + np.arange(size)
+    if axis == rank - 2:
+        to.emit("gather", [x], call.results, axis=axis, indices=indices)
+        return
+    shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+    (windows,) = to.emit("gather", [x], [shape], axis=axis, indices=indices)
+    perm = [i for i in range(rank) if i != axis + 1] + [axis + 1]
+    to.emit("transpose", [windows], call.results, perm=perm)
+
+
 def _full(value: float | None) -> Row:
     def row(call: Call, to: Emitter) -> None:
         fill = call.get("fill_value", call.get("value", value))
@@ -438,10 +461,50 @@ def _max_pool(count: int) -> Row:
         pads = [*call.get("padding", [0])] * (count if len(call.get("padding", [0])) == 1 else 1) * 2
         axes = _spatial(call, count)
         to.emit(
-            "max_pool", [call["self"]], call.results[:1], pads=pads, ceil=bool(call.get("ceil_mode")), spatial_axes=axes
+            "max_pool", [call["self"]], call.results, pads=pads, ceil=bool(call.get("ceil_mode")), spatial_axes=axes
         )
 
     return row
+
+
+def _max_unpool(count: int) -> Row:
+    def row(call: Call, to: Emitter) -> None:
+        to.emit("max_unpool", [call["self"], call["indices"]], call.results, spatial_axes=_spatial(call, count))
+
+    return row
+
+
+def _deform_conv(call: Call, to: Emitter) -> None:
+    """Translate torchvision's deformable convolution: sampled maps, one for each tap, that a convolution reads.
+
+    What is sampled beside the map is zero, so only zeros are uniform afterwards, and go.
+    """
+    x, weight = call["input"], call["weight"]
+    if call["offset_groups"] != 1:
+        return _opaque(call, to)
+    mask = call["mask"] if call["use_mask"] else None
+    (sampled,) = to.emit("sample", [x, call["offset"], mask], [(*x.shape[:2], *call.out.shape[2:])])
+    settings = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "conv_groups": call["groups"]}
+    to.emit("conv", [sampled, weight, call["bias"]], call.results, **settings)
+
+
+def _fourier(call: Call, to: Emitter) -> None:
+    rank = call["self"].dim()
+    axes = _axes(call["dim"], rank)
+    to.emit("linear", [call["self"]], call.results, passes=[(axis, axis) for axis in range(rank) if axis not in axes])
+
+
+def _linear_in_place(call: Call, to: Emitter) -> None:
+    """Translate a linear map of each element (conjugation), or one that adds or drops a last axis of two parts."""
+    rank = min(_first(call).dim(), call.out.dim())
+    to.emit("linear", [_first(call)], call.results, passes=[(axis, axis) for axis in range(rank)])
+
+
+def _complex(call: Call, to: Emitter) -> None:
+    shape = (*call.out.shape, 1)
+    parts = [to.emit("reshape", [call[name]], [shape], shape=list(shape))[0] for name in ("real", "imag")]
+    (both,) = to.emit("concat", parts, [(*call.out.shape, 2)], axis=len(shape) - 1)
+    to.emit("linear", [both], call.results, passes=[(axis, axis) for axis in range(len(shape) - 1)])
 
 
 def _avg_pool(count: int) -> Row:
@@ -461,9 +524,7 @@ def _avg_pool(count: int) -> Row:
 def _adaptive_pool(op: str, count: int) -> Row:
     def row(call: Call, to: Emitter) -> None:
         more: dict[str, Any] = {"counts_padding": False} if op == "avg_pool" else {"ceil": False}
-        to.emit(
-            op, [call["self"]], call.results[:1], pads=[0] * (2 * count), spatial_axes=_spatial(call, count), **more
-        )
+        to.emit(op, [call["self"]], call.results, pads=[0] * (2 * count), spatial_axes=_spatial(call, count), **more)
 
     return row
 
@@ -647,7 +708,18 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "hardtanh": _hardtanh,
         **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "clip"), _clamp),
         **dict.fromkeys(
-            ("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout"), _unary("identity")
+            (
+                "clone",
+                "detach",
+                "alias",
+                "contiguous",
+                "lift_fresh_copy",
+                "lift_fresh",
+                "dropout",
+                "resolve_conj",
+                "resolve_neg",
+            ),
+            _unary("identity"),
         ),
         "native_dropout": _unary("identity"),
         **dict.fromkeys(("_to_copy", "to"), _cast),
@@ -692,19 +764,28 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "index": _index,
         "im2col": _im2col,
         "slice_scatter": _slice_scatter,
+        "select_scatter": _select_scatter,
+        "unfold": _unfold,
         **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "zero"), _full(0.0)),
         **dict.fromkeys(("ones", "ones_like", "new_ones"), _full(1.0)),
         **dict.fromkeys(("full", "full_like", "new_full", "fill", "scalar_tensor"), _full(None)),
         **dict.fromkeys(_SOURCES, _source),
         **{f"max_pool{n}d": _max_pool(n) for n in (1, 2, 3)},
         **{f"max_pool{n}d_with_indices": _max_pool(n) for n in (1, 2, 3)},
+        **{f"max_unpool{n}d": _max_unpool(n) for n in (2, 3)},
         **{f"avg_pool{n}d": _avg_pool(n) for n in (1, 2, 3)},
         **{f"_adaptive_avg_pool{n}d": _adaptive_pool("avg_pool", n) for n in (1, 2, 3)},
         **{f"adaptive_avg_pool{n}d": _adaptive_pool("avg_pool", n) for n in (1, 2, 3)},
         **{f"adaptive_max_pool{n}d": _adaptive_pool("max_pool", n) for n in (1, 2, 3)},
         **dict.fromkeys(_RESIZES, _resize),
+        "deform_conv2d": _deform_conv,
         **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "roi_align"), _sample),
         **{name: _reduce(name) for name in ("mean", "sum", "max", "min", "prod", "logsumexp", "any", "all")},
+        **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _fourier),
+        **dict.fromkeys(
+            ("view_as_real", "view_as_complex", "_conj", "_conj_physical", "conj_physical"), _linear_in_place
+        ),
+        "complex": _complex,
         "amax": _reduce("max"),
         "amin": _reduce("min"),
         "var_mean": _var_mean,

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunec.frontends.fx.arguments import with_tensors
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.regions import is_cast
 
 # --- transformers -------------------------------------------------------------------------------------
 
@@ -159,10 +161,10 @@ def _run(module: fx.GraphModule, inputs: Sequence[Any]) -> Mapping[str, _Seen]:
     walk = _Walk(module)
     try:
         with MetaMode() as mode:
-            walk.run(*(mode.twin(i) if isinstance(i, Tensor) else i for i in inputs))
+            walk.run(*with_tensors(inputs, lambda _, tensor: mode.twin(tensor)))
     except Exception:  # noqa: BLE001  # some kernels do not run on the meta device
         with fake_tensors() as fake:
-            walk.run(*(fake.from_tensor(i) if isinstance(i, Tensor) else i for i in inputs))
+            walk.run(*with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor)))
     return walk.seen
 
 
@@ -173,6 +175,8 @@ class _Walk(fx.Interpreter):
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is setattr or is_cast(n):
+            return None  # a parameter is assigned what has its shape
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.seen[n.name] = _Seen(result.dim(), result.dtype)

@@ -8,6 +8,7 @@ no autograd is involved: frozen parameters, train or eval mode and no_grad make 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,30 +17,37 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
+from prunec.frontends.fx.arguments import path_of, with_tensors
 from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.regions import is_cast
 from prunec.frontends.fx.trace import (
     candidates,
     cannot_run,
     eval_mode,
     export,
     failure_of,
-    left_as_it_was,
-    refuse_lazy,
+    fixed_sizes,
+    lost_modes,
+    one_line,
+    refuse_unreadable,
     symbolic_trace,
     untraceable,
     widened,
 )
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY
 from prunec.ir.taught import NO_RULES, OpRules
+
+_LOG = logging.getLogger("prunec")
 
 KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -51,6 +59,8 @@ KNOWN_LEAVES: tuple[type[nn.Module], ...] = (
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LINEAR = (nn.functional.linear, torch.ops.aten.linear.default)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+_RECURRENT_OPS = tuple(getattr(torch.ops.aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+_RECURRENT_PARAMETERS = ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
 _LAYOUT_OPS = ("aten::as_strided_", "aten::set_", "aten::resize_")
 """In-place ops that fake tensors use to fix strides: sizes and content stay."""
 _WRITTEN = "is written in place through a view"
@@ -75,6 +85,7 @@ class Traced:
         exported: True where torch.fx could not trace it and torch.export did.
         parameters: parameter and buffer names -> the tensors themselves.
         unused: FX nodes that compute something no output depends on.
+        notes: what a person should know of how it was read.
     """
 
     graph: Graph
@@ -84,6 +95,7 @@ class Traced:
     exported: bool
     parameters: Mapping[str, Tensor]
     unused: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rules: OpRules = NO_RULES) -> Traced:
@@ -100,35 +112,39 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rule
         BadInput: the module cannot run on inputs of this shape.
     """
     modes = {path: sub.training for path, sub in module.named_modules()}
-    refuse_lazy(module)
-    with eval_mode(module), left_as_it_was(module), torch.no_grad():
-        found = _read(module, tuple(example_inputs), name, rules)
+    refuse_unreadable(module)
+    untouched = Untouched(module, tuple(example_inputs))
+    with untouched.block(on_shapes=True), eval_mode(module), torch.no_grad():
+        found = _read(module, tuple(example_inputs), name, untouched, rules)
     follow_modes(found.module, modes)
     return found
 
 
-def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, rules: OpRules) -> Traced:
+def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched, rules: OpRules) -> Traced:
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
-    traced_by_fx, reason = symbolic_trace(module, len(inputs))
+    traced_by_fx, reason = symbolic_trace(module, len(inputs), untouched)
     partly: Traced | None = None
     for candidate in candidates(traced_by_fx, inputs):
         try:
-            found = _record_any_batch(candidate, inputs, name, rules, exported=False)
+            with untouched.block(on_shapes=True):
+                found = _record_any_batch(candidate, inputs, name, rules, exported=False)
         except PrunecError:
             raise
         except Exception as error:  # noqa: BLE001  # any error of the user's forward: torch.export is the second opinion
+            _LOG.debug("the graph that torch.fx traced cannot be recorded: %s", one_line(error))
             reason = error
             continue
         if candidate is module:
             return found
-        if not _returns_the_same(module, found):
+        if not _returns_the_same(module, found, untouched):
             reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
             continue
         if not _writes_unseen(found.graph):
+            _LOG.debug("the network was read by torch.fx: %d calls", len(found.module.graph.nodes))
             return found
         partly = partly or found
     try:
-        return _exported(module, inputs, name, reason, rules)
+        return _exported(module, inputs, name, reason, untouched, rules)
     except (UntraceableModel, BadInput):
         if partly is not None:
             return partly
@@ -136,35 +152,48 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, rules: OpRules)
 
 
 def _exported(
-    module: nn.Module, inputs: tuple[Any, ...], name: str, reason: BaseException | None, rules: OpRules
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    name: str,
+    reason: BaseException | None,
+    untouched: Untouched,
+    rules: OpRules,
 ) -> Traced:
-    exported = export(module, inputs, reason)
+    _LOG.debug("torch.export is tried, for torch.fx could not: %s", one_line(reason) if reason else "no reason")
+    exported = export(module, inputs, reason, untouched)
     try:
-        return _record_any_batch(exported, inputs, name, rules, exported=True)
+        with untouched.block(on_shapes=True):
+            found = _record_any_batch(exported, inputs, name, rules, exported=True)
+        why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
+        fixed = fixed_sizes(module, exported, inputs, untouched)
+        lost = lost_modes(module, inputs, untouched)
+        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
-        if failure_of(module, inputs) is None:
+        if failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
 
 
-def _returns_the_same(module: nn.Module, found: Traced) -> bool:
+def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) -> bool:
     """Tell whether the module itself, run on shapes, returns tensors of the shapes that were recorded."""
     graph = found.graph
+    shapes = [[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs]
     for mode in (MetaMode, fake_tensors):
-        shapes = iter([[size for size in graph.shape(name) or () if isinstance(size, int)] for name in graph.inputs])
         try:
-            with left_as_it_was(module), mode():
-                arguments = [
-                    torch.empty(next(shapes), dtype=i.dtype, device="cpu") if isinstance(i, Tensor) else i
-                    for i in found.example_inputs
-                ]
+            with untouched.block(on_shapes=True), mode():
+                arguments = _empty(found.example_inputs, shapes)
                 returned = [tuple(tensor.shape) for tensor in tensors_in(module(*arguments))]
         except Exception:  # noqa: BLE001, S112  # a forward that needs values cannot be asked
             continue
         return returned == [graph.shape(name) for name in graph.outputs]
     return True
+
+
+def _empty(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    rest = iter(shapes)
+    return with_tensors(inputs, lambda _, like: torch.empty(next(rest), dtype=like.dtype, device="cpu"))
 
 
 def _writes_unseen(graph: Graph) -> bool:
@@ -182,8 +211,8 @@ def _record_any_batch(
             return _record(module, wide, inputs, name, rules, exported=exported)
         except PrunecError:
             raise
-        except Exception:  # noqa: BLE001, S110  # a network with a hard-coded batch of 1: the example's own batch is tried next
-            pass
+        except Exception as error:  # noqa: BLE001  # a network with a hard-coded batch of 1: the example's own batch is next
+            _LOG.debug("the example's own batch is tried, for a batch of 3 could not: %s", one_line(error))
     return _record(module, inputs, inputs, name, rules, exported=exported)
 
 
@@ -201,7 +230,8 @@ def _record(
         recorder.walk(inputs)
     except PrunecError:
         raise
-    except Exception:  # noqa: BLE001  # some kernels do not run on the meta device
+    except Exception as error:  # noqa: BLE001  # some kernels do not run on the meta device
+        _LOG.debug("fake tensors are tried, for the meta device could not: %s", one_line(error))
         with fake_tensors() as fake:
             recorder = _Recorder(module, rules, fake)
             recorder.walk(inputs)
@@ -232,6 +262,11 @@ class _Walk(fx.Interpreter):
         recorder = self.recorder
         recorder.begin(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if is_assignment(n) or is_cast(n):
+            if is_assignment(n):
+                recorder.assign(args[0], args[2])
+            recorder.end(n, args, None)
+            return None
         whole = self._whole(n)
         if whole is None:
             result = getattr(self, n.op)(n.target, args, kwargs)
@@ -249,6 +284,8 @@ class _Walk(fx.Interpreter):
             return recorder.functional_instance_norm
         if n.op == "call_function" and n.target in _LINEAR:
             return recorder.functional_linear
+        if n.op == "call_function" and n.target in _RECURRENT_OPS:
+            return recorder.recurrent_op
         if n.target is torch.tensor_split or (n.op == "call_method" and n.target == "tensor_split"):
             return recorder.tensor_split
         if n.op != "call_module":
@@ -297,7 +334,7 @@ class _Recorder(MetaMode):
     def walk(self, inputs: tuple[Any, ...]) -> None:
         """Run the module on tensors of the inputs' shapes, and record."""
         convert = self.twin if self._fake is None else self._fake.from_tensor
-        shapes = tuple(convert(i) if isinstance(i, Tensor) else i for i in inputs)
+        shapes = with_tensors(inputs, lambda _, tensor: convert(tensor))
         with self:
             _Walk(self._module, self).run(*shapes)
 
@@ -325,10 +362,11 @@ class _Recorder(MetaMode):
         bound.update(zip((a.name for a in schema.arguments), args, strict=False))
         bound.update(kwargs)
         name = schema.name.partition("::")[2]
-        in_place = schema.is_mutable and name.endswith("_") and not name.endswith("__") and tensors[0] is args[0]
+        writes = schema.is_mutable and name.endswith("_") and not name.endswith("__")
+        in_place = writes and isinstance(args[0], Tensor) and self._place(tensors[0]) == self._place(args[0])
         self._source = f"{schema.name.replace('::', '.')}"
         if in_place:
-            self._name(tensors[0])  # what it held is read in before its content changes
+            self._name(args[0])  # what it held is read in before its content changes
         short = name.removesuffix("_") if in_place else name
         translate(Call(short, bound, tensors, str(schema.name)), self, self._rules)
         self._emit_rest(name, args, tensors)
@@ -369,7 +407,7 @@ class _Recorder(MetaMode):
         """Give a result the name of what it equals; see prunec.frontends.fx.aten.Emitter."""
         self._names[id(result)] = self._name(source)
         self._alive.append(result)
-        self._by_storage.setdefault(_storage(result), []).append(result)
+        self._by_storage.setdefault(self._place(result)[0], []).append(result)
 
     def constant(self, tensor: Tensor) -> np.ndarray[Any, Any] | None:
         """Return the content of a parameter, buffer or a reshaped one; None for computed tensors."""
@@ -404,7 +442,7 @@ class _Recorder(MetaMode):
         self._names[id(tensor)] = name
         self._stale.pop(id(tensor), None)
         self._alive.append(tensor)  # an id is only unique while its object lives
-        self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+        self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         self._values[name] = Value(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def _name(self, tensor: Tensor) -> str:
@@ -421,15 +459,35 @@ class _Recorder(MetaMode):
         if name in self.tensors and name not in self._params:
             self._params[name] = Param(name, _to_numpy(tensor), learned=isinstance(tensor, nn.Parameter))
             self._contents[name] = self._params[name].array
-            self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+            self._by_storage.setdefault(self._place(tensor)[0], []).append(tensor)
         return name
 
     def _written(self, tensor: Tensor) -> None:
-        """Mark every other view of the written memory: what it held is not what it holds now."""
-        now = self._names[id(tensor)]
-        for other in self._by_storage.get(_storage(tensor), []):
-            if other is not tensor and self._names.get(id(other)) != now:
+        """Tell all who show the written memory: they hold the same now or, where they show it otherwise, are stale."""
+        now, place = self._names[id(tensor)], self._place(tensor)
+        for other in self._by_storage.get(place[0], []):
+            if other is tensor or self._names.get(id(other)) == now:
+                continue
+            if self._place(other) == place:
+                self._stale.pop(id(other), None)
+                self._names[id(other)] = now
+            else:
                 self._stale[id(other)] = (self._names[id(other)], now)
+
+    def _place(self, tensor: Tensor) -> tuple[Any, ...]:
+        """Return the memory that a tensor shows, and how: parameters are real, and are written into as their twins."""
+        if tensor.device.type != "meta" and not isinstance(tensor, FakeTensor):
+            with _disable_current_modes():
+                tensor = self.twin(tensor) if self._fake is None else self._fake.from_tensor(tensor)
+        return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """Follow ``tensor.data = value``: from here on the tensor holds what ``value`` does."""
+        if tensor.shape != value.shape:
+            raise TypeError(f".data is assigned a tensor of another shape: {value.shape} for {tensor.shape}")
+        self._name(tensor)
+        self._names[id(tensor)] = self._name(value)
+        self._written(tensor)
 
     def _reread(self, tensor: Tensor, stale: tuple[str, str]) -> str:
         source, self._source = self._source, "in-place write"
@@ -446,9 +504,11 @@ class _Recorder(MetaMode):
         if self._serial > 1 or n.op == "call_module":
             self._mark_inner()
         if n.op == "placeholder":
-            if isinstance(result, Tensor):
-                self._define(n.name, result)
-                self._inputs.append(n.name)
+            for keys, leaf in pytree.tree_flatten_with_path(result)[0]:
+                if isinstance(leaf, Tensor):
+                    name = ".".join([n.name, path_of(keys)]) if keys else n.name
+                    self._define(name, leaf)
+                    self._inputs.append(name)
         elif n.op == "output":
             self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
         self.results[n.name] = pytree.tree_map(
@@ -503,20 +563,51 @@ class _Recorder(MetaMode):
         self.emit("split", [x], list(result), axis=axis, sizes=[part.shape[axis] for part in result])
 
     def recurrent(self, args: Any, module: Any, result: Any) -> None:
-        """Record what each layer and direction reads of its input as a matrix product; the state is not followed."""
+        """Record a recurrent module."""
         self._source = type(module).__name__
         x, *states = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        layers = [
+            [
+                [getattr(module, f"{kind}_l{layer}{suffix}", None) for kind in _RECURRENT_PARAMETERS]
+                for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]
+            ]
+            for layer in range(module.num_layers)
+        ]
+        self._layers(x, states, layers, result)
+
+    def recurrent_op(self, args: Any, _kwargs: Any, result: Any) -> None:
+        """Record the op that torch.export makes of a recurrent module: its parameters come as one list."""
+        x, states, params, has_biases, num_layers, _, _, both_ways, *_ = args
+        self._source = "aten.recurrent"
+        given, each = list(params), len(params) // (num_layers * (2 if both_ways else 1))
+        rows = [given[at : at + each] for at in range(0, len(given), each)]
+        cells = [
+            [
+                row[0],
+                row[2] if has_biases else None,
+                row[1],
+                row[3] if has_biases else None,
+                *row[4 if has_biases else 2 :],
+            ]
+            for row in rows
+        ]
+        layers = [cells[at : at + len(cells) // num_layers] for at in range(0, len(cells), len(cells) // num_layers)]
+        self._layers(x, [leaf for leaf in pytree.tree_leaves(states) if isinstance(leaf, Tensor)], layers, result)
+
+    def _layers(self, x: Tensor, states: list[Tensor], layers: list[list[list[Any]]], result: Any) -> None:
+        """Record what each layer and direction reads of its input as a matrix product; the state is not followed.
+
+        Args:
+            layers: for each layer and direction, its tensors in the order of ``_RECURRENT_PARAMETERS``.
+        """
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         reason = "a recurrent state feeds itself"
         current: Operand = x
         parts: list[Operand] = [*states]
         leading = tuple(x.shape[:-1])
-        for layer in range(module.num_layers):
-            for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
-                names = [
-                    f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")
-                ]
-                w_in, b_in, w_state, b_state, w_out = (getattr(module, name, None) for name in names)
+        for number, directions in enumerate(layers):
+            for cell in directions:
+                w_in, b_in, w_state, b_state, w_out = (*cell, None)[:5]
                 assert isinstance(w_in, Tensor)
                 assert isinstance(w_state, Tensor)
                 gates = (*leading, w_in.shape[0])
@@ -524,7 +615,7 @@ class _Recorder(MetaMode):
                 state = self.emit("opaque", [parts[-1]], [(*leading, w_state.shape[1])], reason=reason)[0]
                 parts += self.emit("matmul", [state, w_state, b_state], [gates], transpose_b=True)
                 parts += [w_out] if isinstance(w_out, Tensor) else []
-            if layer + 1 < module.num_layers:
+            if number + 1 < len(layers):
                 (current,) = self.emit("opaque", parts, [tuple(outputs[0].shape)], reason=reason)
                 parts = []
         self.emit("opaque", parts, outputs, reason=reason)
@@ -554,6 +645,11 @@ class _Recorder(MetaMode):
             name=name,
             frontend="fx",
         )
+
+
+def is_assignment(n: fx.Node) -> bool:
+    """Tell whether a node is ``tensor.data = value``: run on shapes, it would leave a parameter without values."""
+    return n.op == "call_function" and n.target is setattr and len(n.args) == 3 and n.args[1] == "data"
 
 
 def _storage(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ import itertools
 import operator
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from prunec.frontends.fx.attention import FORWARDS
+from prunec.frontends.fx.regions import Regions
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -64,6 +66,27 @@ class _Assignable(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    @property
+    def data(self) -> Any:
+        """The tensor without its history: a call that the recorder follows, instead of an attribute."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        """``self.weight.data = value`` is a statement of the traced network, as it is one of the user's."""
+        self.tracer.create_proxy("call_function", setattr, (self, "data", value), {})
+
+
+@contextmanager
+def tensors_pass() -> Iterator[None]:
+    """Let ``torch.is_tensor`` tell of a proxy what ``isinstance`` does: it asks from inside of torch."""
+    asked = torch.is_tensor
+    torch.is_tensor = lambda value: isinstance(value, torch.Tensor)  # type: ignore[assignment]  # its guard is narrower
+    try:
+        yield
+    finally:
+        torch.is_tensor = asked
+
 
 def _is_number(node: fx.Node) -> bool:
     """Tell whether a node is a size, or computed from sizes alone."""
@@ -78,29 +101,32 @@ def _is_number(node: fx.Node) -> bool:
     return False
 
 
-class _Buffer(_Assignable):
-    """A buffer that is read in the forward; its sizes are numbers, as those of a parameter are."""
+class _Held(_Assignable):
+    """A parameter or buffer that is read in the forward: its sizes are numbers."""
 
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, held: torch.Tensor) -> None:
         super().__init__(node, tracer)
-        self.buffer = buffer
+        self.held = held
 
     @property
     def shape(self) -> torch.Size:
-        return self.buffer.shape
+        return self.held.shape
 
     @property
     def ndim(self) -> int:
-        return self.buffer.ndim
+        return self.held.ndim
 
     def size(self, dim: int | None = None) -> torch.Size | int:
-        return self.buffer.size() if dim is None else self.buffer.size(dim)
+        return self.held.size() if dim is None else self.held.size(dim)
 
     def dim(self) -> int:
-        return self.buffer.dim()
+        return self.held.dim()
 
     def numel(self) -> int:
-        return self.buffer.numel()
+        return self.held.numel()
+
+    nelement = numel
+    ndimension = dim
 
 
 class Tracer(fx.Tracer):
@@ -109,11 +135,19 @@ class Tracer(fx.Tracer):
     Args:
         buffers: a buffer that the forward reads is a node, as a parameter is; else it is read at once, and what is
             computed from it is a constant without a name.
+        regions: what keeps no_grad, inference_mode and autocast.
     """
 
-    def __init__(self, *, buffers: bool = True) -> None:
+    def __init__(self, *, buffers: bool = True, regions: Regions | None = None) -> None:
         super().__init__(param_shapes_constant=True)
+        self.trace_asserts = True
         self.buffers = buffers
+        self.regions = Regions() if regions is None else regions
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node in the modes (no_grad, autocast) that are on."""
+        self.regions.catch_up(self.graph)
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
@@ -134,15 +168,17 @@ class Tracer(fx.Tracer):
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return what reading an attribute of a module gives: a proxy for a buffer of the network."""
-        if not self.buffers or not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, nn.Parameter):
-            return super().getattr(attr, attr_val, parameter_proxy_cache)
-        name = next((name for name, buffer in self.root.named_buffers() if buffer is attr_val), None)
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
+        """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
+        is_parameter = isinstance(attr_val, nn.Parameter)
+        if not isinstance(attr_val, torch.Tensor) or not (self.buffers or is_parameter):
+            return attr_val
+        held = self.root.named_parameters() if is_parameter else self.root.named_buffers()
+        name = next((name for name, tensor in held if tensor is attr_val), None)
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
-            make = lambda node: _Buffer(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
+            make = lambda node: _Held(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
 

@@ -1,33 +1,43 @@
 """nn.Module -> fx.GraphModule: torch.fx first, torch.export where that fails.
 
 Owns the two tracers, what they are told about optional arguments, and the errors when neither reads a network.
-What a graph's nodes mean is recorded in fx.py. The user's module is left as it was: attributes that torch.fx
-hangs on it are taken off again.
+What a graph's nodes mean is recorded in fx.py. Each run of the user's forward is a block of its own that leaves
+nothing behind (untouched.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 import inspect
 import io
 import logging
 import math
 import time
+import traceback
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
-from prunec.frontends.fx.functional import Tracer, functional, has_writes
+from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.meta import fake_tensors
+from prunec.frontends.fx.reachable import LIBRARIES
+from prunec.frontends.fx.regions import Regions
+from prunec.frontends.fx.untouched import Untouched
 
+_LOG = logging.getLogger("prunec")
 _OPEN_SECONDS = 15.0
 """Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
 example's size."""
@@ -51,27 +61,64 @@ def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.
 
 def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
     """Return the error of a network that neither tracer reads."""
-    by_fx = _one_line(fx_error) if fx_error else "its graph cannot be run"
+    by_fx = one_line(fx_error) if fx_error else "its graph cannot be run"
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
-        why=f"torch.fx: {by_fx}; torch.export: {_one_line(export_error)}",
+        why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",
         do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
     )
 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
     """Return the error of a network that its inputs do not fit."""
-    shapes = ", ".join("x".join(map(str, i.shape)) if isinstance(i, Tensor) else type(i).__name__ for i in inputs)
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs)) or "none"
     return BadInput(
         f"the network cannot run on an input of shape {shapes}",
-        why=_one_line(error),
+        why=one_line(error),
         do="give the shape that it expects with --input-shape",
     )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, and the line of the user's code that led to it."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300] + _where(error)
+
+
+def _where(error: BaseException) -> str:
+    """Return " (file.py:12, in forward)" for the innermost frame that belongs to no library; "" where there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [frame for frame in frames if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES]
+    theirs = [frame for frame in theirs if not frame.f_code.co_filename.startswith("<")]
+    if not theirs:
+        return ""
+    code = theirs[-1].f_code
+    line = next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is theirs[-1])
+    return f" ({Path(code.co_filename).name}:{line}, in {code.co_name})"
+
+
+def fixed_sizes(
+    module: nn.Module, traced: fx.GraphModule, inputs: tuple[Any, ...], untouched: Untouched
+) -> tuple[str, ...]:
+    """Return a note where a network takes images of other sizes and its traced graph does not.
+
+    Both are run on shapes, at twice the example's size. A forward that needs values cannot be asked.
+    """
+    larger = with_tensors(inputs, lambda _, t: t.new_empty([*t.shape[:2], *(2 * s for s in t.shape[2:])], device="cpu"))
+    if all(tensor.dim() < 3 for _, tensor in named_tensors(inputs)):
+        return ()
+    shapes: list[list[torch.Size] | None] = []
+    for network in (module, traced):
+        try:
+            with untouched.block(on_shapes=True), fake_tensors() as fake, torch.no_grad():
+                shapes.append([tensor.shape for tensor in tensors_in(network(*_on_shapes(larger, fake)))])
+        except Exception as error:  # noqa: BLE001  # whatever a forward raises
+            _LOG.debug("at twice the size it does not run: %s", one_line(error))
+            shapes.append(None)
+    if shapes[0] is None or shapes[0] == shapes[1]:
+        return ()
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs))
+    return (f"the traced network takes inputs of the example's size alone ({sizes}): its forward computes with sizes",)
 
 
 @contextlib.contextmanager
@@ -87,16 +134,16 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             sub.training = mode
 
 
-def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule | None, BaseException | None]:
+def symbolic_trace(
+    module: nn.Module, num_inputs: int, untouched: Untouched
+) -> tuple[fx.GraphModule | None, BaseException | None]:
     """Trace a module with torch.fx; return its graph, or None and why there is none."""
     if isinstance(module, fx.GraphModule):
         return module, None
     reason: BaseException | None = None
     for buffers in (True, False) if _reads_buffers(module) else (False,):
         try:
-            with warnings.catch_warnings(), left_as_it_was(module):
-                warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-                made = _traced(module, num_inputs, buffers=buffers)
+            made = _traced(module, num_inputs, untouched, buffers=buffers)
             if not has_writes(made):
                 return made, None
             rewritten = functional(made)
@@ -104,16 +151,32 @@ def symbolic_trace(module: nn.Module, num_inputs: int) -> tuple[fx.GraphModule |
                 return rewritten, None
             reason = TypeError("it writes into a part of a tensor that something else may see")
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
             reason = error
     return None, reason
 
 
-def refuse_lazy(module: nn.Module) -> None:
-    """Check that every parameter has a shape.
+def refuse_unreadable(module: nn.Module) -> None:
+    """Check that a module is code, and that every parameter has a shape.
 
     Raises:
-        BadInput: a lazy layer has not seen an input yet.
+        BadInput: a ScriptModule, a module prepared for quantisation, or a lazy layer that has not seen an input yet.
     """
+    for name, sub in module.named_modules():
+        if isinstance(sub, torch.jit.ScriptModule):
+            what = f"its submodule {name}" if name else "the module"
+            raise BadInput(
+                f"{what} is a ScriptModule",
+                why="what torch.jit compiled has no Python code to trace",
+                do="give the module that it was made from, with its weights, or export it to ONNX and prune the file",
+            )
+        if type(sub).__module__.startswith(("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization")):
+            raise BadInput(
+                f"the module is prepared for quantisation-aware training ({name or 'itself'}: {type(sub).__name__})",
+                why="its fake quantisers follow the network as it is, and their scales are of its channels",
+                do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
+                "prune the file",
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise BadInput(
@@ -123,15 +186,64 @@ def refuse_lazy(module: nn.Module) -> None:
             )
 
 
-def _traced(module: nn.Module, num_inputs: int, *, buffers: bool) -> fx.GraphModule:
+def _traced(
+    module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool, ignored: tuple[str, ...] = ()
+) -> fx.GraphModule:
+    """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    tracer = Tracer(buffers=buffers)
-    graph = tracer.trace(module, concrete_args=concrete or None)
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored))
+    with warnings.catch_warnings(), untouched.block():
+        warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+        with tracer.regions.watched(), tensors_pass():
+            graph = tracer.trace(module, concrete_args=concrete or None)
+        made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
+    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, buffers, tracer.regions.seen)
+    if only_here and not ignored:
+        return _traced(module, num_inputs, untouched, buffers=buffers, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+    return fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+
+
+def _modes_in_training(
+    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, buffers: bool, seen: set[str]
+) -> set[str]:
+    """Return which of the modes seen (no_grad …) are on while the network trains, too; all where that cannot be told.
+
+    ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
+    """
+    if not seen:
+        return seen
+    tracer = Tracer(buffers=buffers)
+    try:
+        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+            warnings.simplefilter("ignore")
+            for sub in module.modules():
+                sub.training = True
+            tracer.trace(module, concrete_args=concrete or None)
+    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies
+        _LOG.debug("torch.fx cannot trace the network in training mode: %s", one_line(error))
+        return seen
+    return tracer.regions.seen & seen
+
+
+def _plain_constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
+
+
+def _is_made(n: fx.Node, module: nn.Module) -> bool:
+    """Tell whether a node reads a constant that torch.fx has hung on the module for the time of the trace."""
+    return n.op == "get_attr" and str(n.target).startswith("_tensor_constant") and hasattr(module, str(n.target))
+
+
+def _with_constants(module: nn.Module, constants: dict[Any, Any]) -> nn.Module:
+    """Return what holds the module's own parts, and constants beside them."""
+    holder = nn.Module()
+    vars(holder).update(vars(module))
+    vars(holder).update(constants)
+    return holder
 
 
 def _reads_buffers(module: nn.Module) -> bool:
@@ -143,28 +255,9 @@ def _reads_buffers(module: nn.Module) -> bool:
     return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())
 
 
-@contextlib.contextmanager
-def left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Undo what tracers do to a module: constants that torch.fx hangs on it, proxies in caches that its forward fills.
-
-    Attributes, and the lists and dicts that they are, get their content back; tensors are not copied.
-    """
-    kept = [(vars(sub), dict(vars(sub))) for sub in module.modules()]
-    inner = [
-        (value, copy.copy(value))
-        for _, attributes in kept
-        for value in attributes.values()
-        if type(value) in (dict, list, set, OrderedDict)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, before in (*kept, *inner):
-            attributes.clear()
-            attributes.extend(before) if isinstance(attributes, list) else attributes.update(before)
-
-
-def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None) -> fx.GraphModule:
+def export(
+    module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None, untouched: Untouched
+) -> fx.GraphModule:
     """Trace a module with torch.export; ``reason`` is why torch.fx could not.
 
     Raises:
@@ -176,15 +269,21 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
         warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
         wide = widened(inputs)
         for example in (wide,) if wide is inputs else (wide, inputs):
-            open_sizes, open_batch = (tuple(_open_axes(i, fixed) for i in example) for fixed in (1, None))
+            open_sizes, open_batch = (
+                pytree.tree_map(functools.partial(_open_axes, fixed=fixed), example) for fixed in (1, None)
+            )
             for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
                 try:
-                    with _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf):
+                    with (
+                        untouched.block(on_shapes=True),
+                        _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf),
+                    ):
                         return _exported(module, example, shapes)
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
+                    _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
                     last = error
     assert last is not None
-    failure = failure_of(module, inputs)
+    failure = failure_of(module, inputs, untouched)
     if failure is not None:
         raise cannot_run(inputs, failure)
     raise untraceable(reason, last) from last
@@ -192,10 +291,10 @@ def export(module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | N
 
 def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
-    tensors = [i for i in inputs if isinstance(i, Tensor)]
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
     if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
         return inputs
-    return tuple(i.expand(_TRACE_BATCH, *i.shape[1:]).contiguous() if isinstance(i, Tensor) else i for i in inputs)
+    return with_tensors(inputs, lambda _, tensor: tensor.expand(_TRACE_BATCH, *tensor.shape[1:]).contiguous())
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
@@ -206,6 +305,55 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.Gra
     exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     return _plain(exported)
+
+
+def _on_shapes(inputs: tuple[Any, ...], fake: FakeTensorMode) -> tuple[Any, ...]:
+    return with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor))
+
+
+def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
+    """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
+    watching = _Watching()
+    try:
+        with (
+            untouched.block(on_shapes=True),
+            fake_tensors() as fake,
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            watching,
+        ):
+            module(*_on_shapes(inputs, fake))
+    except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
+        _LOG.debug("on shapes it does not run: %s", one_line(error))
+    return tuple(
+        f"{mode} inside its forward is not kept in the traced network: {instead}"
+        for mode, instead in _INSTEAD.items()
+        if mode in watching.seen
+    )
+
+
+_INSTEAD = {
+    "no_grad": "before training, freeze what it protects with requires_grad_(False)",
+    "inference_mode": "before training, freeze what it protects with requires_grad_(False)",
+    "autocast": "call the network under autocast",
+}
+
+
+class _Watching(TorchFunctionMode):
+    """Notes the modes in which functions of torch are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():
+            self.seen.add("inference_mode")
+        elif not torch.is_grad_enabled():
+            self.seen.add("no_grad")
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self.seen.add("autocast")
+        return func(*args, **(kwargs or {}))
 
 
 class _Deadline(TorchFunctionMode):
@@ -283,10 +431,11 @@ def _open_axes(value: Any, fixed: int | None) -> dict[int, Any] | None:
     return {axis: torch.export.Dim.AUTO for axis in axes if axis != fixed} or None
 
 
-def failure_of(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
+def failure_of(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> BaseException | None:
     """Return the error of a plain forward pass, None when it runs."""
     try:
-        module(*inputs)
+        with untouched.block():
+            module(*inputs)
     except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
         return error
     return None

@@ -1,7 +1,8 @@
 """Shapes that contradict each other, found before the passes meet them.
 
 Owns one check per op family on the finished graph: a file whose weights do not fit its values is told
-apart from a fault of prunec. Only what is known is compared; open sizes are never wrong.
+apart from a fault of prunec. Only what is known is compared; open sizes are never wrong. What ONNX's checker
+says about one node is asked where a row of the tables stumbles over it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from prunec.errors import BadInput
+from prunec.frontends.onnx.nodes import SourceNode
 from prunec.ir.graph import Dim, Graph, Node, Shape
 from prunec.ir.ops import BINARY
 
@@ -35,6 +37,20 @@ def check_graph(graph: Graph) -> None:
                 why=f"it reads {text}",
                 do="the file or the given input shape is wrong: check both with onnx.checker and ONNX Runtime",
             )
+
+
+def complaint_about(node: SourceNode) -> str:
+    """Return what ONNX's own checker says against a node's attributes and number of inputs; "" if nothing."""
+    import onnx
+
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {node.domain: node.version or onnx.defs.onnx_opset_version()}
+    try:
+        onnx.checker.check_node(node.proto, context)
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    return ""
 
 
 def contradiction(node: Node, shapes: list[Shape | None]) -> str:

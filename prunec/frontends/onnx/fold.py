@@ -123,6 +123,24 @@ def _by_reference(view: View, arrays: Sequence[Array]) -> Sequence[Array] | None
     return arrays if sum(array.size for array in arrays) <= MAX_REFERENCE_ELEMENTS else None
 
 
+def repeats_one(view: View) -> bool:
+    """Tell whether a node makes one element over and over: ConstantOfShape, an expansion, a view of such contents."""
+    if view.node.domain or view.op not in _REPEATING:
+        return False
+    if view.op == "ConstantOfShape":
+        return True
+    array = view.data(0)
+    return view.inputs[0] in view.facts.repeated or (view.op == "Expand" and array is not None and array.size == 1)
+
+
+_REPEATING = frozenset(
+    {
+        *("ConstantOfShape", "Expand", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"),
+        *("Slice", "Cast"),
+    }
+)
+
+
 def marked(view: View) -> Sequence[Array]:
     """Return bool per element of each output: does it follow from a number of channels?
 

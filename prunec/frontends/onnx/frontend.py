@@ -19,11 +19,11 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from prunec.errors import BadInput
+from prunec.errors import BadInput, InternalError
 from prunec.frontends.onnx import shapes as onnx_shapes
 from prunec.frontends.onnx.branches import with_settled_branches
-from prunec.frontends.onnx.check import check_graph
-from prunec.frontends.onnx.fold import fold, marked
+from prunec.frontends.onnx.check import check_graph, complaint_about
+from prunec.frontends.onnx.fold import fold, marked, repeats_one
 from prunec.frontends.onnx.load import OnnxSource, load_onnx
 from prunec.frontends.onnx.nodes import SourceNode, read_nodes
 from prunec.frontends.onnx.ops.draft import Draft
@@ -50,6 +50,7 @@ class TracedOnnx:
             (object arrays of onnx_symbols items).
         roots, marks: for contents that follow from a number of channels: the values whose shapes are read
             for it, and bool per element: which do.
+        repeated: contents that are one element over and over, made so (``onnx_view.Facts``).
     """
 
     graph: Graph
@@ -60,6 +61,7 @@ class TracedOnnx:
     known: Mapping[str, Array]
     roots: Mapping[str, frozenset[str]]
     marks: Mapping[str, Array]
+    repeated: frozenset[str] = frozenset()
 
 
 def trace_onnx(
@@ -101,6 +103,7 @@ def trace_onnx(
         known=MappingProxyType(file_facts.known),
         roots=MappingProxyType(file_facts.roots),
         marks=MappingProxyType(file_facts.marks),
+        repeated=frozenset(file_facts.repeated),
     )
 
 
@@ -178,6 +181,8 @@ def _learn(view: View, source: OnnxSource, facts: Facts, in_file: Facts | None) 
             for name, array in zip(view.outputs, results, strict=False)
         ]
     facts.known.update((name, array) for name, array in zip(view.outputs, results, strict=False) if name)
+    if repeats_one(view):
+        facts.repeated.update(view.outputs)
     _mark(view, facts)
     return True
 
@@ -252,12 +257,14 @@ def _drafts(view: View, facts: Facts, rules: OpRules) -> Sequence[Draft]:
     try:
         return translate(view, rules)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        # The table reads what the specification promises; what is missing is missing in the file.
-        raise BadInput(
-            f"node {view.node.name!r} ({view.op}, opset {view.node.version}) is not well formed",
-            why=f"its attributes or inputs are not those of the ONNX specification ({type(error).__name__}: {error})",
-            do="check the file with onnx.checker.check_model",
-        ) from error
+        place = f"node {view.node.name!r} ({view.op}, opset {view.node.version})"
+        complaint = complaint_about(view.node)
+        if complaint:
+            raise BadInput(
+                f"{place} is not well formed", why=complaint, do="check the file with onnx.checker.check_model"
+            ) from error
+        # The node is as ONNX wants it: the row is at fault, or the file is wrong elsewhere (prunec/check/blame.py).
+        raise InternalError("the ONNX frontend", f"the row for {view.op} failed at {place}: {error!r}") from error
 
 
 def _sizes(name: str, facts: Facts) -> Draft:
@@ -319,8 +326,7 @@ def _paddings(facts: Facts, nodes: Sequence[SourceNode], made: Sequence[Node]) -
     for source in nodes if joined else ():
         for name in joined.intersection(source.outputs):
             array = facts.constant(name)
-            # Only ConstantOfShape, and views of what it makes, repeat one element without memory.
-            if array is not None and array.size > 1 and not any(array.strides):
+            if array is not None and array.size > 1 and name in facts.repeated:
                 attrs = {"shape": list(array.shape), "value": float(array.ravel()[0])}
                 facts.values[name] = Value(name, tuple(array.shape), array.dtype.name)
                 paddings.append(_node(source, 0, Draft("full", (), (name,), attrs, ())))
@@ -379,7 +385,7 @@ def _follows_from_sizes(name: str, array: Array, facts: Facts) -> bool:
 
     A weight that is scaled by its own size (weight standardisation) is a weight.
     """
-    return name in facts.roots and (array.dtype.kind != "f" or not any(array.strides))
+    return name in facts.roots and (array.dtype.kind != "f" or name in facts.repeated)
 
 
 def _value(name: str, facts: Facts) -> Value:

@@ -198,7 +198,12 @@ def refine(
     if rule is not None:
         before = view.facts.values.get(view.inputs[0]) if view.op != "ConstantOfShape" else None
         return [(rule(view), before.dtype if before is not None else "")]
-    return _infer_node(view, opsets, ir_version)
+    found = _infer_node(view, opsets, ir_version)
+    at_least = _AT_LEAST.get(view.op)
+    if at_least is not None and (not found or found[0][0] is None):
+        before = view.facts.values.get(view.inputs[0])
+        return [(at_least(view), before.dtype if before is not None else "float32")]
+    return found
 
 
 def better(new: Shape | None, old: Shape | None) -> Shape | None:
@@ -361,6 +366,36 @@ def _same(view: View) -> Shape | None:
     """Ops that ONNX defines by a function of other ops, which inference does not always enter."""
     return view.shape(0)
 
+
+def _by_weight(axis: int, groups: str = "") -> Callable[[View], Shape | None]:
+    """Return the rule of a convolution of something unknown: the weight has its rank and, on one axis, its channels."""
+
+    def rule(view: View) -> Shape | None:
+        weight = view.shape(1)
+        if weight is None or len(weight) < 3:
+            return None
+        channels = sym.dim(sym.times(sym.item(weight[axis]), view.attrs.get(groups, 1)))
+        return (at(view.shape(0), 0), channels, *(None for _ in weight[2:]))
+
+    return rule
+
+
+def _stft(view: View) -> Shape | None:
+    """STFT: batch, frames, frequencies, and two for the real and the imaginary part."""
+    window, length = at(view.shape(2), 0), view.setting("frame_length", 3)
+    size = length[0] if length else window
+    bins = size // 2 + 1 if view.attrs.get("onesided", 1) and isinstance(size, int) else None
+    return (at(view.shape(0), 0), None, bins, 2)
+
+
+_AT_LEAST: Mapping[str, Callable[[View], Shape | None]] = MappingProxyType(
+    {
+        **dict.fromkeys(("Conv", "FusedConv"), _by_weight(0)),
+        "ConvTranspose": _by_weight(1, "group"),
+        "STFT": _stft,
+    }
+)
+"""What is known of an output where inference, which wants to know the input first, says nothing."""
 
 _RULES: Mapping[str, Callable[[View], Shape | None]] = MappingProxyType(
     {

@@ -27,6 +27,8 @@ class Facts:
             whose shapes were read for it.
         marks: for the same contents, bool of their shape: which elements those are. Open sizes are never
             marked, for pruning does not change them.
+        repeated: known contents that ConstantOfShape, or the expansion of one element, made, and views of them:
+            their number can be rewritten, as that of stored numbers cannot.
         centred: (integers, their zero point) -> the value of their difference, where one node makes both.
         pieces: sequence -> the values that it is made of, where that is followed (onnx_sequences).
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
@@ -38,6 +40,7 @@ class Facts:
         self.known: dict[str, Array] = {}
         self.roots: dict[str, frozenset[str]] = {}
         self.marks: dict[str, Array] = {}
+        self.repeated: set[str] = set()
         self.centred: dict[tuple[str, str], str] = {}
         self.pieces: dict[str, tuple[str, ...]] = {}
 

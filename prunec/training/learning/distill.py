@@ -1,15 +1,70 @@
 """Distillation: the pruned network also learns what the unpruned one says.
 
-Owns the loss of it (Hinton, Vinyals, Dean, arXiv:1503.02531). Which network teaches, and when, is run.py's.
+Owns the loss of it (Hinton, Vinyals, Dean, arXiv:1503.02531), and the rule by which a network with weights teaches
+when nobody says so. Which network teaches, and when, is run.py's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-TEMPERATURE = 2.0
+from prunec.runtime.modules import evaluating
+from prunec.training.learning.execution import Forward
+from prunec.training.learning.objective import Objective
+
+TEMPERATURE = 4.0
 """Softens both distributions, so that what the teacher holds for second best counts too."""
+WEIGHT = 0.9
+"""Of a trained network's answers in the loss; the labels have the rest."""
+LARGEST_LOSS = 0.5
+"""Share of the loss of guessing up to which a network has something to teach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A network that the pruned one learns from.
+
+    Args:
+        answer: computes its output for a batch; in eval mode, on the device.
+        weight: of its answers in the loss, in [0, 1].
+        objective: reads what networks return, and has the loss of the labels.
+    """
+
+    answer: Forward
+    weight: float
+    objective: Objective
+
+    def loss(self, inputs: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return (1 − weight)·loss of the labels + weight·T²·KL(teacher ‖ student)."""
+        loss = self.objective.loss(logits, targets)
+        with torch.no_grad():
+            taught = self.objective.logits(self.answer(inputs))
+        return (1 - self.weight) * loss + self.weight * distillation_loss(logits, taught)
+
+
+def default_weight(
+    module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], objective: Objective
+) -> tuple[float, str]:
+    """Return the weight of a given network's answers, and why: none where it knows little of this data.
+
+    Args:
+        module: as it was given; left in its mode.
+        batches: inputs and targets of the training set.
+    """
+    with torch.no_grad(), evaluating(module):
+        losses = [float(objective.loss(objective.logits(module(inputs)), targets)) for inputs, targets in batches]
+    loss, chance = sum(losses) / max(1, len(losses)), objective.chance_loss
+    if loss <= LARGEST_LOSS * chance:
+        return WEIGHT, "fine-tuning also learns what the unpruned network answers; --distill 0 leaves that out"
+    return 0.0, (
+        f"the unpruned network does not teach: its loss on the training images is {loss:.3g}, that of guessing "
+        f"{chance:.3g}; --distill {WEIGHT:g} lets it"
+    )
 
 
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

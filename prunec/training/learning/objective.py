@@ -67,7 +67,7 @@ class Classification:
             raise UnsupportedModel(
                 f"the network's output is {_described(output)}, not one score per image and class",
                 do="for a network that makes masks give --data digits-on-photos, or a folder with images/ and masks/; "
-                "any other train in a loop of your own with prunec.training.sparsify, then use prunec prune",
+                "any other train in a loop of your own with prunec.sparsify, then use prunec prune",
             )
         return scores
 

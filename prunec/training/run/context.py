@@ -15,6 +15,7 @@ from prunec.ir.plan import PrunePlan
 from prunec.training.budget.fitting import GammaHistory
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.batchnorm import enough_batches, reestimate
+from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.execution import Forward
 from prunec.training.learning.objective import Segmentation
@@ -50,7 +51,7 @@ class Context:
         self.controller: Controller | None = None
         self.history = GammaHistory(setup.sparsity)
         self.module: nn.Module = setup.module
-        self.teacher: nn.Module | None = None
+        self.teacher: Teacher | None = None
         self.forward: Forward = setup.module
         self.optimizer: torch.optim.Optimizer
         self.ema: Ema

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch import nn
 from prunec.errors import BudgetNotMet
 from prunec.passes.sparsity.gammas import Mask
 from prunec.pipeline.export import export_onnx
-from prunec.runtime import sessions
+from prunec.timing.files import PROVIDER, middle, ratio, timed
 from prunec.training.budget.budget import Arrays, Goal, Sizer
 from prunec.training.budget.fitting import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
 from prunec.training.settings.onnx_network import Interface
@@ -35,11 +34,8 @@ from prunec.training.sparsity.sparsify import Sparsity, gamma_values
 Facts = Mapping[str, Any]
 """What a run keeps of it, as plain data: ``asked``, ``macs`` (the budget's share) and ``probes``."""
 
-PROVIDER: Literal["cpu"] = "cpu"
 TOLERANCE = 0.05
 """Share of the target by which a measurement may miss it: two measurements of one network differ by about as much."""
-_FEWEST, _MOST, _RUNS, _SECONDS = 3, 9, 30, 6.0
-"""Times that two files are opened, rounds each time, and seconds after which they are not opened again."""
 _PROBES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of the channels that may go, at which the network is timed before training."""
 _CORRECTIONS = 4
@@ -77,9 +73,9 @@ class Stopwatch:
             at_most: share of the original's; a file that takes more is timed twice more, and the middle counts.
         """
         pairs = [self._once(pruned)]
-        if _ratio(pairs[0]) > at_most:
+        if ratio(pairs[0]) > at_most:
             pairs += [self._once(pruned), self._once(pruned)]
-        return _middle(pairs)
+        return middle(pairs)
 
     def _once(self, pruned: Path) -> tuple[float, float]:
         rng = np.random.default_rng(0)
@@ -90,32 +86,7 @@ class Stopwatch:
         """Return the latency of ``module``, on the CPU, as a share of the original's."""
         path = self.original.with_name("pruned.onnx")
         export_onnx(module, self.inputs, path, input_names=(self.names.input_name,))
-        return _ratio(self.time(path))
-
-
-def timed(
-    original: Path, pruned: Path, feed: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
-) -> tuple[float, float]:
-    """Return the median milliseconds of two files in ONNX Runtime on the CPU, at its default level.
-
-    They are opened and timed several times: other work on the machine, and where memory happens to lie, move single
-    medians by a tenth. What counts is the pair with the middle ratio.
-    """
-    pairs: list[tuple[float, float]] = []
-    started = time.perf_counter()
-    while len(pairs) < _FEWEST or (len(pairs) < _MOST and time.perf_counter() - started < _SECONDS):
-        before = sessions.open_runner(original, "the unpruned network", PROVIDER, optimise=True)
-        after = sessions.open_runner(pruned, "the pruned network", PROVIDER, optimise=True)
-        pairs.append(sessions.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
-    return _middle(pairs)
-
-
-def _ratio(pair: tuple[float, float]) -> float:
-    return pair[1] / pair[0]
-
-
-def _middle(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return sorted(pairs, key=_ratio)[len(pairs) // 2]
+        return ratio(self.time(path))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from prunec.errors import CheckFailed, Interrupted
-from prunec.training.learning.distill import distillation_loss
+from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.execution import Forward
 from prunec.training.logs.metrics import MetricsFile, NoMetrics, Window
@@ -75,8 +75,8 @@ class Task(Protocol):
 class Tools:
     """What a phase needs to run: the network, its optimiser, its average, and where to report.
 
-    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks. ``teacher`` is the
-    network to distil from, in eval mode.
+    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks. ``teacher`` is whom
+    to distil from.
     """
 
     setup: Setup
@@ -88,7 +88,7 @@ class Tools:
     metrics: MetricsFile | NoMetrics | Curves
     progress: Progress
     save: Callable[[], None]
-    teacher: nn.Module | None = None
+    teacher: Teacher | None = None
 
 
 def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: Interrupt) -> str:
@@ -168,13 +168,10 @@ def _gradients(tools: Tools, inputs: torch.Tensor, targets: torch.Tensor) -> tup
 
 
 def _loss(tools: Tools, inputs: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    objective, weight = tools.setup.objective, tools.setup.config.distill
-    loss = objective.loss(logits, targets)
     if tools.teacher is None:
-        return loss
-    with torch.no_grad(), tools.setup.execution.autocast():
-        taught = objective.logits(tools.teacher(inputs))
-    return (1 - weight) * loss + weight * distillation_loss(logits, taught)
+        return tools.setup.objective.loss(logits, targets)
+    with tools.setup.execution.autocast():
+        return tools.teacher.loss(inputs, logits, targets)
 
 
 def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:

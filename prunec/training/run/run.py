@@ -24,6 +24,7 @@ from prunec.timing import layer_times
 from prunec.training.budget.budget import Goal
 from prunec.training.budget.fitting import GammaHistory
 from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined
 from prunec.training.logs.progress import Progress, Silent
@@ -273,8 +274,11 @@ class _Run(Context):
         self.ready_forward()
         if resumed is None:
             self.save()
-        if self.config.distill:
-            self.teacher = checkpoints.load_teacher(self.setup.folder, self.setup.original).to(self.setup.device)
+        weight = self.state.facts.get("distill", 0.0)
+        if weight and self.setup.phases[FINETUNE].steps:
+            execution = self.setup.execution
+            module = execution.place(checkpoints.load_teacher(self.setup.folder, self.setup.original))
+            self.teacher = Teacher(execution.forward(module, self.progress.note), weight, self.setup.objective)
         after = self.state.facts["report"]["after"]
         self.run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
 

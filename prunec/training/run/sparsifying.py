@@ -12,6 +12,8 @@ import torch
 
 from prunec.training.budget.budget import Sizer, in_words, refreshed
 from prunec.training.budget.fitting import fit, set_gammas
+from prunec.training.data.batches import sampled_batches
+from prunec.training.learning.distill import default_weight
 from prunec.training.learning.ema import Ema
 from prunec.training.run import checkpoint as checkpoints
 from prunec.training.run import latency, shrinking
@@ -20,12 +22,21 @@ from prunec.training.run.context import Context
 from prunec.training.run.tasks import Sparsify
 from prunec.training.settings import focus
 from prunec.training.settings.removal import base_optimizer
-from prunec.training.settings.setup import FINETUNE
+from prunec.training.settings.setup import FINETUNE, ISTA
 from prunec.training.settings.tuning import Chosen, choose
 from prunec.training.sparsity.controller import Controller
 from prunec.training.sparsity.ista import Ista
 from prunec.training.sparsity.rescale import Rescaling
 from prunec.training.sparsity.sparsify import build, gamma_values
+
+_LESSONS = 4
+"""Batches on which a network shows whether it knows the data."""
+
+
+_AT_ONCE = (
+    "without steps of ISTA the channels with the smallest filters go at once, and the rest is fine-tuned; "
+    "--shares 0,0.3,0.7 lets them fade first"
+)
 
 
 def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
@@ -63,13 +74,18 @@ def _begin(context: Context) -> None:
     if context.config.pretrained:
         context.score("before")
         _keep_teacher(context)
-    _focus(context)
-    setup = context.setup
-    chosen = choose(setup, gamma_values(setup.sparsity, context.module))
-    facts["alpha"], facts["rho"] = chosen.alpha.value, chosen.rho.value
-    if chosen.mu is not None:
-        facts["mu"] = chosen.mu.value
-    for sentence in (*setup.notes, *_reasons(context, chosen)):
+    if setup.phases[ISTA].steps:
+        _focus(context)
+        setup = context.setup
+        chosen = choose(setup, gamma_values(setup.sparsity, context.module))
+        facts["alpha"], facts["rho"] = chosen.alpha.value, chosen.rho.value
+        if chosen.mu is not None:
+            facts["mu"] = chosen.mu.value
+        reasons = _reasons(context, chosen)
+    else:
+        facts["alpha"], facts["rho"] = 1.0, 0.0
+        reasons = [_AT_ONCE]
+    for sentence in (*setup.notes, *reasons):
         context.tell(sentence)
     if facts["alpha"] != 1.0:
         Rescaling.of(context.module, setup.scaling, facts["alpha"]).apply(context.module, _example_inputs(context))
@@ -81,7 +97,7 @@ def _begin(context: Context) -> None:
 def _focus(context: Context) -> None:
     """Put the penalty on what the budget takes, if the run is of that kind."""
     facts, setup = context.state.facts, context.setup
-    if not context.config.focuses:
+    if not context.config.focuses or not setup.phases[ISTA].steps:
         return
     context.history.observe(gamma_values(setup.sparsity, context.module))
     sizer = replace(setup.sizer, graph=refreshed(setup.sparsity.graph, context.module))
@@ -209,10 +225,12 @@ def _meet_budget(context: Context) -> None:
     chosen = fit(context.history, sizer, setup.goals, setup.full)
     set_gammas(plan, context.module, context.history.values, chosen.gone)
     wanted = "may be, for the latency" if "latency" in facts else "were asked for"
-    context.tell(
-        f"budget: {in_words(setup.goals, chosen.size, setup.full, wanted)} are left; of {int(chosen.gone.sum())} "
-        f"channel classes that go, {chosen.forced} had not reached zero, and {chosen.revived} that had stay"
-    )
+    left, gone = in_words(setup.goals, chosen.size, setup.full, wanted), int(chosen.gone.sum())
+    if setup.phases[ISTA].steps:
+        faded = f"{chosen.forced} had not reached zero, and {chosen.revived} that had stay"
+        context.tell(f"budget: {left} are left; of {gone} channel classes that go, {faded}")
+    else:
+        context.tell(f"budget: {left} are left; {gone} of {int(plan.penalised.sum())} channel classes go")
 
 
 def _correct_latency(context: Context, sizer: Sizer) -> None:
@@ -225,8 +243,16 @@ def _correct_latency(context: Context, sizer: Sizer) -> None:
 
 
 def _keep_teacher(context: Context) -> None:
-    """Keep the network as it is now, if fine-tuning is to distil from it."""
-    if context.config.distill:
+    """Keep the network as it is now, if fine-tuning is to distil from it: by default, if it has weights."""
+    config, facts, setup = context.config, context.state.facts, context.setup
+    weight = config.distill or 0.0
+    if config.distill is None and config.pretrained and setup.phases[FINETUNE].steps:
+        batches = list(sampled_batches(setup.data.train, setup.pipeline, config.batch_size, _LESSONS, config.seed))
+        found = context.ranks.on_main(lambda: default_weight(context.module, batches, setup.objective))
+        weight, said = found
+        context.tell(said)
+    if weight:
+        facts["distill"] = weight
         state = context.module.state_dict()
         context.ranks.on_main(lambda: checkpoints.save_teacher(context.setup.folder, state))
 

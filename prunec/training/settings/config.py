@@ -47,9 +47,11 @@ class RunConfig:
         accumulate: batches whose gradients are added up for one step.
         optimizer: ``sgd``, ``nesterov`` or ``adamw``, for everything but the penalised gammas.
         distill: weight of the unpruned network's answers in the loss of fine-tuning, in [0, 1]; 0 leaves them out.
+            None takes distill.WEIGHT where the network comes with weights that know the data, else 0.
         drive_beta: also bring the betas of channels whose gamma is zero to zero, so that the channels carry nothing.
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
-        shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning.
+        shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning. Without ISTA, which only a run
+            from weights to a budget may do, the channels with the smallest filters go at once.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
         gamma_lr: μ, step size of the penalised gammas; None takes ``lr``, or chooses one for a network with weights.
         finetune_lr: where fine-tuning's cosine decay starts.
@@ -98,7 +100,7 @@ class RunConfig:
     batch_size: int = 125
     accumulate: int = 1
     optimizer: OptimizerKind = "sgd"
-    distill: float = 0.0
+    distill: float | None = None
     drive_beta: bool = False
     epochs: float | None = None
     steps: int | None = None
@@ -144,7 +146,7 @@ class RunConfig:
 
     @property
     def model_spec(self) -> str:
-        """What prunec.pipeline.resolve takes."""
+        """What prunec.lookup.resolve takes."""
         return self.arch or self.model or self.onnx
 
     @property
@@ -228,6 +230,14 @@ def check(config: RunConfig) -> RunConfig:
     """
     if sum(map(bool, (config.arch, config.model, config.onnx))) != 1:
         raise BadInput("give exactly one of --arch, --model and --onnx", do="`prunec archs` lists the architectures")
+    for option, value in (("--arch", config.arch), ("--model", config.model)):
+        if value.lower().endswith(".onnx"):
+            raise BadInput(f"{option} {value} is an ONNX file", do=f"give it with --onnx {value}")
+    if config.onnx and not config.onnx.lower().endswith(".onnx"):
+        raise BadInput(
+            f"--onnx {config.onnx} is not an .onnx file",
+            do="built-in architectures are given with --arch, your own network with --model package.module:factory",
+        )
     if config.onnx and config.weights:
         raise BadInput("an ONNX file has its own weights", do="leave --weights out")
     _choose("restore_batchnorm", config.restore_batchnorm, ("auto", "never"))
@@ -250,8 +260,10 @@ def check(config: RunConfig) -> RunConfig:
     _require("ema_decay", config.ema_decay, lambda value: value < 1, "below 1")
     _require("rho_warmup", config.rho_warmup, lambda value: value <= 1, "a share of the ISTA steps")
     shares = config.shares
-    shares_fit = len(shares) == 3 and all(0 <= share < math.inf for share in shares) and shares[1] > 0
-    _require("shares", shares, lambda _: shares_fit, "three shares, of which ISTA's is not 0: 0.3,0.4,0.3")
+    shares_fit = len(shares) == 3 and all(0 <= share < math.inf for share in shares)
+    needed = shares_fit and (shares[1] > 0 or (config.focuses and shares[2] > 0))
+    wanted = "three shares, of which ISTA's is not 0 (it may be from weights to a budget): 0.3,0.4,0.3"
+    _require("shares", shares, lambda _: needed, wanted)
     if config.distill and not shares[2]:
         raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
     factors_fit = bool(config.rho_factors) and min(config.rho_factors) > 0

@@ -238,6 +238,8 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     if given.get("optimizer") == "adamw":
         settings.update(_for_adamw(settings, from_scratch=not (given.get("weights") or given.get("onnx"))))
     settings.update(given)
+    if name == "pretrained" and RunConfig(output, **settings).focuses:
+        settings.update({key: value for key, value in _to_a_budget(settings).items() if key not in given})
     for need in chosen.needs:
         if not settings.get(need) and not (need == "weights" and settings.get("onnx")):
             raise BadInput(f"the preset {name} needs --{need}", why=chosen.description, do=_HOW_TO_GIVE[need])
@@ -261,23 +263,67 @@ def resume_config(output: str, **changes: Any) -> RunConfig:
 
     Args:
         output: the run folder.
-        changes: settings to go on with instead, of config.CHANGEABLE; those that are None stay.
+        changes: settings to go on with: what the run has already, or others of config.CHANGEABLE; those that are
+            None or "" stay.
 
     Raises:
-        BadInput: the folder holds no run, or a setting that cannot change.
+        BadInput: the folder holds no run, or a setting is another one that cannot change.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
-    fixed = sorted(set(given) - set(CHANGEABLE))
-    if fixed:
+    given = {name: value for name, value in changes.items() if value is not None and value != ""}
+    if not holds_run(output):
+        raise BadInput(f"{output} holds no run to resume", do="give the folder of a run, or start one without --resume")
+    config = RunConfig.from_json_dict(read_json(RunFolder(Path(output)).config), output=output, resume=True)
+    unknown = [name for name in given if not hasattr(config, name)]
+    if unknown:
         raise BadInput(
-            f"--resume goes on with the settings of the run; {', '.join(fixed)} cannot change them",
+            f"there is no setting called {', '.join(unknown)}", do=f"what may change: {', '.join(CHANGEABLE)}"
+        )
+    new = {name: value for name, value in given.items() if not _same(value, getattr(config, name))}
+    fixed = {name: value for name, value in new.items() if name not in CHANGEABLE}
+    if fixed:
+        differ = (
+            f"{name} {_shown(value)} (the run has {_shown(getattr(config, name))})" for name, value in fixed.items()
+        )
+        raise BadInput(
+            f"--resume goes on with the settings of the run, and these are others: {', '.join(differ)}",
             do=f"leave them out, or start a new run in another folder; what may change: {', '.join(CHANGEABLE)}",
         )
-    folder = RunFolder(Path(output))
-    if not folder.config.is_file():
-        raise BadInput(f"{output} holds no run to resume", do="give the folder of a run, or start one without --resume")
-    config = RunConfig.from_json_dict(read_json(folder.config), output=output, resume=True)
-    return check(dataclasses.replace(config, **given))
+    return check(dataclasses.replace(config, **new))
+
+
+def holds_run(output: str) -> bool:
+    """Tell whether a folder has a run to go on with."""
+    return RunFolder(Path(output)).config.is_file()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two settings are equal, however their numbers and sequences are written."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return tuple(one) == tuple(other)
+    return bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None or value == "" else str(value)
+
+
+_BATCH = 125
+"""Images a step for which the rate of ``pretrained`` was measured."""
+
+
+def _to_a_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run from weights to a budget does unless told otherwise; docs/training.md has what it was worth.
+
+    Every step is fine-tuning's, and small batches make smaller steps, in proportion: with the rate of large ones they
+    wreck what the network still knows.
+    """
+    found: dict[str, Any] = {"shares": (0.0, 0.0, 1.0)}
+    images = settings.get("batch_size", _BATCH) * settings.get("accumulate", 1)
+    if settings.get("optimizer") != "adamw" and 0 < images < _BATCH:
+        found["finetune_lr"] = float(f"{settings['finetune_lr'] * images / _BATCH:.2g}")
+    return found
 
 
 def _default(given: Mapping[str, Any]) -> str:

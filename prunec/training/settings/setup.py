@@ -19,12 +19,12 @@ from torch import nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
-from prunec.frontends.fx.trace import refuse_lazy
+from prunec.frontends.fx.trace import refuse_unreadable
+from prunec.lookup import resolve
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
-from prunec.pipeline import resolve
 from prunec.pipeline.reading import read_module
 from prunec.runtime.modules import evaluating
 from prunec.training.budget.budget import Goal, Sizer, excess
@@ -261,7 +261,7 @@ def _images_per_step(config: RunConfig, images: int) -> int:
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
-    """Divide the run's steps among its phases; ISTA has at least one.
+    """Divide the run's steps among its phases; ISTA has at least one, if it has a share at all.
 
     With milestones, ISTA and fine-tuning are the phases of one of them.
     """
@@ -273,6 +273,8 @@ def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, 
     whole = sum(config.shares)
     warmup, finetune = (int(total * config.shares[index] / whole) for index in (0, 2))
     parts = max(1, len(config.milestones))
+    if not config.shares[1]:
+        return Phase("warmup", warmup), Phase("ista", 0), Phase("finetune", (total - warmup) // parts)
     ista = max(1, (total - warmup - finetune) // parts)
     return Phase("warmup", warmup), Phase("ista", ista), Phase("finetune", finetune // parts)
 
@@ -317,7 +319,7 @@ def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
         raise UnsupportedModel(
             f"{config.model_spec} does not take one image tensor",
             why="train-prune feeds float32[N, C, H, W] images and nothing else",
-            do="train it in a loop of your own with prunec.training.sparsify, then use prunec prune",
+            do="train it in a loop of your own with prunec.sparsify, then use prunec prune",
         )
     _, channels_in, height, width = inputs[0].shape
     return resolved.module, (channels_in, height, width)
@@ -379,7 +381,7 @@ def _check_disk(folder: RunFolder, module: nn.Module) -> None:
     A checkpoint holds the weights, their average and up to two moments of the optimiser, and is whole before the
     one before it goes; then come the ONNX file, the weights and a log.
     """
-    refuse_lazy(module)
+    refuse_unreadable(module)
     tensors = (*module.parameters(), *module.buffers())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     check_space(_existing(folder.path), (2 * 4 + 2) * weights + _LOG_BYTES, "the run")

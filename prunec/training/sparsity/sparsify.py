@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from prunec.errors import BadInput
+from prunec.frontends.fx.arguments import Example
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.taught import NO_RULES, OpRules
@@ -73,7 +74,7 @@ class Sparsity:
 
 def sparsify(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Example,
     optimizer: torch.optim.Optimizer,
     *,
     rho: float,
@@ -88,7 +89,7 @@ def sparsify(
 
     Args:
         module: any module prunec can trace; it is not changed.
-        example_inputs: what ``module`` is called with, for the trace.
+        example_inputs: what ``module`` is called with, for the trace: a sequence by position, or a dict by name.
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
         penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or ``latency`` (what its

@@ -17,8 +17,9 @@ from prunec.backends.fx.backend import apply_edits
 from prunec.frontends.fx.frontend import trace
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import score
-from prunec.passes.selection.select import Facts, plan, select_budget
+from prunec.passes.selection.select import Facts, plan
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
 from prunec.pipeline.planning import gather_facts
@@ -200,7 +201,7 @@ def test_a_budget_computes_what_the_network_with_zeros_does(name: str) -> None:
     net, inputs = make(name, silent=False), (images(),)
     traced = trace(net, inputs)
     facts = gather_facts(traced.graph)
-    selection = select_budget(facts, score(facts, "l1"), target_params=0.6)
+    selection = select_budget(facts, score(facts, "l1"), Target(params=0.6))
     made = plan(facts, selection, input_specs(traced.graph, inputs))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     assert (~selection.keep).any()

@@ -18,6 +18,7 @@ from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx import trace as fx_trace
 from prunec.frontends.fx.frontend import Ref, Traced, trace
+from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.graph import Graph
 
 
@@ -128,7 +129,8 @@ def test_sizes_stay_open_however_long_other_work_keeps_the_trace_waiting(monkeyp
     net = make("export_only")
     stem = next(sub for sub in net.modules() if isinstance(sub, nn.Conv2d))
     stem.register_forward_pre_hook(lambda *_: time.sleep(5) if torch.compiler.is_exporting() else None)
-    traced = fx_trace.export(net, NETWORKS["export_only"].inputs(), None)
+    inputs = NETWORKS["export_only"].inputs()
+    traced = fx_trace.export(net, inputs, None, Untouched(net))
     assert traced(*NETWORKS["export_only"].inputs(grow=4)).shape == net(*NETWORKS["export_only"].inputs(grow=4)).shape
 
 
@@ -292,7 +294,8 @@ def test_the_indices_of_a_max_pool_are_an_output_of_their_own() -> None:
         return F.max_unpool2d(values, indices, 2)
 
     graph = trace(Function(pooled), (image(),)).graph
-    assert [node.op for node in graph.nodes] == ["max_pool", "opaque", "opaque"]
+    assert [node.op for node in graph.nodes] == ["max_pool", "max_unpool"]
+    assert graph.nodes[1].inputs == graph.nodes[0].outputs
 
 
 # --- what is shared, written in place or not looked into -------------------------------------------------

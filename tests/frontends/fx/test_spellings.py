@@ -10,8 +10,9 @@ import torch
 from assertions import assert_same_function, parameter_elements, relative_error
 from masking import Masked
 from networks import silence
-from spellings import SPELLINGS
+from spellings import SPELLINGS, ByHand, with_layer
 from torch import nn
+from torch.nn import functional as F
 
 from prunec.api import analyze_module, prune_module
 from prunec.backends.fx.backend import apply_edits
@@ -20,8 +21,9 @@ from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import fake_tensors
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import score
-from prunec.passes.selection.select import plan, select_budget
+from prunec.passes.selection.select import plan
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
 from prunec.pipeline.planning import gather_facts
@@ -61,7 +63,7 @@ def test_a_budget_computes_what_the_masked_network_does(name: str) -> None:
     net, inputs = make(name, 0.0).double(), tuple(i.double() for i in SPELLINGS[name].inputs())
     traced = read_module(net, inputs)
     facts = gather_facts(traced.graph)
-    selection = select_budget(facts, score(facts, "l1"), target_params=0.75)
+    selection = select_budget(facts, score(facts, "l1"), Target(params=0.75))
     made = plan(facts, selection, input_specs(traced.graph, inputs))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     assert (~selection.keep).any()
@@ -202,6 +204,51 @@ def test_an_op_that_fails_under_fake_tensors_logs_nothing(caplog: pytest.LogCapt
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+FREED = [name for name in SPELLINGS if name.startswith(("weight_norm", "masked", "reparametrised"))]
+"""Spellings whose weights are computed, and whose inputs can go all the same."""
+
+
+@pytest.mark.parametrize("name", FREED)
+def test_a_computed_weight_gives_up_as_many_channels_as_a_stored_one(name: str) -> None:
+    result = prune_module(make(name), SPELLINGS[name].inputs(), validate=False)
+    plain = prune_module(_stored(make(name)), SPELLINGS[name].inputs(), validate=False)
+    assert result.report.removed_channels == plain.report.removed_channels > 0
+
+
+def _stored(net: nn.Module) -> nn.Module:
+    """Return the network with the weights that its layers compute stored, where PyTorch has a call for it."""
+    for part in net.modules():
+        if nn.utils.parametrize.is_parametrized(part):
+            nn.utils.parametrize.remove_parametrizations(part, "weight")
+        elif hasattr(part, "weight_g"):
+            torch.nn.utils.remove_weight_norm(part)
+        elif hasattr(part, "weight_mask"):
+            torch.nn.utils.prune.remove(part, "weight")
+    return net
+
+
+def test_a_weight_of_which_no_input_is_left_is_zero_and_not_nan() -> None:
+    net = make("weight_norm_hooks").double()
+    with torch.no_grad():
+        net[0][1].weight[4:] = 0
+        net[0][1].bias[4:] = 0
+        net[1].weight_v[3, :4] = 0
+    result = prune_module(net, (torch.randn(2, 3, 16, 16, dtype=torch.float64),), validate=False)
+    assert result.report.removed_channels > 4
+    assert_same_function(net, result.module, torch.randn(2, 3, 16, 16, dtype=torch.float64))
+
+
+def test_a_norm_that_something_else_reads_keeps_what_it_runs_over() -> None:
+    class Penalised(ByHand):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.v.abs().sum()
+
+    torch.manual_seed(0)
+    net = silence(with_layer(Penalised)())
+    result = prune_module(net, SPELLINGS["masked"].inputs(), validate=False)
+    assert result.module.get_parameter("1.v").shape[1] == 8
+
+
 def test_the_rank_of_a_computed_weight_goes_only_where_both_factors_are_zero() -> None:
     net, inputs = make("low_rank"), SPELLINGS["low_rank"].inputs()
     assert all(k.axis == 0 for k in prune_module(net, inputs).plan.keeps if k.param == "up")
@@ -212,8 +259,29 @@ def test_the_rank_of_a_computed_weight_goes_only_where_both_factors_are_zero() -
     assert_same_function(net, result.module, *inputs)
 
 
-@pytest.mark.parametrize("name", ["temporal_shift", "half_written", "low_rank", "frozen"])
+EXPORTED = ["temporal_shift", "half_written", "low_rank", "frozen", "weight_norm_hooks", "weight_norm_transposed"]
+
+
+@pytest.mark.parametrize("name", [*EXPORTED, "weight_norm_twice", "masked_grouped", "reparametrised"])
 def test_the_pruned_network_is_exported_as_it_computes(name: str, tmp_path: Path) -> None:
     net, inputs = make(name), SPELLINGS[name].inputs()
     result = prune_module(net, inputs, validate=False)
     assert export_checked(result.module, inputs, tmp_path / "net.onnx", original=net).passed
+
+
+@pytest.mark.parametrize("name", ["spectral_norm_hooks", "spectral_norm_parametrized"])
+def test_what_a_spectral_norm_keeps_is_told_with_what_helps(name: str) -> None:
+    result = prune_module(make(name), SPELLINGS[name].inputs(), validate=False)
+    assert any("store the weight first" in held.reason for held in result.report.blocked)
+
+
+def test_a_weight_that_is_divided_by_its_norm_keeps_inputs_and_says_what_helps() -> None:
+    class Cosine(ByHand):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, F.normalize(self.v.flatten(1)).view_as(self.v), padding=1)
+
+    torch.manual_seed(0)
+    net = silence(with_layer(Cosine)())
+    result = prune_module(net, SPELLINGS["masked"].inputs(), validate=False)
+    assert result.module.get_parameter("1.v").shape[1] == 8
+    assert any("store the weight first" in pin.reason for pin in result.report.pins)

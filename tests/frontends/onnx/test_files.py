@@ -58,6 +58,7 @@ SIZES: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "sat_captcha_crnn": ((1, 60, 160, 3), (3, 60, 160, 3)),
     "sedgen_unet": ((1, 1, 224, 224), (2, 1, 224, 224)),
     "style_candy": ((1, 3, 720, 720),),
+    "swift_f0": ((1, 4096), (1, 3000)),
     "superres_depthtospace": ((1, 1, 224, 224), (2, 1, 224, 224)),
 }
 """Inputs to run with where the file leaves sizes open."""
@@ -195,3 +196,18 @@ def inputs_of(path: Path) -> list[dict[str, Array]]:
         waves = np.sin(np.linspace(0, 9, int(np.prod(shape[1:])))).reshape(1, *shape[1:])
         feeds.append({first.name: (waves + 0.5 * rng.standard_normal(shape)).astype(np.float32)})
     return feeds
+
+
+@pytest.mark.parametrize("file", ["swift_f0"], indirect=True)
+def test_a_file_with_a_spectrum_in_front_is_pruned_behind_it(file: Path, tmp_path: Path) -> None:
+    """Shape inference knows nothing behind its STFT, not even ranks."""
+    graph = freed(trace_onnx(load_onnx(file)).graph)
+    classes = gather_facts(graph).classes
+    assert int((classes.is_channel & ~classes.pinned).sum()) == 120
+    assert not unknown_reasons(graph)
+    after = tmp_path / "after.onnx"
+    report = prune_onnx(file, after, criterion="l1", target_macs=0.5, validate=False)
+    assert report.after.macs <= 0.5 * report.before.macs
+    assert_valid(after)
+    feeds = inputs_of(file)[0]
+    assert [out.shape for out in run(after, feeds)] == [out.shape for out in run(file, feeds)]

@@ -437,3 +437,33 @@ def test_a_product_of_constants_that_were_scaled_by_a_size_is_read(rows: int, tm
     net.output(net.op("MatMul", queries, net.op("Reshape", pooled, net.ints(4, 2))), shape=[rows, 2])
     _, made, _ = assert_pruned_agrees(net.model(), tmp_path)
     assert num_removed(made) > 0
+
+
+def test_what_repeats_one_element_is_known_by_how_it_was_made() -> None:
+    """Its number can be rewritten, as that of stored numbers that happen to be equal cannot."""
+    net = Net(13)
+    x = net.input("x", [1, 3, 6, 6])
+    made = net.op("ConstantOfShape", net.ints(1, 6, 2, 6))
+    cast = net.op("Cast", net.op("Transpose", made, perm=[0, 2, 1, 3]), to=TensorProto.FLOAT)
+    spread = net.op("Expand", net.const(np.zeros((1, 1, 1, 1), np.float32)), net.ints(1, 4, 6, 6))
+    stored = net.const(np.zeros((1, 5, 6, 6), np.float32))
+    rows = net.op("Expand", net.const(np.zeros((1, 7, 1, 1), np.float32)), net.ints(1, 7, 6, 6))
+    net.output(net.op("Concat", x, cast, spread, stored, rows, axis=1))
+    traced = trace_onnx(net.model())
+    assert {made, cast, spread} <= traced.repeated
+    assert not {stored, rows} & traced.repeated
+    full = {node.outputs[0]: node.attrs["shape"] for node in traced.graph.nodes if node.op == "full"}
+    assert full == {cast: [1, 2, 6, 6], spread: [1, 4, 6, 6]}
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_a_convolution_of_something_unknown_has_the_rank_and_channels_of_its_weight(op: str) -> None:
+    net = Net(17)
+    net.domains["here"] = 1
+    unknown = net.op("Mystery", net.input("x", [1, 3, 6, 6]), domain="here")
+    y = net.op("Relu", net.op(op, unknown, net.const(net.weight(8, 4, 3, 3)), group=2))
+    z = net.op("Transpose", y, perm=[0, 2, 3, 1])
+    net.output(net.op("Transpose", net.op("Sigmoid", z), perm=[0, 3, 1, 2]))
+    shapes = trace_onnx(net.model()).graph.shape
+    assert (shapes(y) or ())[1:2] == (8,)
+    assert (shapes(z) or ())[3:] == (8,)

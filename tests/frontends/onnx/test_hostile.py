@@ -17,7 +17,7 @@ from onnx_nets import Net
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.check.blame import judged
-from prunec.errors import BadInput, PrunecError, UnsupportedModel
+from prunec.errors import BadInput, InternalError, PrunecError, UnsupportedModel
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
 
 
@@ -413,10 +413,43 @@ def test_crash_on_a_valid_file_stays_a_fault_of_prunec(tmp_path: Path) -> None:
     net = Net(13)
     net.output(net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))
     onnx.save(net.model(), tmp_path / "fine.onnx")
-
-    @judged
-    def stumble(path: str | Path) -> None:
-        raise IndexError(path)
-
     with pytest.raises(IndexError):
         stumble(tmp_path / "fine.onnx")
+
+
+@pytest.mark.parametrize("holds", ["sizes", "open sizes", "an index"])
+def test_file_that_refuses_random_inputs_is_not_at_fault_for_a_crash(holds: str, tmp_path: Path) -> None:
+    """Random numbers are no sizes, and 224 no size that a network of nine rows takes."""
+    net = Net(13)
+    if holds == "sizes":
+        net.output(
+            net.op("Reshape", net.input("x", [1, 3, 6, 6]), net.input("shape", [3], TensorProto.INT64)), shape="abc"
+        )
+    elif holds == "open sizes":
+        net.output(net.op("Add", net.input("x", [1, "h"]), net.const(np.ones((1, 9), np.float32))), shape=[1, 9])
+    else:
+        index = net.input("i", [1], TensorProto.INT32)
+        net.output(net.op("Gather", net.input("x", [0, 3]), index), shape="ab")
+    onnx.save(net.model(), tmp_path / "fine.onnx")
+    with pytest.raises(IndexError):
+        stumble(tmp_path / "fine.onnx")
+
+
+@judged
+def stumble(path: str | Path) -> None:
+    raise IndexError(path)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("axis"), TypeError("'NoneType' object is not iterable"), AttributeError("x")]
+)
+def test_row_that_fails_on_a_good_node_is_a_fault_of_prunec(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(view: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prunec.frontends.onnx.frontend.translate", row)
+    path = saved(small_net(), tmp_path)
+    with pytest.raises(InternalError, match=r"the row for Conv failed at node 'node_conv.*' \(Conv, opset 13\)"):
+        analyze_onnx(path)

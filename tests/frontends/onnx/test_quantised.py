@@ -17,8 +17,9 @@ from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.passes.lowering.lower import lower
+from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import score
-from prunec.passes.selection.select import plan, select_budget
+from prunec.passes.selection.select import plan
 from prunec.pipeline.planning import gather_facts
 
 Build = Callable[[IntegerNet, str], str]
@@ -31,7 +32,7 @@ def test_half_of_the_macs_goes_and_the_rest_computes_what_the_masked_network_doe
     traced = trace_onnx(model)
     facts = gather_facts(traced.graph)
     assert not facts.classes.pinned[facts.classes.is_channel].all()
-    selection = select_budget(facts, score(facts, "l1"), target_macs=0.5)
+    selection = select_budget(facts, score(facts, "l1"), Target(macs=0.5))
     made = plan(facts, selection, ())
     pruned = model_bytes(apply_onnx(traced, lower(traced.graph, facts.classes, made, facts.constants)))
     onnx.checker.check_model(onnx.load_from_string(pruned), full_check=True)

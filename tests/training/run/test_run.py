@@ -286,7 +286,7 @@ def test_tensorboard_that_is_missing_is_told_before_the_run(
 def test_settings_that_shape_the_run_cannot_change_when_it_goes_on(tmp_path: Path, bars: Path) -> None:
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars), StopAt(15))
-    with pytest.raises(BadInput, match="batch_size cannot change them"):
+    with pytest.raises(BadInput, match=r"batch_size 8 \(the run has \d+\)"):
         resume_config(str(tmp_path / "run"), batch_size=8)
 
 

@@ -41,9 +41,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
-    """Return the settings of a run from weights to half of the MACs."""
+    """Return the settings of a run from weights to half of the MACs, with most of its steps for ISTA."""
     settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
     settings |= {"batch_size": 16, "steps": 100, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
+    settings["shares"] = (0.0, 0.6, 0.4)
     return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
 
 

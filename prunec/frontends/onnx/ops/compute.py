@@ -75,6 +75,28 @@ def conv(view: View) -> Sequence[Draft]:
     return one(view, "conv", (0, 1, 2), **window(view, kernel), conv_groups=view.attrs.get("group", 1))
 
 
+def deform_conv(view: View) -> Sequence[Draft]:
+    """DeformConv: maps sampled for each tap at computed offsets, which a convolution reads; beside them are zeros."""
+    shape, weight = view.shape(0), view.shape(1)
+    if view.attrs.get("offset_group", 1) != 1:
+        return opaque(view, "groups of its channels share sampling offsets")
+    if shape is None or weight is None or len(shape) != len(weight):
+        return opaque(view, "the rank of its input or its weight is not known")
+    count = len(weight) - 2
+    set_shape(view, 0, (shape[0], weight[0], *[None] * count))
+    sampled = inner(view, "sampled", (*shape[:2], *[None] * count))
+    slots = (0, 2, 4) if view.has(4) else (0, 2)
+    settings = {"strides": [1] * count, "pads": [0] * 2 * count, "dilations": [1] * count}
+    operands, places = [sampled, view.inputs[1]], [-1, 1]
+    if view.has(3):
+        operands, places = [*operands, view.inputs[3]], [*places, 3]
+    groups = view.attrs.get("group", 1)
+    return [
+        Draft("sample", tuple(view.inputs[slot] for slot in slots), (sampled,), {}, slots),
+        Draft("conv", tuple(operands), view.outputs, {**settings, "conv_groups": groups}, tuple(places)),
+    ]
+
+
 def conv_transpose(view: View) -> Sequence[Draft]:
     """ConvTranspose; where ``output_shape`` rules, the pads that follow from it only crop."""
     weight, groups = view.shape(1), view.attrs.get("group", 1)

@@ -155,8 +155,9 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
             refuse(sequences.SEQUENCE),
         ),
         **dict.fromkeys(("Range", "CenterCropPad"), refuse("the shape of its result is computed")),
+        **dict.fromkeys(("STFT", "DFT"), refuse("a Fourier transform mixes positions")),
         "Col2Im": refuse("it adds up blocks that overlap"),
-        "DeformConv": refuse("its sampling offsets are computed"),
+        "DeformConv": compute.deform_conv,
     }
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunec.errors import BadInput, PrunecError
 from prunec.files import check_name
-from prunec.pipeline.libraries import LIBRARIES, build_from
+from prunec.lookup.libraries import LIBRARIES, build_from
 from prunec.runtime.sessions import first_line, name_shapes
 
 if TYPE_CHECKING:

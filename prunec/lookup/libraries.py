@@ -1,7 +1,7 @@
 """Networks of torchvision and timm by name: ``torchvision:resnet50``, ``timm:resnet50.a1_in1k``.
 
 Owns the look-up there, what each library needs to be imported here, and the messages when nothing fits. Nothing is
-downloaded: weights are fresh, or come from a file (prunec/pipeline/resolve.py).
+downloaded: weights are fresh, or come from a file (prunec/lookup/resolve.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,393 @@
+r"""The rows of docs/results.md: runs one, or prints the table of those that were run and draws the plot.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/results_table.py run resnet20-50-cut-l1-2400 --weights WEIGHTS --data CIFAR_FOLDER --seed 0
+    python benchmarks/results_table.py table
+
+WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
+train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
+does: the same batches, teacher, cosine, average and statistics. ``--answers FOLDER`` keeps what the unpruned network
+answers to each batch, which is the same for all rows of a seed and a third of the time; the figures do not change.
+Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import prunec
+from prunec.cli.main import execute
+from prunec.files import read_json, write_json, write_text
+from prunec.report.charts import pareto_chart
+from prunec.runtime.modules import evaluating
+from prunec.training.data.batches import sampled_batches
+from prunec.training.learning.batchnorm import reestimate
+from prunec.training.learning.distill import WEIGHT, Teacher
+from prunec.training.learning.ema import Ema
+from prunec.training.learning.ranks import Alone
+from prunec.training.run import checkpoint as checkpoints
+from prunec.training.run.evaluate import evaluate
+from prunec.training.settings.presets import make_config
+from prunec.training.settings.removal import base_optimizer
+from prunec.training.settings.setup import Setup, prepare
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.svg"
+_TAYLOR_BATCHES = 8
+_KEPT = ("metrics.jsonl", "plan.json", "config.json")
+
+# --- the rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        method: ``train-prune``, or by which rule the single cut is made: a criterion of prunec, ``taylor`` (of the
+            labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``.
+        network: a built-in architecture that has weights.
+        macs: share that stays.
+        steps: in all.
+        options: more of train-prune's, or ``lr`` of the single cut.
+    """
+
+    method: str
+    network: str
+    macs: float
+    steps: int
+    options: str = ""
+    batch_size: int = 125
+    lr: float = 0.02
+
+
+def _rows() -> dict[str, Row]:
+    cuts = ("cut-l1", "cut-gamma", "cut-taylor", "cut-random", "torch-pruning-l2", "torch-pruning-group")
+    rows: dict[str, Row] = {}
+    for macs in (0.5, 0.3):
+        for steps in (2400, 12000):
+            rows[f"resnet20-{macs * 100:.0f}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
+            for cut in cuts:
+                rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
+    short = {"batch_size": 50}
+    for cut in cuts:
+        rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)  # type: ignore[arg-type]
+    for name, options in (
+        ("default", ""),
+        ("lr-0.05", "--finetune-lr 0.05"),
+        ("lr-0.02", "--finetune-lr 0.02"),
+        ("lr-0.005", "--finetune-lr 0.005"),
+        ("ista-25-lr-0.02", "--finetune-lr 0.02 --shares 0,0.25,0.75"),
+        ("ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
+        ("ista-10-lr-0.005", "--finetune-lr 0.005 --shares 0,0.1,0.9"),
+        ("inner-lr-0.02", "--finetune-lr 0.02 --residual keep"),
+        ("inner-lr-0.005", "--finetune-lr 0.005 --residual keep"),
+        ("alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
+        ("ista-25-alone-lr-0.005", "--finetune-lr 0.005 --distill 0 --shares 0,0.25,0.75"),
+    ):
+        rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
+    rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
+    return rows
+
+
+ROWS: Mapping[str, Row] = _rows()
+
+# --- running one --------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """The unpruned network, which looks up what it has answered before; by a hash of the batch, in a file."""
+
+    def __init__(self, module: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network, self.path = module, path
+        self.known: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
+        self.fresh = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        key = hashlib.blake2b(inputs.contiguous().numpy().tobytes(), digest_size=12).hexdigest()
+        if key not in self.known:
+            self.known[key] = self.network(inputs).clone()
+            self.fresh += 1
+            if self.fresh % 100 == 0:
+                self.save()
+        return self.known[key]
+
+    def save(self) -> None:
+        aside = self.path.with_suffix(".aside")
+        torch.save(self.known, aside)
+        aside.replace(self.path)
+
+
+def _teaching(folder: Path | None, row: Row, seed: int) -> Callable[[nn.Module], nn.Module]:
+    if folder is None:
+        return lambda module: module
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{row.network}-seed{seed}-batch{row.batch_size}.pt"
+    return lambda module: Answers(module, path)
+
+
+def command(row: Row, weights: Path, data: Path, seed: int, output: Path) -> list[str]:
+    """Return the arguments of ``prunec`` that make the row."""
+    given = f"--arch {row.network} --weights {weights}/cifar10-{row.network}.safetensors --data {data} --seed {seed} "
+    given += f"--target-macs {row.macs} --steps {row.steps} --batch-size {row.batch_size} --channels-last "
+    return ["train-prune", "-o", str(output), *shlex.split(given + row.options)]
+
+
+def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
+    """Run the row's command; return sizes and scores."""
+    wrapped, load = _teaching(answers, row, seed), checkpoints.load_teacher
+    checkpoints.load_teacher = lambda *given: wrapped(load(*given))
+    arguments = command(row, weights, data, seed, folder)
+    if (folder / "checkpoint").is_dir():
+        arguments = ["train-prune", "-o", str(folder), "--resume"]
+    if execute(arguments):
+        raise SystemExit(f"the run ended with an error; it is in {folder}")
+    found = read_json(folder / "summary.json")
+    return {
+        "params": [found[when]["params"] for when in ("before", "after")],
+        "macs": [found[when]["macs"] for when in ("before", "after")],
+        "scores": found["accuracy"],
+    }
+
+
+def single_cut(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
+    """Cut the row's network and fine-tune it; return sizes and scores."""
+    given: dict[str, Any] = {"arch": row.network, "weights": f"{weights}/cifar10-{row.network}.safetensors"}
+    given |= {"data": str(data), "seed": seed, "steps": row.steps, "target_macs": row.macs, "channels_last": True}
+    with tempfile.TemporaryDirectory() as unused:
+        config = make_config(f"{unused}/run", device="cpu", batch_size=row.batch_size, **given)
+        setup = prepare(config, Alone())
+    given_module = setup.module.eval()
+    teacher = _teaching(answers, row, seed)(copy.deepcopy(given_module))
+    before = _cost(given_module, setup)
+    module = cut(row.method, given_module.to(memory_format=torch.contiguous_format), setup, row.macs, seed, folder)
+    after = _cost(module, setup)
+    module.to(memory_format=torch.channels_last)
+    _settle(module, setup)
+    scores = {"removed": _score(module, setup)}
+    fine_tune(module, setup, Teacher(teacher, WEIGHT, setup.objective), row.lr)
+    scores["after"] = _score(module, setup)
+    return {"params": [before.params, after.params], "macs": [before.macs, after.macs], "scores": scores}
+
+
+def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, folder: Path) -> nn.Module:
+    """Return the network with a share of its MACs, chosen by ``method``; its plan goes to ``folder``."""
+    if method.startswith("torch-pruning-"):
+        return _by_torch_pruning(module, setup, macs, method.removeprefix("torch-pruning-"))
+    criterion = method.removeprefix("cut-")
+    saliency = _saliency(module, setup) if criterion == "taylor" else None
+    options = {"criterion": criterion, "target_macs": macs, "seed": seed, "validate": False, "saliency": saliency}
+    pruned = prunec.prune_module(module, setup.example_inputs, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "plan.json", pruned.plan.to_json() + "\n")
+    result: nn.Module = pruned.module
+    return result
+
+
+def _saliency(module: nn.Module, setup: Setup) -> dict[str, np.ndarray[Any, Any]]:
+    """Return (w · ∂loss/∂w)² of the labels' loss, a mean over batches (Molchanov et al., CVPR 2019, eq. 8)."""
+    total = {name: np.zeros(tuple(p.shape)) for name, p in module.named_parameters()}
+    for step in range(_TAYLOR_BATCHES):
+        inputs, targets = setup.batches.at(step)
+        module.zero_grad()
+        setup.objective.loss(setup.objective.logits(module(inputs)), targets).backward()
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            total[name] += (parameter.detach() * parameter.grad).double().square().numpy() / _TAYLOR_BATCHES
+    module.zero_grad()
+    return total
+
+
+def _by_torch_pruning(module: nn.Module, setup: Setup, macs: float, importance: str) -> nn.Module:
+    """Return what Torch-Pruning leaves: one global ratio, the largest network that meets the budget."""
+    import torch_pruning as tp
+
+    kinds = {"l2": tp.importance.MagnitudeImportance, "group": tp.importance.GroupMagnitudeImportance}
+    whole, best = _cost(module, setup).macs, None
+    low, high = 0.0, 0.95
+    for _ in range(9):
+        ratio = (low + high) / 2
+        trial = copy.deepcopy(module)
+        last = [m for m in trial.modules() if isinstance(m, nn.Linear)]
+        tool = tp.pruner.MagnitudePruner(
+            trial,
+            setup.example_inputs[0],
+            importance=kinds[importance](p=2),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.9,
+            ignored_layers=last,
+        )
+        tool.step()
+        if _cost(trial, setup).macs <= macs * whole:
+            best, high = trial, ratio
+        else:
+            low = ratio
+    assert best is not None, "no ratio meets the budget"
+    return best
+
+
+def _cost(module: nn.Module, setup: Setup) -> Any:
+    """Return parameters and MACs as prunec counts them, of any tool's network."""
+    return prunec.analyze_module(module, setup.example_inputs)
+
+
+def fine_tune(module: nn.Module, setup: Setup, teacher: Teacher, lr: float) -> None:
+    """Train in place as train-prune fine-tunes."""
+    config, steps = setup.config, sum(phase.steps for phase in setup.phases)
+    optimizer, ema = base_optimizer(module, config, lr), Ema(module, config.ema_decay)
+    module.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        inputs, targets = setup.batches.at(step)
+        optimizer.zero_grad()
+        logits = setup.objective.logits(module(inputs.contiguous(memory_format=torch.channels_last)))
+        teacher.loss(inputs, logits, targets).backward()
+        optimizer.step()
+        ema.update()
+    ema.copy_to_module()
+    _settle(module, setup)
+
+
+def _settle(module: nn.Module, setup: Setup) -> None:
+    config = setup.config
+    batches = sampled_batches(setup.data.train, setup.pipeline, config.batch_size, 20, config.seed)
+    reestimate(module, (inputs for inputs, _ in batches))
+
+
+def _score(module: nn.Module, setup: Setup) -> float:
+    data = setup.data
+    with evaluating(module):
+        found = evaluate(module, data.test, setup.pipeline, setup.objective, data.image_shape, Alone())
+    return found[setup.objective.metric]
+
+
+def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, scratch: Path) -> None:
+    """Run a row, and keep what belongs in the repository."""
+    row, folder = ROWS[name], scratch / f"{name}-seed{seed}"
+    started, used = time.time(), time.process_time()
+    make = train_prune if row.method == "train-prune" else single_cut
+    found = make(row, weights, data, seed, answers, folder)
+    kept = RESULTS / folder.name
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in _KEPT:
+        if (folder / file).is_file():
+            text = (folder / file).read_text(encoding="utf-8")
+            write_text(kept / file, text.replace(str(weights), "WEIGHTS").replace(str(data), "CIFAR_FOLDER"))
+    document = {
+        "row": name,
+        "method": row.method,
+        "seed": seed,
+        "command": _command_in_words(name, seed),
+        "steps": row.steps,
+        "batch_size": row.batch_size,
+        **found,
+        "seconds": round(time.time() - started),
+        "cpu_seconds": round(time.process_time() - used),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "prunec")},
+        "hardware": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+    write_json(kept / "run.json", document)
+    print(json.dumps(document["scores"]), flush=True)
+
+
+def _command_in_words(name: str, seed: int) -> str:
+    return f"python benchmarks/results_table.py run {name} --weights WEIGHTS --data CIFAR_FOLDER --seed {seed}"
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Return the rows that were run as a markdown table: a mean over seeds, with the smallest and largest."""
+    lines = [
+        "| row | seeds | MACs left | parameters left | after the cut | at the end | CPU time |",
+        "|---|" + "---|" * 6,
+    ]
+    for name, runs in _runs().items():
+        cells = [", ".join(str(each["seed"]) for each in runs)]
+        cells += [f"{runs[0][kind][1] / runs[0][kind][0]:.1%}" for kind in ("macs", "params")]
+        cells += [_mean([each["scores"][moment] for each in runs]) for moment in ("removed", "after")]
+        cells.append(f"{sum(each['cpu_seconds'] for each in runs) / len(runs) / 60:.0f} min")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.2%}{spread}"
+
+
+def _runs() -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in ROWS:
+        runs = [read_json(path) for path in sorted(RESULTS.glob(f"{name}-seed*/run.json"))]
+        if runs:
+            found[name] = runs
+    return found
+
+
+_STYLE = (
+    "<style>:root{--ink:#1c2430;--soft:#5d6b7d;--line:#e2e7ee;--accent:#2f6fde;--c0:#98a4b3}"
+    "text{font:11px system-ui,sans-serif;fill:var(--ink)}.title{font-weight:600;font-size:13.5px}"
+    ".tick{fill:var(--soft)}.grid{stroke:var(--line)}.line{fill:none;stroke-width:1.8}</style>"
+)
+
+
+def plot() -> str:
+    """Return accuracy against MACs, one point per row (mean over seeds), as an SVG document."""
+    points = []
+    for name, runs in _runs().items():
+        score = sum(each["scores"]["after"] for each in runs) / len(runs)
+        points.append((name.removeprefix("resnet20-"), float(runs[0]["macs"][1]), score))
+    drawn = pareto_chart("ResNet-20 on CIFAR-10: accuracy against MACs", points, width=760, height=420)
+    opening, rest = drawn.split(">", 1)
+    return (
+        f'{opening} xmlns="http://www.w3.org/2000/svg">{_STYLE}<rect width="100%" height="100%" fill="#fff"/>{rest}\n'
+    )
+
+
+def main() -> None:
+    """Run a row, or print the table and write the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("run", help="run a row")
+    running.add_argument("row", choices=sorted(ROWS))
+    running.add_argument("--weights", type=Path, required=True, help="folder of cifar10-NETWORK.safetensors")
+    running.add_argument("--data", type=Path, required=True, help="CIFAR-10, as train-prune takes it")
+    running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--answers", type=Path, help="folder that keeps what the unpruned network answers")
+    running.add_argument("--scratch", type=Path, default=Path("runs"), help="where run folders are made; default: runs")
+    verbs.add_parser("table", help="print the rows that were run, and draw them")
+    given = parser.parse_args()
+    if given.verb == "run":
+        run(given.row, given.weights, given.data, given.seed, given.answers, given.scratch)
+        return
+    print(table())
+    write_text(PLOT, plot())
+    print(f"wrote {PLOT}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

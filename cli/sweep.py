@@ -1,0 +1,136 @@
+"""``prunec sweep``: several sizes of one network, and a page with the curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunec.cli.options import (
+    MultipleOfType,
+    debug_option,
+    json_option,
+    keep_option,
+    model_argument,
+    normalise_option,
+    shape_option,
+    weights_option,
+)
+from prunec.cli.prune import calibration_of
+
+if TYPE_CHECKING:
+    from prunec.sweep.findings import SweepReport
+
+
+@click.command()
+@model_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where files and page go."
+)
+@shape_option
+@weights_option
+@click.option(
+    "--target-macs",
+    "fractions",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    multiple=True,
+    metavar="F",
+    help="Fraction of the MACs that stays; repeatable.  [default: 0.9, 0.8 … 0.3]",
+)
+@click.option(
+    "--calibrate", metavar="DATA", help="A folder of .npy, .npz or image files; every fourth tells how good a point is."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    metavar="T",
+    help="With --calibrate: how far from constant, as a fraction of the tensor's largest magnitude.  [default: 1e-06]",
+)
+@normalise_option
+@click.option(
+    "--criterion",
+    type=click.Choice(["l1", "gamma", "taylor", "random"]),
+    default="l1",
+    show_default=True,
+    help="The score by which channels go (taylor: needs --calibrate).",
+)
+@click.option(
+    "--multiple-of",
+    type=MultipleOfType(),
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Channels that layers keep come in multiples: a number, or what suits each layer.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and inputs.")
+@click.option(
+    "--sensitivity/--no-sensitivity",
+    default=True,
+    show_default=True,
+    help="Measure what each coupled group costs by itself.",
+)
+@click.option("--force", is_flag=True, help="Start anew where the folder holds another sweep.")
+@keep_option
+@json_option
+@debug_option
+def sweep(
+    model: str,
+    output: Path,
+    input_shapes: dict[str, tuple[int, ...]],
+    weights: Path | None,
+    fractions: tuple[float, ...],
+    calibrate: str | None,
+    tolerance: float | None,
+    normalise: str | None,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Prune to several sizes: how far can it go?
+
+    FOLDER gets an ONNX file per point, sweep.json, and index.html with the curve of agreement against MACs, size and
+    latency, and what removing parts of each coupled group costs. A sweep that was stopped goes on when called again.
+
+    MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or package.module:factory.
+    """
+    from prunec.cli.render import show_json, tell
+    from prunec.lookup.resolve import resolve
+    from prunec.sweep.sweep import FRACTIONS
+    from prunec.sweep.sweep import sweep as run
+
+    calibration = calibration_of(calibrate, tolerance, normalise)
+    found = resolve(model, input_shapes, weights=weights)
+    report = run(found, output, fractions=fractions or FRACTIONS, calibration=calibration, progress=tell, **choices)
+    if as_json:
+        show_json({**report.to_json_dict(), "output": str(output)})
+    else:
+        _show(report, output)
+
+
+def _show(report: SweepReport, output: Path) -> None:
+    from prunec.cli.render import console, row, table, tell
+    from prunec.report.findings import percent, readable
+    from prunec.sweep.findings import headline
+
+    out = console()
+    out.print(f"{report.model}: {readable(report.params)} parameters, {readable(report.macs)} MACs")
+    out.print(f"agreement with the original on {report.inputs}")
+    shown = table("asked>", "MACs>", "params>", "file>", "latency>", "speed-up>", "agreement>", "file", "note")
+    for point in report.points:
+        cells = [""] * 7
+        if point.file and point.agreement is not None:
+            words, score = headline(point.agreement)
+            cells = [
+                f"{readable(point.macs)} {percent(point.macs, report.macs)}",
+                f"{readable(point.params)} {percent(point.params, report.params)}",
+                f"{point.bytes / 1e6:.3g} MB",
+                f"{point.original_ms:.3g} -> {point.pruned_ms:.3g} ms",
+                f"{point.original_ms / point.pruned_ms:.2f} x",
+                f"{score:.1%} {words}",
+                point.file,
+            ]
+        row(shown, f"{point.target:.0%}", *cells, point.note)
+    out.print(shown)
+    for note in report.notes:
+        tell(f"note: {note}")
+    out.print(f"wrote {output / 'index.html'}")

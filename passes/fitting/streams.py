@@ -1,0 +1,74 @@
+"""Streams: what a contraction's output is added to before anything else happens to it.
+
+Owns the walk from a contraction over BatchNorms and sums to the first op that is neither. Where such a sum's other
+operand has an error by now, the contraction can make up for it, and what a BatchNorm multiplies an output with says
+how much an error in it weighs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.ir.graph import Graph, Node
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Where an output goes.
+
+    Args:
+        scale: float64[outputs]: what BatchNorms have multiplied it with at the end.
+        others: (value, sign, float64[outputs] scale when it is added) for each operand of the sums on the way.
+        readers: the ops that read what comes out at the end.
+    """
+
+    scale: Floats
+    others: tuple[tuple[str, float, Floats], ...]
+    readers: tuple[str, ...]
+
+
+def stream(graph: Graph, node: Node, size: int) -> Stream:
+    """Follow a contraction's output of ``size`` channels."""
+    at, scale = node.outputs[0], np.ones(size)
+    others: list[tuple[str, float, Floats]] = []
+    fixed = graph.fixed_values()
+    while True:
+        readers = graph.consumers(at)
+        if len(readers) != 1 or at in graph.outputs:
+            break
+        reader = readers[0]
+        if reader.op == "batch_norm" and reader.inputs[0] == at:
+            factor = _factor(graph, reader, size)
+            if factor is None:
+                break
+            scale = scale * factor
+        elif reader.op in ("add", "sub") and len(reader.inputs) == 2 and reader.inputs.count(at) == 1:
+            other = reader.inputs[1 - reader.inputs.index(at)]
+            if graph.shape(reader.outputs[0]) != graph.shape(at) or reader.attrs.get("alpha", 1) != 1:
+                break
+            if reader.op == "sub" and reader.inputs[1] == at:
+                break
+            if other not in fixed:
+                if graph.shape(other) != graph.shape(at):
+                    break
+                others.append((other, -1.0 if reader.op == "sub" else 1.0, scale))
+        elif reader.op != "identity":
+            break
+        at = reader.outputs[0]
+    return Stream(scale, tuple(others), tuple(reader.op for reader in graph.consumers(at)))
+
+
+def _factor(graph: Graph, norm: Node, size: int) -> Floats | None:
+    """Return float64[size]: what a BatchNorm multiplies each channel with; None where that is not fixed."""
+    names = (*norm.inputs, "", "", "", "")[1:5]
+    if norm.attrs.get("training") or norm.attrs.get("axis", 1) != 1 or names[3] not in graph.params:
+        return None
+    gamma = graph.params[names[0]].array if names[0] in graph.params else np.ones(size)
+    deviation = np.sqrt(graph.params[names[3]].array.astype(np.float64) + norm.attrs.get("eps", 1e-5))
+    factor: Floats = gamma.astype(np.float64) / deviation
+    return factor if factor.size == size and bool((factor != 0).all()) else None

@@ -1,0 +1,137 @@
+"""How well two networks agree on held-out inputs, in the words of what their outputs are.
+
+Owns the measures: the relative error of every output, the share of equal argmax where it looks like class scores, the
+overlap of masks where it looks like one, and the accuracy where labels are given. Inputs that were fitted are never
+among them: that is up to fit_data.py. Result types are in prunec/report/findings.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunec.check.comparison import Run, labels_of
+from prunec.data.samples import num_rows
+from prunec.report.findings import Agreement, OutputAgreement
+from prunec.runtime.probes import Array, Feed
+
+_MOST_CLASSES = 100_000
+_LEAST_SIDE = 8
+"""Pixels of a side from which two axes of an output are taken for a picture."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What has been seen of one output."""
+
+    squares: float = 0.0
+    total: float = 0.0
+    sums: float = 0.0
+    elements: int = 0
+    equal: int = 0
+    votes: int = 0
+    both: float = 0.0
+    either: float = 0.0
+    is_scores: bool = True
+    is_mask: bool = True
+
+
+def agreement(
+    run_a: Run,
+    run_b: Run,
+    names: Sequence[str],
+    feeds: Iterable[Feed],
+    labels: Sequence[int] | None = None,
+) -> Agreement:
+    """Run both networks on all feeds.
+
+    Args:
+        labels: the class of each sample, in the order of the feeds; the first output that looks like class scores is
+            held against them.
+    """
+    seen: list[_Seen] = []
+    right = [0, 0]
+    count = 0
+    for feed in feeds:
+        before, after = run_a(feed), run_b(feed)
+        seen = seen or [_Seen() for _ in before]
+        rows = num_rows(feed)
+        for entry, a, b in zip(seen, before, after, strict=True):
+            _add(entry, a, b)
+        if labels is not None:
+            wanted = np.asarray(labels[count : count + rows])
+            scores = next((i for i, a in enumerate(before) if _is_scores(a) and len(a) == rows), None)
+            if scores is not None:
+                for which, outputs in enumerate((before, after)):
+                    right[which] += int((outputs[scores].reshape(rows, -1).argmax(axis=1) == wanted).sum())
+        count += rows
+    outputs = tuple(_told(labels_of(names, index), entry) for index, entry in enumerate(seen))
+    accuracy = [hits / count if labels is not None and count else None for hits in right]
+    return Agreement(count, outputs, accuracy[0], accuracy[1])
+
+
+def _is_scores(a: Array) -> bool:
+    """Tell whether an output has a number per class: [rows, classes], further axes of size 1."""
+    sizes = [size for size in a.shape[1:] if size != 1]
+    return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
+
+
+def _mask_of(a: Array) -> Array | None:
+    """Return the mask that an output shows: integer classes per pixel, or whether each pixel is in the foreground.
+
+    [rows, classes, H, W] (or classes last) gives the best class of each pixel, [rows, 1, H, W] what is above the
+    middle: 0.5 of what lies between 0 and 1, else 0.
+    """
+    if a.dtype.kind != "f" or a.ndim not in (3, 4) or min(a.shape[-2:]) < 1:
+        return None
+    if a.ndim == 4 and 1 < a.shape[1] <= 256 and min(a.shape[2:]) >= _LEAST_SIDE:
+        return a.argmax(axis=1)
+    if a.ndim == 4 and 1 < a.shape[3] <= 256 and min(a.shape[1:3]) >= _LEAST_SIDE and a.shape[1] > a.shape[3]:
+        return a.argmax(axis=3)
+    single = a.ndim == 3 or 1 in (a.shape[1], a.shape[3])
+    sides = sorted(a.shape[1:])[-2:]
+    if not single or sides[0] < _LEAST_SIDE:
+        return None
+    probabilities = float(a.min()) >= 0 and float(a.max()) <= 1
+    found: Array = (a > (0.5 if probabilities else 0.0)).astype(np.int64)
+    return found
+
+
+def _add(entry: _Seen, a: Array, b: Array) -> None:
+    if a.dtype.kind in "fc" and a.size:
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(x) & np.isfinite(y)
+        x, y = x[finite], y[finite]
+        entry.squares += float(np.square(x - y).sum())
+        entry.total += float(np.square(x).sum())
+        entry.sums += float(x.sum())
+        entry.elements += x.size
+    elif a.size and a.shape == b.shape:
+        entry.squares += float((a != b).sum())
+        entry.total += a.size
+        entry.elements += a.size
+        entry.equal += int((a == b).sum())
+        entry.votes += a.size
+    if _is_scores(a):
+        flat = (a.reshape(len(a), -1), b.reshape(len(b), -1))
+        entry.equal += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
+        entry.votes += len(a)
+    masks = (_mask_of(a), _mask_of(b)) if a.shape == b.shape else (None, None)
+    if masks[0] is not None and masks[1] is not None:
+        front = (masks[0] > 0, masks[1] > 0)
+        entry.both += float(((masks[0] == masks[1]) & front[0]).sum())
+        entry.either += float((front[0] | front[1]).sum())
+
+
+def _told(name: str, entry: _Seen) -> OutputAgreement:
+    """Return the measures; the error is of the root mean square, over the root mean square of the original's output."""
+    error = math.sqrt(entry.squares / entry.total) if entry.total else 0.0
+    return OutputAgreement(
+        name,
+        error,
+        entry.equal / entry.votes if entry.votes else None,
+        entry.both / entry.either if entry.either else None,
+    )

@@ -1,0 +1,80 @@
+"""How long a check may take, and who hears what it is doing.
+
+Owns the clock. What is left out where time runs short is decided by who holds the budget: comparison.py, pair.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+CHECK_TIME = 60.0
+"""Seconds for a check and the timing together, where nothing else is asked for."""
+
+SILENCE_S = 2.0
+"""A check that takes longer than this says what it does; every change is told, and every so often that it goes on."""
+_STILL_S = 15.0
+
+Tell = Callable[[str], None]
+
+
+class Budget:
+    """The time of one check; it starts to run when it is made.
+
+    Args:
+        seconds: that the check should take at most. One input is compared, and one decided by the referee, whatever
+            they take: a check that looks at nothing says nothing.
+        tell: takes sentences for a person; None: nobody listens.
+    """
+
+    def __init__(self, seconds: float = CHECK_TIME, tell: Tell | None = None) -> None:
+        self.seconds = seconds
+        self._tell = tell
+        self._started = time.perf_counter()
+        self._doing = ""
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, below 0 when overrun."""
+        return self.seconds - self.spent
+
+    def now(self, doing: str) -> None:
+        """Note what is being done: "the original on noise"."""
+        self._doing = doing
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell, from another thread, what is being done within the block once it has taken a while."""
+        if self._tell is None:
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._report, args=(self._tell, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _clock(self, spent: float) -> str:
+        if spent <= self.seconds:
+            return f"{spent:.0f} s of at most {self.seconds:.0f} s"
+        return f"{spent:.0f} s, over the {self.seconds:.0f} s asked for: one input is tried whatever it takes"
+
+    def _report(self, tell: Tell, done: threading.Event) -> None:
+        told, when = "", 0.0
+        wait = SILENCE_S
+        while not done.wait(wait):
+            wait = 0.5
+            doing, spent = self._doing, self.spent
+            if doing and (doing != told or spent - when >= _STILL_S):
+                tell(f"checking: {doing} ({self._clock(spent)})")
+                told, when = doing, spent

@@ -1,0 +1,115 @@
+"""Inputs that an ONNX model takes: sizes that the file leaves open are tried until it runs.
+
+Owns that search. What random inputs look like is probes.py's, what a model says about its inputs sessions.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from prunec.check.budget import Budget
+from prunec.check.pair import Remembering
+from prunec.errors import BadInput
+from prunec.runtime import sessions
+from prunec.runtime.probes import FAMILIES, Feed, InputKind, feed
+from prunec.runtime.sessions import Model, Runner, first_line
+
+Shapes = Mapping[str, Sequence[int]]
+NamedFeeds = list[tuple[str, Callable[[], Feed]]]
+
+_COSTLY = 0.05
+"""Another size is tried where the first input took less than this part of the budget."""
+
+
+class _Working(NamedTuple):
+    """What a model was found to take, and the input of white noise that showed it."""
+
+    channels: int
+    size: int
+    small: bool
+    kinds: tuple[InputKind, ...]
+    noise: Feed
+
+
+def working_feed(runner: Runner, model: Model, shapes: Shapes | None, seed: int = 0) -> Feed:
+    """Return one random input that a model takes, batch 1 where the model leaves that open.
+
+    Raises:
+        BadInput: none was found.
+    """
+    return _working(Remembering(runner), runner, model, shapes, seed).noise
+
+
+def find_feeds(
+    run: Remembering, runner: Runner, model: Model, shapes: Shapes | None, seed: int, budget: Budget
+) -> NamedFeeds:
+    """Return inputs that a model takes: all families at one size, two at another where sizes are open.
+
+    Args:
+        run: the model; what it was tried on it does not compute again.
+        runner: the same model, asked what its inputs are.
+        model: where it comes from.
+        shapes: the user's.
+        seed: of the random inputs.
+        budget: no other size is tried where a run takes much of it.
+
+    Raises:
+        BadInput: none was found.
+    """
+    budget.now("the first model on noise inputs")
+    started = budget.spent
+    found = _working(run, runner, model, shapes, seed)
+    took = budget.spent - started
+    feeds: NamedFeeds = [
+        (family, partial(feed, found.kinds, family, seed, small=found.small))
+        for family in FAMILIES
+        if family != "noise"
+    ]
+    feeds.insert(0, ("noise", _always(found.noise)))
+    if took < _COSTLY * budget.seconds:
+        feeds.extend(_other_size(run, runner, shapes, found, seed))
+    return feeds
+
+
+def _working(run: Remembering, runner: Runner, model: Model, shapes: Shapes | None, seed: int) -> _Working:
+    failure: Exception | None = None
+    for channels in _channel_guesses(model):
+        for size in sessions.candidate_sizes(runner, shapes):
+            kinds = sessions.input_kinds(runner, shapes, channels=channels, size=size)
+            for small in (False, True):
+                noise = feed(kinds, "noise", seed, small=small)
+                failure = run.failure(noise)
+                if failure is None:
+                    return _Working(channels, size, small, kinds, noise)
+    assert failure is not None
+    raise BadInput(
+        f"no input was found that {runner.name} takes",
+        why=first_line(failure),
+        do="give the shape of its inputs: --input-shape NAME:1x3x224x224",
+    )
+
+
+def _channel_guesses(model: Model) -> Iterator[int]:
+    yield 3
+    yield sessions.first_channels(model)  # reads the file: only where three would not do
+
+
+def _always(values: Feed) -> Callable[[], Feed]:
+    return lambda: values
+
+
+def _other_size(run: Remembering, runner: Runner, shapes: Shapes | None, found: _Working, seed: int) -> NamedFeeds:
+    """Return inputs of another batch and size where the file leaves them open and the model takes them."""
+    for batch, other in ((2, found.size + 32), (2, found.size), (1, found.size + 32)):
+        kinds = sessions.input_kinds(runner, shapes, batch=batch, channels=found.channels, size=other)
+        if kinds == found.kinds:
+            continue
+        image = feed(kinds, "image", seed, small=found.small)
+        if run.failure(image) is None:
+            return [
+                ("image, other size", _always(image)),
+                ("pixels, other size", partial(feed, kinds, "pixels", seed, small=found.small)),
+            ]
+    return []

@@ -1,0 +1,88 @@
+"""A torch module as something to compare: feeds in, arrays out, in its own precision or in double.
+
+Owns the way from positional arguments to named inputs and back. What is compared is comparison.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from prunec.check.comparison import Run
+from prunec.check.double_module import InDouble, stored_tensors
+from prunec.check.referee import DoubleRun
+from prunec.frontends.fx.arguments import named_tensors, with_tensors
+from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.untouched import Untouched
+from prunec.runtime.probes import Array, Feed, InputKind
+
+
+def module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
+    """Return the tensors among positional arguments; each is called by its place, one inside of another "0.image"."""
+    return tuple(InputKind(name, tuple(t.shape), _fed_as(t.dtype)) for name, t in named_tensors(example_inputs))
+
+
+def _fed_as(dtype: torch.dtype) -> str:
+    """Return numpy's name of a type; it has no bfloat16, which is fed as float32."""
+    return "float32" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+
+
+def module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
+    """Return a function from feeds to the module's tensor outputs, flattened in order."""
+    untouched = Untouched(module, tuple(example_inputs))
+
+    def run(values: Feed) -> list[Array]:
+        arguments = _arguments(module, example_inputs, values)
+        with untouched.block(), torch.no_grad(), _without_fused_transformers():
+            # Copied, for what a network returns may be its own: a buffer that is put back.
+            return [_array(tensor.clone()) for tensor in tensors_in(module(*arguments))]
+
+    return run
+
+
+def double_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> DoubleRun:
+    """Return the same function in double precision; the module is left as it is."""
+    untouched = Untouched(module, tuple(example_inputs))
+
+    def run(values: Feed, *, nudged: bool = False) -> list[Array]:
+        arguments = _arguments(module, example_inputs, values)
+        double = InDouble(stored_tensors(module), nudged=nudged)
+        with untouched.block(), torch.no_grad(), _without_fused_transformers(), double:
+            outputs = tensors_in(module(*arguments))
+        return [_array(tensor) for tensor in outputs]
+
+    return run
+
+
+def _arguments(module: torch.nn.Module, example_inputs: Sequence[Any], values: Feed) -> tuple[Any, ...]:
+    device = next((tensor.device for tensor in stored_tensors(module)), torch.device("cpu"))
+    return with_tensors(example_inputs, lambda name, like: torch.from_numpy(values[name]).to(device, like.dtype))
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype != torch.bfloat16:
+        return np_array(tensor)
+    from ml_dtypes import bfloat16
+
+    return np_array(tensor.float()).astype(bfloat16)
+
+
+def np_array(tensor: torch.Tensor) -> Array:
+    """Return a CPU tensor of one of numpy's own types as an array."""
+    array: Array = tensor.numpy()
+    return array
+
+
+@contextlib.contextmanager
+def _without_fused_transformers() -> Iterator[None]:
+    """Run torch.nn's attention as it runs in training: its fused kernels take any number in a mask for True."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

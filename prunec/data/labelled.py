@@ -1,0 +1,106 @@
+"""The classes of samples: from the folders that they lie in, or from a CSV file.
+
+Owns the matching of labels with samples, and the messages where they do not match. Class numbers are those of the
+network's scores: a number in the CSV is one, names (and folders) are numbered in alphabetical order.
+
+    folders     DATA/CLASS/…: each class has a folder of its own
+    FILE.csv    two columns, sample and class: FILE or its stem, or its path from the data folder; or one class a line,
+                in the order of the samples. A first line of words that match no sample is taken for a heading.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prunec.data.samples import Samples
+from prunec.errors import BadInput
+
+FOLDERS = "folders"
+
+
+def labels_of(samples: Samples, given: str | Path, count: int) -> tuple[int, ...]:
+    """Return the class of each of ``count`` samples.
+
+    Raises:
+        BadInput: no such file, samples without a class, or another number of them.
+    """
+    files = _files(samples)
+    if str(given) == FOLDERS:
+        return _from_folders(samples.name, files, count)
+    path = Path(given)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read the labels {path}", why=str(error), do="give a CSV file, or folders") from error
+    if not rows:
+        raise BadInput(f"{path} holds no labels", do="write a line per sample: FILE,CLASS")
+    names = _in_order(path, rows, count) if len(rows[0]) == 1 else _by_name(path, rows, samples.name, files, count)
+    return _numbered(names)
+
+
+def _files(samples: Samples) -> list[Path]:
+    """Return the file of each record; an archive's array is told by "file (key)"."""
+    return [Path(next(iter(record.values())).where.split(" (")[0]) for record in samples.records]
+
+
+def _from_folders(name: str, files: Sequence[Path], count: int) -> tuple[int, ...]:
+    root = Path(name)
+    inside = [file.relative_to(root).parts if file.is_relative_to(root) else file.parts[-1:] for file in files]
+    lone = next((file for file, parts in zip(files, inside, strict=True) if len(parts) < 2), None)
+    if lone is not None:
+        raise BadInput(
+            f"{lone} lies in no class's folder",
+            do=f"put each sample into {root}/CLASS/, or give the labels as a CSV file",
+        )
+    if len(files) != count:
+        raise _miscounted(f"{len(files)} files", count)
+    return _numbered([parts[0] for parts in inside])
+
+
+def _in_order(path: Path, rows: Sequence[Sequence[str]], count: int) -> list[str]:
+    names = [row[0] for row in rows]
+    if len(names) == count + 1 and not _is_number(names[0]):
+        names = names[1:]
+    if len(names) != count:
+        raise _miscounted(f"{path} has {len(names)} labels", count)
+    return names
+
+
+def _by_name(path: Path, rows: Sequence[Sequence[str]], name: str, files: Sequence[Path], count: int) -> list[str]:
+    known: dict[str, str] = {}
+    for row in rows:
+        if len(row) < 2:
+            raise BadInput(f"{path}: a line has no class: {','.join(row)}", do="write FILE,CLASS on each line")
+        known[row[0]] = row[1]
+    if len(files) != count:
+        raise BadInput(
+            f"{path} names files, and some of those in {name} hold several samples",
+            do="give one class a line, in the order of the samples",
+        )
+    return [_known(path, known, Path(name), file) for file in files]
+
+
+def _known(path: Path, known: Mapping[str, str], root: Path, file: Path) -> str:
+    whole = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+    for key in (whole, file.name, file.stem, str(file)):
+        if key in known:
+            return known[key]
+    raise BadInput(f"{path} has no label for {whole}", why=f"it has {len(known)} lines", do=f"add a line {whole},CLASS")
+
+
+def _numbered(names: Sequence[str]) -> tuple[int, ...]:
+    if all(map(_is_number, names)):
+        return tuple(map(int, names))
+    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    return tuple(number[name] for name in names)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal()
+
+
+def _miscounted(what: str, count: int) -> BadInput:
+    return BadInput(f"{what}, and there are {count} samples", do="give a label for each sample, in their order")

@@ -1,0 +1,193 @@
+"""What a contraction sees of its input, as columns, and the sums that a least-squares fit needs.
+
+Owns the patches of convolutions (zero padding included, transposed ones as convolutions of a stretched input),
+the choice of output positions that are looked at, and Gram matrices summed up batch by batch in float64. Knows
+nothing of models or of who asks; numpy only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.ir.graph import Node
+from prunec.runtime.probes import Array
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a convolution walks over space: sizes per spatial axis.
+
+    Args:
+        kernel, stride, dilation: of the window.
+        begin, end: zero padding (negative: cropping) of the input once it is stretched.
+        stretch: every so many places of the stretched input there is one of the input, zeros between.
+        flipped: the taps run backwards (transposed convolutions).
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    stretch: tuple[int, ...]
+    flipped: bool
+
+    @classmethod
+    def of(cls, node: Node, kernel: Sequence[int]) -> Window:
+        """Return the window of a conv or conv_transpose node."""
+        rank = len(kernel)
+        strides = tuple(node.attrs.get("strides") or (1,) * rank)
+        dilations = tuple(node.attrs.get("dilations") or (1,) * rank)
+        pads = tuple(node.attrs.get("pads") or (0,) * (2 * rank))
+        begin, end, ones = pads[:rank], pads[rank:], (1,) * rank
+        if node.op == "conv":
+            return cls(tuple(kernel), strides, dilations, begin, end, ones, flipped=False)
+        extra = tuple(node.attrs.get("output_padding") or (0,) * rank)
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        begin = tuple(r - b for r, b in zip(reach, begin, strict=True))
+        end = tuple(r - e + x for r, e, x in zip(reach, end, extra, strict=True))
+        return cls(tuple(kernel), ones, dilations, begin, end, strides, flipped=True)
+
+    def outputs(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return how many places the window takes along each axis of an input of ``sizes``."""
+        padded = self._padded(sizes)
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        return tuple((p - s) // step + 1 for p, s, step in zip(padded, spans, self.stride, strict=True))
+
+    def _padded(self, sizes: Sequence[int]) -> list[int]:
+        stretched = [(size - 1) * by + 1 for size, by in zip(sizes, self.stretch, strict=True)]
+        return [size + b + e for size, b, e in zip(stretched, self.begin, self.end, strict=True)]
+
+    def patches(self, x: Array, places: Places) -> Array:
+        """Return number[C, taps, batch · places]: what the window sees at some of its places (flat indices)."""
+        sizes = x.shape[2:]
+        padded = self._padded(sizes)
+        canvas = np.zeros((*x.shape[:2], *padded), dtype=x.dtype)
+        inner, outer = [], []
+        for size, by, b, full in zip(sizes, self.stretch, self.begin, padded, strict=True):
+            at = np.arange(size) * by + b
+            inside = (at >= 0) & (at < full)
+            inner.append(np.flatnonzero(inside))
+            outer.append(at[inside])
+        lead = (slice(None), slice(None))
+        if all(i.size == size for i, size in zip(inner, sizes, strict=True)):
+            cuts = tuple(
+                slice(int(o[0]), int(o[-1]) + 1, by) if o.size else slice(0)
+                for o, by in zip(outer, self.stretch, strict=True)
+            )
+            canvas[(*lead, *cuts)] = x
+        else:
+            canvas[(*lead, *np.ix_(*outer))] = x[(*lead, *np.ix_(*inner))]
+        starts = np.unravel_index(places, self.outputs(sizes))
+        taps = list(itertools.product(*map(range, self.kernel)))
+        taps = taps[::-1] if self.flipped else taps
+        steps = np.array([math.prod(padded[axis + 1 :]) for axis in range(len(padded))])
+        base = sum(start * stride * step for start, stride, step in zip(starts, self.stride, steps, strict=True))
+        flat = canvas.reshape(*x.shape[:2], -1)
+        seen = np.empty((x.shape[1], len(taps), x.shape[0], places.size), dtype=x.dtype)
+        for number, tap in enumerate(taps):
+            offset = sum(t * d * int(s) for t, d, s in zip(tap, self.dilation, steps, strict=True))
+            seen[:, number] = np.take(flat, base + offset, axis=2).swapaxes(0, 1)
+        return seen.reshape(x.shape[1], len(taps), -1)
+
+
+class View:
+    """A contraction's data, as columns: the same places of its input and of its output.
+
+    Args:
+        node: the contraction; ``groups`` are those that the arrays have (pruning can take whole groups).
+        kernel: spatial sizes of its weight; () for matrix products.
+        axis: the contracted axis of its input.
+        pooled: a column is what the channels hold at one place of the input; a matrix product's channels are its
+            positions in runs of ``taps``. Then there are no columns of outputs.
+    """
+
+    def __init__(
+        self, node: Node, kernel: Sequence[int], axis: int, groups: int, *, pooled: bool = False, taps: int = 1
+    ) -> None:
+        self.node, self.axis, self.groups, self.taps = node, axis, groups, taps
+        self.is_conv, self.pooled = node.op in ("conv", "conv_transpose"), pooled
+        self.window = Window.of(node, kernel) if self.is_conv and not pooled else None
+
+    def num_places(self, x: Array) -> int:
+        """Return how many columns one sample of ``x`` gives; all of a matrix product's lie on its leading axes."""
+        if self.window is not None:
+            return math.prod(self.window.outputs(x.shape[2:]))
+        if self.is_conv:
+            return math.prod(x.shape[2:])
+        return math.prod(self._others(x.shape)[1:])
+
+    def inputs(self, x: Array, places: Places) -> Array:
+        """Return number[groups, columns, batch · places] of the contraction's input."""
+        if self.window is not None:
+            seen = self.window.patches(x, places)
+            return seen.reshape(self.groups, -1, seen.shape[-1])
+        if self.is_conv:
+            picked = np.take(x.reshape(*x.shape[:2], -1), places, axis=2)
+            return picked.swapaxes(0, 1).reshape(self.groups, x.shape[1] // self.groups, -1)
+        flat = self._flat(x, self.axis, places)
+        return flat.reshape(1, flat.shape[0] // self.taps, -1) if self.pooled else flat[None]
+
+    def outputs(self, y: Array, places: Places) -> Array:
+        """Return number[groups, rows, batch · places] of the contraction's output."""
+        if self.window is None:
+            return self._flat(y, y.ndim - 1, places)[None]
+        picked = np.take(y.reshape(*y.shape[:2], -1), places, axis=2)
+        return picked.transpose(1, 0, 2).reshape(self.groups, y.shape[1] // self.groups, -1)
+
+    def _others(self, shape: Sequence[int]) -> tuple[int, ...]:
+        others = tuple(size for axis, size in enumerate(shape) if axis != self.axis)
+        return others or (1,)
+
+    def _flat(self, x: Array, axis: int, places: Places) -> Array:
+        front = np.moveaxis(x, axis, 0)
+        batch = front.shape[1] if front.ndim > 1 else 1
+        picked = np.take(front.reshape(front.shape[0], batch, -1), places, axis=2)
+        return picked.reshape(front.shape[0], -1)
+
+
+def spread_places(count: int, wanted: int, seed: int) -> Places:
+    """Return at most ``wanted`` of ``count`` places, drawn without order, ascending; the same for the same seed."""
+    if wanted >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
+
+
+class Gram:
+    """Σ u·uᵀ over columns u, per group; with ``ones`` a constant 1 is the last entry of each u.
+
+    Products are in the data's own precision, batch by batch, sums in float64.
+    """
+
+    def __init__(self, groups: int, width: int, *, ones: bool) -> None:
+        self.ones, self.count = ones, 0
+        self.total: Floats = np.zeros((groups, width + ones, width + ones))
+
+    def add(self, columns: Array) -> None:
+        """Take in number[groups, width, n]."""
+        width = columns.shape[1]
+        for total, part in zip(self.total, columns, strict=True):
+            total[:width, :width] += part @ part.T
+            if self.ones:
+                sums = part.sum(axis=1, dtype=np.float64)
+                total[:width, width] += sums
+                total[width, :width] += sums
+                total[width, width] += part.shape[1]
+        self.count += int(columns.shape[2])
+
+    def covariance(self) -> Floats:
+        """Return float64[groups, width, width] per column: about the mean where a constant is fitted as well."""
+        if not self.ones:
+            return self.total / max(1, self.count)
+        mean = self.total[:, :-1, -1] / max(1, self.count)
+        found: Floats = self.total[:, :-1, :-1] / max(1, self.count) - mean[:, :, None] * mean[:, None, :]
+        return found

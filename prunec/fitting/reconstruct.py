@@ -1,0 +1,268 @@
+"""Reconstruction: data alone -> which channels go, and what the rest computes with.
+
+Owns the steps for either frontend: Grams of the original, the order, the places to fit and their fits. Who runs a
+network in stages is handed in. The arithmetic is in passes/fitting/elimination.py, passes/fitting/combinations.py
+and prunec/fitting/refit.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from prunec.fitting.fit_data import FitData
+from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.refit import Fitting, Place, refits
+from prunec.fitting.stages import Stages
+from prunec.ir.edits import Edits
+from prunec.ir.plan import Fold, PrunePlan, Refit
+from prunec.passes.fitting.combinations import Removals, macs_of, params_of, removals
+from prunec.passes.fitting.elimination import Matrix, damped
+from prunec.passes.fitting.operands import Operand, as_matrix, operands, output_axis, pooled, weight_shape, within
+from prunec.passes.fitting.streams import stream
+from prunec.passes.selection.absorb import bias_target
+from prunec.passes.selection.needs import Needs
+from prunec.passes.selection.select import Facts
+from prunec.runtime.probes import Array
+
+ORDER_RIDGE = 1e-4
+"""Of the mean of H's diagonal, added to it where the order is made."""
+
+_COLUMNS = 60_000
+_COLUMNS_PER_WIDTH = 8
+"""A Gram is summed up over so many output positions, and over so many times its width if that is more."""
+
+_SLACK = 0.05
+"""The order goes on so far below the budget, as a fraction of the whole: demands give channels back."""
+
+
+class Opened(Protocol):
+    """A network that can be run in stages: the original, or what a backend made of it."""
+
+    def sees(self, value: str) -> bool:
+        """Tell whether a value of the original can be looked at."""
+
+    def original(self) -> Stages: ...
+
+    def pruned(self, result: Any) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
+        """Return the pruned network, and what a fit changes in it."""
+
+
+@dataclass(slots=True, eq=False)
+class Reconstruction:
+    """Data and a network, ready to be asked; Grams are summed up once and serve any budget.
+
+    Args:
+        opened: the network.
+        data: what is fitted on.
+        memory: bytes.
+    """
+
+    opened: Opened
+    data: FitData
+    memory: int
+    progress: Callable[[str], None] = lambda _: None
+    _grams: dict[str, Gram] | None = None
+
+    def operands(self, facts: Facts) -> tuple[Operand, ...]:
+        """Return the reads of what could go; pooled are those that are too wide, or whose product is not to be seen."""
+        found = (o if self.opened.sees(o.output) else replace(o, pooled=True) for o in operands(facts))
+        return within(tuple(found), self.memory)
+
+    def grams(self, facts: Facts, found: Sequence[Operand]) -> Mapping[str, Gram]:
+        """Return the Gram of each node that makes up for anything."""
+        if self._grams is None:
+            self._grams = summed(facts, found, self.opened.original(), self.progress)
+        return self._grams
+
+    def removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
+        """Return the order in which channels go, for any budget down to ``least`` of the whole."""
+        found = self.operands(facts)
+        by_node = self.grams(facts, found)
+        self.progress("choosing channels")
+        whole = params_of(facts.graph) if of_params else macs_of(facts.graph)
+        made = [matrix for operand in found for matrix in matrices(facts, operand, by_node.get(operand.node.name))]
+        return removals(facts, made, can_go(facts, found, by_node), whole, least - _SLACK)
+
+    def short_of_data(self, facts: Facts) -> tuple[str, ...]:
+        """Return a warning where a layer sees fewer positions than it has inputs, with the samples that would do."""
+        found = self.operands(facts)
+        by_node = self.grams(facts, found)
+        short = [(o, by_node[o.node.name]) for o in found if o.node.name in by_node]
+        short = [(o, gram) for o, gram in short if gram.count < o.width]
+        if not short:
+            return ()
+        worst, gram = max(short, key=lambda item: item[0].width / max(1, item[1].count))
+        enough = -(-self.data.num_fitted * worst.width // max(1, gram.count))
+        share = f"{worst.node.origin}: {gram.count} for {worst.width}"
+        warning = (
+            f"{len(short)} layers are fitted on fewer positions than they have inputs ({share}); "
+            f"a ridge keeps their weights near what they were. {enough * 4 // 3 + 1} samples do"
+        )
+        return (warning,)
+
+    def prepared(
+        self, facts: Facts, plan: PrunePlan, wanted: Needs, without: frozenset[str], *, new: bool
+    ) -> PrunePlan:
+        """Return a plan with a bias wherever a fit will want one, and means folded where there is no more to fit.
+
+        Args:
+            without: nodes (by origin) that cannot get a bias.
+            new: biases may be made: they are parameters, and a budget of these counts them.
+        """
+        folded = {fold.node: fold for fold in plan.folds if fold.kind != "carrier"}
+        added = []
+        for operand in self.operands(facts):
+            name = operand.node.name
+            if not operand.biased or name not in wanted.nodes or name in folded or operand.node.origin in without:
+                continue
+            kind, target = bias_target(facts.graph, operand.node)
+            if not target and not new:
+                continue
+            if operand.takes == "weights" and not target:
+                added.append(Fold(name, kind, (), (), target))
+            elif operand.takes == "bias":
+                added += self._means(facts, operand, plan, kind, target)
+        return replace(plan, folds=(*plan.folds, *added))
+
+    def _means(self, facts: Facts, operand: Operand, plan: PrunePlan, kind: Any, target: str) -> Iterable[Fold]:
+        gram = self.grams(facts, self.operands(facts)).get(operand.node.name)
+        if gram is None:
+            return
+        from prunec.passes.lowering.lower import keep_mask
+
+        means = (gram.total[:, :-1, -1] / max(1, gram.count)).ravel()
+        gone = ~keep_mask(facts.graph, facts.classes, plan)[operand.columns.ravel()]
+        gone &= ~operand.read.dead.ravel()[:: operand.read.dead.size // gone.size]
+        at = np.flatnonzero(gone)
+        if at.size and operand.node.op != "matmul":
+            yield Fold(operand.node.name, kind, tuple(at.tolist()), tuple(means[at].tolist()), target)
+
+    def fitted(self, facts: Facts, plan: PrunePlan, edits: Edits, result: Any) -> PrunePlan:
+        """Return the plan with the weights of every contraction that can be fitted."""
+        now, tensors = self.opened.pruned(result)
+        before = self.opened.original()
+        found = [o for o in self.operands(facts) if before.has(o.value) and now.has(o.value)]
+        found = [o for o in found if o.pooled or before.has(o.output)]
+        by_node = self.grams(facts, found)
+        chosen = tuple(
+            place for place in places(facts, found, edits, by_node) if tensors(place, place.weight, place.vector)
+        )
+
+        def told(done: int, count: int) -> None:
+            self.progress(f"fitting layer {done + 1} of {count}")
+
+        width = max((as_matrix(place.node, place.weight).shape[2] for place in chosen), default=0)
+        how = Fitting(columns=max(_COLUMNS, _COLUMNS_PER_WIDTH * width))
+        made: tuple[Refit, ...] = refits(facts.graph, chosen, before, now, how, tensors, told)
+        self.progress("")
+        return replace(plan, refits=made, exact=False)
+
+
+def can_go(facts: Facts, found: Sequence[Operand], by_node: Mapping[str, Gram]) -> Any:
+    """Return bool[num_classes]: what may go, and is read by nothing of which the cost is unknown."""
+    free = ~facts.classes.pinned & facts.classes.is_channel
+    for operand in found:
+        if operand.node.name not in by_node and not operand.is_depthwise:
+            free[operand.columns] = False
+    return free
+
+
+def _view(facts: Facts, operand: Operand) -> View:
+    shape = weight_shape(facts, operand.node)
+    kernel = shape[2:] if operand.node.op in ("conv", "conv_transpose") else ()
+    return View(operand.node, kernel, operand.read.axis, operand.groups, pooled=operand.pooled, taps=operand.taps)
+
+
+def summed(facts: Facts, found: Sequence[Operand], stages: Stages, progress: Callable[[str], None]) -> dict[str, Gram]:
+    """Return the Gram of each operand that makes up for anything, by node name."""
+    result: dict[str, Gram] = {}
+    for number, operand in enumerate(found):
+        if operand.takes == "nothing" or operand.is_depthwise or not stages.has(operand.value):
+            continue
+        progress(f"looking at layer {number + 1} of {len(found)}")
+        stages.advance([operand.value])
+        view, gram = _view(facts, operand), Gram(operand.groups, operand.width, ones=operand.biased)
+        samples = sum(stages.value(operand.value, batch).shape[0] for batch in range(stages.num_batches))
+        wanted = max(1, -(-max(_COLUMNS, _COLUMNS_PER_WIDTH * operand.width) // max(1, samples)))
+        for batch in range(stages.num_batches):
+            value = stages.value(operand.value, batch)
+            gram.add(view.inputs(value, spread_places(view.num_places(value), wanted, batch)))
+        stages.drop([operand.value])
+        result[operand.node.name] = gram
+    return result
+
+
+def matrices(facts: Facts, operand: Operand, gram: Gram | None) -> list[Matrix]:
+    """Return an operand's matrices for the order, one per convolution group."""
+    if gram is None:
+        return []
+    weight = _weight(facts, operand)
+    scale = np.abs(stream(facts.graph, operand.node, operand.rows.size).scale).reshape(operand.groups, -1, 1)
+    weight, rows, taps = weight * scale, operand.rows, operand.taps
+    if operand.pooled:
+        weight, rows, taps = pooled(weight, taps), np.repeat(rows, taps, axis=1), 1
+    fixed = operand.takes != "weights"
+    result = []
+    for group, moment in enumerate(gram.covariance()):
+        columns = np.repeat(operand.columns[group], taps)
+        moment = moment if fixed else damped(moment, ORDER_RIDGE)
+        result.append(Matrix(weight[group], moment, columns, rows[group], fixed=fixed))
+    return result
+
+
+def _weight(facts: Facts, operand: Operand) -> Floats:
+    """Return float64[groups, rows, columns]."""
+    known = facts.constants.weights.get(operand.node.name)
+    if known is None:
+        return as_matrix(operand.node, facts.graph.params[operand.weight].array)
+    taps = known.taps
+    return taps.reshape(*taps.shape[:2], -1).astype(np.float64)
+
+
+def places(facts: Facts, found: Sequence[Operand], edits: Edits, by_node: Mapping[str, Gram]) -> tuple[Place, ...]:
+    """Return where to fit: every contraction that still runs and whose weights can take something."""
+    return tuple(
+        _place(facts, operand, edits, by_node.get(operand.node.name))
+        for operand in found
+        if operand.takes == "weights"
+        and operand.node.name not in edits.removed
+        and not operand.is_depthwise
+        and not (operand.pooled and operand.groups > 1)
+    )
+
+
+def _place(facts: Facts, operand: Operand, edits: Edits, prior: Gram | None) -> Place:
+    node = operand.node
+    rank = len(facts.graph.shape(node.outputs[0]) or ())
+    outputs = edits.keeps.get(node.outputs[0], {}).get(output_axis(node, rank))
+    kind, target = bias_target(facts.graph, node) if operand.biased else ("none", "")
+    vector = _content(facts, edits, target) if target else edits.new_biases.get(node.name)
+    if operand.biased and vector is None:
+        operand, kind = replace(operand, biased=False), "none"
+    own = node.inputs[2] if len(node.inputs) > 2 and node.op != "rnn" else ""
+    beside = _content(facts, edits, own) if own and own != target and kind == "bias" else None
+    was = facts.graph.params[target].array if target else None
+    return Place(
+        operand=operand,
+        node=replace(node, attrs={**node.attrs, **edits.attrs.get(node.name, {})}),
+        weight=_content(facts, edits, operand.weight),
+        kind=kind,
+        target=target,
+        vector=vector,
+        beside=beside,
+        was=was if was is None or outputs is None else was[outputs],
+        prior=prior,
+        inputs=edits.keeps.get(operand.value, {}).get(operand.read.axis),
+        outputs=outputs,
+        original=facts.graph.params[operand.weight].array,
+    )
+
+
+def _content(facts: Facts, edits: Edits, name: str) -> Array:
+    """Return what a parameter holds in the pruned network."""
+    found = edits.params.get(name)
+    return facts.graph.params[name].array if found is None else found

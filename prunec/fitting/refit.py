@@ -1,0 +1,334 @@
+"""The refit: front to back, each contraction is solved for what it sees by now, towards what the original gave.
+
+Owns the least-squares fits and the order in which they are made; the sums come from prunec/fitting/grams.py, the
+networks run in stages (prunec/fitting/stages.py). Where an output is added to a stream, what that stream is off by
+now is part of the target, so that errors do not add up over blocks (passes/fitting/streams.py). Ridge regression,
+towards the weights that are there: what data do not show stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunec.errors import BadInput
+from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.stages import Stages
+from prunec.ir.graph import Graph, Node
+from prunec.ir.plan import Refit
+from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, output_axis, pooled, unpooled
+from prunec.passes.fitting.streams import stream
+from prunec.passes.lowering.refits import stored
+from prunec.runtime.probes import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How to fit.
+
+    Args:
+        columns: of each fit, about: output positions are drawn until there are so many.
+        ridge: of the mean of a Gram's diagonal.
+    """
+
+    columns: int = 100_000
+    ridge: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a contraction stands in the pruned network.
+
+    Args:
+        operand: as it was; ``node`` has the attributes that it has by now, ``weight`` its content.
+        kind, target, vector: where the constant part goes (see plan.Refit) and what is there now, sliced.
+        beside: a bias that other layers read, too, and that therefore stays: what is fitted is added to it.
+        was: what ``target`` held in the original, sliced.
+        prior: the Gram of what the original sees here; None where it has none.
+        inputs, outputs: indices on the contracted axis, and of its outputs, that stay; None where all do.
+        original: the weight as it was, for a pooled operand.
+    """
+
+    operand: Operand
+    node: Node
+    weight: Array
+    kind: Any
+    target: str
+    vector: Array | None
+    beside: Array | None
+    was: Array | None
+    prior: Gram | None
+    inputs: Any
+    outputs: Any
+    original: Array
+
+    def constant(self) -> Floats:
+        """Return float64[outputs]: what the contraction adds by now, the mean that is taken off behind it included."""
+        found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
+        if self.vector is not None:
+            found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.vector
+        return found if self.beside is None else found + self.beside
+
+    def first_constant(self) -> Floats:
+        """Return float64[outputs]: what the original's contraction adds, of the outputs that stay."""
+        found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
+        if self.was is not None:
+            found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.was
+        return found if self.beside is None else found + self.beside
+
+    def vector_for(self, constant: Floats) -> Array:
+        """Return the vector that makes it so."""
+        own = constant if self.beside is None else constant - self.beside
+        return (-own if self.kind == "running_mean" else own).astype(self.weight.dtype)
+
+
+class Layer:
+    """One fit: the same places of both networks, and the sums over them.
+
+    Args:
+        place: what is fitted.
+        others: what its output is added to, of which the error is known by now; see passes/fitting/streams.py.
+        before, now: the original and the pruned network.
+    """
+
+    def __init__(self, place: Place, others: Sequence[tuple[str, float, Floats]], before: Stages, now: Stages) -> None:
+        self.place, self.before, self.now, self.others = place, before, now, tuple(others)
+        operand = place.operand
+        kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
+        self.matrix = as_matrix(place.node, place.weight)
+        how = {"pooled": operand.pooled, "taps": operand.taps}
+        self.view = View(place.node, kernel, operand.read.axis, self.matrix.shape[0], **how)
+        names = () if operand.pooled else tuple(name for name, _, _ in self.others)
+        self.reads_now = (operand.value, *names)
+        self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names)
+
+    def fit(self, how: Fitting) -> tuple[Floats, Floats]:
+        """Return (weight as a matrix, float64[outputs] constant)."""
+        self.before.advance(self.reads_before)
+        self.now.advance(self.reads_now)
+        return self._combined(how) if self.place.operand.pooled else self._solved(how)
+
+    def forget(self) -> None:
+        """Let go of what was looked at."""
+        self.before.drop(self.reads_before)
+        self.now.drop(self.reads_now)
+
+    def _solved(self, how: Fitting) -> tuple[Floats, Floats]:
+        """Fit the weights themselves."""
+        groups, rows, width = self.matrix.shape
+        biased = self.place.operand.biased
+        gram = Gram(groups, width, ones=biased)
+        right = np.zeros((groups, width + biased, rows))
+        for batch, picked in self._batches(how):
+            seen = self.view.inputs(self.now.value(self.place.operand.value, batch), picked)
+            gram.add(seen)
+            _add_products(right, seen, self.view.outputs(self._target(batch), picked))
+        found = _solutions(gram, right, self._start(), how.ridge)
+        return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
+
+    def _start(self) -> Floats:
+        """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+
+        W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+        """
+        place, (groups, rows, width) = self.place, self.matrix.shape
+        biased = place.operand.biased
+        start = np.zeros((groups, width + biased, rows))
+        first, prior = as_matrix(place.operand.node, place.original), place.prior
+        if prior is None or len(first) != groups or len(prior.total) != groups:
+            start[:, :width] = self.matrix.swapaxes(1, 2)
+            if biased:
+                start[:, width] = place.constant().reshape(groups, rows)
+            return start
+        columns, outputs = self._columns(first.shape[2]), self._outputs(first.shape[1])
+        if biased:
+            start[:, width] = place.first_constant().reshape(groups, rows)
+        for group in range(groups):
+            weight = first[group][outputs[group]]
+            start[group, :width] = weight[:, columns[group]].T
+            gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
+            if gone.size:
+                seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+                total = prior.total[group]
+                mixed = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], how_much=_EXACT)
+                start[group][: seen.size] += mixed @ weight[:, gone].T
+        return start
+
+    def _columns(self, width: int) -> Array:
+        """Return int64[groups, columns that stay]: their places among the original's."""
+        groups, kept = self.matrix.shape[0], self.place.inputs
+        taps = self.matrix.shape[2] * groups // max(1, len(kept)) if kept is not None else 1
+        if kept is None:
+            return np.tile(np.arange(width), (groups, 1))
+        per_group = width // taps
+        within = (np.asarray(kept) % per_group).reshape(groups, -1)
+        return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
+
+    def _outputs(self, rows: int) -> Array:
+        """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
+        groups, kept = self.matrix.shape[0], self.place.outputs
+        return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
+
+    def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
+        """Fit what all channels were from those that are left, and fold that into the original's weights."""
+        operand, biased = self.place.operand, self.place.operand.biased
+        value = operand.value
+        full = pooled(as_matrix(operand.node, self.place.original), operand.taps)
+        if self.place.outputs is not None:
+            full = full.reshape(1, -1, operand.taps, full.shape[2])[:, self.place.outputs]
+            full = full.reshape(1, -1, full.shape[3])
+        width, channels = self.matrix.shape[2] // operand.taps, full.shape[2]
+        gram = Gram(1, width, ones=biased)
+        right, old = np.zeros((1, width + biased, channels)), np.zeros((1, width + biased, channels))
+        kept = self._kept(channels, width)
+        old[0, np.arange(width), kept] = 1
+        for batch, picked in self._batches(how):
+            seen = self.view.inputs(self.now.value(value, batch), picked)
+            gram.add(seen)
+            _add_products(right, seen, self.view.inputs(self.before.value(value, batch), picked))
+        found = _solutions(gram, right, old, how.ridge)[0]
+        matrix = unpooled(full @ found[:width].T, operand.taps)
+        constant = self.place.constant()
+        if biased:
+            constant = constant + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
+        return matrix, constant
+
+    def _kept(self, channels: int, width: int) -> Any:
+        kept = self.place.inputs
+        return np.arange(channels) if kept is None else kept[:: len(kept) // width] // (len(kept) // width)
+
+    def _batches(self, how: Fitting) -> Iterator[tuple[int, Any]]:
+        value = self.place.operand.value
+        count = self.view.num_places(self.now.value(value, 0))
+        samples = sum(self.now.value(value, batch).shape[0] for batch in range(self.now.num_batches))
+        for batch in range(self.now.num_batches):
+            count = self.view.num_places(self.now.value(value, batch))
+            yield batch, spread_places(count, max(1, -(-how.columns // samples)), batch)
+
+    def _target(self, batch: int) -> Array:
+        """Return the original's output, and what the streams that it joins are off; of what stays."""
+        place = self.place
+        rank = self.before.value(place.operand.output, batch).ndim
+        axis = output_axis(place.node, rank)
+        shape = [1] * rank
+        shape[axis] = -1
+
+        def kept(value: Array) -> Array:
+            return value if place.outputs is None else np.take(value, place.outputs, axis=axis)
+
+        wanted = kept(self.before.value(place.operand.output, batch))
+        if place.kind == "running_mean" and place.was is not None:
+            wanted = wanted - place.was.reshape(shape).astype(wanted.dtype)
+        for name, sign, scale in self.others:
+            by = scale if place.outputs is None else scale[place.outputs]
+            off = kept(self.before.value(name, batch)) - self.now.value(name, batch)
+            wanted = wanted + sign * off / by.reshape(shape).astype(wanted.dtype)
+        return wanted
+
+
+_EXACT = 1e-9
+"""The ridge of combinations that are only started from."""
+
+
+def _ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
+    """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
+    ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
+    found: Floats = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
+    return found
+
+
+def _solutions(gram: Gram, right: Floats, old: Floats, ridge: float) -> Floats:
+    parts = zip(gram.total, right, old, strict=True)
+    return np.stack([_solve(g, r, o, ridge, gram.ones) for g, r, o in parts])
+
+
+def _add_products(right: Floats, seen: Array, target: Array) -> None:
+    width = seen.shape[1]
+    for total, u, t in zip(right, seen, target, strict=True):
+        total[:width] += u @ t.T
+        if total.shape[0] > width:
+            total[width] += t.sum(axis=1, dtype=np.float64)
+
+
+def _solve(gram: Floats, right: Floats, old: Floats, ridge: float, biased: bool) -> Floats:
+    """Return float64[columns, rows] that minimises the squared error plus the ridge towards ``old``."""
+    width = len(gram) - biased
+    diagonal = np.zeros(len(gram))
+    diagonal[:width] = max(ridge * float(gram.diagonal()[:width].mean()), 1e-30)
+    if biased:
+        diagonal[width] = 1e-9 * max(1.0, gram[width, width])
+    found: Floats = old + np.linalg.solve(gram + np.diag(diagonal), right - gram @ old)
+    return found
+
+
+def depth_first(graph: Graph, names: Sequence[str]) -> list[str]:
+    """Return contractions in order of depth (the most contractions on a way from the input), then as in the graph."""
+    depth: dict[str, int] = {}
+    at: dict[str, int] = {}
+    chosen = set(names)
+    for node in graph.nodes:
+        here = max((at.get(name, 0) for name in node.inputs), default=0)
+        depth[node.name] = here
+        for name in node.outputs:
+            at[name] = here + (node.name in chosen)
+    return sorted(chosen, key=lambda name: (depth[name], list(depth).index(name)))
+
+
+def refits(
+    graph: Graph,
+    places: Sequence[Place],
+    before: Stages,
+    now: Stages,
+    how: Fitting,
+    tensors: Callable[[Place, Array, Array | None], Mapping[str, Array]],
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Refit, ...]:
+    """Fit all places, front to back.
+
+    Args:
+        before, now: the original and the pruned network, over the same data.
+        tensors: what a fit changes in ``now``: (place, weight, constant's vector) -> contents by name.
+    """
+    by_node = {place.node.name: place for place in places}
+    order = depth_first(graph, list(by_node))
+    upstream = _upstream(graph, set(by_node))
+    done: set[str] = set()
+    result = []
+    for number, name in enumerate(order):
+        progress(number, len(order))
+        place = by_node[name]
+        way = stream(graph, place.operand.node, place.operand.rows.size)
+        layer = Layer(place, [o for o in way.others if upstream.get(o[0], frozenset()) <= done], before, now)
+        matrix, constant = layer.fit(how)
+        if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
+            raise BadInput(
+                f"on these data {place.node.origin} computes what is not a number",
+                why="nothing can be fitted to that",
+                do="check that the inputs are prepared as the network reads them (--normalise)",
+            )
+        weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
+        vector = place.vector_for(constant) if place.operand.biased else None
+        now.set_tensors(tensors(place, weight, vector))
+        layer.forget()
+        done.add(name)
+        kind, target = (place.kind, place.target) if vector is not None else ("none", "")
+        content = None if vector is None else stored(vector)
+        result.append(Refit(name, place.operand.weight, stored(weight), kind, target, content))
+    return tuple(result)
+
+
+def _upstream(graph: Graph, chosen: set[str]) -> Mapping[str, frozenset[str]]:
+    """Return value -> the chosen contractions that it depends on."""
+    found: dict[str, frozenset[str]] = {}
+    for node in graph.nodes:
+        own = frozenset([node.name]) if node.name in chosen else frozenset()
+        sets = [found[name] for name in dict.fromkeys(node.inputs) if name in found]
+        joined = max(sets, key=len, default=frozenset())
+        if own or any(not part <= joined for part in sets):
+            joined = joined.union(own, *sets)
+        for name in node.outputs:
+            found[name] = joined
+    return found

@@ -1,0 +1,91 @@
+"""Running a network over all data a stretch at a time: what lies between two stretches is kept, on disk beyond a limit.
+
+Owns the store of activations and the contract of a staged network. Each layer of a network is run once, however many
+places are looked at, and weights ahead may change between stretches. Who runs it: stages_onnx.py, stages_module.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from prunec.runtime.probes import Array
+
+
+class Stages(Protocol):
+    """A network and data, run as far as it has been asked for."""
+
+    @property
+    def num_batches(self) -> int: ...
+
+    def has(self, name: str) -> bool:
+        """Tell whether a value can be asked for."""
+
+    def advance(self, names: Iterable[str]) -> None:
+        """Run what the values need, on all data."""
+
+    def value(self, name: str, batch: int) -> Array:
+        """Return a value that ``advance`` has reached, and ``drop`` has not taken away."""
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget values that were asked for; those that nodes ahead read stay."""
+
+    def set_tensors(self, tensors: Mapping[str, Array]) -> None:
+        """Give parameters new contents, from here on."""
+
+
+class Store:
+    """Arrays by (name, batch): in memory up to a limit, in files beyond it.
+
+    Args:
+        limit: bytes kept in memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._count = limit, 0, 0
+        self._arrays: dict[str, dict[int, Array | Path]] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._arrays)
+
+    def put(self, name: str, batch: int, array: Array) -> None:
+        place: Array | Path = array
+        if self._held + array.nbytes > self._limit and array.nbytes > _SMALL:
+            place = self._path()
+            np.save(place, array)
+        else:
+            self._held += array.nbytes
+        self._arrays.setdefault(name, {})[batch] = place
+
+    def get(self, name: str, batch: int) -> Array:
+        found = self._arrays[name][batch]
+        return np.load(found) if isinstance(found, Path) else found
+
+    def drop(self, name: str) -> None:
+        for found in self._arrays.pop(name, {}).values():
+            if isinstance(found, Path):
+                found.unlink()
+            else:
+                self._held -= found.nbytes
+
+    def _path(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True)
+        self._count += 1
+        return Path(self._folder.name) / f"{self._count}.npy"
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+_SMALL = 1 << 16
+"""Arrays up to so many bytes are never worth a file."""

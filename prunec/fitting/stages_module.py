@@ -1,0 +1,213 @@
+"""A traced module, run a stretch at a time with torch; see prunec/fitting/stages.py for what that is for.
+
+Owns the same for modules that stages_onnx.py does for files. Activations stay in memory, where the module's
+parameters are. In-place calls would write over what is kept: they are made ordinary ones in a copy; a network that
+writes into views is run in the order of its graph, each node once, so that nothing is read too late.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunec.backends.fx.backend import ORIGIN, computed, origin_of
+from prunec.data.observing import arguments
+from prunec.fitting.refit import Place
+from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.frontend import Ref, Traced
+from prunec.runtime.modules import evaluating
+from prunec.runtime.probes import Array, Feed
+
+_PLAIN: Mapping[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
+
+
+class ModuleStages:
+    """Implements ``prunec.fitting.stages.Stages``.
+
+    Args:
+        traced: the module as it was traced: it knows which node makes which value.
+        module: that module, or what became of it; a copy is run.
+        feeds: all data, batch by batch.
+    """
+
+    def __init__(self, traced: Traced, module: fx.GraphModule, feeds: Sequence[Feed]) -> None:
+        self._module = copy.deepcopy(module, computed(module)).eval()
+        for was, n in zip(module.graph.nodes, self._module.graph.nodes, strict=True):
+            n.meta[ORIGIN] = origin_of(was)
+        self._in_order = _without_in_place(self._module)
+        self._nodes = [n for n in self._module.graph.nodes if n.op != "output"]
+        self._at = {n: number for number, n in enumerate(self._nodes)}
+        names: dict[str, str] = {}
+        for key, ref in traced.results.items():
+            if isinstance(ref, Ref):
+                names.setdefault(ref.name, key)
+        by_origin = {origin_of(n): n for n in self._nodes}
+        self._node_of = {name: by_origin[key] for name, key in names.items() if key in by_origin}
+        self._done: set[fx.Node] = set()
+        self._wanted: set[fx.Node] = set()
+        self.num_batches = len(feeds)
+        self._kept: list[dict[fx.Node, Any]] = [{} for _ in feeds]
+        self._given = [arguments(traced, feed) for feed in feeds]
+
+    @property
+    def module(self) -> fx.GraphModule:
+        return self._module
+
+    def has(self, name: str) -> bool:
+        return name in self._node_of
+
+    def node(self, name: str) -> fx.Node:
+        """Return the node that makes a value."""
+        return self._node_of[name]
+
+    def advance(self, names: Iterable[str]) -> None:
+        wanted = [self._node_of[name] for name in names]
+        self._wanted.update(wanted)
+        ahead = self._needed(wanted)
+        with torch.no_grad():
+            for kept, given in zip(self._kept, self._given, strict=True):
+                self._run(ahead, kept, given)
+        self._done.update(ahead)
+        for kept in self._kept:
+            for n in [n for n in kept if not self._is_kept(n)]:
+                del kept[n]
+
+    def value(self, name: str, batch: int) -> Array:
+        found: Array = self._kept[batch][self._node_of[name]].detach().cpu().numpy()
+        return found
+
+    def drop(self, names: Iterable[str]) -> None:
+        for n in {self._node_of[name] for name in names}:
+            self._wanted.discard(n)
+            if not self._is_kept(n):
+                for kept in self._kept:
+                    kept.pop(n, None)
+
+    def set_tensors(self, tensors: Mapping[str, Array]) -> None:
+        for name, array in tensors.items():
+            tensor = _tensor(self._module, name)
+            assert tensor is not None, "only names of tensors are given"
+            with torch.no_grad():
+                tensor.copy_(torch.from_numpy(np.array(array)).reshape(tensor.shape))
+
+    def _is_kept(self, n: fx.Node) -> bool:
+        return n in self._wanted or any(user not in self._done and user.op != "output" for user in n.users)
+
+    def _needed(self, wanted: Sequence[fx.Node]) -> list[fx.Node]:
+        if self._in_order:
+            last = max((self._at[n] for n in wanted if n not in self._done), default=-1)
+            return [n for n in self._nodes[: last + 1] if n not in self._done]
+        pending, found = [n for n in wanted if n not in self._done], set[fx.Node]()
+        while pending:
+            n = pending.pop()
+            if n not in found:
+                found.add(n)
+                pending += [source for source in n.all_input_nodes if source not in self._done]
+        return sorted(found, key=self._at.__getitem__)
+
+    def _run(self, ahead: Sequence[fx.Node], kept: dict[fx.Node, Any], given: Sequence[Any]) -> None:
+        interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
+        interpreter.env = kept
+        placeholders = [n for n in self._nodes if n.op == "placeholder"]
+        values = dict(zip(placeholders, given, strict=False))
+        chosen = set(ahead)
+        for n in ahead:
+            kept[n] = values[n] if n in values else interpreter.run_node(n)
+            for source in n.all_input_nodes:
+                if source in kept and source not in self._wanted:
+                    users = (user for user in source.users if user.op != "output" and user not in self._done)
+                    if all(user in chosen and user in kept for user in users):
+                        del kept[source]
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
+    """Return a parameter or buffer by its name; None where there is none."""
+    owner, _, leaf = name.rpartition(".")
+    try:
+        found = getattr(module.get_submodule(owner), leaf, None)
+    except AttributeError:
+        return None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _without_in_place(module: fx.GraphModule) -> bool:
+    """Make in-place calls ordinary ones; tell whether some are left, so that the order of the graph counts."""
+    for sub in module.modules():
+        if getattr(sub, "inplace", False) is True:
+            sub.inplace = False  # type: ignore[assignment]  # torch's modules say so by an attribute
+    left = False
+    for n in module.graph.nodes:
+        if n.kwargs.get("inplace"):
+            n.kwargs = {**n.kwargs, "inplace": False}
+        if n.op == "call_function" and n.target in _PLAIN:
+            n.target = _PLAIN[n.target]
+        name = str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")
+        in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
+        left = left or n.target is operator.setitem or (n.op in ("call_method", "call_function") and in_place)
+    return left
+
+
+def runner(traced: Traced, module: nn.Module) -> Callable[[Feed], list[Array]]:
+    """Return a function from a feed to the module's outputs, in eval mode and without gradients."""
+
+    def run(feed: Feed) -> list[Array]:
+        with evaluating(module), torch.no_grad():
+            outputs = module(*arguments(traced, feed))
+        return [leaf.detach().cpu().numpy() for leaf in tensors_in(outputs)]
+
+    return run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedModule:
+    """Implements ``prunec.fitting.reconstruct.Opened`` for modules.
+
+    Args:
+        traced: the module.
+        feeds: what is run through it.
+    """
+
+    traced: Traced
+    feeds: Sequence[Feed]
+
+    def sees(self, value: str) -> bool:
+        return any(isinstance(ref, Ref) and ref.name == value for ref in self.traced.results.values())
+
+    def original(self) -> ModuleStages:
+        return ModuleStages(self.traced, self.traced.module, self.feeds)
+
+    def pruned(self, result: Any) -> tuple[ModuleStages, Tensors]:
+        now = ModuleStages(self.traced, result, self.feeds)
+
+        def tensors(place: Place, weight: Array, vector: Array | None) -> Mapping[str, Array]:
+            bias = place.target
+            if vector is not None and not bias:
+                bias = self._made_bias(now, place)
+            found = {place.operand.weight: weight, **({bias: vector} if vector is not None and bias else {})}
+            known = {name: _tensor(now.module, name) for name in found}
+            fits = all(t is not None and t.numel() == found[name].size for name, t in known.items())
+            return found if fits and (vector is None or bias) else {}
+
+        return now, tensors
+
+    def _made_bias(self, now: ModuleStages, place: Place) -> str:
+        """Return the name of the bias that a backend gave a contraction."""
+        by_origin = {origin_of(n): n for n in now.module.graph.nodes}
+        n = by_origin.get(place.node.origin)
+        if n is None:
+            return ""
+        return f"{n.target}.bias" if n.op == "call_module" else f"{n.name}_folded_bias"

@@ -1,0 +1,153 @@
+"""An ONNX model, run a stretch at a time in ONNX Runtime; see prunec/fitting/stages.py for what that is for.
+
+Owns the cut of a model into pieces that run by themselves: the nodes that some values need, fed with what earlier
+pieces left, and giving what later ones read. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from prunec.fitting.stages import Store
+from prunec.runtime import sessions
+from prunec.runtime.probes import Array, Feed
+
+
+class OnnxStages:
+    """Implements ``prunec.fitting.stages.Stages``.
+
+    Args:
+        model: with its weights inside.
+        feeds: all data, batch by batch.
+        limit: bytes of activations kept in memory.
+        name: how messages call the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feed], limit: int, name: str) -> None:
+        self._model, self._name = model, name
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._nodes = []
+        for node in model.graph.node:
+            if node.op_type == "Constant" and not node.domain and node.attribute and node.attribute[0].name == "value":
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(node.attribute[0].t)
+                tensor.name = node.output[0]
+                self._tensors[tensor.name] = tensor
+            else:
+                self._nodes.append(node)
+        self._reads = [tuple(dict.fromkeys(_inputs(node))) for node in self._nodes]
+        self._maker = {out: at for at, node in enumerate(self._nodes) for out in node.output if out}
+        self._readers: dict[str, set[int]] = {}
+        for at, names in enumerate(self._reads):
+            for value in names:
+                self._readers.setdefault(value, set()).add(at)
+        self._done = [False] * len(self._nodes)
+        self._wanted: set[str] = set()
+        self._store = Store(limit)
+        self.num_batches = len(feeds)
+        for batch, feed in enumerate(feeds):
+            for key, array in feed.items():
+                self._store.put(key, batch, array)
+
+    def has(self, name: str) -> bool:
+        return name in self._maker or name in self._store
+
+    def advance(self, names: Iterable[str]) -> None:
+        wanted = list(dict.fromkeys(names))
+        self._wanted.update(wanted)
+        ahead = self._needed(wanted)
+        if not ahead:
+            return
+        for at in ahead:
+            self._done[at] = True
+        made = [out for at in ahead for out in self._nodes[at].output if out]
+        given = [
+            name
+            for name in dict.fromkeys(name for at in ahead for name in self._reads[at])
+            if name not in self._tensors and name not in set(made)
+        ]
+        kept = [name for name in made if name in self._wanted or self._is_read_ahead(name)]
+        self._run(ahead, given, kept)
+        for name in given:
+            self._forget(name)
+
+    def value(self, name: str, batch: int) -> Array:
+        return self._store.get(name, batch)
+
+    def drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._wanted.discard(name)
+            self._forget(name)
+
+    def set_tensors(self, tensors: Mapping[str, Array]) -> None:
+        for name, array in tensors.items():
+            self._tensors[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+
+    def tensor(self, name: str) -> Array | None:
+        """Return a stored tensor's content; None where there is none of that name."""
+        found = self._tensors.get(name)
+        return None if found is None else numpy_helper.to_array(found)
+
+    def maker(self, value: str) -> onnx.NodeProto | None:
+        """Return the node that makes a value."""
+        at = self._maker.get(value)
+        return None if at is None else self._nodes[at]
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _is_read_ahead(self, name: str) -> bool:
+        return any(not self._done[at] for at in self._readers.get(name, ()))
+
+    def _forget(self, name: str) -> None:
+        if name not in self._wanted and not self._is_read_ahead(name):
+            self._store.drop(name)
+
+    def _needed(self, names: Iterable[str]) -> list[int]:
+        pending, found = [name for name in names if name not in self._store], set[int]()
+        while pending:
+            at = self._maker.get(pending.pop())
+            if at is None or at in found:
+                continue
+            found.add(at)
+            pending += [name for name in self._reads[at] if name not in self._store and name not in self._tensors]
+        return sorted(found)
+
+    def _run(self, ahead: Sequence[int], given: Sequence[str], kept: Sequence[str]) -> None:
+        runner = sessions.open_runner(
+            self._piece(ahead, given, kept).SerializeToString(), self._name, "cpu", optimise=True
+        )
+        for batch in range(self.num_batches):
+            found = runner.session.run(None, {name: self._store.get(name, batch) for name in given})
+            for name, array in zip(kept, found, strict=True):
+                self._store.put(name, batch, array)
+
+    def _piece(self, ahead: Sequence[int], given: Sequence[str], kept: Sequence[str]) -> onnx.ModelProto:
+        read = {name for at in ahead for name in self._reads[at]}
+        piece = onnx.ModelProto(ir_version=self._model.ir_version)
+        piece.opset_import.extend(self._model.opset_import)
+        piece.functions.extend(self._model.functions)
+        piece.graph.name = "piece"
+        piece.graph.node.extend(self._nodes[at] for at in ahead)
+        piece.graph.initializer.extend(self._tensors[name] for name in sorted(read & self._tensors.keys()))
+        for name in given:
+            first = self._store.get(name, 0)
+            kind = helper.np_dtype_to_tensor_dtype(first.dtype)
+            piece.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * first.ndim))
+        piece.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
+        return piece
+
+
+def _inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads, from inside its bodies too."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            made = {out for inner in body.node for out in inner.output}
+            made.update(value.name for value in body.input)
+            made.update(tensor.name for tensor in body.initializer)
+            yield from (name for inner in body.node for name in _inputs(inner) if name not in made)

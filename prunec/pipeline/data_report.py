@@ -1,0 +1,49 @@
+"""What a pruning by data tells a person: agreement on held-out samples, and warnings.
+
+Owns the joining of reports only; measures are agreement.py's, labels labelled.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from prunec.check.agreement import agreement
+from prunec.check.comparison import Run
+from prunec.data.calibration import Calibration
+from prunec.data.labelled import labels_of
+from prunec.data.samples import Samples
+from prunec.fitting.reconstruct import Reconstruction
+from prunec.passes.selection.select import Facts
+from prunec.report.findings import Agreement, PruneReport
+
+_TOO_FEW = (
+    "there are too few samples to hold any out: nothing tells how the result does on inputs that it was not fitted on"
+)
+
+
+def labelled(calibration: Calibration) -> Callable[[Samples, int], tuple[int, ...]] | None:
+    """Return what finds the classes of samples; None where no labels are given."""
+    if calibration.labels is None:
+        return None
+    given = calibration.labels
+    return lambda samples, count: labels_of(samples, given, count)
+
+
+class Runs(NamedTuple):
+    """Two networks on the same inputs, and the names of their outputs."""
+
+    original: Run
+    pruned: Run
+    names: Sequence[str] = ()
+
+
+def with_agreement(report: PruneReport, facts: Facts, data: Reconstruction, runs: Runs) -> PruneReport:
+    """Return the report with what held-out samples say, and what the data are short of."""
+    notes = (*report.notes, *data.short_of_data(facts))
+    split = data.data
+    if not split.held_out:
+        return replace(report, agreement=Agreement(0), notes=(*notes, _TOO_FEW))
+    found = agreement(runs.original, runs.pruned, runs.names, split.held_out, split.labels_held_out)
+    return replace(report, agreement=found, notes=notes)

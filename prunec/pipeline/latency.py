@@ -1,0 +1,207 @@
+"""A budget of time: what is pruned until the result takes a share of the original's latency, measured.
+
+Owns the search. A budget on the times of single layers (prunec/timing/staircases.py) stands for the share, and every
+result is timed as a whole against the original; the budget moves until that is where it was asked to be. Training has
+a search of its own, over MACs (prunec/training/run/latency.py): there each step is a training.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from prunec.errors import BudgetNotMet
+from prunec.ir.graph import Graph
+from prunec.passes.selection.budget import Target
+from prunec.pipeline.options import Options
+from prunec.pipeline.planning import Job
+from prunec.report.findings import Latency
+from prunec.timing import staircases
+from prunec.timing.files import PROVIDER, Pair, middle, ratio, timed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Result = TypeVar("Result")
+Progress = Callable[[str], None]
+
+LEAST_USED = 0.93
+"""Of the share asked for: a result that takes less than this is no end of the search, as more could stay."""
+_AIM = 0.97
+_TRIES = 7
+_SMALLEST = 1e-6
+"""A budget that nothing meets: as little as possible stays."""
+
+
+def pruned_to(
+    options: Options,
+    graph: Graph,
+    planned: Callable[[Target], Job[Result]],
+    time: Callable[[Job[Result]], Pair],
+    progress: Progress,
+) -> tuple[Job[Result], Latency]:
+    """Prune until the result takes at most ``options.target_latency`` of the original's time, and not much less.
+
+    Args:
+        graph: as it was read; its layers are timed by themselves.
+        planned: prunes to a target.
+        time: milliseconds of the original and of a result.
+        progress: told what is being measured.
+
+    Raises:
+        BudgetNotMet: with the smallest share that is possible.
+    """
+    asked = options.target_latency
+    assert asked is not None
+    clock = staircases.measured(graph, progress)
+    search = _Search(options.target, clock, planned, time, progress)
+    goal = asked
+    while len(search.tried) < _TRIES:
+        found = search.at(goal)
+        if LEAST_USED * asked <= found.share <= asked or (found.share <= asked and not found.smaller):
+            break
+        if found.share > asked and found.least:
+            raise _out_of_reach(asked, found, search.tried)
+        goal = next_goal([(each.goal, each.share) for each in search.tried], asked)
+    fitting = [each for each in search.tried if each.share <= asked]
+    if not fitting:
+        last = search.at(_SMALLEST)
+        if last.share > asked:
+            raise _out_of_reach(asked, last, search.tried)
+        fitting = [last]
+    best = max(fitting, key=lambda each: each.share)
+    told = Latency(asked, best.share, *best.pair, provider=PROVIDER, tries=len(search.tried), untimed=clock.untimed)
+    return best.job, told
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found(Generic[Result]):
+    """A pruning that was timed: the budget of layer times that led to it, and the share that it takes.
+
+    ``least``: nothing more can go. ``smaller``: something went.
+    """
+
+    goal: float
+    job: Job[Result]
+    pair: Pair
+    least: bool
+    smaller: bool
+
+    @property
+    def share(self) -> float:
+        return ratio(self.pair) if self.smaller else 1.0
+
+
+class _Search(Generic[Result]):
+    """The prunings that were tried."""
+
+    def __init__(
+        self,
+        target: Target,
+        clock: staircases.Staircases,
+        planned: Callable[[Target], Job[Result]],
+        time: Callable[[Job[Result]], Pair],
+        progress: Progress,
+    ) -> None:
+        self._target, self._clock, self._planned, self._time = target, clock, planned, time
+        self._progress = progress
+        self.tried: list[_Found[Result]] = []
+
+    def at(self, goal: float) -> _Found[Result]:
+        """Prune to a budget of layer times, or as far as possible, and time the result."""
+        job = self._planned(replace(self._target, time=goal, clock=self._clock, or_least=True))
+        same = next((each for each in self.tried if (each.job.selection.keep == job.selection.keep).all()), None)
+        pair = self._time(job) if same is None else same.pair
+        least = bool(same is not None and same.least) or not job.selection.fits
+        found = _Found(goal, job, pair, least, bool((~job.selection.keep).any()))
+        self.tried.append(found)
+        self._progress(f"try {len(self.tried)}: {found.share:.1%} of the latency, measured")
+        return found
+
+
+def next_goal(tried: Sequence[tuple[float, float]], asked: float) -> float:
+    """Return the budget of layer times to try next: on a line between those that are around what was asked for.
+
+    Args:
+        tried: (budget, share of the latency that was measured).
+    """
+    aim = _AIM * asked
+    above = min([(1.0, 1.0), *(each for each in tried if each[1] > asked)])
+    below = [each for each in tried if each[1] <= asked and each[0] < above[0]]
+    if below:
+        low = max(below)
+        part = (aim - low[1]) / max(1e-9, above[1] - low[1])
+        return low[0] + min(0.9, max(0.1, part)) * (above[0] - low[0])
+    # A line through the unpruned network and the smallest budget that was tried, within bounds.
+    goal, share = above
+    slope = (1.0 - share) / max(1e-9, 1.0 - goal)
+    further = 1.0 - (1.0 - aim) / slope if slope > 0 else 0.0
+    return min(0.95 * goal, max(0.5 * goal, further))
+
+
+def _out_of_reach(asked: float, least: _Found[Any], tried: Sequence[_Found[Any]]) -> BudgetNotMet:
+    smallest = min([least, *tried], key=lambda each: each.share)
+    return BudgetNotMet(
+        f"at the least {smallest.share:.1%} of the latency must stay ({asked:.1%} were asked for)",
+        why=f"measured in ONNX Runtime ({PROVIDER}) on this machine, with as many channels gone as the widths and pins "
+        "allow: the rest is in layers that have to stay, and in what a network costs however narrow it is",
+        do="raise the target, or pin fewer channels with --keep",
+    )
+
+
+# --- the two kinds of networks --------------------------------------------------------------------------
+
+
+@contextmanager
+def file_timer(
+    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, seed: int
+) -> Iterator[Callable[[Job[Any]], Pair]]:
+    """Give a function that times what the ONNX backend made of the file at ``path`` against it."""
+    from prunec.backends.onnx.save import save_onnx
+    from prunec.check.finding import working_feed
+    from prunec.runtime import sessions
+
+    runner = sessions.open_runner(path, str(path), PROVIDER, optimise=True)
+    feed = working_feed(runner, path, input_shapes, seed)
+    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+        target = Path(scratch) / "pruned.onnx"
+
+        def time(job: Job[Any]) -> Pair:
+            save_onnx(job.result, target)
+            return steady(Path(path), target, feed)
+
+        yield time
+
+
+@contextmanager
+def module_timer(module: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Callable[[Job[Any]], Pair]]:
+    """Give a function that times the export of a pruned module against the original's."""
+    from prunec.check.finding import working_feed
+    from prunec.pipeline.export import export_onnx
+    from prunec.runtime import sessions
+
+    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+        before, after = Path(scratch) / "unpruned.onnx", Path(scratch) / "pruned.onnx"
+        export_onnx(module, example_inputs, before)
+        feed = working_feed(sessions.open_runner(before, "the module", PROVIDER, optimise=True), before, None)
+
+        def time(job: Job[Any]) -> Pair:
+            export_onnx(job.result, example_inputs, after)
+            return steady(before, after, feed)
+
+        yield time
+
+
+def steady(original: Path, pruned: Path, feed: Mapping[str, np.ndarray[Any, Any]]) -> Pair:
+    """Return the milliseconds of both files: timed twice, and a third time where the two differ by more than 3%."""
+    pairs = [timed(original, pruned, dict(feed)) for _ in range(2)]
+    if abs(ratio(pairs[0]) - ratio(pairs[1])) > 0.03 * ratio(pairs[0]):
+        pairs.append(timed(original, pruned, dict(feed)))
+        return middle(pairs)
+    return max(pairs, key=ratio)

@@ -1,0 +1,148 @@
+"""no_grad, inference_mode and autocast inside a forward: in the pruned network they are what they were."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunec.api import prune_module
+from prunec.frontends.fx.frontend import trace
+
+Context = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def block(i: int, o: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+
+
+class Split(nn.Module):
+    """A backbone that runs inside a context, and a head that does not."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.backbone, self.head, self.context = block(3, 8), nn.Sequential(block(8, 8), nn.Conv2d(8, 2, 1)), context
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            y = self.backbone(x)
+        return self.head(y)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+class Decorated(Split):
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        return self.backbone(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))  # type: ignore[no-any-return]
+
+
+class Switched(Split):
+    """The old spelling: a switch, and a switch back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        y = self.backbone(x)
+        torch.set_grad_enabled(True)
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+FROZEN: dict[str, Callable[[], Split]] = {
+    "no_grad": lambda: Split(torch.no_grad),
+    "set_grad_enabled": lambda: Split(lambda: torch.set_grad_enabled(False)),
+    "decorator": lambda: Decorated(contextlib.nullcontext),
+    "switch": lambda: Switched(contextlib.nullcontext),
+}
+
+
+def pruned(net: nn.Module, x: Tensor) -> nn.Module:
+    return prune_module(net.eval(), (x,), criterion="l1", target_macs=0.6).module
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_backbone_that_does_not_train_does_not_train_after_pruning(name: str) -> None:
+    net, x = FROZEN[name](), torch.randn(2, 3, 8, 8)
+    smaller = pruned(net, x).train()
+    smaller(x).sum().backward()
+    grads = {name: parameter.grad is not None for name, parameter in smaller.named_parameters()}
+    assert grads == {name: not name.startswith("backbone") for name in grads}
+    assert smaller.get_parameter("backbone.0.weight").shape[0] < 8
+    assert torch.is_grad_enabled()
+
+
+def test_a_caller_without_gradients_stays_without_them() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    smaller = pruned(Split(torch.no_grad), x)
+    with torch.no_grad():
+        assert not smaller(x).requires_grad
+        assert not torch.is_grad_enabled()
+
+
+def test_inference_mode_stays() -> None:
+    class Looking(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.inference_mode():
+                y = self.backbone(x)
+            return self.head(x.expand(-1, -1, -1, -1).repeat(1, 3, 1, 1)[:, :8]), y
+
+    net, x = Looking(contextlib.nullcontext), torch.randn(2, 3, 8, 8)
+    first, second = prune_module(net.eval(), (x,)).module(x)
+    assert second.is_inference()
+    assert not first.is_inference()
+
+
+def test_gradients_that_are_off_in_eval_mode_alone_are_on_in_training() -> None:
+    class Sometimes(Split):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(self.training):
+                y = self.backbone(x)
+            return self.head(y)  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 3, 8, 8)
+    smaller = pruned(Sometimes(contextlib.nullcontext), x).train()
+    smaller(x).sum().backward()
+    assert smaller.get_parameter("backbone.0.weight").grad is not None
+
+
+AUTOCASTS: dict[str, tuple[Context, torch.dtype]] = {
+    "bfloat16": (lambda: torch.autocast("cpu", dtype=torch.bfloat16), torch.bfloat16),
+    "by default": (lambda: torch.amp.autocast("cpu"), torch.bfloat16),
+    "off": (lambda: torch.autocast("cpu", enabled=False), torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", AUTOCASTS)
+def test_autocast_stays(name: str) -> None:
+    context, dtype = AUTOCASTS[name]
+
+    class Cast(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with self.context():
+                y = self.backbone(x)
+            return self.head(y.float()), y
+
+    net, x = Cast(context), torch.randn(2, 3, 8, 8)
+    smaller = prune_module(net.eval(), (x,), criterion="l1", target_macs=0.7).module
+    assert smaller(x)[1].dtype == net(x)[1].dtype == dtype
+    if name == "off":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert smaller(x)[1].dtype == net(x)[1].dtype == torch.float32
+
+
+def test_autocast_of_another_device_is_kept_as_it_was_asked_for() -> None:
+    net = Split(lambda: torch.autocast("cuda", dtype=torch.float16)).eval()
+    nodes = trace(net, (torch.randn(2, 3, 8, 8),)).module.graph.nodes
+    (begin,) = (node for node in nodes if "_enter_autocast" in str(node.target))
+    assert begin.args[:3] == ("cuda", torch.float16, True)
+
+
+def test_a_pruned_network_with_such_regions_can_be_saved() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    smaller = pruned(Split(torch.no_grad), x)
+    assert torch.equal(pickle.loads(pickle.dumps(smaller))(x), smaller(x))  # our own

@@ -1,0 +1,166 @@
+"""What prunec says of how it reads a network: which tracer, what failed, where in the user's code; and traps there."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunec.api import analyze_module, prune_module
+from prunec.check.validate import validate_modules
+from prunec.errors import BadInput, UntraceableModel, ValidationFailed
+from prunec.frontends.fx.frontend import trace
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 3, 8, 8)))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        if y.mean() > 0:  # the line that is named
+            return y
+        return -y
+
+
+def test_a_branch_on_values_is_refused_with_the_line_of_the_users_code() -> None:
+    with pytest.raises(UntraceableModel) as error:
+        trace(Branching(), (image(),))
+    line = Branching.forward.__code__.co_firstlineno + 2
+    assert error.value.why.count(f"(test_tracing.py:{line}, in forward)") == 2
+
+
+class Sized(nn.Module):
+    """A forward that computes with sizes: anchors of a detector's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.o = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.seen: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.seen != tuple(int(size) for size in y.shape[2:]):
+            self.seen = tuple(int(size) for size in y.shape[2:])
+            self.grid = torch.zeros(*self.seen)
+        return self.o(y) + torch.tensor([[float(i) for i in range(self.seen[1])]])  # type: ignore[no-any-return]
+
+
+def test_a_network_whose_sizes_are_fixed_by_the_trace_says_so() -> None:
+    notes = analyze_module(Sized().eval(), (image(),)).notes
+    assert any("takes inputs of the example's size alone (2x3x8x8)" in note for note in notes)
+    assert prune_module(Sized().eval(), (image(),)).report.notes == notes
+
+
+def test_a_network_that_follows_its_input_says_nothing_of_sizes() -> None:
+    assert analyze_module(nn.Sequential(nn.Conv2d(3, 4, 1)), (image(),)).notes == ()
+
+
+def test_notes_name_the_second_tracer_and_why_it_was_asked() -> None:
+    (first, *_) = analyze_module(Sized().eval(), (image(),)).notes
+    assert first.startswith("the network was read by torch.export, for torch.fx could not: TraceError: Proxy")
+
+
+def test_notes_name_what_torch_export_does_not_keep() -> None:
+    class Frozen(Sized):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = x * 2
+            return super().forward(x)
+
+    notes = analyze_module(Frozen().eval(), (image(),)).notes
+    assert any(note.startswith("no_grad inside its forward is not kept in the traced network") for note in notes)
+    assert not any("not kept" in note for note in analyze_module(Sized().eval(), (image(),)).notes)
+
+
+def test_the_log_tells_what_was_tried(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="prunec"):
+        trace(Sized().eval(), (image(),))
+    assert "torch.fx cannot trace the network" in caplog.text
+    assert "torch.export is tried" in caplog.text
+
+
+def test_script_modules_are_told_the_way_out() -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), image())
+    for net, what in ((scripted, "the module"), (nn.Sequential(scripted), "its submodule 0")):
+        with pytest.raises(BadInput) as error:
+            analyze_module(net, (image(),))
+        assert str(error.value) == (
+            f"error[bad-input]: {what} is a ScriptModule\n"
+            "  why: what torch.jit compiled has no Python code to trace\n"
+            "  do:  give the module that it was made from, with its weights, or export it to ONNX and prune the file"
+        )
+
+
+class Functional(nn.Module):
+    """A convolution without bias behind an unrelated parameter of another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unrelated = nn.Parameter(torch.zeros(1, dtype=torch.float64), requires_grad=False)
+        self.a, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.w = nn.Parameter(torch.randn(4, 8, 1, 1))
+        self.unrelated_too = nn.Parameter(torch.zeros(1, dtype=torch.float16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.norm(self.a(x)), self.w) + self.unrelated.float()
+
+
+def test_a_folded_bias_is_like_the_layers_own_weight() -> None:
+    net = Functional().eval()
+    with torch.no_grad():
+        net.norm.weight[:4] = 0
+        net.norm.bias.normal_()
+    smaller = prune_module(net, (image(),)).module
+    (bias,) = (p for name, p in smaller.named_parameters() if "bias" in name and "folded" in name)
+    assert (bias.dtype, bias.requires_grad) == (torch.float32, True)
+    assert smaller(image()).dtype == torch.float32
+
+
+def test_outputs_of_another_type_do_not_pass() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net(x).double()  # type: ignore[no-any-return]
+
+    with pytest.raises(ValidationFailed, match="have other types"):
+        validate_modules(net, Doubled(), (image(),))
+
+
+class Asking(nn.Module):
+    """A forward that asks for types in a way that a proxy has to answer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        size = y.shape[2]
+        is_tensor = {
+            "isinstance": lambda: isinstance(y, Tensor),
+            "of a tuple": lambda: isinstance(y, (list, Tensor)),
+            "torch.is_tensor": lambda: torch.is_tensor(y),
+            "a size is none": lambda: not isinstance(size, Tensor),
+            "a number from sizes is none": lambda: not isinstance(size * 2 + 1, Tensor),
+        }[self.how]()
+        return y * 2 if is_tensor else y * 3  # type: ignore[no-any-return]
+
+
+HOW = ("isinstance", "of a tuple", "torch.is_tensor", "a size is none", "a number from sizes is none")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_forward_that_asks_for_types_is_traced_as_it_runs(how: str) -> None:
+    net, x = Asking(how).eval(), image()
+    assert torch.allclose(trace(net, (x,)).module(x), net(x))

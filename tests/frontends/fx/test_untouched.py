@@ -1,0 +1,146 @@
+"""The user's network is theirs: nothing that prunec does is visible on a module, or on what its forward reaches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import hostile
+import numpy as np
+import pytest
+import torch
+from hostile import HOSTILE, outside
+from hypothesis import HealthCheck, given, settings
+from strategies import SIZE, Spec, build, specs
+from torch import Tensor, nn
+
+import prunec
+from prunec.check.validate import validate_modules
+from prunec.errors import PrunecError
+from prunec.ir.plan import InputSpec
+from prunec.pipeline.export import export_onnx
+
+Inputs = Sequence[Any]
+
+
+def state(value: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
+    """Return everything about an object that somebody could see, identities included; comparable with ==."""
+    seen = {} if seen is None else seen
+    if isinstance(value, int | float | complex | str | bytes | type(None) | type | torch.dtype | torch.device):
+        return value
+    if id(value) in seen:
+        return ("again", seen[id(value)][0])
+    seen[id(value)] = (len(seen), value)  # an id is only unique while its object lives
+    if isinstance(value, Tensor):
+        content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        flags = (str(value.device), str(value.dtype), tuple(value.shape), value.data_ptr(), value.requires_grad)
+        return ("tensor", id(value), type(value), flags, content, id(value.grad) if value.is_leaf else 0)
+    if isinstance(value, np.ndarray):
+        return ("array", id(value), value.tobytes())
+    if isinstance(value, torch.Generator):
+        return ("generator", id(value), value.get_state().numpy().tobytes())
+    if isinstance(value, np.random.Generator):
+        return ("generator", id(value), str(value.bit_generator.state))
+    if isinstance(value, dict | MappingProxyType):
+        return ("dict", type(value), [(state(key, seen), state(item, seen)) for key, item in value.items()])
+    if isinstance(value, list | tuple | deque):
+        return (type(value), [state(item, seen) for item in value])
+    if isinstance(value, set):
+        return ("set", sorted(map(repr, value)))
+    if callable(value) and hasattr(value, "__closure__"):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return ("function", id(value), state(cells, seen), state(vars(value), seen))
+    slots = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name) and name != "__weakref__"}
+    own = vars(value) if hasattr(value, "__dict__") else {}
+    return ("object", id(value), type(value), state(dict(own), seen), state(held, seen))
+
+
+def difference(before: Any, after: Any, path: str = "") -> str:
+    """Return where two states differ first, "" where they do not."""
+    if before == after:
+        return ""
+    both_nested = isinstance(before, list | tuple) and isinstance(after, list | tuple)
+    if both_nested and len(before) == len(after):
+        for place, (a, b) in enumerate(zip(before, after, strict=True)):
+            if a != b:
+                return difference(a, b, f"{path}/{a[0] if a and isinstance(a, tuple) else place}")
+    return f"{path}: {before!r:.200} became {after!r:.200}"
+
+
+def is_real(value: Any) -> bool:
+    return type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu"
+
+
+CALLS: dict[str, Callable[[nn.Module, Inputs, Path], Any]] = {
+    "analyze": lambda net, inputs, _: prunec.analyze_module(net, inputs),
+    "prune to a budget": lambda net, inputs, _: prunec.prune_module(net, inputs, criterion="l1", target_macs=0.7),
+    "sparsify": lambda net, inputs, _: prunec.sparsify(net, inputs, torch.optim.SGD(net.parameters(), 0.1), rho=0.01),
+    "export": lambda net, inputs, folder: export_onnx(net, inputs, folder / "net.onnx"),
+    "apply a plan": lambda net, inputs, _: prunec.apply_plan(net, _plan_of(inputs)),
+    "validate": lambda net, inputs, _: validate_modules(net, nn.Sequential(), inputs),
+}
+
+
+def _plan_of(inputs: Inputs) -> prunec.PrunePlan:
+    """Return a plan that removes nothing."""
+    return prunec.PrunePlan(tuple(InputSpec("x", tuple(i.shape)) for i in inputs))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_forward_leaves_no_trace(name: str, call: str, tmp_path: Path) -> None:
+    net, inputs = HOSTILE[name]().eval(), (torch.randn(2, 3, 8, 8),)
+    net.o.train()  # type: ignore[union-attr,operator]
+    before = state([net, inputs, outside()])
+    with contextlib.suppress(
+        PrunecError
+    ):  # "validate" gets another network; what is done must leave no trace all the same
+        CALLS[call](net, inputs, tmp_path)
+    assert difference(before, state([net, inputs, outside()])) == ""
+    assert is_real(net(*inputs))
+
+
+@pytest.fixture(autouse=True)
+def _cold_caches() -> None:
+    """Each test begins with caches that hold nothing."""
+    hostile.GRIDS.clear()
+    hostile.SEEN.clear()
+    hostile.LAST = None
+    hostile.cached_grid.cache_clear()
+    hostile.InAMethodsLruCache.grid.cache_clear()
+    hostile.InTheClass.grids.clear()
+    hostile.HELPER._grids.clear()
+    (hostile.InADefault.between.__defaults__ or ({},))[0].clear()
+    vars(hostile.stored_grid).clear()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "its input"])
+def test_a_hostile_forward_is_pruned_to_the_same_function(name: str, warm: bool) -> None:
+    net, x = HOSTILE[name]().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        net.a[1].weight[:4] = 0  # type: ignore[index,union-attr]
+    if warm:
+        net(x)
+    pruned = prunec.prune_module(net, (x,)).module
+    with torch.no_grad():
+        assert (pruned.eval()(x) - net(x)).abs().max() < 1e-5
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(spec=specs())
+def test_every_public_call_leaves_a_random_network_as_it_was(spec: Spec, tmp_path_factory: Any) -> None:
+    net, inputs = build(spec, zeros=0.3), (torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64),)
+    net.layers.eval()
+    for number, parameter in enumerate(net.parameters()):
+        parameter.requires_grad = number % 3 > 0
+    before = state([net, inputs])
+    for call, run in CALLS.items():
+        with contextlib.suppress(PrunecError):
+            run(net, inputs, tmp_path_factory.mktemp("out"))
+        assert difference(before, state([net, inputs])) == "", call

@@ -1,0 +1,237 @@
+"""A sweep: points, what groups cost, the page, and going on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from prunec.api import analyze_onnx
+from prunec.cli.main import execute
+from prunec.data.calibration import Calibration
+from prunec.errors import BadInput, BudgetNotMet
+from prunec.lookup.resolve import OnnxModel, TorchModel
+from prunec.pipeline.export import export_onnx
+from prunec.runtime import sessions
+from prunec.sweep import sweep as steps
+from prunec.sweep.findings import SweepReport, headline
+from prunec.sweep.page import sweep_page
+
+INPUT = torch.zeros(1, 3, 8, 8)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    path = tmp_path_factory.mktemp("sweep") / "net.onnx"
+    export_onnx(network(), (INPUT,), path)
+    return OnnxModel("net", path, {})
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files take what their MACs say, and layers what their weights do."""
+
+    def kernels(models: Sequence[bytes], _runs: int, _seconds: float) -> list[float]:
+        weights = [onnx.load_from_string(each).graph.initializer[0].dims for each in models]
+        return [1.0 + 1e-2 * math.prod(dims) for dims in weights]
+
+    def timed(before: Path, after: Path, _feed: Any) -> tuple[float, float]:
+        return analyze_onnx(before).macs / 1e6, analyze_onnx(after).macs / 1e6
+
+    monkeypatch.setattr(sessions, "kernel_times", kernels)
+    monkeypatch.setattr(steps, "timed", timed)
+
+
+def run(model: OnnxModel | TorchModel, folder: Path, **options: Any) -> SweepReport:
+    return steps.sweep(model, folder, **{"fractions": (0.8, 0.5), **options})
+
+
+def test_each_point_is_a_file_below_its_budget_and_the_report_recounts_it(model: OnnxModel, tmp_path: Path) -> None:
+    report = run(model, tmp_path / "out")
+    assert [point.target for point in report.points] == [0.8, 0.5]
+    for point in report.points:
+        found = analyze_onnx(tmp_path / "out" / point.file)
+        assert (found.macs, found.params) == (point.macs, point.params)
+        assert found.macs <= point.target * report.macs
+        assert point.bytes == (tmp_path / "out" / point.file).stat().st_size < report.bytes
+        assert point.agreement is not None
+        assert headline(point.agreement)[0] == "equal argmax"
+    assert "random inputs" in report.inputs
+
+
+def test_every_coupled_group_tells_what_its_parts_cost_or_why_it_stays(model: OnnxModel, tmp_path: Path) -> None:
+    report = run(model, tmp_path / "out")
+    analysed = analyze_onnx(model.path)
+    assert [group.id for group in report.groups] == [group.id for group in analysed.groups]
+    free = [group for group in report.groups if group.steps]
+    assert [group.channels for group in free] == [32, 64]
+    for group in free:
+        assert [step.removed for step in group.steps] == [group.channels * n // 4 for n in (1, 2, 3)]
+        assert all(step.error > 0 for step in group.steps)
+        assert [step.macs for step in group.steps] == sorted(step.macs for step in group.steps)
+        assert all(step.microseconds > 0 for step in group.steps)
+    held = [group for group in report.groups if not group.steps]
+    assert held
+    assert all(group.reason for group in held)
+    assert any("output" in group.reason for group in held)
+
+
+def test_a_group_costs_what_a_pruning_that_keeps_all_others_saves(model: OnnxModel, tmp_path: Path) -> None:
+    report = run(model, tmp_path / "out")
+    wide = next(group for group in report.groups if group.channels == 64 and group.steps)
+    half = next(step for step in wide.steps if step.share == 0.5)
+    # The second convolution makes 64 of 32x3x3 each, at 6x6 places; the last layer reads them.
+    assert half.macs == 32 * (32 * 9 * 36 + 10)
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(
+    model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    point = steps._point
+
+    def noted(network: Any, folder: Path, fraction: float) -> Any:
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(fraction)
+        return point(network, folder, fraction)
+
+    monkeypatch.setattr(steps, "_point", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "out")
+    assert "net" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(steps, "_point", lambda *given: (made.append(given[2]), point(*given))[1])
+    first = run(model, tmp_path / "out")
+    assert made == [0.8, 0.5]
+    told: list[str] = []
+    again = run(model, tmp_path / "out", progress=told.append)
+    assert made == [0.8, 0.5]
+    assert told == []
+    assert again.to_json_dict() == first.to_json_dict()
+    (tmp_path / "out" / "macs-50.onnx").unlink()
+    assert run(model, tmp_path / "out").to_json_dict() == first.to_json_dict()
+    assert made == [0.8, 0.5, 0.5]
+    more = run(model, tmp_path / "out", fractions=(0.8, 0.6, 0.5))
+    assert [p.target for p in more.points] == [0.8, 0.6, 0.5]
+    assert made[3:] == [0.6]
+
+
+def test_a_folder_with_another_sweep_is_left_alone(model: OnnxModel, tmp_path: Path) -> None:
+    run(model, tmp_path / "out", sensitivity=False)
+    before = (tmp_path / "out" / "sweep.json").read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match="holds another sweep") as error:
+        run(model, tmp_path / "out", criterion="random")
+    assert error.value.why == "other than now: criterion"
+    assert (tmp_path / "out" / "sweep.json").read_text(encoding="utf-8") == before
+    report = run(model, tmp_path / "out", criterion="random", force=True, sensitivity=False)
+    assert report.criterion == "random"
+    (tmp_path / "out" / "sweep.json").write_text('{"settings": 3}')
+    with pytest.raises(BadInput, match="is no report of a sweep"):
+        run(model, tmp_path / "out")
+
+
+def test_agreement_is_measured_on_samples_that_nothing_else_looked_at(
+    model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(12):
+        np.save(data / f"{number:02}.npy", rng.standard_normal((3, 8, 8)).astype(np.float32))
+    looked: list[str] = []
+    observe = steps.observe_onnx
+
+    def watched(traced: Any, classes: Any, samples: Any, tolerance: float) -> Any:
+        looked.extend(Path(source.where).stem for record in samples.records for source in record.values())
+        return observe(traced, classes, samples, tolerance)
+
+    monkeypatch.setattr(steps, "observe_onnx", watched)
+    report = run(model, tmp_path / "out", calibration=Calibration(str(data)), sensitivity=False)
+    assert sorted(looked) == [f"{number:02}" for number in range(12) if number % 4 != 3]
+    assert report.inputs.startswith("3 samples: every fourth sample of")
+    assert all(point.agreement is not None and point.agreement.samples == 3 for point in report.points)
+
+
+def test_a_point_out_of_reach_says_so_and_the_others_stand(model: OnnxModel, tmp_path: Path) -> None:
+    report = run(model, tmp_path / "out", fractions=(0.5, 1e-5), sensitivity=False)
+    assert [bool(point.file) for point in report.points] == [True, False]
+    assert "of the MACs and" in report.points[1].note
+    assert report.points[1].note.split(":")[0] in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    with pytest.raises(BudgetNotMet, match="no point of the sweep"):
+        run(model, tmp_path / "none", fractions=(1e-5,), sensitivity=False)
+
+
+def test_the_page_stands_by_itself_and_tells_groups_points_and_reasons(model: OnnxModel, tmp_path: Path) -> None:
+    report = run(model, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert page == sweep_page(report)
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    assert page.count("<circle") == 3 * len(report.points)
+    for point in report.points:
+        assert f'href="{point.file}"' in page
+    for group in report.groups:
+        if not group.steps:
+            assert group.reason.split("'")[0] in page
+
+
+def test_a_module_is_swept_by_its_export(tmp_path: Path) -> None:
+    net = network()
+    report = run(TorchModel("mine", net, (INPUT,)), tmp_path / "out", sensitivity=False)
+    assert (tmp_path / "out" / "original.onnx").is_file()
+    assert report.model == "mine"
+
+
+def test_the_command_prints_a_table_or_one_json_document(
+    model: OnnxModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", str(model.path), "-o", str(tmp_path / "out"), "--target-macs", "0.7", "--no-sensitivity"]
+    assert execute(arguments) == 0
+    out, err = capfd.readouterr()
+    assert "70%" in out
+    assert "index.html" in out
+    assert "70% of the MACs" in err
+    assert execute([*arguments, "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["points"][0]["score_is"] == "equal argmax"
+    assert 0 <= document["points"][0]["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"criterion": "taylor"}, "the taylor criterion needs gradients"),
+        ({"multiple_of": 0}, "multiple_of is 0"),
+        ({"fractions": (1.5,)}, "target_macs is 1.5"),
+    ],
+)
+def test_options_that_make_no_sense_leave_no_folder(
+    model: OnnxModel, tmp_path: Path, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(BadInput, match=what):
+        run(model, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(model: OnnxModel, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(BadInput, match="is a file"):
+        run(model, tmp_path / "out")
+    with pytest.raises(BadInput, match="there is no folder"):
+        run(model, tmp_path / "not" / "there")
