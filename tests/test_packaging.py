@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import venv
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +38,39 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     assert result.returncode == 0, result.stderr
     (built,) = (source / "dist").glob("*.whl")
     return zipfile.ZipFile(built)
+
+
+def test_the_sdist_makes_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    source = Path(str(wheel.filename)).parent.parent
+    code = "import setuptools.build_meta as b; print(b.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, timeout=120, check=True)
+    (packed,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert unpacked.name == f"prunec-{prunec.__version__}"
+    code = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", code], cwd=unpacked, capture_output=True, timeout=120, check=True)
+    (again,) = (unpacked / "dist").glob("*.whl")
+    assert set(zipfile.ZipFile(again).namelist()) == set(wheel.namelist())
+
+
+def test_the_wheel_installs_into_an_empty_environment(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Without what it depends on, which takes minutes: the command is there, and so is every room."""
+    pytest.importorskip("pip")
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    done = subprocess.run([*install, str(wheel.filename)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    code = "import prunec, prunec.passes, prunec.cli, prunec.toolchain as t; print(prunec.__version__, t.__file__)"
+    done = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    version, place = done.stdout.split()
+    assert version == prunec.__version__
+    assert place.startswith(str(tmp_path))
+    assert (tmp_path / "env" / "bin" / "prunec").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,13 @@ def test_what_pages_and_messages_call_by_name_is_there(path: Path) -> None:
         for module, names in re.findall(r"^from (prunec[\w.]*) import (.+)$", text, re.MULTILINE):
             named |= {f"{module}.{name.strip()}" for name in names.split(",")}
     for name in sorted(named):
-        assert pydoc.locate(name) is not None, f"{path.name} speaks of {name}"
+        try:
+            found = pydoc.locate(name)
+        except pydoc.ErrorDuringImport as error:  # it is there, and builds on a library that is not installed
+            assert isinstance(error.value, ModuleNotFoundError)
+            assert not (error.value.name or "prunec").startswith("prunec")
+            continue
+        assert found is not None, f"{path.name} speaks of {name}"
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def likeness(rules: OpRules, op: TaughtOp) -> Like | None:
     Raises:
         BadInput: a rule raises, or answers with something that is no op, lacks attributes or operands.
     """
-    rule = rules.get(op.name)
+    rule = rules.get(op.name, rules.get(op.name.replace("::", ".")))  # the second is how reports write it
     if rule is None:
         return None
     try:

@@ -1,14 +1,13 @@
 """torch.export.ExportedProgram in, ExportedProgram out.
 
-Owns the way from a program to a module and back: its dynamic sizes, names of inputs and outputs, and weights. What is
-pruned is the program's own graph module, as prunec prunes any.
+Owns the way from a program to a module and back, open sizes included; what is pruned is its own graph module.
 """
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,22 +22,25 @@ from prunec.ir.taught import NO_RULES, OpRules
 from prunec.pipeline.apply import apply_plan
 from prunec.report.findings import PruneReport
 
+_quiet = partial(warnings.catch_warnings, action="ignore", category=FutureWarning)
+"""Leaves out torch's warnings to itself, about the trees of inputs that a program's module holds."""
+
 
 def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Any, ...]]:
     """Return a program as a module, and inputs that it takes.
 
     Raises:
-        BadInput: it was saved without example inputs, or takes some by keyword.
+        BadInput: it was saved without example inputs, or takes some by keyword, or nested ones.
     """
     given = program.example_inputs
     if given is None:
         raise BadInput("the exported program has no example inputs", do="export it again with torch.export.export")
     arguments, by_keyword = given
     if by_keyword:
-        raise BadInput(
-            f"the exported program takes inputs by keyword: {', '.join(by_keyword)}",
-            do="export it with all inputs by position",
-        )
+        names = ", ".join(by_keyword)
+        raise BadInput(f"the exported program takes inputs by keyword: {names}", do="export it with inputs by position")
+    if not all(isinstance(leaf, Tensor | int | float | bool | None) for leaf in arguments):
+        raise BadInput("the exported program takes lists, tuples or dicts", do="export it with plain tensors as inputs")
     with _quiet():
         return program.module(check_guards=False), tuple(arguments)
 
@@ -60,20 +62,8 @@ def apply_to_program(program: ExportedProgram, plan: PrunePlan, rules: OpRules =
         return _again(program, apply_plan(module, plan, rules=rules), given)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out torch's warnings to itself, about the trees of inputs that a program's module holds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def _again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
-    """Export a pruned module with the sizes open that were open before.
-
-    Raises:
-        UnsupportedModel: torch.export does not take it; torch's reason is given.
-    """
+    """Export a pruned module with the sizes open that were open before."""
     try:
         return torch.export.export(module, given, dynamic_shapes=_open_sizes(program, given))
     except Exception as error:  # of many types, and none of them ours

@@ -119,16 +119,17 @@ def _data(path: Path) -> Path:
 def _write_ir(model: Any, path: Path) -> None:
     _library("onnx_ir").save(model, path, external_data=_data(path).name, size_threshold_bytes=MIN_BYTES - 1)
     written = onnx.load(path, load_external_data=False)
-    held = model.graph.initializers
-    for tensor in written.graph.initializer:
-        # onnx_ir writes what value and tensor both say of themselves twice, and small weights as they lay: outside.
-        _each_once(tensor.metadata_props)
+    held = [(tensor, model.graph.initializers[tensor.name].const_value) for tensor in written.graph.initializer]
+    for tensor, _ in held:
+        _each_once(tensor.metadata_props)  # onnx_ir writes twice what value and tensor both say of themselves
+    for node, old in zip(written.graph.node, model.graph, strict=True):
+        held += [(a.t, old.attributes[a.name].as_tensor()) for a in node.attribute if a.type == a.TENSOR]
+    for tensor, source in held:
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if location and location != _data(path).name:
-            data = held[tensor.name].const_value.tobytes()
+        if location and location != _data(path).name:  # small weights, and those of Constant nodes, stay where they lay
             del tensor.external_data[:]
             tensor.ClearField("data_location")
-            tensor.raw_data = data
+            tensor.raw_data = source.tobytes()
     path.write_bytes(written.SerializeToString())
 
 
@@ -142,7 +143,7 @@ def _each_once(entries: Any) -> None:
 
 def _read_ir(path: Path, model: Any) -> Any:
     ir = _library("onnx_ir")
-    result = ir.external_data.load_to_model(ir.load(path))
+    result = ir.from_proto(onnx.load(path))  # its own loader leaves the tensors of Constant nodes in the file
     nodes = {node.name: node for node in model.graph if node.name}
     values = {value.name: value for value in _values(model.graph)}
     pairs: list[tuple[Any, Any]] = [(result, model), (result.graph, model.graph)]

@@ -85,6 +85,12 @@ def test_an_unknown_torch_op_is_pinned_until_it_is_taught() -> None:
     torch.testing.assert_close(again(X), module(X))
 
 
+def test_an_op_may_be_called_as_reports_call_it() -> None:
+    module = half_dead(lambda x: swish(x))
+    found = prunec.prune_module(module, (X,), rules={"prunec_tests.swish": as_silu})
+    assert found.report.removed_channels == 8
+
+
 def test_a_rule_sees_the_arguments_and_may_pass() -> None:
     module = half_dead(lambda x: swish(x, 2.0))
     assert prunec.prune_module(module, (X,), rules={"prunec_tests::swish": as_silu}).report.removed_channels == 0

@@ -211,6 +211,33 @@ def test_an_onnx_ir_model_over_weights_on_disk_is_pruned(tmp_path: Path) -> None
     assert (found.meta["ours"], found.graph[0].meta["ours"]) == ("note", 1)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_constant_nodes_come_back_whole(kind: str, on_disk: bool, tmp_path: Path) -> None:
+    model = message()
+    for tensor in model.graph.initializer:
+        node = onnx.helper.make_node("Constant", [], [tensor.name], name=f"make_{tensor.name}", value=tensor)
+        model.graph.node.insert(0, node)
+    del model.graph.initializer[:]
+    given = as_kind(kind, model)
+    if on_disk and kind == "ir":
+        import onnx_ir
+
+        onnx.save(
+            as_kind("proto", model),
+            tmp_path / "m.onnx",
+            save_as_external_data=True,
+            location="w.bin",
+            size_threshold=0,
+            convert_attribute=True,
+        )
+        given = onnx_ir.load(tmp_path / "m.onnx")
+    found = prunec.prune_model(given)
+    x = np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
+    assert found.report.removed_channels == WIDTH // 2
+    np.testing.assert_allclose(run(as_proto(found.model), x), run(model, x), rtol=1e-4, atol=1e-4)
+
+
 def test_metadata_of_weights_do_not_pile_up() -> None:
     given = as_kind("ir", message())
     for _ in range(3):

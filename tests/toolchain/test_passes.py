@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import networks
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -101,6 +102,20 @@ def test_an_exported_program_that_is_saved_can_be_loaded(tmp_path: Path) -> None
     torch.testing.assert_close(torch.export.load(tmp_path / "p.pt2").module()(X), program.module()(X))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's, to itself
+@pytest.mark.parametrize(
+    "name", ["densenet", "googlenet", "mobilenetv2", "shufflenetv2", "unet", "resnext", "pixel_shuffle", "conv1d"]
+)
+def test_programs_lose_as_many_channels_as_modules(name: str) -> None:
+    module, inputs = networks.make(name), networks.NETWORKS[name].inputs()
+    program = torch.export.export(module, inputs, dynamic_shapes=({0: Dim("batch", min=1, max=16)},))
+    found = prunec.prune_model(program)
+    expected = prunec.prune_module(module, inputs, validate=False).report
+    assert found.report.removed_channels == expected.removed_channels > 0
+    other = networks.NETWORKS[name].inputs(batch=3, seed=5)
+    torch.testing.assert_close(found.model.module()(*other), module(*other), rtol=1e-4, atol=1e-4)
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -116,6 +131,20 @@ def test_several_inputs_and_named_outputs_stay() -> None:
     program = torch.export.export(module, (X, scale))
     found = prunec.prune_model(program).model.module()(X, scale)
     torch.testing.assert_close(found, module(X, scale))
+
+
+def test_nested_inputs_are_told() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Module()
+
+        def forward(self, pair: list[torch.Tensor]) -> torch.Tensor:
+            return self.net(pair[0] + pair[1])
+
+    program = torch.export.export(Pair().eval(), ([X, X],))
+    with pytest.raises(BadInput, match="lists, tuples or dicts"):
+        prunec.prune_model(program)
 
 
 def test_keyword_inputs_are_told() -> None:
