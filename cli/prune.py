@@ -107,7 +107,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--target-latency",
     type=_FRACTION,
     metavar="F",
-    help="Take at most this fraction of the original's time in ONNX Runtime on this machine's CPU, measured, 0 to 1.",
+    help="Take at most this fraction of the original's time on one thread of this machine's CPU, measured, 0 to 1.",
 )
 @click.option(
     "--multiple-of",

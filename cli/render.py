@@ -216,7 +216,7 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         found = report.latency
         out.print(
             f"takes {found.share:.1%} of the original's time ({found.asked:.0%} were asked for): "
-            f"{found.original_ms:.3g} -> {found.pruned_ms:.3g} ms in ONNX Runtime ({found.provider}) on this machine"
+            f"{found.original_ms:.3g} -> {found.pruned_ms:.3g} ms in ONNX Runtime ({found.provider}, one thread)"
         )
     if report.calibration is not None:
         _print_calibration(out, report.calibration)

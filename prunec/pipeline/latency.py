@@ -23,7 +23,7 @@ from prunec.pipeline.options import Options
 from prunec.pipeline.planning import Job
 from prunec.report.findings import Latency
 from prunec.timing import staircases
-from prunec.timing.files import PROVIDER, Pair, middle, ratio, timed
+from prunec.timing.files import ONE, PROVIDER, Pair, middle, ratio, timed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,8 +149,8 @@ def _out_of_reach(asked: float, least: _Found[Any], tried: Sequence[_Found[Any]]
     smallest = min([least, *tried], key=lambda each: each.share)
     return BudgetNotMet(
         f"at the least {smallest.share:.1%} of the latency must stay ({asked:.1%} were asked for)",
-        why=f"measured in ONNX Runtime ({PROVIDER}) on this machine, with as many channels gone as the widths and pins "
-        "allow: the rest is in layers that have to stay, and in what a network costs however narrow it is",
+        why=f"measured in ONNX Runtime ({PROVIDER}, one thread) on this machine, with as many channels gone as the widths "
+        "and pins allow: the rest is in layers that have to stay, and in what a network costs however narrow it is",
         do="raise the target, or pin fewer channels with --keep",
     )
 
@@ -200,8 +200,8 @@ def module_timer(module: nn.Module, example_inputs: Sequence[Any]) -> Iterator[C
 
 def steady(original: Path, pruned: Path, feed: Mapping[str, np.ndarray[Any, Any]]) -> Pair:
     """Return the milliseconds of both files: timed twice, and a third time where the two differ by more than 3%."""
-    pairs = [timed(original, pruned, dict(feed)) for _ in range(2)]
+    pairs = [timed(original, pruned, dict(feed), threads=ONE) for _ in range(2)]
     if abs(ratio(pairs[0]) - ratio(pairs[1])) > 0.03 * ratio(pairs[0]):
-        pairs.append(timed(original, pruned, dict(feed)))
+        pairs.append(timed(original, pruned, dict(feed), threads=ONE))
         return middle(pairs)
     return max(pairs, key=ratio)

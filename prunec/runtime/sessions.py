@@ -81,7 +81,13 @@ class Runner:
 
 
 def open_runner(
-    model: Model, name: str, provider: Literal["cpu", "cuda"], *, optimise: bool, profile: Path | None = None
+    model: Model,
+    name: str,
+    provider: Literal["cpu", "cuda"],
+    *,
+    optimise: bool,
+    profile: Path | None = None,
+    threads: int = 0,
 ) -> Runner:
     """Open a session.
 
@@ -91,6 +97,7 @@ def open_runner(
         provider: where to run it; on "cuda" ONNX Runtime itself falls back to the CPU, see Runner.provider.
         optimise: False keeps the graph as it is (for numerics), True takes the default level (for latency).
         profile: what the name of ONNX Runtime's own profile begins with; the session writes it when told to.
+        threads: within a node; 0 is one per core.
 
     Raises:
         BadInput: there is no such file, or it is not a model.
@@ -104,6 +111,7 @@ def open_runner(
         check_name(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     # Two sessions are timed in turn: the idle one's threads must not spin on the other's cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:
@@ -357,7 +365,7 @@ def _is_clear(first: Sequence[float], second: Sequence[float]) -> bool:
     return bool(1.25 * (high - low) / 1.35 / len(ratios) ** 0.5 <= _CLEAR_ENOUGH * middle)
 
 
-def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[float]:
+def kernel_times(models: Sequence[bytes], runs: int, budget_s: float, *, threads: int = 0) -> list[float]:
     """Return the microseconds that the kernels of each model take in a run on the CPU, the models run in turns.
 
     They come from ONNX Runtime's own profile: what a call costs is not in them. Neither is the way into and out of
@@ -368,6 +376,7 @@ def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[fl
         models: all inputs are float32, of known sizes; noise is fed.
         runs: of each model at most, and at least five.
         budget_s: seconds after which there are no more.
+        threads: as for ``open_runner``.
 
     Raises:
         UnsupportedModel: ONNX Runtime cannot run one of them.
@@ -378,7 +387,7 @@ def kernel_times(models: Sequence[bytes], runs: int, budget_s: float) -> list[fl
         # The names end in the second: sessions opened in one second would write into one file.
         prefixes = [Path(scratch) / f"profile{index}" for index in range(len(models))]
         runners = [
-            open_runner(model, "the layer", "cpu", optimise=True, profile=prefix)
+            open_runner(model, "the layer", "cpu", optimise=True, profile=prefix, threads=threads)
             for model, prefix in zip(models, prefixes, strict=True)
         ]
         feeds = [

@@ -21,7 +21,7 @@ def sweep_page(report: SweepReport) -> str:
         (readable(report.params), "parameters", ""),
         (readable(report.macs), "MACs, batch 1", ""),
         (f"{report.bytes / 1e6:.3g} MB", "file", ""),
-        (f"{made[0].original_ms:.3g} ms" if made else "", "latency, this machine's CPU", ""),
+        (f"{made[0].original_ms:.3g} ms" if made else "", "latency, one thread of this CPU", ""),
         (str(len(made)), "points", ""),
     ]
     notes = [

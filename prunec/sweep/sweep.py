@@ -47,7 +47,7 @@ from prunec.sweep.findings import GroupCost, Point, SweepReport, group_of, point
 from prunec.sweep.page import sweep_page
 from prunec.sweep.sensitivity import Probe, group_costs
 from prunec.timing import staircases
-from prunec.timing.files import PROVIDER, timed
+from prunec.timing.files import ONE, PROVIDER, timed
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Of the MACs, where none are asked for."""
@@ -271,7 +271,7 @@ def _point(network: _Network, folder: Path, fraction: float) -> Point:
     file = folder / f"macs-{round(1000 * fraction) / 10:g}.onnx"
     save_onnx(job.result, file)
     pruned = sessions.open_runner(file, "the pruned network", PROVIDER, optimise=True)
-    times = timed(network.path, file, network.feeds[0])
+    times = timed(network.path, file, network.feeds[0], threads=ONE)
     return Point(
         target=fraction,
         file=file.name,

@@ -21,17 +21,26 @@ Pair = tuple[float, float]
 """Milliseconds of the original and of the pruned file."""
 
 
-def timed(original: Path, pruned: Path, feed: Feed) -> Pair:
+ONE = 1
+"""Threads where times have to hold a second time: with more, other work on the machine decides how long all wait for
+the last of them."""
+
+
+def timed(original: Path, pruned: Path, feed: Feed, *, threads: int = 0) -> Pair:
     """Return the median milliseconds of two files in ONNX Runtime on the CPU, at its default level.
 
     They are opened and timed several times: other work on the machine, and where memory happens to lie, move single
     medians by a tenth. What counts is the pair with the middle ratio.
+
+    Args:
+        feed: what both run on.
+        threads: as for ``sessions.open_runner``.
     """
     pairs: list[Pair] = []
     started = time.perf_counter()
     while len(pairs) < _FEWEST or (len(pairs) < _MOST and time.perf_counter() - started < _SECONDS):
-        before = sessions.open_runner(original, "the unpruned network", PROVIDER, optimise=True)
-        after = sessions.open_runner(pruned, "the pruned network", PROVIDER, optimise=True)
+        before = sessions.open_runner(original, "the unpruned network", PROVIDER, optimise=True, threads=threads)
+        after = sessions.open_runner(pruned, "the pruned network", PROVIDER, optimise=True, threads=threads)
         pairs.append(sessions.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
     return middle(pairs)
 

@@ -33,7 +33,7 @@ from prunec.timing.staircases import LayerStairs, measured, time_of
 INPUTS = (torch.zeros(1, 3, 32, 32),)
 
 
-def kernels(models: Sequence[bytes], _runs: int, _seconds: float) -> list[float]:
+def kernels(models: Sequence[bytes], _runs: int, _seconds: float, **_how: Any) -> list[float]:
     """Return times that follow the weights of a layer's model, blocks of 8 channels as a whole."""
     times = []
     for model in models:

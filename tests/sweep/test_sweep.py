@@ -47,11 +47,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files take what their MACs say, and layers what their weights do."""
 
-    def kernels(models: Sequence[bytes], _runs: int, _seconds: float) -> list[float]:
+    def kernels(models: Sequence[bytes], _runs: int, _seconds: float, **_how: Any) -> list[float]:
         weights = [onnx.load_from_string(each).graph.initializer[0].dims for each in models]
         return [1.0 + 1e-2 * math.prod(dims) for dims in weights]
 
-    def timed(before: Path, after: Path, _feed: Any) -> tuple[float, float]:
+    def timed(before: Path, after: Path, _feed: Any, **_how: Any) -> tuple[float, float]:
         return analyze_onnx(before).macs / 1e6, analyze_onnx(after).macs / 1e6
 
     monkeypatch.setattr(sessions, "kernel_times", kernels)
