@@ -48,10 +48,9 @@ def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constan
     stored = {(c.node, c.index): np.asarray(c.value).reshape(c.shape) for c in plan.constant_inputs}
     new_biases, folded, carried = _fold_all(graph, plan, known, keeps)
     params = _slice_params(graph, plan, keeps, folded, carried)
+    params.update(rescaled(graph, params, lambda arrays: _cut(graph, plan, keeps, arrays)))
     refit(graph, plan, shape_of, params, new_biases)
     replaced = dict(_replacements(graph, wanted, stored))
-    params = _slice_params(graph, plan, keeps, folded, carried)
-    params.update(rescaled(graph, params, lambda arrays: _cut(graph, plan, keeps, arrays)))
     return Edits(
         params=MappingProxyType(params),
         new_biases=MappingProxyType(new_biases),

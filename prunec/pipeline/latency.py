@@ -149,7 +149,7 @@ def _out_of_reach(asked: float, least: _Found[Any], tried: Sequence[_Found[Any]]
     smallest = min([least, *tried], key=lambda each: each.share)
     return BudgetNotMet(
         f"at the least {smallest.share:.1%} of the latency must stay ({asked:.1%} were asked for)",
-        why=f"measured in ONNX Runtime ({PROVIDER}, one thread) on this machine, with as many channels gone as the widths "
+        why=f"measured in ONNX Runtime ({PROVIDER}, one thread) on this machine, with as many channels gone as widths "
         "and pins allow: the rest is in layers that have to stay, and in what a network costs however narrow it is",
         do="raise the target, or pin fewer channels with --keep",
     )
