@@ -87,8 +87,8 @@ def prune_model(
         tolerance: largest relative error that the check of an exact removal allows.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
-        border, residual, gates, keep, criterion, target_macs, target_params, target_latency, multiple_of, seed,
-            compensate, check_time, progress: see ``prune_module``.
+        border, residual, gates, keep, criterion, target_macs, target_params, target_latency: see ``prune_module``.
+        multiple_of, seed, compensate, check_time, progress: see ``prune_module``.
         rules: what ops of yours are like, by name ("mylib::swish", "my.domain::Swish"), see docs/extending.md.
 
     Raises:
