@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 
 import prunec
 from prunec.cli.main import execute
-from prunec.models import build
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -55,9 +53,8 @@ def test_new_blocks_say_how_they_are_tested(path: Path) -> None:
 def test_the_schema_of_plans_is_the_one_that_they_have() -> None:
     page = (DOCS / "plan.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    images = (torch.zeros(1, 1, 32, 32),)
-    plan = prunec.prune_module(build("digits"), images, criterion="l1", target_macs=0.5).plan
-    assert listed == set(json.loads(plan.after(plan).to_json()))
+    own = {"format", "version"}
+    assert listed == own | {field.name for field in fields(prunec.PrunePlan)}
 
 
 def test_every_page_is_on_the_map() -> None:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from prunec import api
+from prunec.check.budget import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, PrunecError
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
+from prunec.passes.selection.widths import AUTO, MultipleOf
 from prunec.pipeline.apply_onnx import apply_plan_onnx
 from prunec.pipeline.options import Border, Criterion, Gates, Residual
 from prunec.pipeline.reading import read_module, read_onnx
@@ -65,8 +67,12 @@ def prune_model(
     criterion: Criterion | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
-    multiple_of: int = 1,
+    target_latency: float | None = None,
+    multiple_of: MultipleOf = AUTO,
     seed: int = 0,
+    compensate: bool = True,
+    check_time: float = CHECK_TIME,
+    progress: Tell | None = None,
     rules: OpRules = NO_RULES,
 ) -> PrunedModel[Any]:
     """Return a smaller network that computes the same function (or, with a criterion, less of it), of the same kind.
@@ -81,7 +87,8 @@ def prune_model(
         tolerance: largest relative error that the check of an exact removal allows.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
-        border, residual, gates, keep, criterion, target_macs, target_params, multiple_of, seed: see ``prune_module``.
+        border, residual, gates, keep, criterion, target_macs, target_params, target_latency: see ``prune_module``.
+        multiple_of, seed, compensate, check_time, progress: see ``prune_module``.
         rules: what ops of yours are like, by name ("mylib::swish", "my.domain::Swish"), see docs/extending.md.
 
     Raises:
@@ -96,6 +103,8 @@ def prune_model(
         "criterion": criterion,
         "target_macs": target_macs,
         "target_params": target_params,
+        "target_latency": target_latency,
+        "compensate": compensate,
         "multiple_of": multiple_of,
         "seed": seed,
     }
@@ -104,6 +113,8 @@ def prune_model(
         "tolerance": tolerance,
         "calibration": calibration,
         "inputs": inputs,
+        "check_time": check_time,
+        "progress": progress,
         "rules": rules,
     }
     if of_torch(model, _PROGRAM):

@@ -8,6 +8,7 @@ keeps nothing of what passes through. What is done with what was found is in unt
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 import sys
 import types
@@ -23,7 +24,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 LruCache = functools._lru_cache_wrapper
 """What functools.lru_cache and functools.cache make; its content can be neither read nor set."""
 
-LIBRARIES = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy", "prunec"}) - {"__main__"}
+LIBRARIES = frozenset(
+    # The last two do torch.export's arithmetic of sizes: a program's nodes hold numbers of theirs.
+    {*sys.stdlib_module_names, "builtins", "torch", "numpy", "prunec", "sympy", "mpmath"}
+) - {"__main__"}
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range, torch.dtype,
                     torch.device, torch.Size, torch.layout, torch.memory_format,
                     types.BuiltinFunctionType})  # fmt: skip
@@ -137,9 +141,11 @@ class Reachable:
         for base in type(value).__mro__:
             named = base.__dict__.get("__slots__", ()) if not is_library(base) else ()
             for name in (named,) if isinstance(named, str) else named:
-                if name not in ("__dict__", "__weakref__"):
-                    self.slots.append((value, _mangled(base, name)))
-                    self._pending.append(getattr(value, _mangled(base, name), None))
+                name = _mangled(base, name)
+                # A subclass may have put something that computes in the place of a slot.
+                if type(inspect.getattr_static(type(value), name, None)) is types.MemberDescriptorType:
+                    self.slots.append((value, name))
+                    self._pending.append(getattr(value, name, None))
 
     def _class(self, kind: type) -> None:
         """Follow the methods of a user's class, and what it keeps for all of its objects."""
