@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,9 +69,17 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
 
 
 def computed(module: nn.Module) -> dict[int, Any]:
-    """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes)."""
+    """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes).
+
+    The dozen empty dicts that each module has for hooks are in it too: deepcopy takes longest for them.
+    """
     values = [value for sub in module.modules() for value in vars(sub).values()]
-    return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
+    made: dict[int, Any] = {id(value): type(value)() for value in values if type(value) in _DICTS and not value}
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return made | {id(value): value.detach().clone() for value in computed}
+
+
+_DICTS = (dict, OrderedDict)
 
 
 class _Surgery:

@@ -143,6 +143,13 @@ class Tracer(fx.Tracer):
         self.trace_asserts = True
         self.buffers = buffers
         self.regions = Regions() if regions is None else regions
+        self._names: dict[int, tuple[str, torch.Tensor]] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace a module; its tensors are listed once, before its forward can put others in their place."""
+        held = (*root.named_parameters(), *root.named_buffers())
+        self._names = {id(tensor): (name, tensor) for name, tensor in reversed(held)}
+        return super().trace(root, concrete_args)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""
@@ -173,9 +180,8 @@ class Tracer(fx.Tracer):
         is_parameter = isinstance(attr_val, nn.Parameter)
         if not isinstance(attr_val, torch.Tensor) or not (self.buffers or is_parameter):
             return attr_val
-        held = self.root.named_parameters() if is_parameter else self.root.named_buffers()
-        name = next((name for name, tensor in held if tensor is attr_val), None)
-        if name is None:
+        name, held = self._names.get(id(attr_val), ("", None))
+        if held is not attr_val:  # nobody's, or made by the forward that is being traced
             return attr_val
         if name not in parameter_proxy_cache:
             make = lambda node: _Held(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
@@ -210,6 +216,8 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
 
     Parameters are shared with ``module``, which is left as it is.
     """
+    if not any(_concerns(module, node) for node in module.graph.nodes):
+        return None
     graph = copy.deepcopy(module.graph)
     made = fx.GraphModule(module, graph, module.__class__.__name__)
     changed = [_rewrite(made, node) for node in list(graph.nodes)]
@@ -218,6 +226,14 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
     graph.lint()
     made.recompile()
     return made
+
+
+def _concerns(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a rewrite may change a node: most networks have none, and their graph need not be copied."""
+    if node.op == "call_function":
+        return node.target in (operator.setitem, F.pad)
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(layer, _CIRCULAR_PADS) or (isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "circular")
 
 
 def has_writes(module: fx.GraphModule) -> bool:

@@ -11,6 +11,7 @@ bound methods go on meaning the module that they mean.
 from __future__ import annotations
 
 import functools
+import operator
 import random
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,8 @@ def _all(undo: Sequence[Undo]) -> None:
 
 
 def _containers(found: Reachable) -> Iterator[Undo]:
-    dicts = [(mapping, list(mapping.items())) for mapping in found.dicts]
+    # Copied as dicts: pairs would be a tuple each, a hundred thousand of them in a deep network.
+    dicts = [(mapping, dict(mapping)) for mapping in found.dicts]
     yield functools.partial(_reset_dicts, dicts, found.empty)
     for items in (*found.lists, *found.deques):
         yield functools.partial(_reset_list, items, list(items))
@@ -93,14 +95,16 @@ def _containers(found: Reachable) -> Iterator[Undo]:
             yield functools.partial(_reset_array, array, array.copy())
 
 
-def _reset_dicts(dicts: Sequence[tuple[Any, list[tuple[Any, Any]]]], empty: Sequence[Any]) -> None:
+def _reset_dicts(dicts: Sequence[tuple[Any, dict[Any, Any]]], empty: Sequence[Any]) -> None:
     """Give dicts their content back, in its order; nothing is touched where nothing changed."""
     for mapping in empty:
         if mapping:
             mapping.clear()
     for mapping, before in dicts:
-        if len(mapping) != len(before) or any(
-            a is not key or b is not value for (a, b), (key, value) in zip(mapping.items(), before, strict=True)
+        if not (
+            len(mapping) == len(before)
+            and all(map(operator.is_, mapping, before))
+            and all(map(operator.is_, mapping.values(), before.values()))
         ):
             mapping.clear()
             mapping.update(before)
