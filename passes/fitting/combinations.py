@@ -158,14 +158,14 @@ def removals(
             errors += elimination.cost[rest].tolist()
             lefts += [left] * rest.size
             break
-        group = int(group_of[candidates[prices.argmin()]])
-        mates = candidates[group_of[candidates] == group]
-        count = max(1, min(sizes[group] // _PARTS, int(left_in[group]) - 1)) if group >= 0 else 1
-        if group < 0 or count == 1:
-            mates = candidates[[prices.argmin()]] if group < 0 else mates
+        chosen = int(group_of[candidates[prices.argmin()]])
+        mates = candidates[group_of[candidates] == chosen]
+        count = max(1, min(sizes[chosen] // _PARTS, int(left_in[chosen]) - 1)) if chosen >= 0 else 1
+        if chosen < 0 or count == 1:
+            mates = candidates[[prices.argmin()]] if chosen < 0 else mates
         near = mates[np.argsort(elimination.cost[mates] / np.maximum(saved[mates], 1e-30), kind="stable")[: 4 * count]]
         picked = list(elimination.cheapest(near, count))
-        if group >= 0 and left_in[group] <= 1:
+        if chosen >= 0 and left_in[chosen] <= 1:
             open_[mates] = False
             continue
         gone = [owner for owner, _ in picked]
@@ -174,8 +174,8 @@ def removals(
         errors += [error for _, error in picked]
         lefts += [left] * len(gone)
         alive[gone] = open_[gone] = False
-        if group >= 0:
-            left_in[group] -= len(gone)
+        if chosen >= 0:
+            left_in[chosen] -= len(gone)
         progress(left)
     return Removals(
         np.array(order, dtype=np.int64), np.array(errors), group_of[np.array(order, dtype=np.int64)], np.array(lefts)

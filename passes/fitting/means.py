@@ -43,8 +43,8 @@ def mean_folds(facts: Facts, plan: PrunePlan) -> tuple[Fold, ...]:
     result = []
     for read in facts.reads:
         if (read.node.name, read.index) not in removed:
-            fold = _fold(facts, read, known, keep, taken.get(read.node.name, set()))
-            result += [fold] if fold is not None else []
+            made = _fold(facts, read, known, keep, taken.get(read.node.name, set()))
+            result += [made] if made is not None else []
     return tuple(result)
 
 

@@ -198,7 +198,7 @@ def _bytes(operand: Operand) -> int:
     """Return what the order takes for an operand: its Gram, H, the inverse and the weight, in doubles."""
     if operand.takes == "nothing" or operand.is_depthwise:
         return 0
-    return 8 * operand.groups * operand.width * (3 * operand.width + operand.rows.shape[1])
+    return int(8 * operand.groups * operand.width * (3 * operand.width + operand.rows.shape[1]))
 
 
 # --- weights as matrices ------------------------------------------------------------------------------
@@ -233,7 +233,8 @@ def from_matrix(node: Node, matrix: Floats, shape: Sequence[int]) -> Floats:
     if node.op == "rnn":
         return matrix.reshape(shape)
     if node.op == "matmul":
-        return matrix[0] if node.attrs.get("transpose_b") else matrix[0].T
+        first: Floats = matrix[0]
+        return first if node.attrs.get("transpose_b") else first.T
     if node.op == "conv":
         return matrix.reshape(shape)
     groups = matrix.shape[0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -247,7 +247,7 @@ def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: 
     )
 
 
-def bias_target(graph: Graph, node: Node) -> tuple[str, str]:
+def bias_target(graph: Graph, node: Node) -> tuple[Literal["bias", "running_mean"], str]:
     """Return (kind, target): the node's own bias if it has one, else a BatchNorm's running mean, else a new bias.
 
     A bias that other layers read, too (files in which equal tensors were merged), stays as it is.

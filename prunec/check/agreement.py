@@ -68,9 +68,9 @@ def agreement(
                 for which, outputs in enumerate((before, after)):
                     right[which] += int((outputs[scores].reshape(rows, -1).argmax(axis=1) == wanted).sum())
         count += rows
-    outputs = tuple(_told(labels_of(names, index), entry) for index, entry in enumerate(seen))
+    told = tuple(_told(labels_of(names, index), entry) for index, entry in enumerate(seen))
     accuracy = [hits / count if labels is not None and count else None for hits in right]
-    return Agreement(count, outputs, accuracy[0], accuracy[1])
+    return Agreement(count, told, accuracy[0], accuracy[1])
 
 
 def _is_scores(a: Array) -> bool:
@@ -88,9 +88,9 @@ def _mask_of(a: Array) -> Array | None:
     if a.dtype.kind != "f" or a.ndim not in (3, 4) or min(a.shape[-2:]) < 1:
         return None
     if a.ndim == 4 and 1 < a.shape[1] <= 256 and min(a.shape[2:]) >= _LEAST_SIDE:
-        return a.argmax(axis=1)
+        return np.asarray(a.argmax(axis=1))
     if a.ndim == 4 and 1 < a.shape[3] <= 256 and min(a.shape[1:3]) >= _LEAST_SIDE and a.shape[1] > a.shape[3]:
-        return a.argmax(axis=3)
+        return np.asarray(a.argmax(axis=3))
     single = a.ndim == 3 or 1 in (a.shape[1], a.shape[3])
     sides = sorted(a.shape[1:])[-2:]
     if not single or sides[0] < _LEAST_SIDE:

@@ -78,7 +78,8 @@ class Window:
             inside = (at >= 0) & (at < full)
             inner.append(np.flatnonzero(inside))
             outer.append(at[inside])
-        canvas[(..., *np.ix_(*outer))] = x[(..., *np.ix_(*inner))]
+        every = (slice(None), slice(None))
+        canvas[every + np.ix_(*outer)] = x[every + np.ix_(*inner)]
         starts = np.unravel_index(places, self.outputs(sizes))
         taps = list(itertools.product(*map(range, self.kernel)))
         taps = taps[::-1] if self.flipped else taps

@@ -99,8 +99,9 @@ class Layer:
         operand = place.operand
         kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
         self.matrix = as_matrix(place.node, place.weight)
-        how = {"pooled": operand.pooled, "taps": operand.taps}
-        self.view = View(place.node, kernel, operand.read.axis, self.matrix.shape[0], **how)
+        self.view = View(
+            place.node, kernel, operand.read.axis, self.matrix.shape[0], pooled=operand.pooled, taps=operand.taps
+        )
         names = () if operand.pooled else tuple(name for name, _, _ in self.others)
         self.reads_now = (operand.value, *names)
         self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names)
@@ -241,8 +242,8 @@ _EXACT = 1e-9
 def _ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
     """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
     ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
-    found: Floats = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
-    return found
+    found: Array = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
+    return found.astype(np.float64, copy=False)
 
 
 def _solutions(gram: Gram, right: Floats, old: Floats, ridge: float) -> Floats:
@@ -319,9 +320,8 @@ def refits(
         now.set_tensors(tensors(place, weight, vector))
         layer.forget()
         done.add(name)
-        kind, target = (place.kind, place.target) if vector is not None else ("none", "")
-        content = None if vector is None else stored(vector)
-        result.append(Refit(name, place.operand.weight, stored(weight), kind, target, content))
+        where = ("none", "", None) if vector is None else (place.kind, place.target, stored(vector))
+        result.append(Refit(name, place.operand.weight, stored(weight), *where))
     return tuple(result)
 
 

@@ -72,7 +72,8 @@ class ModuleStages:
 
     def node(self, name: str) -> fx.Node:
         """Return the node that makes a value."""
-        return self._node_of[name]
+        found: fx.Node = self._node_of[name]
+        return found
 
     def advance(self, names: Iterable[str]) -> None:
         wanted = [self._node_of[name] for name in names]
