@@ -286,7 +286,15 @@ def candidate_sizes(runner: Runner, shapes: Mapping[str, Sequence[int]] | None) 
 
 
 def interleaved_latency(a: Runner, b: Runner, feed: Feed, runs: int, budget_s: float = 10.0) -> tuple[float, float]:
-    """Return the median milliseconds per run of two models, timed in turn.
+    """Return the median milliseconds per run of two models, timed in turn; see ``interleaved_times``."""
+    first, second = interleaved_times(a, b, feed, runs, budget_s)
+    return statistics.median(first), statistics.median(second)
+
+
+def interleaved_times(
+    a: Runner, b: Runner, feed: Feed, runs: int, budget_s: float = 10.0
+) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of each run of two models, timed in turn.
 
     Turns alternate in order, so that neither always runs on the other's warm caches; at least three
     rounds, at most ``runs``, and no new round after ``budget_s`` seconds.
@@ -303,7 +311,7 @@ def interleaved_latency(a: Runner, b: Runner, feed: Feed, runs: int, budget_s: f
             before = time.perf_counter()
             (a if is_a else b).session.run(None, feed)
             times[is_a].append(1e3 * (time.perf_counter() - before))
-    return statistics.median(times[True]), statistics.median(times[False])
+    return times[True], times[False]
 
 
 def kernel_times(models: Sequence[bytes], runs: int, budget_s: float, *, threads: int = 0) -> list[float]:
