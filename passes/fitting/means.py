@@ -61,7 +61,7 @@ def _fold(
     at = [place for place in np.flatnonzero(gone & np.isfinite(found[0])).tolist() if place not in taken]
     if not at:
         return None
-    return Fold(read.node.name, kind, tuple(at), tuple(found[0][at].tolist()), target)  # type: ignore[arg-type]  # one of Fold's kinds
+    return Fold(read.node.name, kind, tuple(at), tuple(found[0][at].tolist()), target)
 
 
 def moments(graph: Graph) -> Mapping[str, Moments]:

@@ -63,8 +63,8 @@ class _Left:
         return max((share / goal for share, goal in goals if goal is not None), default=1.0)
 
 
-_SLACK, _TRIED_BACK = 0.02, 40
-"""Part of a budget that may be left unused, and how many steps are tried to be given back for that."""
+_SLACK, _TRIED_BACK, _SPARED = 0.02, 40, 4
+"""Part of a budget that may be left unused; for that, how many steps are tried to be given back, and to be spared."""
 
 
 def select_budget(
@@ -79,16 +79,25 @@ def select_budget(
     Raises:
         BudgetNotMet: pinned channels, and one channel per layer, already cost more.
     """
-    for divisor in divisors(multiple_of):
+    least: list[tuple[float, Selection]] = []
+    for divisor in divisors(multiple_of)[: None if target.clock is None else _TIMED_DIVISORS]:
         found = widths(facts.classes, multiple_of, divisor)
         ranked = in_step(facts.classes, found, scores) if multiple_of == AUTO else scores
         search = _Search(_stepped(demands_of(facts, border, found, ranked), target.clock), target)
         chosen = search.smallest()
         if chosen is not None:
             return chosen
-    if target.or_least and search.left(least := search.at_least()).fits(replace(target, time=None)):
-        return replace(least, fits=False)
+        smallest = search.at_least()
+        left = search.left(smallest)
+        if target.or_least and left.fits(replace(target, time=None)):
+            least.append((left.time, replace(smallest, fits=False)))
+    if least:
+        return min(least, key=lambda each: each[0])[1]
     raise _not_met(search, multiple_of, divisor)
+
+
+_TIMED_DIVISORS = 2
+"""So often are the steps of a budget of time made finer, less one: widths below the kernels' blocks take longer."""
 
 
 def _stepped(demands: Demands, clock: Clock | None) -> Demands:
@@ -149,9 +158,32 @@ class _Search:
         return self.at(self._order.size)
 
     def smallest(self) -> Selection | None:
-        """Bisect for the smallest number of removed channels that fits; None where none does."""
+        """Return a selection that fits and uses what it may, with the lowest scores gone; None where none fits.
+
+        The step that meets the budget may save far more than was missing (that of a residual stream changes many
+        layers): then it goes last, and others instead, where that uses more of the budget.
+        """
         if self.left(self._base).fits(self._target):
             return self._base
+        found = self._fewest()
+        if found is None:
+            return None
+        best = self._filled(found[1])
+        for _ in range(_SPARED):
+            count, chosen = found
+            if self.left(best).used(self._target) > 1 - _SLACK or not count:
+                break
+            spared = (self.at(count - 1).keep & ~chosen.keep)[self._order]
+            self._order = np.concatenate([self._order[~spared], self._order[spared]])
+            found = self._fewest()
+            if found is None:
+                break
+            other = self._filled(found[1])
+            best = max(best, other, key=lambda each: self.left(each).used(self._target))
+        return best
+
+    def _fewest(self) -> tuple[int, Selection] | None:
+        """Bisect for the smallest number of removed channels that fits."""
         low, high = 0, self._order.size
         best = self.at_least()
         if not self.left(best).fits(self._target):
@@ -163,13 +195,10 @@ class _Search:
                 high, best = middle, found
             else:
                 low = middle + 1
-        return self._filled(best)
+        return high, best
 
     def _filled(self, chosen: Selection) -> Selection:
-        """Give steps back that went before the one that met the budget, the highest scores first, while it holds.
-
-        The last step may save far more than was missing: that of a residual stream changes many layers.
-        """
+        """Give steps back that went before the one that met the budget, the highest scores first, while it holds."""
         scores, free = self._demands.order, np.zeros_like(chosen.keep)
         free[self._order] = True
         steps = [step.free[free[step.free]] for step in self._demands.widths.steps]
