@@ -148,8 +148,9 @@ class _Sized(_Assignable):
 
     @property
     def _sizes(self) -> Sizes:
-        sizes: Sizes = self.tracer.sizes
-        return sizes
+        assert isinstance(self.tracer, Tracer)
+        assert self.tracer.sizes is not None
+        return self.tracer.sizes
 
 
 class Tracer(fx.Tracer):

@@ -12,10 +12,12 @@ import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.meta import MetaMode
@@ -103,8 +105,8 @@ class Sizes:
             return pytree.tree_map_only(Tensor, self._mode.twin, given)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._module)
-        args = fx.map_arg(node.args, self._known.get)
-        kwargs = fx.map_arg(node.kwargs, self._known.get)
+        args = map_arg(node.args, self._known.get)
+        kwargs = map_arg(node.kwargs, self._known.get)
         try:
             if node.op == "call_module":
                 return self._module.get_submodule(str(node.target))(*args, **kwargs)
@@ -117,10 +119,9 @@ class Sizes:
 
 def _place() -> str:
     """Return "file.py:12, in forward" for the innermost frame that belongs to no library."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
             return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        assert frame.f_back is not None
         frame = frame.f_back
     return "its forward"
