@@ -2,6 +2,7 @@
 # make test   the same environment, the whole test suite; random networks are the same ones each time, plain pytest draws new ones
 # make lint   ruff: style and format        make types   mypy, over all three source folders
 # make fuzz   N random networks, pruned and compared (make fuzz N=10000 FIRST=0): what fails is printed with its seed
+# make gpu    what needs a CUDA device: tests, ratios of training steps, the check and the speed of pruned files; under 8 minutes
 # make docs   the site, into site/: every page, without a warning
 # make real   networks of torchvision and timm: an extra that is installed on its own
 SHELL := bash
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types fuzz real docs format clean
+.PHONY: demo test lint types fuzz real gpu docs format clean
 
 demo: $(STAMP)
 	rm -rf $(DEMO)
@@ -49,6 +50,9 @@ real: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt pyyaml huggingface_hub
 	$(BIN)/pip install -q --no-deps -c constraints.txt torchvision timm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m real
+
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

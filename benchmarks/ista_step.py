@@ -29,9 +29,17 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def make_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, clock: Callable[[], float]
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    clock: Callable[[], float],
+    *,
+    bf16: bool = False,
+    compiled: bool = False,
 ) -> Step:
     """Return a function that trains one step and tells the seconds of the step and of its update."""
+    forward = torch.compile(net) if compiled else net
 
     def synchronise() -> None:
         if x.is_cuda:
@@ -41,7 +49,9 @@ def make_step(
         synchronise()
         start = clock()
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            loss = nn.functional.cross_entropy(forward(x), y)
+        loss.backward()
         # Waiting in the middle would hide what the update overlaps with, so only the whole step is exact on CUDA.
         before_update = clock()
         optimizer.step()
@@ -52,7 +62,17 @@ def make_step(
     return step
 
 
-def measure(name: str, batch: int, rounds: int, device: str, residual: str, clock: str) -> dict[str, object]:
+def measure(
+    name: str,
+    batch: int,
+    rounds: int,
+    device: str,
+    residual: str,
+    clock: str,
+    *,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> dict[str, object]:
     """Train both copies in turn and return the medians."""
     architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
@@ -69,7 +89,11 @@ def measure(name: str, batch: int, rounds: int, device: str, residual: str, cloc
         residual="keep" if residual == "keep" else "group",
     )
     now = CLOCKS[clock]
-    steps = {"sgd": make_step(plain_net, sgd, x, y, now), "ista": make_step(ista_net, ista, x, y, now)}
+    how = {"bf16": bf16, "compiled": compiled}
+    steps = {
+        "sgd": make_step(plain_net, sgd, x, y, now, **how),
+        "ista": make_step(ista_net, ista, x, y, now, **how),
+    }
     whole: dict[str, list[float]] = {"sgd": [], "ista": []}
     update: dict[str, list[float]] = {"sgd": [], "ista": []}
     for turn in range(rounds + 3):
@@ -87,6 +111,7 @@ def measure(name: str, batch: int, rounds: int, device: str, residual: str, cloc
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "clock": clock,
+        **how,
         "sgd_step_ms": round(1e3 * statistics.median(whole["sgd"]), 3),
         "ista_step_ms": round(1e3 * statistics.median(whole["ista"]), 3),
         "sgd_update_ms": round(1e3 * statistics.median(update["sgd"]), 3),
@@ -105,10 +130,13 @@ def main() -> None:
     parser.add_argument("--residual", default="group", choices=["group", "keep"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=list(CLOCKS))
+    parser.add_argument("--bf16", action="store_true", help="under autocast")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
     options = parser.parse_args()
     clock = options.clock or ("wall" if options.device == "cuda" else "cpu")
     for name in options.arch:
-        row = measure(name, options.batch, options.rounds, options.device, options.residual, clock)
+        how = {"bf16": options.bf16, "compiled": options.compile}
+        row = measure(name, options.batch, options.rounds, options.device, options.residual, clock, **how)
         print(json.dumps(row), flush=True)
 
 

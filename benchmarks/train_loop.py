@@ -43,6 +43,8 @@ def bare_loop(config: RunConfig) -> Callable[[], None]:
     """Return a function that makes the next step of a loop such as anyone writes."""
     setup = prepare(config, Alone())
     module, batches = setup.module, setup.batches
+    forward = torch.compile(module) if config.compile else module
+    device = next(module.parameters()).device.type
     optimizer = torch.optim.SGD(module.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=5e-4)
     done = 0
 
@@ -50,7 +52,9 @@ def bare_loop(config: RunConfig) -> Callable[[], None]:
         nonlocal done
         inputs, labels = batches.at(done)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(inputs), labels).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = nn.functional.cross_entropy(forward(inputs), labels)
+        loss.backward()
         optimizer.step()
         done += 1
 
@@ -84,7 +88,17 @@ class Interleaved(Silent):
         return self._clock()
 
 
-def measure(arch: str, batch: int, block: int, blocks: int, device: str, clock: str) -> dict[str, object]:
+def measure(
+    arch: str,
+    batch: int,
+    block: int,
+    blocks: int,
+    device: str,
+    clock: str,
+    *,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> dict[str, object]:
     """Run both and return the ratio's median and quartiles."""
     with tempfile.TemporaryDirectory() as scratch:
         # One step more than is timed: the first of all warms up. A rho that prunes nothing keeps the networks alike.
@@ -92,7 +106,7 @@ def measure(arch: str, batch: int, block: int, blocks: int, device: str, clock: 
         config = make_config(
             str(Path(scratch) / "run"), preset="scratch", arch=arch, data="digits", batch_size=batch, steps=steps + 1,
             shares=(0.0, 1.0, 0.0), augment="crop-flip", rho=1e-9, device=device, checkpoint_every=block,
-            stop_on_plateau=False,
+            stop_on_plateau=False, precision="bf16" if bf16 else "fp32", compile=compiled,
         )  # fmt: skip
         progress = Interleaved(bare_loop(config), steps, CLOCKS[clock])
         with contextlib.suppress(EnoughStepsError):
@@ -111,6 +125,8 @@ def measure(arch: str, batch: int, block: int, blocks: int, device: str, clock: 
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "clock": clock,
+        "bf16": bf16,
+        "compiled": compiled,
         "loop_step_ms": round(1e3 * sum(loop) / (steps - 1), 3),
         "run_step_ms": round(1e3 * sum(run) / (steps - 1), 3),
         "ratio": round(statistics.median(ratios), 4),
@@ -127,10 +143,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=list(CLOCKS))
+    parser.add_argument("--bf16", action="store_true", help="under autocast")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
     options = parser.parse_args()
     clock = options.clock or ("wall" if options.device == "cuda" else "cpu")
     for arch in options.arch:
-        row = measure(arch, options.batch, options.block, options.blocks, options.device, clock)
+        how = {"bf16": options.bf16, "compiled": options.compile}
+        row = measure(arch, options.batch, options.block, options.blocks, options.device, clock, **how)
         print(json.dumps(row), flush=True)
 
 

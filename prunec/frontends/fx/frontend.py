@@ -28,6 +28,7 @@ from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.regions import is_cast
+from prunec.frontends.fx.sizes import NOTES
 from prunec.frontends.fx.trace import (
     candidates,
     cannot_run,
@@ -122,7 +123,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rule
 
 def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched, rules: OpRules) -> Traced:
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
-    traced_by_fx, reason = symbolic_trace(module, len(inputs), untouched)
+    traced_by_fx, reason = symbolic_trace(module, inputs, untouched)
     partly: Traced | None = None
     for candidate in candidates(traced_by_fx, inputs):
         try:
@@ -141,7 +142,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             continue
         if not _writes_unseen(found.graph):
             _LOG.debug("the network was read by torch.fx: %d calls", len(found.module.graph.nodes))
-            return found
+            return replace(found, notes=tuple(traced_by_fx.meta.get(NOTES, ()) if traced_by_fx else ()))
         partly = partly or found
     try:
         return _exported(module, inputs, name, reason, untouched, rules)

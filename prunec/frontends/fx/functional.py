@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from prunec.frontends.fx.attention import FORWARDS
 from prunec.frontends.fx.regions import Regions
+from prunec.frontends.fx.sizes import Sizes
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -129,20 +130,45 @@ class _Held(_Assignable):
     ndimension = dim
 
 
+class _Sized(_Assignable):
+    """A proxy that answers with a number where one is needed, see ``Sizes``."""
+
+    def __len__(self) -> int:
+        count = _num_parts(self.node)
+        return self._sizes.length(self) if count is None else count
+
+    def __int__(self) -> int:
+        return int(self._sizes.number(self))
+
+    def __index__(self) -> int:
+        return operator.index(self._sizes.number(self))
+
+    def __float__(self) -> float:
+        return float(self._sizes.number(self))
+
+    @property
+    def _sizes(self) -> Sizes:
+        assert isinstance(self.tracer, Tracer)
+        assert self.tracer.sizes is not None
+        return self.tracer.sizes
+
+
 class Tracer(fx.Tracer):
     """torch.fx's tracer, which also records assignments to slices. They are writes: see ``has_writes``.
 
     Args:
+        sizes: answers where the forward decides by sizes; None refuses it.
         buffers: a buffer that the forward reads is a node, as a parameter is; else it is read at once, and what is
             computed from it is a constant without a name.
         regions: what keeps no_grad, inference_mode and autocast.
     """
 
-    def __init__(self, *, buffers: bool = True, regions: Regions | None = None) -> None:
+    def __init__(self, *, buffers: bool = True, regions: Regions | None = None, sizes: Sizes | None = None) -> None:
         super().__init__(param_shapes_constant=True)
         self.trace_asserts = True
         self.buffers = buffers
         self.regions = Regions() if regions is None else regions
+        self.sizes = sizes
         self._names: dict[int, tuple[str, torch.Tensor]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -157,19 +183,37 @@ class Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Assignable(node, self)
+        return _Assignable(node, self) if self.sizes is None else _Sized(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide by sizes as the example's decide; a decision by values is refused."""
+        try:
+            return super().to_bool(obj)
+        except fx.proxy.TraceError:
+            if self.sizes is None:
+                raise
+            return bool(self.sizes.number(obj))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _is_transparent(m) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace torch.nn's transformers through forwards that can be traced."""
+        if self.sizes is not None and self.sizes.asking:
+            return forward(*args, **kwargs)
         return super().call_module(m, partial(FORWARDS[type(m)], m) if _is_transparent(m) else forward, args, kwargs)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Go over the parts of a tensor that was split: how many there are stands in the call."""
         count = _num_parts(obj.node)
-        return super().iter(obj) if count is None else (operator.getitem(obj, place) for place in range(count))
+        if count is None:
+            try:
+                return super().iter(obj)
+            except fx.proxy.TraceError:
+                if self.sizes is None:
+                    raise
+                count = self.sizes.length(obj)
+        return (operator.getitem(obj, place) for place in range(count))
 
     def create_arg(self, a: Any) -> Any:
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
@@ -177,6 +221,8 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
         """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
+        if self.sizes is not None and self.sizes.asking:
+            return attr_val
         is_parameter = isinstance(attr_val, nn.Parameter)
         if not isinstance(attr_val, torch.Tensor) or not (self.buffers or is_parameter):
             return attr_val
@@ -223,6 +269,7 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
     changed = [_rewrite(made, node) for node in list(graph.nodes)]
     if not any(changed):
         return None
+    made.meta.update(module.meta)
     graph.lint()
     made.recompile()
     return made

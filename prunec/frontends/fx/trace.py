@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import io
+import itertools
 import logging
 import math
 import time
@@ -35,6 +36,7 @@ from prunec.frontends.fx.functional import Tracer, functional, has_writes, tenso
 from prunec.frontends.fx.meta import fake_tensors
 from prunec.frontends.fx.reachable import LIBRARIES
 from prunec.frontends.fx.regions import Regions
+from prunec.frontends.fx.sizes import NOTES, Sizes
 from prunec.frontends.fx.untouched import Untouched
 
 _LOG = logging.getLogger("prunec")
@@ -135,21 +137,28 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def symbolic_trace(
-    module: nn.Module, num_inputs: int, untouched: Untouched
+    module: nn.Module, inputs: Sequence[Any], untouched: Untouched
 ) -> tuple[fx.GraphModule | None, BaseException | None]:
-    """Trace a module with torch.fx; return its graph, or None and why there is none."""
+    """Trace a module with torch.fx; return its graph, or None and why there is none.
+
+    A forward that decides by sizes is followed as the example's sizes decide, where it cannot be traced for all.
+    """
     if isinstance(module, fx.GraphModule):
         return module, None
     reason: BaseException | None = None
-    for buffers in (True, False) if _reads_buffers(module) else (False,):
+    writes = False
+    ways = (True, False) if _reads_buffers(module) else (False,)
+    for sized, buffers in itertools.product((False, True), ways):
+        if sized and writes:
+            break  # it can be traced; numbers in place of sizes change nothing
         try:
-            made = _traced(module, num_inputs, untouched, buffers=buffers)
+            made = _traced(module, inputs, untouched, buffers=buffers, sized=sized)
             if not has_writes(made):
                 return made, None
             rewritten = functional(made)
             if rewritten is not None and not has_writes(rewritten):
                 return rewritten, None
-            reason = TypeError("it writes into a part of a tensor that something else may see")
+            reason, writes = TypeError("it writes into a part of a tensor that something else may see"), True
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
             _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
             reason = error
@@ -187,28 +196,37 @@ def refuse_unreadable(module: nn.Module) -> None:
 
 
 def _traced(
-    module: nn.Module, num_inputs: int, untouched: Untouched, *, buffers: bool, ignored: tuple[str, ...] = ()
+    module: nn.Module,
+    inputs: Sequence[Any],
+    untouched: Untouched,
+    *,
+    buffers: bool,
+    sized: bool,
+    ignored: tuple[str, ...] = (),
 ) -> fx.GraphModule:
     """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
     parameters = list(inspect.signature(module.forward).parameters.values())
-    optional = [p for p in parameters[num_inputs:] if p.default is not inspect.Parameter.empty]
+    optional = [p for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    tracer = Tracer(buffers=buffers, regions=Regions(ignored))
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=Sizes(module, inputs) if sized else None)
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
         with tracer.regions.watched(), tensors_pass():
             graph = tracer.trace(module, concrete_args=concrete or None)
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
-    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, buffers, tracer.regions.seen)
+    again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
+    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
     if only_here and not ignored:
-        return _traced(module, num_inputs, untouched, buffers=buffers, ignored=tuple(only_here))
+        return _traced(module, inputs, untouched, buffers=buffers, sized=sized, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
-    return fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+    traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+    traced.meta[NOTES] = () if tracer.sizes is None else tracer.sizes.notes
+    return traced
 
 
 def _modes_in_training(
-    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, buffers: bool, seen: set[str]
+    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, tracer: Tracer, seen: set[str]
 ) -> set[str]:
     """Return which of the modes seen (no_grad …) are on while the network trains, too; all where that cannot be told.
 
@@ -216,7 +234,6 @@ def _modes_in_training(
     """
     if not seen:
         return seen
-    tracer = Tracer(buffers=buffers)
     try:
         with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
             warnings.simplefilter("ignore")
