@@ -141,7 +141,7 @@ class _Sized(_Assignable):
         return int(self._sizes.number(self))
 
     def __index__(self) -> int:
-        return operator.index(self._sizes.number(self))
+        return operator.index(int(self._sizes.number(self)))
 
     def __float__(self) -> float:
         return float(self._sizes.number(self))
