@@ -86,7 +86,7 @@ def sweep(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Prune to several sizes: how far can it go?
+    """Prune to several sizes, and show how far it can go.
 
     FOLDER gets an ONNX file per point, sweep.json, and index.html with the curve of agreement against MACs, size and
     latency, and what removing parts of each coupled group costs. A sweep that was stopped goes on when called again.

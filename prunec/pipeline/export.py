@@ -88,9 +88,9 @@ def export_onnx(
 
     module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
-    with untouched.block(), evaluating(module), _quiet():
-        with untouched.block():
-            interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
+    # A tracer knows parameters by themselves, and loses them where a mode stands between: memory is kept apart.
+    with _memory_kept(module), untouched.block(on_shapes=True), evaluating(module), _quiet():
+        interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
             interface = replace(interface, open_axes=open_axes, fixed="")
         with replacing(path) as aside:
@@ -124,6 +124,22 @@ def _export(
     return why
 
 
+@contextlib.contextmanager
+def _memory_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Give parameters and buffers the values back that a forward writes over."""
+    import torch
+
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if not torch.nn.parameter.is_lazy(t)]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(tensors, saved, strict=True):
+                if tensor.shape == before.shape and not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
+
 def _write(
     module: torch.nn.Module,
     arguments: tuple[Any, ...],
@@ -133,7 +149,7 @@ def _write(
     untouched: Untouched,
 ) -> None:
     try:
-        with untouched.block():
+        with untouched.block(on_shapes=True):
             _export_traced(module, arguments, path, interface, opset)
     except Exception as first:  # noqa: BLE001 - exporters raise anything; the second one decides
         _export_second(module, arguments, path, interface, opset, first)

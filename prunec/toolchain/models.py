@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch import fx, nn
 
+    from prunec.frontends.fx.arguments import Example
+
 Model = TypeVar("Model")
 _PROGRAM = "export.ExportedProgram"
 
@@ -167,24 +169,44 @@ def analyze_model(
 
 @overload
 def apply_plan(
-    model: nn.Module, plan: PrunePlan, *, keep_class: Literal[False] = False, rules: OpRules = NO_RULES
+    model: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: Literal[False] = False,
+    rules: OpRules = NO_RULES,
 ) -> fx.GraphModule: ...
 
 
 @overload
-def apply_plan(model: nn.Module, plan: PrunePlan, *, keep_class: bool, rules: OpRules = NO_RULES) -> nn.Module: ...
+def apply_plan(
+    model: nn.Module,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool,
+    rules: OpRules = NO_RULES,
+) -> nn.Module: ...
 
 
 @overload
 def apply_plan(model: Model, plan: PrunePlan, *, rules: OpRules = NO_RULES) -> Model: ...
 
 
-def apply_plan(model: Any, plan: PrunePlan, *, keep_class: bool = False, rules: OpRules = NO_RULES) -> Any:
+def apply_plan(
+    model: Any,
+    plan: PrunePlan,
+    example_inputs: Example | None = None,
+    *,
+    keep_class: bool = False,
+    rules: OpRules = NO_RULES,
+) -> Any:
     """Return what a plan makes of a model; the way back from plan.json and a fresh architecture.
 
     Args:
         model: any kind that ``prune_model`` takes, of the architecture that the plan was made of, with any weights;
             left as it is. For files there is ``apply_plan_onnx``.
+        example_inputs: for an nn.Module that takes objects which a plan cannot hold: what it is called with.
         keep_class: for an nn.Module, return a pruned copy of the user's own class instead of a GraphModule. That is
             possible where the plan leaves the forward as it is written.
         rules: those that the plan was made with.
@@ -201,7 +223,7 @@ def apply_plan(model: Any, plan: PrunePlan, *, keep_class: bool = False, rules: 
     if of_torch(model):
         from prunec.pipeline.apply import apply_plan as apply_to_module
 
-        return apply_to_module(model, plan, keep_class=keep_class, rules=rules)
+        return apply_to_module(model, plan, example_inputs, keep_class=keep_class, rules=rules)
     kind = _kind(model)
     with _laid_down(model, kind, "") as path:
         out = path.with_name("pruned.onnx")

@@ -136,7 +136,7 @@ def test_outputs_of_another_type_do_not_pass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return net(x).double()  # type: ignore[no-any-return]
 
-    with pytest.raises(ValidationFailed, match="have other types"):
+    with pytest.raises(ValidationFailed, match="has another type"):
         validate_modules(net, Doubled(), (image(),))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function
+from gated_nets import gated
 from torch import nn
 from torch.nn import functional as F
 from training_bars import config
@@ -21,35 +22,7 @@ from prunec.training.run.run import train_prune
 from prunec.training.sparsity.betas import BetaDrive, Driven
 from prunec.training.sparsity.sparsify import plan_sparsity
 
-NETWORK = {"model": "test_training_gates:gated", "input_shape": (3, 8, 8)}
-
-
-class Gated(nn.Module):
-    """An inverted residual block as MobileNetV3 and EfficientNet have it: SiLU, and a gate before the projection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.expand, self.expand_norm = nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24)
-        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(24)
-        self.down, self.up = nn.Conv2d(24, 4, 1), nn.Conv2d(4, 24, 1)
-        self.project, self.project_norm = nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.silu(self.stem_norm(self.stem(x)))
-        y = F.silu(self.expand_norm(self.expand(x)))
-        y = F.silu(self.depthwise_norm(self.depthwise(y)))
-        y = y * torch.sigmoid(self.up(F.silu(self.down(F.adaptive_avg_pool2d(y, 1)))))
-        x = x + self.project_norm(self.project(y))
-        scores: torch.Tensor = self.head(x.mean((2, 3)))
-        return scores
-
-
-def gated() -> nn.Module:
-    torch.manual_seed(0)
-    return Gated()
+NETWORK = {"model": "gated_nets:gated", "input_shape": (3, 8, 8)}
 
 
 def test_only_classes_behind_the_gate_need_a_constant_of_zero() -> None:
@@ -110,29 +83,11 @@ def test_a_budget_counts_on_betas_that_follow(tmp_path: Path, bars: Path) -> Non
     assert np.isfinite(left)
 
 
-def lazy() -> nn.Module:
-    return nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
-
-
-class Remembering(Gated):
-    """Its state holds settings beside its tensors."""
-
-    def get_extra_state(self) -> object:
-        return {"bits": 8}
-
-    def set_extra_state(self, state: object) -> None:
-        assert state == {"bits": 8}
-
-
-def remembering() -> nn.Module:
-    return Remembering()
-
-
 def test_a_lazy_network_that_never_ran_is_refused_with_what_to_do(tmp_path: Path, bars: Path) -> None:
     with pytest.raises(PrunecError, match="run the network once"):
-        train_prune(config(tmp_path / "run", bars, **{**NETWORK, "model": "test_training_gates:lazy"}))
+        train_prune(config(tmp_path / "run", bars, **{**NETWORK, "model": "gated_nets:lazy"}))
 
 
 def test_a_state_with_settings_beside_its_tensors_is_no_obstacle(tmp_path: Path, bars: Path) -> None:
-    given = {**NETWORK, "model": "test_training_gates:remembering", "shares": (0.1, 0.9, 0.0), "steps": 6}
+    given = {**NETWORK, "model": "gated_nets:remembering", "shares": (0.1, 0.9, 0.0), "steps": 6}
     assert "pruned.safetensors" in train_prune(config(tmp_path / "run", bars, **given)).files
