@@ -222,6 +222,8 @@ def max_unpool(step: Step) -> Needs:
 def linear(step: Step) -> Needs:
     """All elements along the axes that are mixed are read."""
     axes = [(after, before) for before, after in step.node.attrs["passes"]]
+    if any(after >= step.need.ndim or before >= step.rank_of(0) for after, before in axes):
+        return everything(step)
     mixed = others(step.need.ndim, *(axis for axis, _ in axes))
     return [passed(any_along(step.need, mixed), axes, step.rank_of(0))]
 

@@ -6,12 +6,11 @@ import random
 
 import numpy as np
 import torch
-from assertions import assert_same_function, outputs_of, parameter_elements, relative_error
+from assertions import TIGHT, assert_same_function, outputs_of, parameter_elements, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from masking import Masked
+from masking import Masked, some_classes
 from strategies import IN_CHANNELS, SIZE, Spec, StandardisedConv, build, specs
-from test_properties import TIGHT, _some_classes
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import l1_unstructured, ln_structured
@@ -81,7 +80,7 @@ def test_any_plan_equals_the_masked_network(spec: Spec, zeros: float, seed: int)
     net, batch = compute_weights(build(spec, zeros), spec.seed), _batch(spec)
     traced = read_module(net, (batch,))
     facts = gather_facts(traced.graph)
-    selection = select(facts, _some_classes(facts, seed))
+    selection = select(facts, some_classes(facts, seed))
     made = plan(facts, selection, input_specs(traced.graph, (batch,)))
     pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
     with torch.no_grad():

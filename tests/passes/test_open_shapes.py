@@ -90,6 +90,8 @@ SAMPLES: Mapping[str, Sequence[Sample]] = {
         Sample(((2, C * S * S),), {"shape": [2, C * S * S]}),
         Sample((MAP,), {"shape": None, "allow_open": True}),
     ],
+    "max_unpool": [Sample(((2, C, 2 * S, 2 * S),), {"spatial_axes": [2, 3]}, ("map",))],
+    "linear": [Sample((MAP,), {"passes": ((0, 0), (1, 1))})],
     "transpose": [Sample(((2, S, C, S),), {"perm": [0, 2, 1, 3]})],
     "slice": [
         Sample(((2, 3, S, S),), {"axes": [1], "starts": [1], "ends": [7], "steps": [2]}),
