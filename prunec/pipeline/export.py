@@ -89,7 +89,7 @@ def export_onnx(
     module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
     # A tracer knows parameters by themselves, and loses them where a mode stands between: memory is kept apart.
-    with _memory_kept(module), untouched.block(on_shapes=True), evaluating(module), _quiet():
+    with _memory_kept(module, arguments), untouched.block(on_shapes=True), evaluating(module), _quiet():
         interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
             interface = replace(interface, open_axes=open_axes, fixed="")
@@ -125,11 +125,12 @@ def _export(
 
 
 @contextlib.contextmanager
-def _memory_kept(module: torch.nn.Module) -> Iterator[None]:
-    """Give parameters and buffers the values back that a forward writes over."""
+def _memory_kept(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Give parameters, buffers and arguments the values back that a forward writes over."""
     import torch
 
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if not torch.nn.parameter.is_lazy(t)]
+    stored = (*module.parameters(), *module.buffers(), *_tensors(arguments))
+    tensors = [tensor for tensor in stored if not torch.nn.parameter.is_lazy(tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]
     try:
         yield

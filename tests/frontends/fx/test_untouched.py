@@ -93,6 +93,7 @@ def _plan_of(inputs: Inputs) -> prunec.PrunePlan:
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.filterwarnings("ignore:the batch of the ONNX file is fixed")
 def test_a_hostile_forward_leaves_no_trace(name: str, call: str, tmp_path: Path) -> None:
     net, inputs = HOSTILE[name]().eval(), (torch.randn(2, 3, 8, 8),)
     net.o.train()  # type: ignore[union-attr,operator]
