@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from prunec.frontends.fx.aten import ATEN
+from prunec.frontends.fx.ops.table import ATEN
 from prunec.ir.ops import CHANNELWISE, CONTRACTIONS, ELEMENTWISE, MOVEMENTS, NORMALISATIONS, OPS
 from prunec.passes.rules.channels.table import CHANNEL_RULES
 

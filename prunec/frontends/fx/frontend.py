@@ -23,10 +23,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
 from prunec.frontends.fx.arguments import path_of, with_tensors
-from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.ops.call import Call, Operand
+from prunec.frontends.fx.ops.table import translate
 from prunec.frontends.fx.regions import is_cast
 from prunec.frontends.fx.sizes import NOTES
 from prunec.frontends.fx.trace import (
@@ -384,7 +385,7 @@ class _Recorder(MetaMode):
     # -- what rows of the aten table use --
 
     def emit(self, op: str, inputs: Sequence[Operand], outputs: Sequence[Any], **attrs: Any) -> list[str]:
-        """Add a node; see prunec.frontends.fx.aten.Emitter."""
+        """Add a node; see prunec.frontends.fx.ops.call.Emitter."""
         names = tuple(self._operand(operand) for operand in inputs)
         node_name = self._origin if self._serial == 0 else f"{self._origin}.{self._serial}"
         self._serial += 1
@@ -405,7 +406,7 @@ class _Recorder(MetaMode):
         return out_names
 
     def alias(self, source: Tensor, result: Tensor) -> None:
-        """Give a result the name of what it equals; see prunec.frontends.fx.aten.Emitter."""
+        """Give a result the name of what it equals; see prunec.frontends.fx.ops.call.Emitter."""
         self._names[id(result)] = self._name(source)
         self._alive.append(result)
         self._by_storage.setdefault(self._place(result)[0], []).append(result)
