@@ -1,4 +1,4 @@
-"""Absorb: where the constants of removed channels go.
+"""Carriers: which channels stay so that the constants of removed ones have somewhere to go.
 
 Owns the choice of carriers (channels that stay so that zero-padded borders remain exact) and the list
 of folds. Which channels are removed is select.py's decision, carrying the folds out is lower.py's.
