@@ -25,7 +25,6 @@ from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.selection.budget import Target
 from prunec.passes.selection.select import select
-from prunec.pipeline.data_report import with_agreement
 from prunec.pipeline.options import Options
 from prunec.pipeline.planning import Job, Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
@@ -129,7 +128,7 @@ def prune_module(
     """
     from prunec.backends.fx.backend import apply_edits
     from prunec.frontends.fx.arguments import by_position, ordered, structure
-    from prunec.pipeline import checking, evidence, latency
+    from prunec.pipeline import checking, data_report, evidence, latency
 
     chosen = Options.of(with_data=calibration is not None, **options)
     example_inputs = ordered(module, example_inputs)
@@ -147,7 +146,7 @@ def prune_module(
     report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     report = replace(report, notes=(*report.notes, *traced.notes))
     if shown.fit is not None:
-        report = with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
+        report = data_report.with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
@@ -211,7 +210,7 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, evidence, latency
+    from prunec.pipeline import checking, data_report, evidence, latency
 
     chosen = Options.of(with_data=calibration is not None, **options)
     if chosen.criterion == "taylor" and calibration is None:
@@ -228,7 +227,7 @@ def prune_onnx(
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         if shown.fit is not None:
-            report = with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
+            report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:
