@@ -20,6 +20,9 @@ from prunec.errors import BadInput, BadPlan
 Example = Sequence[Any] | Mapping[str, Any]
 """A network's arguments by position, or all of them by name."""
 
+_TRACE_BATCH = 3
+"""Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
+
 
 def by_position(module: nn.Module, example: Example) -> tuple[nn.Module, tuple[Any, ...]]:
     """Return a module and positional arguments that do what ``module`` does on ``example``.
@@ -155,3 +158,11 @@ def _read(value: Any, tensors: Sequence[Tensor]) -> Any:
 def zeros(shape: Sequence[int], dtype: str) -> Tensor:
     """Return a tensor to trace with."""
     return torch.zeros(tuple(shape), dtype=getattr(torch, dtype))
+
+
+def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
+    tensors = [tensor for _, tensor in named_tensors(inputs)]
+    if not tensors or not all(t.dim() > 1 and t.shape[0] == 1 for t in tensors):
+        return inputs
+    return with_tensors(inputs, lambda _, tensor: tensor.expand(_TRACE_BATCH, *tensor.shape[1:]).contiguous())

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from prunec.frontends.fx.meta import MetaMode
-from prunec.frontends.fx.reachable import LIBRARIES
+from prunec.frontends.fx.running.meta import MetaMode
+from prunec.frontends.fx.running.reachable import LIBRARIES
 
 NOTES = "prunec_notes"
 """Key of a GraphModule's ``meta``: what a person should know of how it was traced."""

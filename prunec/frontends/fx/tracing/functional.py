@@ -20,9 +20,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from prunec.frontends.fx.attention import FORWARDS
-from prunec.frontends.fx.regions import Regions
-from prunec.frontends.fx.sizes import Sizes
+from prunec.frontends.fx.tracing.attention import FORWARDS
+from prunec.frontends.fx.tracing.regions import Regions
+from prunec.frontends.fx.tracing.sizes import Sizes
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunec.frontends.fx.reachable import LruCache, Reachable
+from prunec.frontends.fx.running.reachable import LruCache, Reachable
 
 Undo = Callable[[], None]
 _MISSING = object()
@@ -287,3 +287,16 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     if not _has_memory(b):
         return True
     return a.stride() == b.stride() and a.storage_offset() == b.storage_offset() and _memory(a) == _memory(b)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        for sub, _ in modes:
+            sub.training = False
+        yield
+    finally:
+        for sub, mode in modes:
+            sub.training = mode

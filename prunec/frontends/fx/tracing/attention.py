@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from prunec.frontends.fx.arguments import with_tensors
-from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
+from prunec.frontends.fx.running.arguments import with_tensors
+from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.tracing.regions import is_cast
 
 # --- transformers -------------------------------------------------------------------------------------
 
