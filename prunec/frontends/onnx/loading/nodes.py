@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from prunec.errors import BadInput, UnsupportedModel
-from prunec.frontends.onnx.functions import Member, expand_calls
+from prunec.frontends.onnx.loading.functions import Member, expand_calls
 
 MIN_OPSET = 7
 TRAINING_DOMAIN = "ai.onnx.preview.training"

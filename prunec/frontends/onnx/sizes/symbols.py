@@ -2,7 +2,7 @@
 
 An *item* is one element of a tensor that holds sizes: a number, a ``Product`` of symbols, a ``Computed``
 whole number of which only the formula is known, or None (unknown). Whatever cannot be said exactly is
-None. Knows no ONNX; read fold.py next.
+None. Knows no ONNX; read folding/ next.
 """
 
 from __future__ import annotations

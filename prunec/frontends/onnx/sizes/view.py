@@ -1,7 +1,7 @@
 """One node as the ONNX tables see it: attributes as plain Python, inputs with their shapes and known data.
 
 Owns the reading of settings that are attributes in some opsets and inputs in others.
-Knows no op; read fold.py and table.py next.
+Knows no op; read infer.py next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from prunec.frontends.onnx.nodes import SourceNode
+from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.ir.graph import Dim, Shape, Value
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,7 @@ class Facts:
 
     Attributes:
         values: shape and type by name.
-        known: contents by name: numbers, or (object arrays) items of onnx_symbols.
+        known: contents by name: numbers, or (object arrays) items of symbols.py.
         roots: for known contents that hold a number of channels, or something computed from one: the values
             whose shapes were read for it.
         marks: for the same contents, bool of their shape: which elements those are. Open sizes are never
@@ -30,7 +30,7 @@ class Facts:
         repeated: known contents that ConstantOfShape, or the expansion of one element, made, and views of them:
             their number can be rewritten, as that of stored numbers cannot.
         centred: (integers, their zero point) -> the value of their difference, where one node makes both.
-        pieces: sequence -> the values that it is made of, where that is followed (onnx_sequences).
+        pieces: sequence -> the values that it is made of, where that is followed (ops/sequences.py).
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
     """
 

@@ -2,7 +2,7 @@
 
 Owns reading, the checks that no hostile or damaged file gets past, and tensors as numpy arrays. Weights
 stay in the file (memory-mapped) and are read when something looks at them. Does not look at nodes;
-read check.py and onnx.py next, wire.py for how weights are left out.
+read nodes.py next, wire.py for how weights are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.errors import BadInput
-from prunec.frontends.onnx.wire import DamagedMessage, cut
+from prunec.frontends.onnx.loading.wire import DamagedMessage, cut
 
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
