@@ -11,12 +11,15 @@ torch-pruning 1.6.1 (none is a dependency of prunec).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import cProfile
 import pstats
+import signal
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -49,6 +52,8 @@ DEFAULT = (
     "timm:tf_mixnet_s",
 )
 ROUNDS = 2
+LIMIT_S = 30
+"""What takes longer has failed."""
 
 
 def main() -> None:
@@ -85,7 +90,8 @@ def _row(name: str, rounds: int) -> float | None:
             subject = copy.deepcopy(model)
             started = time.perf_counter()
             try:
-                run(subject, batch)
+                with _at_most(LIMIT_S):
+                    run(subject, batch)
             except Exception as error:  # noqa: BLE001  # a tool's failure is a row of the table
                 failures[tool] = f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
                 continue
@@ -94,6 +100,21 @@ def _row(name: str, rounds: int) -> float | None:
     ratio = min(seconds["prunec"]) / min(seconds["peer"]) if not failures else None
     print(f"| {name} | {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.2f}'} |", flush=True)
     return ratio
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"over {seconds} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def _prunec(model: nn.Module, batch: torch.Tensor) -> None:
