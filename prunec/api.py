@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from prunec.check.blame import judged
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
@@ -148,7 +148,7 @@ def prune_module(
     """
     from prunec.backends.fx.backend import apply_edits
     from prunec.frontends.fx.running.arguments import by_position, ordered, structure
-    from prunec.pipeline import checking, data_report, evidence, latency
+    from prunec.pipeline import checking, data_report, evidence, time_budget
 
     chosen = Options.of(
         with_data=calibration is not None,
@@ -175,8 +175,8 @@ def prune_module(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
-        with latency.module_timer(module, example_inputs) as time:
-            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+        with time_budget.module_timer(module, example_inputs) as time:
+            job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     report = replace(report, notes=(*report.notes, *traced.notes))
     if shown.fit is not None:
@@ -255,7 +255,7 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, data_report, evidence, latency
+    from prunec.pipeline import checking, data_report, evidence, time_budget
 
     chosen = Options.of(
         with_data=calibration is not None,
@@ -281,8 +281,8 @@ def prune_onnx(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
-        with latency.file_timer(path, input_shapes, chosen.seed) as time:
-            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+        with time_budget.file_timer(path, input_shapes, chosen.seed) as time:
+            job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         if shown.fit is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx
 from prunec.errors import PrunecError, UnsupportedModel, ValidationFailed

@@ -47,7 +47,7 @@ from prunec.sweep.findings import GroupCost, Point, SweepReport, group_of, point
 from prunec.sweep.page import sweep_page
 from prunec.sweep.sensitivity import Probe, group_costs
 from prunec.timing import staircases
-from prunec.timing.files import ONE, PROVIDER, timed
+from prunec.timing.pairs import ONE, PROVIDER, timed
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Of the MACs, where none are asked for."""

@@ -20,10 +20,10 @@ from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, BudgetNotMet
 from prunec.lookup.resolve import OnnxModel, TorchModel
 from prunec.pipeline.export import export_onnx
-from prunec.runtime import sessions
 from prunec.sweep import sweep as steps
 from prunec.sweep.findings import SweepReport, headline
 from prunec.sweep.page import sweep_page
+from prunec.timing import latency
 
 INPUT = torch.zeros(1, 3, 8, 8)
 
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(before: Path, after: Path, _feed: Any, **_how: Any) -> tuple[float, float]:
         return analyze_onnx(before).macs / 1e6, analyze_onnx(after).macs / 1e6
 
-    monkeypatch.setattr(sessions, "kernel_times", kernels)
+    monkeypatch.setattr(latency, "kernel_times", kernels)
     monkeypatch.setattr(steps, "timed", timed)
 
 

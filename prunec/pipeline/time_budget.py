@@ -2,7 +2,7 @@
 
 Owns the search. A budget on the times of single layers (prunec/timing/staircases.py) stands for the share, and every
 result is timed as a whole against the original; the budget moves until that is where it was asked to be. Training has
-a search of its own, over MACs (prunec/training/run/latency.py): there each step is a training.
+a search of its own, over MACs (prunec/training/run/time_budget.py): there each step is a training.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prunec.pipeline.planning import Job
 from prunec.report.findings import Latency
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
-from prunec.timing import staircases
-from prunec.timing.files import ONE, PROVIDER, Pair, ratio
+from prunec.timing import latency, staircases
+from prunec.timing.pairs import ONE, PROVIDER, Pair, ratio
 
 if TYPE_CHECKING:
     from torch import nn
@@ -216,7 +216,7 @@ def steady(original: Path, pruned: Path, feed: Feed) -> Pair:
             sessions.open_runner(path, f"the {kind} network", PROVIDER, optimise=True, threads=ONE)
             for path, kind in ((original, "unpruned"), (pruned, "pruned"))
         )
-        found = sessions.timed_in_turns(before, after, feed, _RUNS, _SECONDS / 3, fewest=3)
+        found = latency.timed_in_turns(before, after, feed, _RUNS, _SECONDS / 3, fewest=3)
         for kept, new in zip(times, found, strict=True):
             kept += new
     fast = [float(np.quantile(each, _FAST)) for each in times]

@@ -23,9 +23,9 @@ from torch import nn
 from prunec.errors import BudgetNotMet
 from prunec.passes.sparsity.gammas import Mask
 from prunec.pipeline.export import export_onnx
-from prunec.timing.files import PROVIDER, middle, ratio, timed
-from prunec.training.budget.budget import Arrays, Goal, Sizer
+from prunec.timing.pairs import PROVIDER, middle, ratio, timed
 from prunec.training.budget.fitting import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
+from prunec.training.budget.goals import Arrays, Goal, Sizer
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.removal import remove
 from prunec.training.settings.setup import Setup
