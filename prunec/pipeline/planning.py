@@ -76,7 +76,7 @@ def choose(
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
-    scores = _scores(facts, options, saliency, data)
+    scores = scores_of(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
@@ -99,12 +99,13 @@ def choose(
     return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
 
 
-def _scores(
+def scores_of(
     facts: Facts,
     options: Options,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     data: Reconstruction | None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return float64[num_classes] by the criterion of the options: the lowest go first."""
     assert options.criterion is not None
     if options.criterion != "reconstruct":
         return score(facts, options.criterion, seed=options.seed, saliency=saliency)
