@@ -151,10 +151,13 @@ def plan_and_apply(
     observed: Observed | None = None,
     data: Reconstruction | None = None,
     target: Target | None = None,
+    *,
+    fit: bool = True,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        fit: without it what stays is not fitted to the data, but has the biases that a fit would have filled.
         target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
         data: what stays is fitted on them, where a criterion took channels.
@@ -173,7 +176,7 @@ def plan_and_apply(
         try:
             edits = lower(facts.graph, facts.classes, prepared, facts.constants)
             result = apply(facts.graph, edits)
-            if fits and data is not None:
+            if fits and fit and data is not None:
                 made = data.fitted(facts, prepared, edits, result)
                 result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
             return replace(planned, plan=made, result=result)
