@@ -308,9 +308,11 @@ def _planned(
     shown: Evidence,
     apply: Callable[[Graph, Edits], Result],
     target: Target | None,
+    *,
+    fit: bool = True,
 ) -> Job[Result]:
     """Plan and apply with what data showed, to the options' target or another one."""
-    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target)
+    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target, fit=fit)
 
 
 def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:

@@ -77,7 +77,7 @@ def choose(
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
-    scores = _scores(facts, options, saliency, data)
+    scores = scores_of(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
@@ -100,12 +100,13 @@ def choose(
     return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
 
 
-def _scores(
+def scores_of(
     facts: Facts,
     options: Options,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     data: Reconstruction | None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return float64[num_classes] by the criterion of the options: the lowest go first."""
     assert options.criterion is not None
     if options.criterion != "reconstruct":
         return score(facts, options.criterion, seed=options.seed, saliency=saliency)
@@ -151,10 +152,13 @@ def plan_and_apply(
     observed: Observed | None = None,
     data: Reconstruction | None = None,
     target: Target | None = None,
+    *,
+    fit: bool = True,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        fit: without it what stays is not fitted to the data, but has the biases that a fit would have filled.
         target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
         data: what stays is fitted on them, where a criterion took channels.
@@ -173,7 +177,7 @@ def plan_and_apply(
         try:
             edits = lower(facts.graph, facts.classes, prepared, facts.constants)
             result = apply(facts.graph, edits)
-            if fits and data is not None:
+            if fits and fit and data is not None:
                 made = data.fitted(facts, prepared, edits, result)
                 result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
             return replace(planned, plan=made, result=result)

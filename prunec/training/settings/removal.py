@@ -19,7 +19,7 @@ from torch import nn
 from prunec import api
 from prunec.data.calibration import Calibration
 from prunec.pipeline.options import Border
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.settings.config import RunConfig
 from prunec.training.sparsity.sparsify import Sparsity
 
