@@ -45,7 +45,8 @@ class Evidence:
         samples: the calibration data.
         observed: which channels are constant on it.
         saliency: how much each parameter matters on it, where the criterion asks.
-        fit: what fits the channels that stay to the data, where some go by a criterion.
+        fit: what fits the channels that stay to the data, where some go by a criterion; what it holds out, nothing
+            else looks at either.
     """
 
     given: Samples | None = None
@@ -75,14 +76,15 @@ def module_evidence(
             raise no_gradients()
         return Evidence(given, saliency=saliency)
     samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
-    observed = None
+    fit = _module_fit(traced, samples, calibration, options, progress)
+    looked, observed = samples if fit is None else fit.data, None
     if options.criterion != "reconstruct":
-        observed = observe_module(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
+        observed = observe_module(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
     if options.criterion == "taylor" and saliency is None:
         from prunec.data.saliency import module_saliency
 
-        saliency = module_saliency(traced, samples)
-    return Evidence(given, samples, observed, saliency, _module_fit(traced, samples, calibration, options, progress))
+        saliency = module_saliency(traced, looked)
+    return Evidence(given, samples, observed, saliency, fit)
 
 
 def _module_fit(
@@ -93,7 +95,8 @@ def _module_fit(
         return None
     from prunec.fitting.stages_module import OpenedModule, runner
 
-    split = fit_data(samples, runner(traced, traced.module), labelled(calibration))
+    run = runner(traced, traced.module)
+    split = fit_data(samples, run, labelled(calibration, run))
     return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress or _silent)
 
 
@@ -118,14 +121,14 @@ def onnx_evidence(
     if calibration is None:
         return Evidence(given)
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
-    observed, saliency = None, None
-    if options.criterion != "reconstruct":
-        observed = observe_onnx(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
     fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
+    looked, observed, saliency = samples if fit is None else fit.data, None, None
+    if options.criterion != "reconstruct":
+        observed = observe_onnx(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
     if options.criterion == "taylor":
         from prunec.data.saliency import onnx_saliency
 
-        saliency = onnx_saliency(traced, samples)
+        saliency = onnx_saliency(traced, looked)
     return Evidence(given, samples, observed, saliency, fit)
 
 
@@ -133,7 +136,8 @@ def _onnx_fit(
     traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
 ) -> Reconstruction:
     """Return what fits a file to data."""
-    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False), labelled(calibration))
+    runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
+    split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
     return Reconstruction(opened, split, calibration.memory, progress or _silent)
 

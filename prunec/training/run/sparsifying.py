@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from prunec.training.budget.fitting import fit, set_gammas
-from prunec.training.budget.goals import Sizer, in_words, refreshed
+from prunec.training.budget.goals import Sizer, excess, in_words, refreshed, with_zeros
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import default_weight
 from prunec.training.learning.ema import Ema
@@ -33,10 +33,12 @@ _LESSONS = 4
 """Batches on which a network shows whether it knows the data."""
 
 
-_AT_ONCE = (
-    "without steps of ISTA the channels with the smallest filters go at once, and the rest is fine-tuned; "
-    "--shares 0,0.3,0.7 lets them fade first"
-)
+_AT_ONCE = {
+    "l1": "without steps of ISTA the channels with the smallest filters go at once, and the rest is fine-tuned; "
+    "--shares 0,0.3,0.7 lets them fade first",
+    "reconstruct": "without steps of ISTA the channels that the others make up for best go at once, and the rest is "
+    "fine-tuned; --shares 0,0.3,0.7 lets them fade first",
+}
 
 
 def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
@@ -84,7 +86,7 @@ def _begin(context: Context) -> None:
         reasons = _reasons(context, chosen)
     else:
         facts["alpha"], facts["rho"] = 1.0, 0.0
-        reasons = [_AT_ONCE]
+        reasons = [_AT_ONCE[context.config.criterion]]
     for sentence in (*setup.notes, *reasons):
         context.tell(sentence)
     if facts["alpha"] != 1.0:
@@ -222,6 +224,9 @@ def _meet_budget(context: Context) -> None:
     if "latency" in facts:
         _correct_latency(context, sizer)
     setup = context.setup
+    facts["by_data"] = context.config.criterion == "reconstruct" and _is_missing(context, sizer)
+    if facts["by_data"]:
+        return
     chosen = fit(context.history, sizer, setup.goals, setup.full)
     set_gammas(plan, context.module, context.history.values, chosen.gone)
     wanted = "may be, for the latency" if "latency" in facts else "were asked for"
@@ -231,6 +236,14 @@ def _meet_budget(context: Context) -> None:
         context.tell(f"budget: {left} are left; of {gone} channel classes that go, {faded}")
     else:
         context.tell(f"budget: {left} are left; {gone} of {int(plan.penalised.sum())} channel classes go")
+
+
+def _is_missing(context: Context, sizer: Sizer) -> bool:
+    """Tell whether what has reached zero is too little for the budget; what is missing is then the removal's choice."""
+    setup, history = context.setup, context.history
+    zero = (history.zero_since > 0) & setup.sparsity.penalised
+    left = sizer.size(with_zeros(setup.sparsity, history.values, zero))
+    return excess(setup.goals, left, setup.full) > 0
 
 
 def _correct_latency(context: Context, sizer: Sizer) -> None:
