@@ -39,7 +39,7 @@ from prunec.report.findings import Agreement
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed
 from prunec.runtime.sessions import Runner
-from prunec.timing.files import PROVIDER
+from prunec.timing.pairs import PROVIDER
 
 _RANDOM = 16
 """Random inputs, where there are no samples that could be held out."""
