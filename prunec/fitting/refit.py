@@ -38,7 +38,7 @@ class Fitting:
     """
 
     columns: int = 100_000
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     rounds: int = 3
 
 
