@@ -28,7 +28,7 @@ from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.arguments import with_tensors
 from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
+from prunec.frontends.fx.switches import is_cast
 from prunec.frontends.fx.trace import eval_mode
 from prunec.frontends.fx.untouched import Untouched
 from prunec.ir.edits import CannotRewrite, Edits

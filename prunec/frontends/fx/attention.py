@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from prunec.frontends.fx.arguments import with_tensors
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
+from prunec.frontends.fx.switches import is_cast
 
 # --- transformers -------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
+from prunec.frontends.fx.switches import is_cast
 from prunec.frontends.fx.sizes import NOTES
 from prunec.frontends.fx.trace import (
     candidates,

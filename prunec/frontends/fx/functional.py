@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from prunec.frontends.fx.attention import FORWARDS
 from prunec.frontends.fx.regions import Regions
 from prunec.frontends.fx.sizes import Sizes
+from prunec.frontends.fx.switches import write_with_finally
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -175,7 +176,11 @@ class Tracer(fx.Tracer):
         """Trace a module; its tensors are listed once, before its forward can put others in their place."""
         held = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): (name, tensor) for name, tensor in reversed(held)}
-        return super().trace(root, concrete_args)
+        with self.regions.watched(), tensors_pass():  # also where a saved GraphModule is traced again
+            graph = super().trace(root, concrete_args)
+        if self.regions.seen:
+            write_with_finally(graph)
+        return graph
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.meta import MetaMode
 from prunec.frontends.fx.reachable import LIBRARIES
+from prunec.frontends.fx.switches import is_switch, without_casts
 
 NOTES = "prunec_notes"
 """Key of a GraphModule's ``meta``: what a person should know of how it was traced."""
@@ -91,7 +92,7 @@ class Sizes:
         at = next(iter(node.graph.nodes)) if self._last is None else self._last.next
         self.asking = True
         try:
-            with self._mode, torch.no_grad():
+            with self._mode, torch.no_grad(), without_casts():
                 while node not in self._known and at.op != "root":
                     self._known[at] = self._run(at)
                     self._last, at = at, at.next
@@ -105,6 +106,8 @@ class Sizes:
             return pytree.tree_map_only(Tensor, self._mode.twin, given)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._module)
+        if is_switch(node):
+            return None  # the trace itself is in that mode
         args = map_arg(node.args, self._known.get)
         kwargs = map_arg(node.kwargs, self._known.get)
         try:

@@ -32,7 +32,7 @@ from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
 from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.functional import Tracer, functional, has_writes
 from prunec.frontends.fx.meta import fake_tensors
 from prunec.frontends.fx.reachable import LIBRARIES
 from prunec.frontends.fx.regions import Regions
@@ -211,8 +211,7 @@ def _traced(
     tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=Sizes(module, inputs) if sized else None)
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-        with tracer.regions.watched(), tensors_pass():
-            graph = tracer.trace(module, concrete_args=concrete or None)
+        graph = tracer.trace(module, concrete_args=concrete or None)
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
     again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
@@ -235,7 +234,7 @@ def _modes_in_training(
     if not seen:
         return seen
     try:
-        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+        with warnings.catch_warnings(), untouched.block():
             warnings.simplefilter("ignore")
             for sub in module.modules():
                 sub.training = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -146,3 +147,63 @@ def test_a_pruned_network_with_such_regions_can_be_saved() -> None:
     x = torch.randn(2, 3, 8, 8)
     smaller = pruned(Split(torch.no_grad), x)
     assert torch.equal(pickle.loads(pickle.dumps(smaller))(x), smaller(x))  # our own
+
+
+class Fails(Split):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.backbone.append(nn.MaxPool2d(6))  # larger than an image of 5: it raises inside of the region
+
+
+@pytest.mark.parametrize(
+    "context",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+@pytest.mark.parametrize("saved", [False, True], ids=["as made", "saved"])
+def test_an_error_inside_a_region_leaves_the_callers_mode_as_it_was(context: Context, saved: bool) -> None:
+    class Looks(Fails):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with self.context():
+                y = self.backbone(x)
+            return self.head(x.repeat(1, 3, 1, 1)[:, :8]), y
+
+    x = torch.randn(2, 3, 12, 12)
+    smaller = prune_module(Looks(context).eval(), (x,), criterion="l1", target_macs=0.8).module
+    if saved:
+        smaller = pickle.loads(pickle.dumps(smaller))  # our own
+    with pytest.raises(RuntimeError):
+        smaller(torch.randn(2, 3, 5, 5))
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_is_on_in_a_saved_network_too() -> None:
+    class Cast(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.backbone(x)
+            return self.head(y.float()), y
+
+    x = torch.randn(2, 3, 8, 8)
+    smaller = prune_module(Cast(contextlib.nullcontext).eval(), (x,), criterion="l1", target_macs=0.7).module
+    for again in (copy.deepcopy(smaller), pickle.loads(pickle.dumps(smaller))):  # our own
+        assert again(x)[1].dtype == torch.bfloat16
+
+
+def test_sizes_are_asked_inside_of_a_region() -> None:
+    class Asks(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.backbone(x)
+                if y.shape[2] % 2:
+                    y = y[:, :, 1:]
+                y = self.backbone[0](y[:, :3])
+            return self.head(y.float()), y + 1
+
+    x = torch.randn(2, 3, 8, 8)
+    module = trace(Asks(contextlib.nullcontext).eval(), (x,)).module
+    names = [getattr(node.target, "__name__", "") for node in module.graph.nodes]
+    assert names.count("_enter_autocast") == names.count("_exit_autocast") == 1
+    assert not torch.is_autocast_enabled("cpu")
