@@ -26,17 +26,16 @@ from prunec.frontends.fx.arguments import path_of, with_tensors
 from prunec.frontends.fx.aten import Call, Operand, translate
 from prunec.frontends.fx.attention import follow_modes
 from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.exporting import export
 from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.switches import is_cast
 from prunec.frontends.fx.sizes import NOTES
+from prunec.frontends.fx.switches import is_cast
 from prunec.frontends.fx.trace import (
     candidates,
     cannot_run,
     eval_mode,
-    export,
     failure_of,
     fixed_sizes,
-    lost_modes,
     one_line,
     refuse_unreadable,
     symbolic_trace,
@@ -167,8 +166,8 @@ def _exported(
             found = _record_any_batch(exported, inputs, name, rules, exported=True)
         why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
         fixed = fixed_sizes(module, exported, inputs, untouched)
-        lost = lost_modes(module, inputs, untouched)
-        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
+        notes = (f"the network was read by torch.export{why}", *fixed, *exported.meta[NOTES])
+        return replace(found, notes=notes)
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells

@@ -65,6 +65,15 @@ class _Assignable(fx.Proxy):
         count = _num_parts(self.node)
         return super().__len__() if count is None else count
 
+    @property
+    def requires_grad(self) -> bool:
+        """As in training, where gradients are on: memory-efficient networks ask whether to checkpoint."""
+        return torch.is_grad_enabled()
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 

@@ -1,7 +1,7 @@
 """What a forward switches on for a while, as nodes of the traced graph: no_grad, inference_mode and autocast.
 
 torch.fx records calls on tensors and loses the ``with`` around them: a backbone frozen by ``no_grad`` would train
-after pruning. Owns what is switched on while a node is made; the pairs of nodes that switch it in the graph are in switches.py.
+after pruning. Owns what is switched on while a node is made; the nodes that switch it in the graph are in switches.py.
 What was on before is put back at the end of a region, for the caller may have switched it himself.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from prunec.frontends.fx.checkpoints import followed
 from prunec.frontends.fx.switches import begin, end
 
 _ASKED = "_prunec_asked"
@@ -37,10 +38,15 @@ class Regions:
 
     Args:
         ignored: names of modes that are not kept.
+
+    Attributes:
+        seen: names of the modes that were on.
+        checkpoints: places in the user's code that checkpoint activations; what they run is followed.
     """
 
     def __init__(self, ignored: Sequence[str] = ()) -> None:
         self.seen: set[str] = set()
+        self.checkpoints: dict[str, None] = {}
         self._ignored = ignored
         self._casts: list[Mode] = []
         self._open: list[tuple[Mode, fx.Node]] = []
@@ -69,7 +75,7 @@ class Regions:
 
         _patch(asking, entering, leaving)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), followed(self.checkpoints):
                 yield
         finally:
             _patch(started, enter, leave)

@@ -9,10 +9,7 @@ stays unanswered. Read next: functional.py, whose tracer asks.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.meta import MetaMode
-from prunec.frontends.fx.reachable import LIBRARIES
+from prunec.frontends.fx.places import place
 from prunec.frontends.fx.switches import is_switch, without_casts
 
 NOTES = "prunec_notes"
@@ -81,10 +78,10 @@ class Sizes:
         return (f"{where}: the traced network takes sizes that decide as the example's do, and refuses others",)
 
     def _guard(self, proxy: fx.Proxy, value: float) -> None:
-        place = _place()
-        self.places[place] = None
+        where = place()
+        self.places[where] = None
         holds = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
-        message = f"the network was traced for other sizes: here {value} was computed from them ({place})"
+        message = f"the network was traced for other sizes: here {value} was computed from them ({where})"
         proxy.tracer.create_proxy("call_function", torch._assert, (holds, message), {})
 
     def _value(self, node: fx.Node) -> Any:
@@ -118,13 +115,3 @@ class Sizes:
             return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception:  # noqa: BLE001  # it needs values: what depends on it has none either
             return None
-
-
-def _place() -> str:
-    """Return "file.py:12, in forward" for the innermost frame that belongs to no library."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "its forward"

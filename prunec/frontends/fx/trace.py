@@ -1,20 +1,16 @@
-"""nn.Module -> fx.GraphModule: torch.fx first, torch.export where that fails.
+"""nn.Module -> fx.GraphModule with torch.fx; where that fails exporting.py asks torch.export.
 
-Owns the two tracers, what they are told about optional arguments, and the errors when neither reads a network.
-What a graph's nodes mean is recorded in fx.py. Each run of the user's forward is a block of its own that leaves
+Owns the trace, what it is told about optional arguments, and the errors when no tracer reads a network.
+What a graph's nodes mean is recorded in frontend.py. Each run of the user's forward is a block of its own that leaves
 nothing behind (untouched.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import io
 import itertools
 import logging
-import math
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,12 +21,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.attention import expand
+from prunec.frontends.fx.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.containers import tensors_in
 from prunec.frontends.fx.functional import Tracer, functional, has_writes
 from prunec.frontends.fx.meta import fake_tensors
@@ -40,9 +35,6 @@ from prunec.frontends.fx.sizes import NOTES, Sizes
 from prunec.frontends.fx.untouched import Untouched
 
 _LOG = logging.getLogger("prunec")
-_OPEN_SECONDS = 15.0
-"""Processor time for torch.export to keep image sizes open; without, the traced network takes images of the
-example's size."""
 _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
 
@@ -215,12 +207,16 @@ def _traced(
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
     again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
+    places = [
+        *tracer.regions.checkpoints,
+        *(p for p in again.regions.checkpoints if p not in tracer.regions.checkpoints),
+    ]
     if only_here and not ignored:
         return _traced(module, inputs, untouched, buffers=buffers, sized=sized, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
-    traced.meta[NOTES] = () if tracer.sizes is None else tracer.sizes.notes
+    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places))
     return traced
 
 
@@ -231,7 +227,7 @@ def _modes_in_training(
 
     ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
     """
-    if not seen:
+    if not seen and not (untouched.checkpoints and is_asked_for(module)):
         return seen
     try:
         with warnings.catch_warnings(), untouched.block():
@@ -271,40 +267,6 @@ def _reads_buffers(module: nn.Module) -> bool:
     return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())
 
 
-def export(
-    module: nn.Module, inputs: tuple[Any, ...], reason: BaseException | None, untouched: Untouched
-) -> fx.GraphModule:
-    """Trace a module with torch.export; ``reason`` is why torch.fx could not.
-
-    Raises:
-        UntraceableModel, BadInput: it does not either; the module itself does not run.
-    """
-    # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
-    last: BaseException | None = None
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_logs():
-        warnings.simplefilter("ignore")  # torch.export warns, and prints graphs, while it tries
-        wide = widened(inputs)
-        for example in (wide,) if wide is inputs else (wide, inputs):
-            open_sizes, open_batch = (
-                pytree.tree_map(functools.partial(_open_axes, fixed=fixed), example) for fixed in (1, None)
-            )
-            for shapes in (open_sizes, open_batch, None) if example is inputs else (open_sizes, open_batch):
-                try:
-                    with (
-                        untouched.block(on_shapes=True),
-                        _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf),
-                    ):
-                        return _exported(module, example, shapes)
-                except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
-                    _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
-                    last = error
-    assert last is not None
-    failure = failure_of(module, inputs, untouched)
-    if failure is not None:
-        raise cannot_run(inputs, failure)
-    raise untraceable(reason, last) from last
-
-
 def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return inputs with a batch that is told apart from broadcasting, where all tensors among them have 1."""
     tensors = [tensor for _, tensor in named_tensors(inputs)]
@@ -313,138 +275,8 @@ def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return with_tensors(inputs, lambda _, tensor: tensor.expand(_TRACE_BATCH, *tensor.shape[1:]).contiguous())
 
 
-def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
-    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-    if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
-        program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
-    # Guards compare with the shapes before pruning; they have no place in a pruned module.
-    exported = program.module(check_guards=False)
-    assert isinstance(exported, fx.GraphModule)
-    return _plain(exported)
-
-
 def _on_shapes(inputs: tuple[Any, ...], fake: FakeTensorMode) -> tuple[Any, ...]:
     return with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor))
-
-
-def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
-    """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
-    watching = _Watching()
-    try:
-        with (
-            untouched.block(on_shapes=True),
-            fake_tensors() as fake,
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            watching,
-        ):
-            module(*_on_shapes(inputs, fake))
-    except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
-        _LOG.debug("on shapes it does not run: %s", one_line(error))
-    return tuple(
-        f"{mode} inside its forward is not kept in the traced network: {instead}"
-        for mode, instead in _INSTEAD.items()
-        if mode in watching.seen
-    )
-
-
-_INSTEAD = {
-    "no_grad": "before training, freeze what it protects with requires_grad_(False)",
-    "inference_mode": "before training, freeze what it protects with requires_grad_(False)",
-    "autocast": "call the network under autocast",
-}
-
-
-class _Watching(TorchFunctionMode):
-    """Notes the modes in which functions of torch are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.is_inference_mode_enabled():
-            self.seen.add("inference_mode")
-        elif not torch.is_grad_enabled():
-            self.seen.add("no_grad")
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            self.seen.add("autocast")
-        return func(*args, **(kwargs or {}))
-
-
-class _Deadline(TorchFunctionMode):
-    """Gives up after some seconds of this thread's own processor time, at the next call of torch.
-
-    Padding that is computed from open sizes (TensorFlow's SAME) nests formulas in each other until torch.export
-    takes minutes per layer. Time that other work on the machine takes does not count: it must not decide at which
-    sizes the traced network can run.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self._end = time.thread_time() + seconds
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if time.thread_time() > self._end:
-            raise TimeoutError("the formulas of its sizes become too long")
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keep what torch.export logs about sizes that it takes for fixed from the user."""
-    log = logging.getLogger("torch._export")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _is_seen_elsewhere(n: fx.Node) -> bool:
-    """Tell whether a node writes in place into memory that another view shows: the recorder cannot follow that."""
-    if not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
-        return False
-    written = n.args[0] if n.args else None
-    return isinstance(written, fx.Node) and any(_is_view(other) for other in (written, *written.users))
-
-
-def _is_view(n: fx.Node) -> bool:
-    if not isinstance(n.target, torch._ops.OpOverload):
-        return False
-    aliases = (out.alias_info for out in n.target._schema.returns)
-    return any(alias is not None and not alias.is_write for alias in aliases)
-
-
-def _plain(module: fx.GraphModule) -> fx.GraphModule:
-    """Put back what taking out the writes made harder to read: BatchNorms, and copies that return their source."""
-    for n in list(module.graph.nodes):
-        if n.target is torch.ops.aten.copy.default:
-            before, source = (operand.meta.get("val") for operand in n.args[:2])
-            if before is not None and (before.shape, before.dtype) == (source.shape, source.dtype):
-                n.replace_all_uses_with(n.args[1])
-                module.graph.erase_node(n)
-        elif n.target is torch.ops.aten._native_batch_norm_legit_no_training.default:
-            x, gamma, beta, mean, var, momentum, eps = n.args
-            with module.graph.inserting_before(n):
-                norm = module.graph.call_function(
-                    torch.ops.aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False)
-                )
-            for user in list(n.users):
-                user.replace_all_uses_with(norm)  # a getitem of the first output, the only one there is in eval mode
-                module.graph.erase_node(user)
-            module.graph.erase_node(n)
-    module.recompile()
-    return module
-
-
-def _open_axes(value: Any, fixed: int | None) -> dict[int, Any] | None:
-    """Return which axes stay open: all but ``fixed``, or the batch alone where that is None."""
-    if not isinstance(value, Tensor):
-        return None
-    axes = range(value.dim()) if fixed is not None else range(min(1, value.dim()))
-    return {axis: torch.export.Dim.AUTO for axis in axes if axis != fixed} or None
 
 
 def failure_of(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> BaseException | None:
