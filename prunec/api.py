@@ -36,7 +36,7 @@ from prunec.report.findings import Analysis, PruneReport
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from prunec.frontends.fx.arguments import Example
+    from prunec.frontends.fx.running.arguments import Example
     from prunec.pipeline.evidence import Evidence
 
 
@@ -128,7 +128,7 @@ def prune_module(
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
-    from prunec.frontends.fx.arguments import by_position, ordered, structure
+    from prunec.frontends.fx.running.arguments import by_position, ordered, structure
     from prunec.pipeline import checking, evidence, latency
 
     chosen = Options.of(with_data=calibration is not None, **options)

@@ -64,7 +64,7 @@ def checked_module(
     budget: tuple[float, Tell | None],
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
-    from prunec.frontends.fx.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import named_tensors
 
     places = [name for name, _ in named_tensors(example_inputs)]
     feeds = None

@@ -29,7 +29,7 @@ from prunec.runtime import sessions
 if TYPE_CHECKING:
     from torch import fx
 
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch import fx, nn
 
-    from prunec.frontends.fx.arguments import Example
+    from prunec.frontends.fx.running.arguments import Example
 
 Model = TypeVar("Model")
 _PROGRAM = "export.ExportedProgram"

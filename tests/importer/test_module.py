@@ -13,7 +13,7 @@ from single_nodes import CASES, RNG, model_of, weights
 from torch import nn
 
 from prunec.errors import PrunecError, UnsupportedModel
-from prunec.frontends.onnx.load import OnnxSource, load_onnx
+from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
 from prunec.importer.module import ImportedOnnx, to_module
 from prunec.pipeline.export import export_onnx
 from prunec.runtime.probes import feed

@@ -19,7 +19,7 @@ from torch import nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
-from prunec.frontends.fx.trace import refuse_unreadable
+from prunec.frontends.fx.tracing.failures import refuse_unreadable
 from prunec.lookup import resolve
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
