@@ -34,7 +34,9 @@ def border_of(config: RunConfig, finetune_steps: int) -> Border:
     return config.border
 
 
-def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int) -> api.Pruned:
+def remove_constant(
+    module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int
+) -> api.Pruned:
     """Remove what the zero gammas made constant.
 
     Args:
@@ -74,6 +76,7 @@ def remove_by_data(
         BudgetNotMet: what cannot go costs more.
     """
     stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
+    budget: dict[str, Any] = {f"target_{goal.quantity}": goal.share for goal in goals}
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / "images.npy", images.numpy())
         return api.prune_module(
@@ -86,7 +89,7 @@ def remove_by_data(
             criterion="reconstruct",
             calibration=Calibration(folder),
             validate=False,
-            **{f"target_{goal.quantity}": goal.share for goal in goals},
+            **budget,
         )
 
 
