@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.frontends.fx.frontend import Traced
+from prunec.frontends.fx.traced import Traced
 from prunec.passes.reads import Read
 from prunec.passes.selection.select import Facts
 

@@ -25,7 +25,7 @@ from prunec.runtime.probes import Array, Feed
 if TYPE_CHECKING:
     import torch
 
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
     from prunec.ir.labels import ChannelClasses
 
@@ -127,7 +127,7 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Looked, tol
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
-    from prunec.frontends.fx.untouched import untouched
+    from prunec.frontends.fx.running.untouched import untouched
     from prunec.runtime.modules import evaluating
 
     with untouched(traced.module), evaluating(traced.module):
@@ -139,7 +139,7 @@ def _watching(traced: Traced, places: Mapping[str, Watch]) -> Callable[[Feed], E
     import torch
     from torch import fx
 
-    from prunec.frontends.fx.frontend import Ref
+    from prunec.frontends.fx.traced import Ref
 
     class Watching(fx.Interpreter):
         """Takes the extremes of watched results as they are made: a later node may write over them."""
@@ -172,7 +172,7 @@ def arguments(traced: Traced, feed: Feed) -> list[Any]:
     """Return a module's positional arguments: a feed's arrays by input name, the example's values for the rest."""
     import torch
 
-    from prunec.frontends.fx.arguments import with_tensors
+    from prunec.frontends.fx.running.arguments import with_tensors
 
     device = next((tensor.device for tensor in traced.parameters.values()), torch.device("cpu"))
     names = iter(traced.graph.inputs)
@@ -198,7 +198,7 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     Raises:
         BadInput: a tensor input that the network does not take by position.
     """
-    from prunec.frontends.fx.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import named_tensors
     from prunec.runtime.probes import Slot
 
     tensors = [tensor for _, tensor in named_tensors(traced.example_inputs)]

@@ -14,9 +14,9 @@ import torch
 from prunec.data.observing import arguments
 from prunec.data.samples import Looked, num_rows
 from prunec.errors import UnsupportedModel
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.frontend import Traced
-from prunec.frontends.fx.untouched import untouched
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.untouched import untouched
+from prunec.frontends.fx.traced import Traced
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
 from prunec.runtime.modules import evaluating

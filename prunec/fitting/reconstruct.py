@@ -23,7 +23,7 @@ from prunec.passes.fitting.combinations import Removals, macs_of, params_of, rem
 from prunec.passes.fitting.elimination import Matrix, damped
 from prunec.passes.fitting.operands import Operand, as_matrix, operands, output_axis, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
-from prunec.passes.selection.absorb import bias_target
+from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
 from prunec.runtime.probes import Array

@@ -20,8 +20,8 @@ from torch import fx, nn
 from prunec.backends.fx.backend import ORIGIN, computed, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.frontend import Ref, Traced
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.traced import Ref, Traced
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import Array, Feed
 

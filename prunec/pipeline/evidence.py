@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.check.budget import Tell
+from prunec.check.clock import Tell
 from prunec.data.calibration import Calibration, Observed
 from prunec.data.observing import module_slots, observe_module, observe_onnx
 from prunec.data.sample_files import read_samples
@@ -24,12 +24,12 @@ from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
 from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs, sessions
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]
@@ -157,7 +157,7 @@ def onnx_samples(
 ) -> Samples:
     """List the samples of a folder for an ONNX file, in batches that it takes."""
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
-    samples = read_samples(data, sessions.slots(runner, input_shapes), normalise=normalise)
+    samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))
 
 

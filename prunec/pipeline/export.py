@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx
 from prunec.errors import PrunecError, UnsupportedModel, ValidationFailed
@@ -29,8 +29,8 @@ from prunec.runtime.sessions import first_line, open_runner
 if TYPE_CHECKING:
     import torch
 
-    from prunec.frontends.fx.arguments import Example
-    from prunec.frontends.fx.untouched import Untouched
+    from prunec.frontends.fx.running.arguments import Example
+    from prunec.frontends.fx.running.untouched import Untouched
 
 _BATCH = "batch"
 
@@ -83,8 +83,8 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
-    from prunec.frontends.fx.arguments import by_position
-    from prunec.frontends.fx.untouched import Untouched
+    from prunec.frontends.fx.running.arguments import by_position
+    from prunec.frontends.fx.running.untouched import Untouched
 
     module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
@@ -399,7 +399,7 @@ def _run(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
 
 
 def _leaves(result: Any) -> list[Any]:
-    from prunec.frontends.fx.containers import tensors_in
+    from prunec.frontends.fx.running.containers import tensors_in
 
     return tensors_in(result)
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from prunec.data.calibration import Observed
 from prunec.errors import BadInput, InternalError
-from prunec.fitting.reconstruct import Reconstruction
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.channels import channels
 from prunec.passes.constants import constants
-from prunec.passes.fitting.means import mean_folds
 from prunec.passes.liveness import liveness
 from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
@@ -31,6 +29,9 @@ from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import name_of, score
 from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
+
+if TYPE_CHECKING:
+    from prunec.fitting.reconstruct import Reconstruction
 
 Result = TypeVar("Result")
 PROVABLE = "removed what is provably constant or dead"
@@ -232,6 +233,8 @@ def _planned(
         selection, reason = choose(facts, options, saliency, data, target)
         made = plan(facts, selection, inputs, reason=reason)
         if data is None and options.criterion is not None and options.compensate and not made.exact:
+            from prunec.passes.fitting.means import mean_folds
+
             made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
         return Job(facts, selection, replace(made, **rewrites), None)
 

@@ -39,7 +39,7 @@ from prunec.report.findings import Agreement
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed
 from prunec.runtime.sessions import Runner
-from prunec.timing.files import PROVIDER
+from prunec.timing.pairs import PROVIDER
 
 _RANDOM = 16
 """Random inputs, where there are no samples that could be held out."""
@@ -126,6 +126,11 @@ class Network:
             )
         few = f"{fit.data.name} holds too few samples to hold some out: eight are the least, some hundred are good"
         return Compared(feeds, None, f"{_RANDOM} random inputs, which say little about real ones", (few,))
+
+    @property
+    def timed_on(self) -> Feed:
+        """What latency is measured on: one sample, where the network takes one at a time."""
+        return _first_rows(self.compared_on.feeds, 1, self._cuts)[0]
 
     @cached_property
     def scores(self) -> Floats:

@@ -27,7 +27,7 @@ from prunec.sweep.page import sweep_page
 from prunec.sweep.sensitivity import Probe, group_costs
 from prunec.sweep.state import Known, known_of, settings_of
 from prunec.timing import staircases
-from prunec.timing.files import ONE, PROVIDER, timed
+from prunec.timing.pairs import ONE, PROVIDER, timed
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Of the MACs, where none are asked for."""
@@ -185,7 +185,7 @@ def _point(network: Network, folder: Path, fraction: float) -> Point:
     file = folder / f"macs-{round(1000 * fraction) / 10:g}.onnx"
     save_onnx(job.result, file)
     pruned = sessions.open_runner(file, "the pruned network", PROVIDER, optimise=True)
-    times = timed(network.path, file, network.compared_on.feeds[0], threads=ONE)
+    times = timed(network.path, file, network.timed_on, threads=ONE)
     return Point(
         target=fraction,
         file=file.name,

@@ -24,10 +24,10 @@ from prunec.fitting.fit_data import FitData
 from prunec.lookup.resolve import OnnxModel, TorchModel
 from prunec.pipeline import evidence
 from prunec.pipeline.export import export_onnx
-from prunec.runtime import sessions
 from prunec.sweep import sweep as steps
 from prunec.sweep.findings import SweepReport, headline
 from prunec.sweep.page import sweep_page
+from prunec.timing import latency
 
 INPUT = torch.zeros(1, 3, 8, 8)
 
@@ -58,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(before: Path, after: Path, _feed: Any, **_how: Any) -> tuple[float, float]:
         return analyze_onnx(before).macs / 1e6, analyze_onnx(after).macs / 1e6
 
-    monkeypatch.setattr(sessions, "kernel_times", kernels)
+    monkeypatch.setattr(latency, "kernel_times", kernels)
     monkeypatch.setattr(steps, "timed", timed)
 
 

@@ -25,12 +25,12 @@ from torch.utils import _pytree as pytree
 
 from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
-from prunec.frontends.fx.arguments import with_tensors
-from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
-from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
-from prunec.frontends.fx.trace import eval_mode
-from prunec.frontends.fx.untouched import Untouched
+from prunec.frontends.fx.recorder import is_assignment
+from prunec.frontends.fx.running.arguments import with_tensors
+from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.running.untouched import Untouched, eval_mode
+from prunec.frontends.fx.traced import Ref, Traced
+from prunec.frontends.fx.tracing.regions import is_cast
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 

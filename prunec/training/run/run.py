@@ -7,6 +7,7 @@ and what it leaves behind is written by results.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,20 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunec import api
 from prunec.errors import Interrupted, WriteFailed
 from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
 from prunec.timing import layer_times
-from prunec.training.budget.budget import Goal
 from prunec.training.budget.fitting import GammaHistory
-from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.budget.footprint import Size, check_alive, keep_mask, zero_gammas
+from prunec.training.budget.goals import Goal, in_words
+from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined
 from prunec.training.logs.progress import Progress, Silent
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import latency, milestones
+from prunec.training.run import milestones, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context, state_of
 from prunec.training.run.loop import Interrupt, resume_command
@@ -39,7 +42,7 @@ from prunec.training.run.sparsifying import train_sparse
 from prunec.training.run.tasks import FineTune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.focus import focused
-from prunec.training.settings.removal import base_optimizer, remove
+from prunec.training.settings.removal import base_optimizer, enough_images, remove, remove_by_data
 from prunec.training.settings.setup import (
     FINETUNE,
     ISTA,
@@ -165,7 +168,7 @@ class _Run(Context):
     def _goals(self) -> tuple[Goal, ...]:
         """Return the budget that the run is on its way to."""
         if "latency" in self.state.facts:
-            return latency.goals(self.state.facts["latency"])
+            return time_budget.goals(self.state.facts["latency"])
         return milestones.goals_at(self.config, self.state.milestone)
 
     def _measure_layers(self) -> None:
@@ -185,7 +188,7 @@ class _Run(Context):
         asked = self.config.target_latency
         if asked is not None:
             self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
-            self.state.facts["latency"] = self.ranks.on_main(lambda: latency.begin(self.setup, asked))
+            self.state.facts["latency"] = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
         """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
@@ -249,16 +252,35 @@ class _Run(Context):
         """Replace the network by the pruned one. Rank 0 plans; the others carry out its plan."""
         found: list[nn.Module] = []
 
-        def work() -> tuple[str, dict[str, Any]]:
-            pruned = remove(self.module, self.setup.example_inputs, self.config, finetune_steps)
+        def work() -> tuple[str, dict[str, Any], str]:
+            pruned, said = self._pruned(finetune_steps)
             found.append(pruned.module)
-            return pruned.plan.to_json(), pruned.report.to_json_dict()
+            return pruned.plan.to_json(), pruned.report.to_json_dict(), said
 
-        text, report = self.ranks.on_main(work)
+        text, report, said = self.ranks.on_main(work)
+        if said:
+            self.tell(said)
         plan = PrunePlan.from_json(text)
         self.module = found[0] if found else apply_plan(self.module, plan)
-        self.plan = plan.after(*self._left_in_training())
+        # Fitted weights are where training goes on from; the weights that it ends with are in a file of their own.
+        self.plan = replace(plan, refits=()).after(*self._left_in_training())
         return combined((entry["report"] for entry in self.state.facts.get("shrinkings", ())), report)
+
+    def _pruned(self, finetune_steps: int) -> tuple[api.Pruned, str]:
+        """Remove what is constant and, where the budget asks for more, what images show; return a sentence on that."""
+        setup, config = self.setup, self.config
+        if not self.state.facts.get("by_data"):
+            return remove(self.module, setup.example_inputs, config, finetune_steps), ""
+        count = enough_images(setup.data.image_shape)
+        self.progress.note(f"choosing channels, and fitting those that stay, on {count} training images")
+        batches = sampled_batches(
+            setup.data.train, setup.pipeline, config.batch_size, math.ceil(count / config.batch_size), config.seed
+        )
+        images = torch.cat([inputs.cpu() for inputs, _ in batches])[:count]
+        pruned = remove_by_data(self.module, images, config, finetune_steps, setup.goals, setup.sparsity)
+        left = in_words(setup.goals, Size(pruned.report.after.params, pruned.report.after.macs), setup.full)
+        chosen = f"what goes was chosen, and what stays fitted to make up for it, on {len(images)} training images"
+        return pruned, f"budget: {left} are left; {chosen}"
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])
