@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    CriterionType,
     MultipleOfType,
     check_time_option,
     compensate_option,
@@ -80,7 +81,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 @inputs_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    type=CriterionType(),
     help="Also remove channels by this score, which changes the function; needs a target (taylor, reconstruct: "
     "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
     "and a target: reconstruct]",

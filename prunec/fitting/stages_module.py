@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.backends.fx.backend import ORIGIN, computed, origin_of
+from prunec.backends.fx.backend import computed
+from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
 from prunec.frontends.fx.running.containers import tensors_in

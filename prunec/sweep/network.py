@@ -30,6 +30,7 @@ from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target
+from prunec.passes.selection.criteria import needs
 from prunec.passes.selection.select import Facts, Selection
 from prunec.pipeline.evidence import Evidence, onnx_evidence
 from prunec.pipeline.options import Options
@@ -140,7 +141,7 @@ class Network:
     def look(self) -> None:
         """Look at the data, once for all: the order in which channels go, the sums that weights are fitted with."""
         assert self.evidence is not None
-        if self.options.criterion == "reconstruct":
+        if needs(self.options.criterion) == "data":
             assert self.scores is not None
 
     def make(self, target: Target) -> Job[Any]:

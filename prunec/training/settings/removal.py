@@ -73,6 +73,7 @@ def remove_by_data(
     Raises:
         BudgetNotMet: what cannot go costs more.
     """
+    shares = {goal.quantity: goal.share for goal in goals}
     stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / "images.npy", images.numpy())
@@ -86,7 +87,8 @@ def remove_by_data(
             criterion="reconstruct",
             calibration=Calibration(folder),
             validate=False,
-            **{f"target_{goal.quantity}": goal.share for goal in goals},
+            target_macs=shares.get("macs"),
+            target_params=shares.get("params"),
         )
 
 
