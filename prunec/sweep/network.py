@@ -128,6 +128,11 @@ class Network:
         few = f"{fit.data.name} holds too few samples to hold some out: eight are the least, some hundred are good"
         return Compared(feeds, None, f"{_RANDOM} random inputs, which say little about real ones", (few,))
 
+    @property
+    def timed_on(self) -> Feed:
+        """What latency is measured on: one sample, where the network takes one at a time."""
+        return _first_rows(self.compared_on.feeds, 1, self._cuts)[0]
+
     @cached_property
     def scores(self) -> Floats:
         """float64[num_classes]: when each class goes."""

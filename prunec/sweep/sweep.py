@@ -178,7 +178,7 @@ def _point(network: Network, folder: Path, fraction: float) -> Point:
     file = folder / f"macs-{round(1000 * fraction) / 10:g}.onnx"
     save_onnx(job.result, file)
     pruned = sessions.open_runner(file, "the pruned network", PROVIDER, optimise=True)
-    times = timed(network.path, file, network.compared_on.feeds[0], threads=ONE)
+    times = timed(network.path, file, network.timed_on, threads=ONE)
     return Point(
         target=fraction,
         file=file.name,
