@@ -141,12 +141,12 @@ class Layer:
         equations = Equations(Gram(groups, width, ones=biased), rows)
         for seen, batch, picked in self._seen(how):
             equations.add(seen, self.view.outputs(self._target(batch), picked))
-        found = equations.solved(self._start(), how.ridge)
+        found = equations.solved(self.start(), how.ridge)
         for _ in range(how.rounds if self.bent else 0):
             equations.forget_targets()
             for seen, batch, picked in self._seen(how):
                 equations.aim(seen, self._aim(products(found, seen), batch, picked))
-            found = equations.solved(self._start(), how.ridge)
+            found = equations.solved(self.start(), how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
     def _seen(self, how: Fitting) -> Iterator[tuple[Array, int, Any]]:
@@ -170,7 +170,7 @@ class Layer:
         wished = np.where(end <= low, np.minimum(moved, low), np.where(end >= high, np.maximum(moved, high), end))
         return target + (wished - end) / scale
 
-    def _start(self) -> Floats:
+    def start(self) -> Floats:
         """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
 
         W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.

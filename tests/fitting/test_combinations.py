@@ -290,6 +290,10 @@ def test_the_command_line_tells_what_held_out_samples_say(
     assert "accuracy" in out
     assert "same class" in out
     onnx.checker.check_model(str(tmp_path / "p.onnx"))
+    page = ["--labels", str(labels), "--no-validate", "--force", "--report", str(tmp_path / "p.html")]
+    assert execute([*arguments, *page]) == 0
+    assert "16 held-out samples" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert f"wrote {tmp_path / 'p.html'}" in capfd.readouterr().err
     assert execute([*arguments, "--memory", "lots", "--force"]) == 2
     assert "--memory is 'lots'" in capfd.readouterr().err
     labels.write_text("1\n2\n")

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from prunec.api import analyze_module, prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.errors import BadInput, UnsupportedModel
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.meta import fake_tensors
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.meta import fake_tensors
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.select import plan
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked
