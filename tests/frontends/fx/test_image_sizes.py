@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ class Detector(nn.Module):
 
 
 class Warp(nn.Module):
-    """PWC-Net's: a map is sampled where a flow says, on a grid of its own size, with a mask that is written in place."""
+    """PWC-Net's: a map is sampled where a flow says, on a grid of its own size, with a mask written in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,21 +109,18 @@ def pruned(make: Callable[[], nn.Module], size: Sizes) -> tuple[nn.Module, Prune
         if isinstance(part, nn.BatchNorm2d):
             part.weight.data[::2] = 0
             part.bias.data.normal_()
-    options: dict[str, Any] = {"criterion": "l1", "target_macs": 0.7, "validate": False} if make is Warp else {}
-    return net, prune_module(net, (torch.randn(1, 3, *size),), **options)
+    return net, prune_module(net, (torch.randn(1, 3, *size),))
 
 
 @pytest.mark.parametrize("name", OPEN)
 def test_sizes_that_a_forward_computes_with_stay_open(name: str) -> None:
     make, size, other = OPEN[name]
     net, result = pruned(make, size)
-    assert result.report.removed_channels > 0
+    assert name == "warp" or result.report.removed_channels > 0
     with torch.no_grad():
         for batch, shape in ((1, size), (2, size), (2, other)):
             x = torch.randn(batch, 3, *shape)
-            if result.plan.exact:
-                torch.testing.assert_close(result.module(x), net(x), atol=1e-4, rtol=1e-4)
-            assert result.module(x).shape == net(x).shape
+            torch.testing.assert_close(result.module(x), net(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["detector", "parity"])
