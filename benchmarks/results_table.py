@@ -7,7 +7,8 @@ r"""The rows of docs/results.md: runs one, or prints the table of those that wer
 WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
 train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
 does: the same batches, teacher, cosine, average and statistics. ``--answers FOLDER`` keeps what the unpruned network
-answers to each batch, which is the same for all rows of a seed and a third of the time; the figures do not change.
+answers to each batch, which is the same for all rows of a seed and a third of the time; ONNX Runtime answers then, so
+that a figure can move as much as it does on another machine.
 Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
 """
 
@@ -30,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import nn
 
 import prunec
 from prunec.cli.main import execute
+from prunec.data.calibration import Calibration
 from prunec.files import read_json, write_json, write_text
 from prunec.report.charts import pareto_chart
 from prunec.runtime.modules import evaluating
@@ -80,7 +83,15 @@ class Row:
 
 
 def _rows() -> dict[str, Row]:
-    cuts = ("cut-l1", "cut-gamma", "cut-taylor", "cut-random", "torch-pruning-l2", "torch-pruning-group")
+    cuts = (
+        "cut-reconstruct",
+        "cut-l1",
+        "cut-gamma",
+        "cut-taylor",
+        "cut-random",
+        "torch-pruning-l2",
+        "torch-pruning-group",
+    )
     rows: dict[str, Row] = {}
     for macs in (0.5, 0.3):
         for steps in (2400, 12000):
@@ -90,18 +101,19 @@ def _rows() -> dict[str, Row]:
     short = {"batch_size": 50}
     for cut in cuts:
         rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)  # type: ignore[arg-type]
+    l1 = "--criterion l1 --finetune-lr"
     for name, options in (
         ("default", ""),
-        ("lr-0.05", "--finetune-lr 0.05"),
-        ("lr-0.02", "--finetune-lr 0.02"),
-        ("lr-0.005", "--finetune-lr 0.005"),
-        ("ista-25-lr-0.02", "--finetune-lr 0.02 --shares 0,0.25,0.75"),
-        ("ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
-        ("ista-10-lr-0.005", "--finetune-lr 0.005 --shares 0,0.1,0.9"),
-        ("inner-lr-0.02", "--finetune-lr 0.02 --residual keep"),
-        ("inner-lr-0.005", "--finetune-lr 0.005 --residual keep"),
-        ("alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
-        ("ista-25-alone-lr-0.005", "--finetune-lr 0.005 --distill 0 --shares 0,0.25,0.75"),
+        ("lr-0.02", f"{l1} 0.02"),
+        ("lr-0.005", f"{l1} 0.005"),
+        ("ista-25-lr-0.02", f"{l1} 0.02 --shares 0,0.25,0.75"),
+        ("ista-25-lr-0.005", f"{l1} 0.005 --shares 0,0.25,0.75"),
+        ("inner-lr-0.02", f"{l1} 0.02 --residual keep"),
+        ("reconstruct-lr-0.02", "--finetune-lr 0.02"),
+        ("reconstruct-lr-0.005", "--finetune-lr 0.005"),
+        ("reconstruct-lr-0.002", "--finetune-lr 0.002"),
+        ("reconstruct-ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
+        ("reconstruct-alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
     ):
         rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
     rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
@@ -114,18 +126,25 @@ ROWS: Mapping[str, Row] = _rows()
 
 
 class Answers(nn.Module):
-    """The unpruned network, which looks up what it has answered before; by a hash of the batch, in a file."""
+    """The unpruned network in ONNX Runtime, which looks up what it has answered before; by a hash of the batch."""
 
     def __init__(self, module: nn.Module, path: Path) -> None:
         super().__init__()
-        self.network, self.path = module, path
+        file, module = path.with_suffix(".onnx"), copy.deepcopy(module).eval()
+        module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "n"}}}
+        torch.onnx.export(module, (torch.zeros(2, 3, 32, 32),), str(file), dynamo=False, **names)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.network, self.path = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"]), path
         self.known: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
         self.fresh = 0
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         key = hashlib.blake2b(inputs.contiguous().numpy().tobytes(), digest_size=12).hexdigest()
         if key not in self.known:
-            self.known[key] = self.network(inputs).clone()
+            (found,) = self.network.run(None, {"x": inputs.contiguous().numpy()})
+            self.known[key] = torch.from_numpy(found)
             self.fresh += 1
             if self.fresh % 100 == 0:
                 self.save()
@@ -195,8 +214,13 @@ def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, fo
         return _by_torch_pruning(module, setup, macs, method.removeprefix("torch-pruning-"))
     criterion = method.removeprefix("cut-")
     saliency = _saliency(module, setup) if criterion == "taylor" else None
-    options = {"criterion": criterion, "target_macs": macs, "seed": seed, "validate": False, "saliency": saliency}
-    pruned = prunec.prune_module(module, setup.example_inputs, **options)
+    options = {"criterion": criterion, "target_macs": macs, "multiple_of": 1, "seed": seed, "saliency": saliency}
+    with tempfile.TemporaryDirectory() as images:
+        if criterion == "reconstruct":
+            batches = sampled_batches(setup.data.train, setup.pipeline, 125, 8, seed)
+            np.save(f"{images}/images.npy", np.concatenate([inputs.numpy() for inputs, _ in batches]))
+            options["calibration"] = Calibration(images)
+        pruned = prunec.prune_module(module, setup.example_inputs, validate=False, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "plan.json", pruned.plan.to_json() + "\n")
     result: nn.Module = pruned.module

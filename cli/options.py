@@ -39,6 +39,30 @@ debug_option = click.option(
 )
 
 
+class CriterionType(click.ParamType[Any]):
+    """The name of a criterion; the table of them is only loaded where one is asked for."""
+
+    name = "criterion"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name, if there is such a criterion."""
+        return self._choice().convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return the names, as the help shows them."""
+        return self._choice().get_metavar(param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        return self._choice().shell_complete(ctx, param, incomplete)
+
+    @staticmethod
+    def _choice() -> click.Choice[str]:
+        from prunec.passes.selection.criteria import CRITERIA
+
+        return click.Choice(tuple(CRITERIA))
+
+
 class MultipleOfType(click.ParamType[Any]):
     """A positive number of channels, or ``auto``."""
 
@@ -108,6 +132,26 @@ normalise_option = click.option(
     "and deviation 1.  [default: imagenet]",
 )
 
+
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
+)
+
+labels_option = click.option(
+    "--labels",
+    metavar="folders|FILE.csv",
+    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
+)
+
+compensate_option = click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    show_default=True,
+    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    "that BatchNorms imply.",
+)
 
 check_time_option = click.option(
     "--check-time",

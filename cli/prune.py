@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    CriterionType,
     MultipleOfType,
     check_time_option,
+    compensate_option,
     debug_option,
     force_option,
     inputs_option,
     json_option,
     keep_option,
+    labels_option,
+    memory_option,
     model_argument,
     normalise_option,
     shape_option,
@@ -77,28 +81,14 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
 @inputs_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    type=CriterionType(),
     help="Also remove channels by this score, which changes the function; needs a target (taylor, reconstruct: "
     "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
     "and a target: reconstruct]",
 )
-@click.option(
-    "--compensate/--no-compensate",
-    default=True,
-    show_default=True,
-    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
-    "that BatchNorms imply.",
-)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
-)
-@click.option(
-    "--labels",
-    metavar="folders|FILE.csv",
-    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
-)
+@compensate_option
+@memory_option
+@labels_option
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Keep at most this fraction of the MACs, 0 to 1.")
 @click.option(
     "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
@@ -128,6 +118,13 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     metavar="PLAN.json",
     help="Also write what was done as data, to be done again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="OUT.html",
+    help="Also write a page of what was done, which needs no network.",
+)
 @check_time_option
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
 @keep_option
@@ -145,6 +142,7 @@ def prune(
     memory: str | None,
     labels: str | None,
     plan_file: Path | None,
+    page: Path | None,
     no_validate: bool,
     check_time: float,
     force: bool,
@@ -159,7 +157,7 @@ def prune(
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
-    from prunec.cli.render import show_json, show_prune, tell
+    from prunec.cli.render import show_json, show_prune, tell, ticker
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
     from prunec.lookup.resolve import OnnxModel, resolve
@@ -170,7 +168,11 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
-    choices["progress"] = tell
+    if page is not None:
+        check_output(page, force=force, inputs=(model,))
+        if any(other is not None and same_file(page, other) for other in (output, plan_file)):
+            raise BadInput(f"--report and another output are both {page}", do="give the page a file of its own")
+    progress = choices["progress"] = ticker()
     choices["calibration"] = calibration_of(calibrate, tolerance, normalise, memory, labels)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
@@ -189,11 +191,19 @@ def prune(
         )
     else:
         report = _prune_module(found, output, plan_file, validate=not no_validate, **choices)
+    progress("")
+    if page is not None:
+        from prunec.files import write_text
+        from prunec.report.prune_page import prune_page
+
+        write_text(page, prune_page(report, str(output)))
     if as_json:
         show_json({**report.to_json_dict(), "output": str(output)})
     else:
         untried = [option for option in ("residual", "gates") if choices[option] == "tie"]
         show_prune(report, str(output), untried=untried)
+        if page is not None:
+            tell(f"wrote {page}")
 
 
 def calibration_of(

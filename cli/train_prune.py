@@ -55,6 +55,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3; default: by the preset, and from "
     "weights to a budget all of it for fine-tuning.",
 )
+@click.option(
+    "--criterion",
+    metavar="KIND",
+    help="How a budget is met where too few gammas are zero: l1 (smallest filters) or reconstruct (what the rest makes "
+    "up for best on training images, and is fitted to).",
+)
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")
 @click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs, uniform or latency.")

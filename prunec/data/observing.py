@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.data.calibration import Observed, Ranges, Watch, enough_to_hold_out, is_held_out, verdict, watched
-from prunec.data.samples import Samples, num_rows
+from prunec.data.samples import Looked, num_rows
 from prunec.errors import BadInput
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed
@@ -39,7 +39,7 @@ _AXES_AS_INPUT = 18
 def observe(
     classes: ChannelClasses,
     places: Mapping[str, Watch],
-    samples: Samples,
+    samples: Looked,
     run: Callable[[Feed], Extremes],
     tolerance: float,
 ) -> Observed:
@@ -60,7 +60,7 @@ def observe(
 # --- ONNX ---------------------------------------------------------------------------------------------
 
 
-def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Samples, tolerance: float) -> Observed:
+def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Looked, tolerance: float) -> Observed:
     """Watch an ONNX model's activations in ONNX Runtime, its graph as it is in the file.
 
     Raises:
@@ -119,7 +119,7 @@ def _reduce(
 # --- modules ------------------------------------------------------------------------------------------
 
 
-def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, tolerance: float) -> Observed:
+def observe_module(traced: Traced, classes: ChannelClasses, samples: Looked, tolerance: float) -> Observed:
     """Watch a traced module's activations, in eval mode and without gradients, where its parameters are.
 
     Raises:

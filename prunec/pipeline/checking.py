@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.budget import Tell
+from prunec.check.clock import Tell
 from prunec.check.validate import RUNS, validate_modules, validate_onnx
 from prunec.data.calibration import Calibration
 from prunec.data.samples import Samples

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from prunec import api
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, PrunecError
 from prunec.ir.graph import Graph

@@ -11,35 +11,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from prunec.errors import Interrupted, WriteFailed
 from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
 from prunec.timing import layer_times
-from prunec.training.budget.budget import Goal
-from prunec.training.budget.fitting import GammaHistory
 from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.budget.goals import Goal
+from prunec.training.budget.landing import GammaHistory
 from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined
 from prunec.training.logs.progress import Progress, Silent
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import latency, milestones
+from prunec.training.run import milestones, removing, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context, state_of
 from prunec.training.run.loop import Interrupt, resume_command
 from prunec.training.run.results import RunResult, write_results
-from prunec.training.run.shrinking import combined, shrunk
+from prunec.training.run.shrinking import shrunk
 from prunec.training.run.sparsifying import train_sparse
 from prunec.training.run.tasks import FineTune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.focus import focused
-from prunec.training.settings.removal import base_optimizer, remove
+from prunec.training.settings.removal import base_optimizer
 from prunec.training.settings.setup import (
     FINETUNE,
     ISTA,
@@ -165,7 +163,7 @@ class _Run(Context):
     def _goals(self) -> tuple[Goal, ...]:
         """Return the budget that the run is on its way to."""
         if "latency" in self.state.facts:
-            return latency.goals(self.state.facts["latency"])
+            return time_budget.goals(self.state.facts["latency"])
         return milestones.goals_at(self.config, self.state.milestone)
 
     def _measure_layers(self) -> None:
@@ -185,7 +183,7 @@ class _Run(Context):
         asked = self.config.target_latency
         if asked is not None:
             self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
-            self.state.facts["latency"] = self.ranks.on_main(lambda: latency.begin(self.setup, asked))
+            self.state.facts["latency"] = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
         """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
@@ -233,7 +231,7 @@ class _Run(Context):
         if not finetune_steps:
             self.settle_statistics()
         self.module.to("cpu")
-        report = self._apply_removal(finetune_steps)
+        report = removing.remove(self, finetune_steps, self._left_in_training())
         setup.execution.place(self.module)
         if finetune_steps:
             # Constants folded into biases shift what the BatchNorms behind them see at the borders.
@@ -244,21 +242,6 @@ class _Run(Context):
         self.progress.note(f"removed {report['removed_channels']} channels: {left:.1%} of the parameters are left")
         if self.plan is not None and self.plan.is_empty:
             self.tell(_NOTHING_REMOVED)
-
-    def _apply_removal(self, finetune_steps: int) -> dict[str, Any]:
-        """Replace the network by the pruned one. Rank 0 plans; the others carry out its plan."""
-        found: list[nn.Module] = []
-
-        def work() -> tuple[str, dict[str, Any]]:
-            pruned = remove(self.module, self.setup.example_inputs, self.config, finetune_steps)
-            found.append(pruned.module)
-            return pruned.plan.to_json(), pruned.report.to_json_dict()
-
-        text, report = self.ranks.on_main(work)
-        plan = PrunePlan.from_json(text)
-        self.module = found[0] if found else apply_plan(self.module, plan)
-        self.plan = plan.after(*self._left_in_training())
-        return combined((entry["report"] for entry in self.state.facts.get("shrinkings", ())), report)
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from prunec.training.budget.budget import Sizer, in_words, refreshed
-from prunec.training.budget.fitting import fit, set_gammas
+from prunec.training.budget.goals import Sizer, excess, in_words, refreshed, with_zeros
+from prunec.training.budget.landing import fit, set_gammas
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import default_weight
 from prunec.training.learning.ema import Ema
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import latency, shrinking
+from prunec.training.run import shrinking, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context
 from prunec.training.run.tasks import Sparsify
@@ -33,10 +33,12 @@ _LESSONS = 4
 """Batches on which a network shows whether it knows the data."""
 
 
-_AT_ONCE = (
-    "without steps of ISTA the channels with the smallest filters go at once, and the rest is fine-tuned; "
-    "--shares 0,0.3,0.7 lets them fade first"
-)
+_AT_ONCE = {
+    "l1": "without steps of ISTA the channels with the smallest filters go at once, and the rest is fine-tuned; "
+    "--shares 0,0.3,0.7 lets them fade first",
+    "reconstruct": "without steps of ISTA the channels that the others make up for best go at once, and the rest is "
+    "fine-tuned; --shares 0,0.3,0.7 lets them fade first",
+}
 
 
 def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
@@ -84,7 +86,7 @@ def _begin(context: Context) -> None:
         reasons = _reasons(context, chosen)
     else:
         facts["alpha"], facts["rho"] = 1.0, 0.0
-        reasons = [_AT_ONCE]
+        reasons = [_AT_ONCE[context.config.criterion]]
     for sentence in (*setup.notes, *reasons):
         context.tell(sentence)
     if facts["alpha"] != 1.0:
@@ -124,7 +126,7 @@ def _reasons(context: Context, chosen: Chosen) -> list[str]:
     if "layers" in facts:
         reasons.append(facts["layers"]["said"])
     if "latency" in facts:
-        reasons.append(latency.in_words(facts["latency"]))
+        reasons.append(time_budget.in_words(facts["latency"]))
     if chosen.alpha.value != 1.0 and scaling.blocked:
         blocked = ", ".join(dict.fromkeys(b.node.origin or b.node.name for b in scaling.blocked[:5]))
         reasons.append(f"not rescaled, because a factor does not pass: the channels at {blocked}")
@@ -222,6 +224,9 @@ def _meet_budget(context: Context) -> None:
     if "latency" in facts:
         _correct_latency(context, sizer)
     setup = context.setup
+    facts["by_data"] = context.config.criterion == "reconstruct" and _is_missing(context, sizer)
+    if facts["by_data"]:
+        return
     chosen = fit(context.history, sizer, setup.goals, setup.full)
     set_gammas(plan, context.module, context.history.values, chosen.gone)
     wanted = "may be, for the latency" if "latency" in facts else "were asked for"
@@ -233,12 +238,20 @@ def _meet_budget(context: Context) -> None:
         context.tell(f"budget: {left} are left; {gone} of {int(plan.penalised.sum())} channel classes go")
 
 
+def _is_missing(context: Context, sizer: Sizer) -> bool:
+    """Tell whether what has reached zero is too little for the budget; what is missing is then the removal's choice."""
+    setup, history = context.setup, context.history
+    zero = (history.zero_since > 0) & setup.sparsity.penalised
+    left = sizer.size(with_zeros(setup.sparsity, history.values, zero))
+    return excess(setup.goals, left, setup.full) > 0
+
+
 def _correct_latency(context: Context, sizer: Sizer) -> None:
     """Move the MACs budget to where the network that fits it takes the time asked for."""
     before = context.state.facts["latency"]
-    now, said = context.ranks.on_main(lambda: latency.correct(context.setup, context.history, sizer, before))
+    now, said = context.ranks.on_main(lambda: time_budget.correct(context.setup, context.history, sizer, before))
     context.state.facts["latency"] = now
-    context.setup = replace(context.setup, goals=latency.goals(now))
+    context.setup = replace(context.setup, goals=time_budget.goals(now))
     context.tell(said)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from prunec.errors import BadInput
 from prunec.passes.sparsity.penalty import PENALTIES, PenaltyKind
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.data.augment import AUGMENTS, Normalise
 from prunec.training.learning.execution import Precision
 from prunec.training.sparsity.sparsify import Residual
@@ -24,6 +24,8 @@ from prunec.training.sparsity.symptoms import OnSymptom
 Border = Literal["auto", "exact", "bias"]
 
 OptimizerKind = Literal["sgd", "nesterov", "adamw"]
+
+Criterion = Literal["l1", "reconstruct"]
 
 FORMAT_VERSION = 1
 
@@ -51,7 +53,9 @@ class RunConfig:
         drive_beta: also bring the betas of channels whose gamma is zero to zero, so that the channels carry nothing.
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
         shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning. Without ISTA, which only a run
-            from weights to a budget may do, the channels with the smallest filters go at once.
+            from weights to a budget may do, all channels that go go at once.
+        criterion: how a budget is met where too few gammas are zero: ``l1`` takes the channels with the smallest
+            filters, ``reconstruct`` those that the others make up for best on training images, and fits these.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
         gamma_lr: μ, step size of the penalised gammas; None takes ``lr``, or chooses one for a network with weights.
         finetune_lr: where fine-tuning's cosine decay starts.
@@ -66,7 +70,7 @@ class RunConfig:
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
         target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
         target_latency: share of the unpruned network's latency to reach, in (0, 1), as ONNX Runtime has it on this
-            machine's CPU; it becomes a share of the MACs, see latency.py.
+            machine's CPU; it becomes a share of the MACs, see run/time_budget.py.
         milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
             folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
         shrink_after: channels that have been zero for this many steps of ISTA leave the network while it is trained,
@@ -105,6 +109,7 @@ class RunConfig:
     epochs: float | None = None
     steps: int | None = None
     shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    criterion: Criterion = "l1"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -268,6 +273,7 @@ def check(config: RunConfig) -> RunConfig:
         raise BadInput("distill works while fine-tuning, and this run has none", do="leave it out, or change shares")
     factors_fit = bool(config.rho_factors) and min(config.rho_factors) > 0
     _require("rho_factors", config.rho_factors, lambda _: factors_fit, "positive factors")
+    _choose("criterion", config.criterion, get_args(Criterion))
     _choose("penalty", config.penalty, PENALTIES)
     _choose("residual", config.residual, get_args(Residual))
     _choose("on_symptom", config.on_symptom, get_args(OnSymptom))
@@ -285,6 +291,12 @@ def check(config: RunConfig) -> RunConfig:
 
 def _check_targets(config: RunConfig) -> None:
     shares = config.milestones
+    if config.criterion == "reconstruct" and not (config.goals or shares):
+        raise BadInput(
+            "the criterion reconstruct needs a budget of MACs or parameters",
+            why="it says what goes where too few gammas are zero; a budget of time is met by timing what l1 chooses",
+            do="give --target-macs, --target-params or --milestones, or leave --criterion out",
+        )
     falling = all(a > b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))
     _require("milestones", shares, lambda _: falling, "falling shares of the MACs between 1 and 0: 0.7,0.5,0.3")
     if config.target_latency is not None and config.goals:

@@ -1,19 +1,30 @@
-"""From trained gammas to a smaller network, and the optimiser of both.
+"""From trained gammas, or from data, to a smaller network, and the optimiser of both.
 
 Owns the step between ISTA and fine-tuning; the removal itself is prunec/api.py's.
 """
 
 from __future__ import annotations
 
+import glob
+import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from prunec import api
+from prunec.data.calibration import Calibration
 from prunec.pipeline.options import Border
+from prunec.training.budget.goals import Goal
 from prunec.training.settings.config import RunConfig
+from prunec.training.sparsity.sparsify import Sparsity
+
+_FEWEST, _MOST, _PIXELS = 64, 1000, 1 << 24
+"""Images on which channels make up for others; fewer of large ones, each of which shows more places."""
 
 
 def border_of(config: RunConfig, finetune_steps: int) -> Border:
@@ -23,7 +34,9 @@ def border_of(config: RunConfig, finetune_steps: int) -> Border:
     return config.border
 
 
-def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int) -> api.Pruned:
+def remove_constant(
+    module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int
+) -> api.Pruned:
     """Remove what the zero gammas made constant.
 
     Args:
@@ -37,6 +50,48 @@ def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, 
         keep=config.keep,
         multiple_of=config.multiple_of,
     )
+
+
+def enough_images(image_shape: Sequence[int]) -> int:
+    """Return on how many images of (C, H, W) ``remove_by_data`` should work."""
+    return max(_FEWEST, min(_MOST, _PIXELS // math.prod(image_shape[1:])))
+
+
+def remove_by_data(
+    module: nn.Module,
+    images: torch.Tensor,
+    config: RunConfig,
+    finetune_steps: int,
+    goals: Sequence[Goal],
+    plan: Sparsity,
+) -> api.Pruned:
+    """Remove what is constant and then, until the goals hold, what the rest makes up for; fit the rest to do so.
+
+    Args:
+        module: on the CPU; left as it is.
+        images: float32[N, C, H, W], inputs as the network takes them, on the CPU.
+        plan: of ``module``; what it does not penalise stays, as it does with ISTA.
+
+    Raises:
+        BudgetNotMet: what cannot go costs more.
+    """
+    shares = {goal.quantity: goal.share for goal in goals}
+    stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
+    with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
+        np.save(Path(folder) / "images.npy", images.numpy())
+        return api.prune_module(
+            module,
+            (images[:2],),
+            name=config.model_spec,
+            border=border_of(config, finetune_steps),
+            keep=(*config.keep, *map(glob.escape, stay)),
+            multiple_of=config.multiple_of,
+            criterion="reconstruct",
+            calibration=Calibration(folder),
+            validate=False,
+            target_macs=shares.get("macs"),
+            target_params=shares.get("params"),
+        )
 
 
 def base_optimizer(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.Optimizer:

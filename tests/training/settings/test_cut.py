@@ -1,4 +1,4 @@
-"""From weights to a budget: by default channels go at once, and the unpruned network teaches what is left."""
+"""From weights to a budget channels go at once, and the unpruned network teaches what is left; here by ``l1``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
     settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
     settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings |= {"augment": "shift", "ema_decay": 0.9}
+    settings |= {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
     return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
 
 
@@ -66,6 +66,24 @@ def test_from_weights_to_a_budget_all_steps_are_fine_tunings_unless_something_wa
     tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], shares: tuple[float, ...]
 ) -> None:
     assert config(tmp_path / "run", bars, trained, **given).shares == shares
+
+
+@pytest.mark.parametrize(
+    ("given", "criterion"),
+    [
+        ({}, "reconstruct"),
+        ({"target_params": 0.4}, "reconstruct"),
+        ({"target_macs": None, "milestones": (0.7, 0.5)}, "reconstruct"),
+        ({"shares": (0.0, 0.2, 0.8)}, "reconstruct"),
+        ({"target_macs": None, "target_latency": 0.6}, "l1"),
+        ({"rho": 0.01}, "l1"),
+        ({"target_macs": None}, "l1"),
+    ],
+)
+def test_what_goes_is_chosen_by_data_unless_a_clock_has_to_be_watched(
+    tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], criterion: str
+) -> None:
+    assert config(tmp_path / "run", bars, trained, criterion=None, **given).criterion == criterion
 
 
 @pytest.mark.parametrize(

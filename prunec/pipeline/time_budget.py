@@ -1,8 +1,10 @@
 """A budget of time: what is pruned until the result takes a share of the original's latency, measured.
 
 Owns the search. A budget on the times of single layers (prunec/timing/staircases.py) stands for the share, and every
-result is timed as a whole against the original; the budget moves until that is where it was asked to be. Training has
-a search of its own, over MACs (prunec/training/run/latency.py): there each step is a training.
+result is timed as a whole against the original; the budget moves until that is where it was asked to be. What is
+tried on the way is not fitted to data: weights make no difference to times. What is found is fitted, and measured anew
+as it will be written; the search goes on where that does not confirm it. Training has a search of its own, over MACs
+(prunec/training/run/time_budget.py): there each step is a training.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from prunec.pipeline.planning import Job
 from prunec.report.findings import Latency
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
-from prunec.timing import staircases
-from prunec.timing.files import ONE, PROVIDER, Pair, ratio
+from prunec.timing import latency, staircases
+from prunec.timing.pairs import ONE, PROVIDER, Pair, middle, ratio
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,10 +39,13 @@ Progress = Callable[[str], None]
 LEAST_USED = 0.93
 """Of the share asked for: a result that takes less than this is no end of the search, as more could stay."""
 _AIM = 0.97
-_TRIES = 7
+_TRIES, _CONFIRMED = 8, 4
+"""Prunings that are timed, and of those how many are fitted and measured again, at most."""
 _FEWEST_OPENED, _MOST_OPENED, _RUNS, _SECONDS, _FAST = 3, 8, 40, 8.0, 0.25
 """Times that two files are opened, rounds each time, seconds after which they are not opened again, and the quartile of
 the times that counts."""
+_SURE = 3
+"""Measurements before a share is refused."""
 _SMALLEST = 1e-6
 """A budget that nothing meets: as little as possible stays."""
 
@@ -48,7 +53,7 @@ _SMALLEST = 1e-6
 def pruned_to(
     options: Options,
     graph: Graph,
-    planned: Callable[[Target], Job[Result]],
+    planned: Callable[..., Job[Result]],
     time: Callable[[Job[Result]], Pair],
     progress: Progress,
 ) -> tuple[Job[Result], Latency]:
@@ -56,8 +61,8 @@ def pruned_to(
 
     Args:
         graph: as it was read; its layers are timed by themselves.
-        planned: prunes to a target.
-        time: milliseconds of the original and of a result.
+        planned: (target, fit=…) -> what comes of it; without a fit it is good for its time only.
+        time: milliseconds of the original and of a result, measured anew each time.
         progress: told what is being measured.
 
     Raises:
@@ -67,37 +72,68 @@ def pruned_to(
     assert asked is not None
     clock = staircases.measured(graph, progress)
     search = _Search(options.target, clock, planned, time, progress)
-    goal = asked
-    while len(search.tried) < _TRIES:
-        found = search.at(goal)
-        if LEAST_USED * asked <= found.share <= asked or (found.share <= asked and not found.smaller):
+    for _ in range(_CONFIRMED):
+        best = _searched(search, asked)
+        job = planned(best.target, fit=True)
+        best.pairs.append(time(job) if best.smaller else best.pair)
+        progress(f"the file takes {best.share:.1%} of the latency, measured {len(best.pairs)} times")
+        if _is_near(best, asked) or (best.share <= asked and search.is_over):
             break
-        if found.share > asked and found.least:
+    else:
+        best = _searched(search, asked)
+        job = planned(best.target, fit=True)
+    told = Latency(asked, best.share, *best.pair, provider=PROVIDER, tries=len(search.tried), untimed=clock.untimed)
+    return job, told
+
+
+def _searched(search: _Search[Result], asked: float) -> _Found[Result]:
+    """Return what takes most of what it may, by what has been measured; more is tried where that is far from it.
+
+    Raises:
+        BudgetNotMet: the least that can stay takes more.
+    """
+    goal = asked
+    if search.tried:
+        goal = next_goal([(each.goal, each.share) for each in search.tried], asked)
+    while not search.is_over and not any(_is_near(each, asked) for each in search.tried):
+        found = search.at(goal)
+        if found.least and search.surely_above(found, asked):
             raise _out_of_reach(asked, found, search.tried)
         goal = next_goal([(each.goal, each.share) for each in search.tried], asked)
     fitting = [each for each in search.tried if each.share <= asked]
     if not fitting:
         last = search.at(_SMALLEST)
-        if last.share > asked:
+        if search.surely_above(last, asked):
             raise _out_of_reach(asked, last, search.tried)
         fitting = [last]
-    best = max(fitting, key=lambda each: each.share)
-    told = Latency(asked, best.share, *best.pair, provider=PROVIDER, tries=len(search.tried), untimed=clock.untimed)
-    return best.job, told
+    return max(fitting, key=lambda each: each.share)
+
+
+def _is_near(found: _Found[Any], asked: float) -> bool:
+    return found.share <= asked and (found.share >= LEAST_USED * asked or not found.smaller)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found(Generic[Result]):
     """A pruning that was timed: the budget of layer times that led to it, and the share that it takes.
 
-    ``least``: nothing more can go. ``smaller``: something went.
+    Args:
+        pairs: all measurements of it; what counts is the one in the middle.
+        least: nothing more can go.
+        smaller: something went.
     """
 
     goal: float
+    target: Target
     job: Job[Result]
-    pair: Pair
+    pairs: list[Pair]
     least: bool
     smaller: bool
+
+    @property
+    def pair(self) -> Pair:
+        """The measurement in the middle; of two the one that says more time."""
+        return middle(self.pairs)
 
     @property
     def share(self) -> float:
@@ -111,7 +147,7 @@ class _Search(Generic[Result]):
         self,
         target: Target,
         clock: staircases.Staircases,
-        planned: Callable[[Target], Job[Result]],
+        planned: Callable[..., Job[Result]],
         time: Callable[[Job[Result]], Pair],
         progress: Progress,
     ) -> None:
@@ -119,13 +155,25 @@ class _Search(Generic[Result]):
         self._progress = progress
         self.tried: list[_Found[Result]] = []
 
+    @property
+    def is_over(self) -> bool:
+        """Enough has been tried."""
+        return len(self.tried) >= _TRIES
+
+    def surely_above(self, found: _Found[Result], asked: float) -> bool:
+        """Tell whether a pruning takes more than it may, measured again too: nothing is refused by chance."""
+        while found.share > asked and len(found.pairs) < _SURE:
+            found.pairs.append(self._time(found.job))
+        return found.share > asked
+
     def at(self, goal: float) -> _Found[Result]:
         """Prune to a budget of layer times, or as far as possible, and time the result."""
-        job = self._planned(replace(self._target, time=goal, clock=self._clock, or_least=True))
+        target = replace(self._target, time=goal, clock=self._clock, or_least=True)
+        job = self._planned(target, fit=False)
         same = next((each for each in self.tried if (each.job.selection.keep == job.selection.keep).all()), None)
-        pair = self._time(job) if same is None else same.pair
+        pairs = [self._time(job)] if same is None else same.pairs
         least = bool(same is not None and same.least) or not job.selection.fits
-        found = _Found(goal, job, pair, least, bool((~job.selection.keep).any()))
+        found = _Found(goal, target, job, pairs, least, bool((~job.selection.keep).any()))
         self.tried.append(found)
         self._progress(f"try {len(self.tried)}: {found.share:.1%} of the latency, measured")
         return found
@@ -216,7 +264,7 @@ def steady(original: Path, pruned: Path, feed: Feed) -> Pair:
             sessions.open_runner(path, f"the {kind} network", PROVIDER, optimise=True, threads=ONE)
             for path, kind in ((original, "unpruned"), (pruned, "pruned"))
         )
-        found = sessions.timed_in_turns(before, after, feed, _RUNS, _SECONDS / 3, fewest=3)
+        found = latency.timed_in_turns(before, after, feed, _RUNS, _SECONDS / 3, fewest=3)
         for kept, new in zip(times, found, strict=True):
             kept += new
     fast = [float(np.quantile(each, _FAST)) for each in times]

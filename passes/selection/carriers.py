@@ -1,7 +1,7 @@
-"""Absorb: where the constants of removed channels go.
+"""Carriers: which channels stay so that the constants of removed ones have somewhere to go.
 
 Owns the choice of carriers (channels that stay so that zero-padded borders remain exact) and the list
-of folds. Which channels are removed is select.py's decision, carrying the folds out is lower.py's.
+of folds. Which channels are removed is select.py's decision, carrying the folds out is bias_folds.py's.
 
 At a contraction that loses channels k with constants c_k, the paper adds Σ_k c_k · Σ_taps W[:, k] to
 the bias (or takes it from the running mean that follows). With zero padding the constant is missing

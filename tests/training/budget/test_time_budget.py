@@ -15,10 +15,10 @@ from torch import nn
 from training_bars import Stop, StopAt, config
 
 from prunec.errors import BudgetNotMet
-from prunec.training.run import latency
-from prunec.training.run.latency import Point, corrected, latency_at, macs_for
+from prunec.training.run import time_budget
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
+from prunec.training.run.time_budget import Point, corrected, latency_at, macs_for
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.presets import resume_config
 
@@ -36,7 +36,7 @@ def by_weights(original: Path, pruned: Path, _feed: Any) -> tuple[float, float]:
 
 @pytest.fixture
 def fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "timed", by_weights)
+    monkeypatch.setattr(time_budget, "timed", by_weights)
 
 
 # --- the line ---------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ GIVEN: dict[str, Any] = {"rho": None, "target_latency": 0.7}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> RunResult:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "timed", by_weights)
+        patched.setattr(time_budget, "timed", by_weights)
         return train_prune(config(tmp_path_factory.mktemp("whole") / "run", bars, **GIVEN))
 
 
@@ -136,7 +136,7 @@ def test_a_killed_run_ends_the_same_without_measuring_its_first_budget_anew(
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, **GIVEN), StopAt(step))
     assert _checkpoint(tmp_path / "run")["phase"] == phase
-    monkeypatch.setattr(latency, "begin", lambda *_: pytest.fail("measured anew"))
+    monkeypatch.setattr(time_budget, "begin", lambda *_: pytest.fail("measured anew"))
     train_prune(resume_config(str(tmp_path / "run")))
     for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
         assert (tmp_path / "run" / name).read_bytes() == (Path(finished.output) / name).read_bytes(), name
@@ -162,7 +162,7 @@ def test_an_exported_network_that_is_too_slow_fails_the_run_after_writing_it(
         was, now = by_weights(original, pruned, feed)
         return was, now if pruned.parent == original.parent else 0.9 * was
 
-    monkeypatch.setattr(latency, "timed", slow_at_the_end)
+    monkeypatch.setattr(time_budget, "timed", slow_at_the_end)
     with pytest.raises(BudgetNotMet, match=r"takes 90.0% of the original's time, 70.0% were asked for"):
         train_prune(config(tmp_path / "run", bars, rho=None, target_latency=0.7))
     assert (tmp_path / "run" / "pruned.onnx").is_file()
@@ -170,8 +170,8 @@ def test_an_exported_network_that_is_too_slow_fails_the_run_after_writing_it(
 
 def test_one_slow_measurement_of_three_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([(1.0, 0.9), (1.0, 0.6), (1.0, 0.7)])
-    monkeypatch.setattr(latency, "timed", lambda *_: next(taken))
-    watch = latency.Stopwatch(tmp_path / "unpruned.onnx", (torch.zeros(1, 3, 8, 8),), Interface())
+    monkeypatch.setattr(time_budget, "timed", lambda *_: next(taken))
+    watch = time_budget.Stopwatch(tmp_path / "unpruned.onnx", (torch.zeros(1, 3, 8, 8),), Interface())
     assert watch.time(tmp_path / "pruned.onnx", at_most=0.75) == (1.0, 0.7)
 
 
@@ -190,5 +190,5 @@ def test_by_onnx_runtimes_own_clock_a_quarter_of_the_channels_takes_less_time() 
         convs = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
         return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), *convs)
 
-    with latency.stopwatch(network(128), (torch.zeros(2, 3, 32, 32),), Interface()) as watch:
+    with time_budget.stopwatch(network(128), (torch.zeros(2, 3, 32, 32),), Interface()) as watch:
         assert 0.01 < watch.share(network(32)) < 0.8

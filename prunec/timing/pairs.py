@@ -12,6 +12,7 @@ from typing import Literal
 
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
+from prunec.timing import latency
 
 PROVIDER: Literal["cpu"] = "cpu"
 _FEWEST, _MOST, _RUNS, _SECONDS = 3, 9, 30, 6.0
@@ -41,7 +42,7 @@ def timed(original: Path, pruned: Path, feed: Feed, *, threads: int = 0) -> Pair
     while len(pairs) < _FEWEST or (len(pairs) < _MOST and time.perf_counter() - started < _SECONDS):
         before = sessions.open_runner(original, "the unpruned network", PROVIDER, optimise=True, threads=threads)
         after = sessions.open_runner(pruned, "the pruned network", PROVIDER, optimise=True, threads=threads)
-        pairs.append(sessions.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
+        pairs.append(latency.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
     return middle(pairs)
 
 

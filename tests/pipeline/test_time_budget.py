@@ -20,14 +20,14 @@ from prunec.cli.main import execute
 from prunec.errors import BudgetNotMet
 from prunec.models import build
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.staircase import stepped
-from prunec.pipeline import latency
+from prunec.pipeline import time_budget
 from prunec.pipeline.export import export_onnx
-from prunec.pipeline.latency import next_goal
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import read_module
-from prunec.runtime import sessions
+from prunec.pipeline.time_budget import next_goal
+from prunec.timing import latency
 from prunec.timing.staircases import LayerStairs, measured, time_of
 
 INPUTS = (torch.zeros(1, 3, 32, 32),)
@@ -55,8 +55,8 @@ def whole_files(fixed: float, power: float = 1.0) -> Callable[..., tuple[float, 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(sessions, "kernel_times", kernels)
-    monkeypatch.setattr(latency, "steady", whole_files(0.1))
+    monkeypatch.setattr(latency, "kernel_times", kernels)
+    monkeypatch.setattr(time_budget, "steady", whole_files(0.1))
     return monkeypatch
 
 
@@ -73,7 +73,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_is_pruned_until_the_whole_of_it_takes_what_was_asked_for(
     clock: pytest.MonkeyPatch, file: Path, tmp_path: Path, asked: float, fixed: float, power: float
 ) -> None:
-    clock.setattr(latency, "steady", whole_files(fixed, power))
+    clock.setattr(time_budget, "steady", whole_files(fixed, power))
     told: list[str] = []
     report = prune_onnx(
         file, tmp_path / "out.onnx", criterion="l1", target_latency=asked, validate=False, progress=told.append
@@ -99,7 +99,7 @@ def test_a_module_is_pruned_to_a_share_of_its_time(clock: pytest.MonkeyPatch) ->
 def test_a_share_out_of_reach_is_told_with_the_smallest_that_is_possible(
     clock: pytest.MonkeyPatch, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clock.setattr(latency, "steady", whole_files(0.5))
+    clock.setattr(time_budget, "steady", whole_files(0.5))
     with pytest.raises(BudgetNotMet) as error:
         prune_onnx(file, tmp_path / "out.onnx", criterion="l1", target_latency=0.4)
     least = float(error.value.what.split("at the least ")[1].split("%")[0])
@@ -114,7 +114,7 @@ def test_a_share_out_of_reach_is_told_with_the_smallest_that_is_possible(
 
 
 def test_a_network_that_gets_no_faster_is_refused(clock: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
-    clock.setattr(latency, "steady", lambda *_: (10.0, 10.5))
+    clock.setattr(time_budget, "steady", lambda *_: (10.0, 10.5))
     with pytest.raises(BudgetNotMet, match=r"at the least 105\.0% of the latency"):
         prune_onnx(file, tmp_path / "out.onnx", criterion="l1", target_latency=0.9)
 
