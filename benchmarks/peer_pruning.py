@@ -2,26 +2,58 @@
 
 Usage: python benchmarks/peer_pruning.py [NAME ...]    names of torchvision models, or timm:NAME
 
-Both tools trace the model, find its coupled channels, remove half of them by magnitude and return the
-smaller module. Runs are interleaved; the medians and their ratio are printed, then where prunec's time
-goes. Needs torchvision, timm and torch-pruning 1.6.1 (none is a dependency of prunec).
+Both tools trace the model, find its coupled channels, remove some of them by magnitude (prunec: half of the MACs,
+the peer: 30% of each layer's channels) and return the smaller module. Runs are interleaved; the best of each and
+their ratio are printed as a table in Markdown, then the median of the ratios. Needs torchvision, timm and
+torch-pruning 1.6.1 (none is a dependency of prunec).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import cProfile
 import pstats
+import signal
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-DEFAULT = ("resnet18", "resnet50", "densenet121", "googlenet", "mobilenet_v2", "shufflenet_v2_x1_0", "timm:dpn68")
-ROUNDS = 3
+DEFAULT = (
+    "resnet18",
+    "resnet50",
+    "vgg16",
+    "densenet121",
+    "googlenet",
+    "squeezenet1_1",
+    "shufflenet_v2_x1_0",
+    "mobilenet_v2",
+    "mnasnet1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "swin_t",
+    "convnext_tiny",
+    "timm:vit_tiny_patch16_224",
+    "timm:dla34",
+    "timm:dpn68",
+    "timm:hrnet_w18_small",
+    "timm:repvgg_a0",
+    "timm:mobileone_s0",
+    "timm:dm_nfnet_f0",
+    "timm:mobilevit_xxs",
+    "timm:mobilevitv2_050",
+    "timm:tiny_vit_5m_224",
+    "timm:efficientvit_m0",
+    "timm:tf_mixnet_s",
+)
+ROUNDS = 2
+LIMIT_S = 30
+"""What takes longer has failed."""
 
 
 def main() -> None:
@@ -29,18 +61,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--profile", action="store_true", help="also print where prunec's time goes on the first network"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     _declare_detection_ops()
-    print(f"median seconds of {arguments.rounds} interleaved runs, one thread")
-    print(f"{'network':28} {'prunec':>9} {'peer':>9} {'ratio':>7}")
-    for name in arguments.names:
-        _row(name, arguments.rounds)
-    _profile(arguments.names[0])
+    print(f"best seconds of {arguments.rounds} interleaved runs, one thread\n")
+    print("| network | prunec | Torch-Pruning | ratio |\n|---|---|---|---|")
+    ratios = [ratio for name in arguments.names if (ratio := _row(name, arguments.rounds)) is not None]
+    if ratios:
+        print(f"\nmedian ratio {statistics.median(ratios):.2f} over the {len(ratios)} networks that both finish")
+    if arguments.profile:
+        _profile(arguments.names[0])
 
 
-def _row(name: str, rounds: int) -> None:
+def _row(name: str, rounds: int) -> float | None:
+    """Print a network's row; return how many times the peer's time prunec takes, None where one of them fails."""
     model = _build(name)
     batch = torch.randn(1, 3, *[299 if "inception" in name else 224] * 2)
     seconds: dict[str, list[float]] = {"prunec": [], "peer": []}
@@ -52,17 +90,31 @@ def _row(name: str, rounds: int) -> None:
             subject = copy.deepcopy(model)
             started = time.perf_counter()
             try:
-                run(subject, batch)
+                with _at_most(LIMIT_S):
+                    run(subject, batch)
             except Exception as error:  # noqa: BLE001  # a tool's failure is a row of the table
                 failures[tool] = f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
                 continue
             seconds[tool].append(time.perf_counter() - started)
-    cells = [f"{statistics.median(s):9.2f}" if s else f"{'failed':>9}" for s in seconds.values()]
-    both = all(seconds.values())
-    ratio = f"{statistics.median(seconds['prunec']) / statistics.median(seconds['peer']):7.2f}" if both else f"{'':7}"
-    print(
-        f"{name:28} {cells[0]} {cells[1]} {ratio}   {'; '.join(f'{t}: {e}' for t, e in failures.items())}", flush=True
-    )
+    cells = [f"{min(seconds[tool]):.2f}" if tool not in failures else failures[tool] for tool in seconds]
+    ratio = min(seconds["prunec"]) / min(seconds["peer"]) if not failures else None
+    print(f"| {name} | {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.2f}'} |", flush=True)
+    return ratio
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"over {seconds} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def _prunec(model: nn.Module, batch: torch.Tensor) -> None:

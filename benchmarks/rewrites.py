@@ -42,7 +42,7 @@ from prunec.check.validate import validate_onnx
 from prunec.lookup.libraries import import_torchvision
 from prunec.passes.rewrites import residuals
 from prunec.pipeline.export import export_onnx
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs, sessions
 from prunec.runtime.probes import feed
 
 BLOCKS = 3
@@ -129,7 +129,7 @@ def of_file(path: Path, folder: Path, seconds: float, multiple_of: int) -> str:
         macs[name] = analyze_onnx(files[name]).macs
     error = validate_onnx(before, files["expand"], provider="cpu", runs=0).max_rel_error
     runner = sessions.open_runner(files["tie"], path.stem, "cpu", optimise=False)
-    kinds = sessions.input_kinds(runner, None, size=next(iter(sessions.candidate_sizes(runner, None))))
+    kinds = model_inputs.input_kinds(runner, None, size=next(iter(model_inputs.candidate_sizes(runner, None))))
     return _row(path.stem, removed, macs, ratio(files, feed(kinds, "image", 0), seconds), error)
 
 

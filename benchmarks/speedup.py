@@ -26,7 +26,9 @@ import onnxruntime as ort
 from prunec.api import prune_onnx
 from prunec.lookup.resolve import OnnxModel, resolve
 from prunec.pipeline.export import export_onnx
-from prunec.runtime.sessions import Runner, input_kinds, interleaved_latency
+from prunec.runtime.model_inputs import input_kinds
+from prunec.runtime.sessions import Runner
+from prunec.timing.latency import interleaved_latency
 
 MODELS = (
     "torchvision:resnet18",

@@ -109,6 +109,26 @@ normalise_option = click.option(
 )
 
 
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
+)
+
+labels_option = click.option(
+    "--labels",
+    metavar="folders|FILE.csv",
+    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
+)
+
+compensate_option = click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    show_default=True,
+    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    "that BatchNorms imply.",
+)
+
 check_time_option = click.option(
     "--check-time",
     type=click.FloatRange(min=0),

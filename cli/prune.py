@@ -12,11 +12,14 @@ import click
 from prunec.cli.options import (
     MultipleOfType,
     check_time_option,
+    compensate_option,
     debug_option,
     force_option,
     inputs_option,
     json_option,
     keep_option,
+    labels_option,
+    memory_option,
     model_argument,
     normalise_option,
     shape_option,
@@ -82,23 +85,9 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
     "and a target: reconstruct]",
 )
-@click.option(
-    "--compensate/--no-compensate",
-    default=True,
-    show_default=True,
-    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
-    "that BatchNorms imply.",
-)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    help="Memory for fitting, such as 500MB: wider layers get one combination per channel.  [default: 2GB]",
-)
-@click.option(
-    "--labels",
-    metavar="folders|FILE.csv",
-    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
-)
+@compensate_option
+@memory_option
+@labels_option
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Keep at most this fraction of the MACs, 0 to 1.")
 @click.option(
     "--target-params", type=_FRACTION, metavar="F", help="Keep at most this fraction of the parameters, 0 to 1."
@@ -159,7 +148,7 @@ def prune(
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
-    from prunec.cli.render import show_json, show_prune, tell
+    from prunec.cli.render import show_json, show_prune, ticker
     from prunec.errors import BadInput
     from prunec.files import check_name, check_output, same_file
     from prunec.lookup.resolve import OnnxModel, resolve
@@ -170,7 +159,7 @@ def prune(
         check_output(plan_file, force=force, inputs=(model,))
         if same_file(plan_file, output):
             raise BadInput(f"--plan and --output are both {output}", do="give the plan a file of its own")
-    choices["progress"] = tell
+    progress = choices["progress"] = ticker()
     choices["calibration"] = calibration_of(calibrate, tolerance, normalise, memory, labels)
     if no_validate and choices["inputs"] is not None:
         raise BadInput("--inputs are for the check that --no-validate leaves out", do="leave one of them out")
@@ -189,6 +178,7 @@ def prune(
         )
     else:
         report = _prune_module(found, output, plan_file, validate=not no_validate, **choices)
+    progress("")
     if as_json:
         show_json({**report.to_json_dict(), "output": str(output)})
     else:

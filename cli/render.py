@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 _ROWS = 20
 _PIPE_WIDTH = 120
+_BETWEEN_LINES = 10.0
+"""Seconds."""
 
 
 def console(stderr: bool = False) -> Console:
@@ -53,6 +57,25 @@ def show_json(document: Any) -> None:
 def tell(message: str) -> None:
     """Print a remark on stderr: stdout holds the result only."""
     click.echo(message, err=True)
+
+
+def ticker() -> Callable[[str], None]:
+    """Return what tells progress on stderr: one line that is written over in a terminal, elsewhere a line now and then.
+
+    Lines that differ in numbers only ("layer 3 of 50") are of one kind; of these one in ten seconds is enough.
+    """
+    last: list[Any] = ["", 0.0]
+
+    def told(message: str) -> None:
+        if sys.stderr.isatty():
+            progress_line(message)
+            return
+        kind, now = re.sub(r"[\d.]+", "#", message), time.monotonic()
+        if message and (kind != last[0] or now - last[1] >= _BETWEEN_LINES):
+            last[:] = [kind, now]
+            tell(message)
+
+    return told
 
 
 def change(before: float, after: float) -> str:

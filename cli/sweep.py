@@ -9,9 +9,12 @@ import click
 
 from prunec.cli.options import (
     MultipleOfType,
+    compensate_option,
     debug_option,
     json_option,
     keep_option,
+    labels_option,
+    memory_option,
     model_argument,
     normalise_option,
     shape_option,
@@ -39,7 +42,10 @@ if TYPE_CHECKING:
     help="Fraction of the MACs that stays; repeatable.  [default: 0.9, 0.8 … 0.3]",
 )
 @click.option(
-    "--calibrate", metavar="DATA", help="A folder of .npy, .npz or image files; every fourth tells how good a point is."
+    "--calibrate",
+    metavar="DATA",
+    help="A folder of .npy, .npz or image files: they choose what goes, what stays is fitted to them, and every fourth "
+    "of them, of which nothing else is made, tells how good a point is.",
 )
 @click.option(
     "--tolerance",
@@ -50,11 +56,13 @@ if TYPE_CHECKING:
 @normalise_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random"]),
-    default="l1",
-    show_default=True,
-    help="The score by which channels go (taylor: needs --calibrate).",
+    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    help="How channels are chosen (taylor, reconstruct: need --calibrate).  [default: reconstruct with --calibrate, "
+    "else l1]",
 )
+@compensate_option
+@memory_option
+@labels_option
 @click.option(
     "--multiple-of",
     type=MultipleOfType(),
@@ -83,24 +91,29 @@ def sweep(
     calibrate: str | None,
     tolerance: float | None,
     normalise: str | None,
+    memory: str | None,
+    labels: str | None,
     as_json: bool,
     **choices: Any,
 ) -> None:
     """Prune to several sizes, and show how far it can go.
 
-    FOLDER gets an ONNX file per point, sweep.json, and index.html with the curve of agreement against MACs, size and
-    latency, and what removing parts of each coupled group costs. A sweep that was stopped goes on when called again.
+    FOLDER gets an ONNX file per point, sweep.json, and index.html with the curve of agreement (with --labels: of
+    accuracy) against MACs, size and latency, and what removing parts of each coupled group costs. With --calibrate the
+    data choose what goes, and what stays is fitted to make up for it; they are looked at once for all points. A
+    sweep that was stopped goes on when called again.
 
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or package.module:factory.
     """
-    from prunec.cli.render import show_json, tell
+    from prunec.cli.render import show_json, ticker
     from prunec.lookup.resolve import resolve
     from prunec.sweep.sweep import FRACTIONS
     from prunec.sweep.sweep import sweep as run
 
-    calibration = calibration_of(calibrate, tolerance, normalise)
-    found = resolve(model, input_shapes, weights=weights)
-    report = run(found, output, fractions=fractions or FRACTIONS, calibration=calibration, progress=tell, **choices)
+    calibration = calibration_of(calibrate, tolerance, normalise, memory, labels)
+    found, progress = resolve(model, input_shapes, weights=weights), ticker()
+    report = run(found, output, fractions=fractions or FRACTIONS, calibration=calibration, progress=progress, **choices)
+    progress("")
     if as_json:
         show_json({**report.to_json_dict(), "output": str(output)})
     else:

@@ -1,6 +1,6 @@
 """Graph -> ChannelClasses: which channels must be kept or removed together.
 
-Owns the forward sweep and the user's keep list; what each op does with ids is in rules/channels.py,
+Owns the forward sweep and the user's keep list; what each op does with ids is in rules/channels/table.py,
 how ids are tied and solved in prunec/ir/labels.py.
 """
 
@@ -12,7 +12,9 @@ from fnmatch import fnmatchcase
 from prunec.errors import BadInput, InternalError
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import Balance, ChannelClasses, Ids, Label, Member, Ties, spread, varying
-from prunec.passes.rules.channels import CHANNEL_RULES, RANKLESS, Rule, unranked
+from prunec.passes.rules.channels.label_tools import Rule
+from prunec.passes.rules.channels.refusals import unranked
+from prunec.passes.rules.channels.table import CHANNEL_RULES, RANKLESS
 
 GRAPH_OUTPUT = "is an output of the network"
 

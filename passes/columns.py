@@ -1,7 +1,7 @@
 """Columns: what becomes of a weight's columns when the weight is computed from parameters.
 
 Owns two questions. Which parameters have to change, and how, so that a column of a contraction's weight takes over
-others (a carrier, see absorb.py)? A parameter does; so do those of a sum, of a padding of kernel axes, of a product
+others (a carrier, see carriers.py)? A parameter does; so do those of a sum, of a padding of kernel axes, of a product
 with what is the same for all columns, a masked parameter (torch.nn.utils.prune), and the direction of a weight norm,
 whose gain is rescaled afterwards (weight_norms.py). Nothing else may read them. And which tensors have the columns of a
 grouped weight, and are cut group by group as it is?

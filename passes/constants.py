@@ -1,6 +1,6 @@
 """Constants: which elements of which values do not depend on the network's input, and what they are.
 
-Owns the forward sweep and its result. What each op does is in passes/rules/constants.py, how values
+Owns the forward sweep and its result. What each op does is in passes/rules/constants/table.py, how values
 are kept in passes/rules/arrays.py. passes/liveness.py reads the result next; together they are a
 fixpoint after one round each: a constant never depends on an element that nothing reads.
 """
@@ -17,7 +17,8 @@ import numpy as np
 from prunec.ir.graph import Graph, Node, Param
 from prunec.ir.ops import MOVEMENTS, OPS
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift, tidy
-from prunec.passes.rules.constants import CONSTANT_RULES, Call, Rule
+from prunec.passes.rules.constants.call import Call, Rule
+from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.weights import Weight, weight_of
 
 Array = np.ndarray[Any, Any]

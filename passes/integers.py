@@ -4,7 +4,7 @@ Owns the question in which steps such a bias counts. Where both operands of a co
 integers, runtimes add their products up in int32, and the sum that removed constant channels leave is a whole
 number of steps (one step: the product of both scales): folded into the int32 bias it changes no bit of the
 result. A carrier would change int8 weights, which is not exact, so borders keep their channels.
-passes/reads.py asks here; passes/lowering/lower.py rounds to whole steps.
+passes/reads.py asks here; passes/lowering/bias_folds.py rounds to whole steps.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A constant channel that is padded with zeros, or averaged together with padded zeros, is uneven at the
 border; so are its neighbours, in the same way. Channel k is then coefficient_k · p, with one map p for all
 of them, whatever the input's size, and a convolution can fold one into another as at its own padding
-(passes/selection/absorb.py). Owns the forward sweep that finds them; passes/constants.py knows the constants that it
+(passes/selection/carriers.py). Owns the forward sweep that finds them; passes/constants.py knows the constants that it
 starts from, passes/reads.py takes the result to the contractions.
 """
 

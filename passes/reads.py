@@ -162,7 +162,7 @@ def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:
 
 
 def _along(field: Ids, axis: int) -> Ids:
-    """Return the ids of the first of the other axes' positions: those of one index are tied, see rules/channels.py.
+    """Return the ids of the first of the other axes' positions: those of one index are tied, see rules/channels/.
 
     Where that one is no channel the others are pinned.
     """

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
 from prunec.check.blame import judged
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
@@ -25,8 +25,8 @@ from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.selection.budget import Target
 from prunec.passes.selection.select import select
-from prunec.pipeline.data_report import with_agreement
-from prunec.pipeline.options import Options
+from prunec.passes.selection.widths import AUTO, MultipleOf
+from prunec.pipeline.options import Border, Criterion, Gates, Options, Residual
 from prunec.pipeline.planning import Job, Result, gather_facts, plan_and_apply
 from prunec.pipeline.reading import input_specs, open_specs, read_module, read_onnx
 from prunec.pipeline.reporting import no_larger, report_of
@@ -36,7 +36,7 @@ from prunec.report.findings import Analysis, PruneReport
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from prunec.frontends.fx.arguments import Example
+    from prunec.frontends.fx.running.arguments import Example
     from prunec.pipeline.evidence import Evidence
 
 
@@ -100,7 +100,18 @@ def prune_module(
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
     rules: OpRules = NO_RULES,
-    **options: Any,
+    border: Border = "exact",
+    residual: Residual = "tie",
+    gates: Gates = "tie",
+    keep: str | Sequence[str] = (),
+    criterion: Criterion | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_latency: float | None = None,
+    compensate: bool = True,
+    multiple_of: MultipleOf = AUTO,
+    seed: int = 0,
+    **unknown: Never,
 ) -> Pruned:
     """Return a smaller network that computes the same function (or, with a criterion, less of it).
 
@@ -117,21 +128,43 @@ def prune_module(
         check_time: seconds that the comparison may take; the report says what was left out.
         progress: told what is being done, where that takes its time.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
-        options: border ("exact", "bias"), keep (shell patterns), criterion ("l1", "gamma", "taylor", "random",
-            "reconstruct", or a function of yours, see docs/extending.md) with target_macs, target_params or
-            target_latency (fractions that stay; the time is measured in ONNX Runtime on this machine's CPU), compensate
-            (True: what goes is made up for), multiple_of (a number, or "auto": what suits each layer), seed, residual
-            ("tie"; "expand" takes constant channels out of one branch of a sum, docs/pruning.md).
+        border: "exact" keeps a channel where a zero-padded border would show that its constant is gone; "bias" folds
+            all of it into the bias, which is wrong in the border.
+        residual: "expand" takes channels that are constant in one branch of a sum out of that branch (docs/pruning.md).
+        gates: "fold" takes channels that are constant in front of a squeeze-excite gate out of the product.
+        keep: shell patterns of parameters and nodes to leave alone.
+        criterion: what orders the channels that a budget takes beyond the constant ones: "l1", "gamma", "taylor",
+            "random", "reconstruct", or a function of yours (docs/extending.md).
+        target_macs, target_params: the fraction of them that may stay, above 0 and at most 1.
+        target_latency: the fraction of the time, measured in ONNX Runtime on this machine's CPU.
+        compensate: make up for what a criterion removes, as far as is known without data or with them.
+        multiple_of: what widths are rounded to where a criterion is given: a number, or "auto", what suits each layer.
+        seed: of random scores and inputs.
+        unknown: nothing; an option that does not exist is refused with the nearest ones that do.
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
-    from prunec.frontends.fx.arguments import by_position, ordered, structure
-    from prunec.pipeline import checking, evidence, latency
+    from prunec.frontends.fx.running.arguments import by_position, ordered, structure
+    from prunec.pipeline import checking, data_report, evidence, time_budget
 
-    chosen = Options.of(with_data=calibration is not None, **options)
+    chosen = Options.of(
+        with_data=calibration is not None,
+        border=border,
+        residual=residual,
+        gates=gates,
+        keep=keep,
+        criterion=criterion,
+        target_macs=target_macs,
+        target_params=target_params,
+        target_latency=target_latency,
+        compensate=compensate,
+        multiple_of=multiple_of,
+        seed=seed,
+        **unknown,
+    )
     example_inputs = ordered(module, example_inputs)
     taken = structure(example_inputs)
     module, example_inputs = by_position(module, example_inputs)
@@ -142,12 +175,12 @@ def prune_module(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
-        with latency.module_timer(module, example_inputs) as time:
-            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+        with time_budget.module_timer(module, example_inputs) as time:
+            job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     report = replace(report, notes=(*report.notes, *traced.notes))
     if shown.fit is not None:
-        report = with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
+        report = data_report.with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
@@ -191,7 +224,18 @@ def prune_onnx(
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
     rules: OpRules = NO_RULES,
-    **options: Any,
+    border: Border = "exact",
+    residual: Residual = "tie",
+    gates: Gates = "tie",
+    keep: str | Sequence[str] = (),
+    criterion: Criterion | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_latency: float | None = None,
+    compensate: bool = True,
+    multiple_of: MultipleOf = AUTO,
+    seed: int = 0,
+    **unknown: Never,
 ) -> PruneReport:
     """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
 
@@ -202,7 +246,7 @@ def prune_onnx(
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration, inputs, check_time, progress, rules, options: as for ``prune_module``.
+        calibration, inputs, check_time, progress, rules, and border to seed: as for ``prune_module``.
         plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
             it, and the like of one with the same graph and other weights.
 
@@ -211,9 +255,23 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, evidence, latency
+    from prunec.pipeline import checking, data_report, evidence, time_budget
 
-    chosen = Options.of(with_data=calibration is not None, **options)
+    chosen = Options.of(
+        with_data=calibration is not None,
+        border=border,
+        residual=residual,
+        gates=gates,
+        keep=keep,
+        criterion=criterion,
+        target_macs=target_macs,
+        target_params=target_params,
+        target_latency=target_latency,
+        compensate=compensate,
+        multiple_of=multiple_of,
+        seed=seed,
+        **unknown,
+    )
     if chosen.criterion == "taylor" and calibration is None:
         raise evidence.no_gradients()
     traced = read_onnx(path, input_shapes, rules)
@@ -223,12 +281,12 @@ def prune_onnx(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
-        with latency.file_timer(path, input_shapes, chosen.seed) as time:
-            job, took = latency.pruned_to(chosen, traced.graph, make, time, progress or _silent)
+        with time_budget.file_timer(path, input_shapes, chosen.seed) as time:
+            job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         if shown.fit is not None:
-            report = with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
+            report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:
@@ -250,9 +308,11 @@ def _planned(
     shown: Evidence,
     apply: Callable[[Graph, Edits], Result],
     target: Target | None,
+    *,
+    fit: bool = True,
 ) -> Job[Result]:
     """Plan and apply with what data showed, to the options' target or another one."""
-    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target)
+    return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target, fit=fit)
 
 
 def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:

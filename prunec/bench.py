@@ -23,6 +23,7 @@ from prunec.pipeline.options import Criterion
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import ProviderName, Runner
+from prunec.timing import latency
 
 DEFAULT_FRACTIONS = (0.75, 0.5, 0.25)
 
@@ -182,5 +183,5 @@ def _row(timing: _Timing, fraction: float, multiple: MultipleOf, options: Mappin
         return BenchRow(fraction, multiple, note=error.what)
     original = timing.original
     pruned = sessions.open_runner(timing.pruned, "the pruned model", original.provider, optimise=True)
-    before, after = sessions.interleaved_latency(original, pruned, timing.feed, timing.runs)
+    before, after = latency.interleaved_latency(original, pruned, timing.feed, timing.runs)
     return BenchRow(fraction, multiple, report.after.macs, report.after.params, before, after)

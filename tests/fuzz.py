@@ -36,7 +36,7 @@ from torch import Tensor
 from prunec.api import prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.backends.onnx.save import model_bytes
-from prunec.frontends.onnx.load import OnnxSource
+from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.importer.module import to_module
 from prunec.ir.edits import CannotRewrite
 from prunec.passes.lowering.lower import lower

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunec.frontends.fx.frontend import Traced
+from prunec.frontends.fx.traced import Traced
 from prunec.passes.reads import Read
 from prunec.passes.selection.select import Facts
 
@@ -51,12 +51,15 @@ def masked(x: Tensor, gone: Mask) -> Tensor:
 
 
 def some_classes(facts: Facts, seed: int) -> Mask:
-    """Remove a third of the classes; none that is constant at one reader and varies at another.
+    """Remove a third of the classes, but none that a mask on the original network cannot stand for.
 
-    There the plan folds a constant into a bias, which a plain mask does not do.
+    These are the classes that are constant at one reader and vary at another (the plan folds a constant into a bias)
+    and those that a rewrite's own layer reads: the original network has no such layer to mask.
     """
     wish = np.random.default_rng(seed).random(facts.classes.num_classes) > 0.35
     for read in facts.reads:
+        if read.node.attrs.get("inserted"):
+            wish[facts.classes.class_of[read.ids]] = True
         wish[facts.classes.class_of[read.ids[~np.isnan(read.constant) & ~read.fine]]] = True
         owners = facts.classes.class_of[read.ids]
         varies = np.isnan(read.constant)

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from prunec.errors import PrunecError
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs, sessions
 from prunec.runtime.probes import Feed, feed
 
 Array = np.ndarray[Any, Any]
@@ -78,8 +78,8 @@ def _movement(model: onnx.ModelProto, feeds: list[Feed] | None = None) -> tuple[
 
 def _feeds(runner: sessions.Runner) -> list[Feed]:
     """Return images of two ranges: a network that was trained on one may be silent on the other."""
-    for size in sessions.candidate_sizes(runner, None):
-        kinds = sessions.input_kinds(runner, None, size=size)
+    for size in model_inputs.candidate_sizes(runner, None):
+        kinds = model_inputs.input_kinds(runner, None, size=size)
         feeds = [feed(kinds, family, seed) for family in ("image", "pixels") for seed in (0, 1)]
         try:
             runner(feeds[0])

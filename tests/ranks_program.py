@@ -19,7 +19,7 @@ from training_nets import tiny
 
 import prunec
 from prunec.passes.sparsity.penalty import PenaltyKind
-from prunec.runtime import sessions
+from prunec.timing import latency
 from prunec.training.run import run as run_module
 from prunec.training.settings.presets import make_config, resume_config
 
@@ -73,7 +73,7 @@ def loop(output: Path, penalty: PenaltyKind) -> None:
     module, example_inputs = tiny()
     parallel = nn.parallel.DistributedDataParallel(module)
     base = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    sessions.kernel_times = own_clock
+    latency.kernel_times = own_clock
     optimizer = prunec.sparsify(module, example_inputs, base, rho=0.05, lr=0.3, penalty=penalty)
     torch.manual_seed(1 + rank())  # every rank its own images
     for _ in range(40):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec.frontends.fx.frontend import Ref, trace
+from prunec.frontends.fx.frontend import trace
+from prunec.frontends.fx.traced import Ref
 from prunec.ir.graph import Graph
 
 

@@ -18,7 +18,7 @@ from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.lowering.lower import keep_mask
 from prunec.passes.reads import Read, is_flat
 from prunec.passes.rules.numeric import unary
-from prunec.passes.selection.absorb import bias_target
+from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.select import Facts
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

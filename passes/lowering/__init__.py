@@ -1,4 +1,4 @@
 """Graph + PrunePlan -> Edits, for either backend.
 
-Owns what a plan means for each node. Read ``lower.py``.
+Owns what a plan means for each node: its parameters, biases and attributes. Read ``lower.py`` first.
 """

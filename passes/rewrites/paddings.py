@@ -1,7 +1,7 @@
 """Paddings: a convolution that reads a zero padding pads by itself.
 
 Owns the rewrite. TensorFlow's exporters, and ports of its networks, write SAME padding as a node of its own. Behind it
-a constant channel is no longer uniform; as the convolution's own padding it is, and absorb.py keeps its border exact.
+a constant channel is no longer uniform; as the convolution's own padding it is, and a carrier keeps its border exact.
 The model stays as it is: only the passes see it this way.
 """
 

@@ -20,7 +20,7 @@ import numpy as np
 from prunec.errors import BadPlan
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.plan import Expansion, GateFold, PrunePlan
-from prunec.passes.lowering.lower import numpy_dtype
+from prunec.passes.lowering.bias_folds import numpy_dtype
 
 Array = np.ndarray[Any, Any]
 

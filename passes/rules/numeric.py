@@ -1,7 +1,7 @@
 """What the elementwise ops and reductions compute, on float64 arrays in which NaN means "unknown".
 
 Owns the numeric tables; every unknown in gives an unknown out, except where the result does not
-depend on it. Does not know graphs or shapes: passes/rules/constants.py applies these to a node.
+depend on it. Does not know graphs or shapes: passes/rules/constants/ applies these to a node.
 Semantics are those of PyTorch and ONNX, which agree wherever both have the op. Booleans are 0 and 1.
 """
 

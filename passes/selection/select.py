@@ -2,7 +2,7 @@
 
 Owns how a wish becomes a mask that can be carried out; without one, what is provably constant or dead goes. A wish
 that follows scores until a budget holds is budget.py's. Legality is legal.py's, the constants that removal leaves
-behind absorb.py's.
+behind carriers.py's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, cost
 from prunec.passes.liveness import Liveness
 from prunec.passes.reads import Mask, Read, exactly_removable
-from prunec.passes.selection.absorb import absorbing, absorptions, choose_carriers, clashes, folds, sharing
+from prunec.passes.selection.carriers import absorbing, absorptions, choose_carriers, clashes, folds, sharing
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Needs, needs
 from prunec.passes.selection.shapes import pruned_shapes
@@ -101,7 +101,7 @@ class Demands:
         exact, border: see ``Selection``.
         widths: in which steps widths change.
         order: float64[num_classes], the priority.
-        absorbing, sharing: the reads that need a second look, see passes/selection/absorb.py.
+        absorbing, sharing: the reads that need a second look, see passes/selection/carriers.py.
     """
 
     facts: Facts

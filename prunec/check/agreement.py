@@ -73,6 +73,11 @@ def agreement(
     return Agreement(count, told, accuracy[0], accuracy[1])
 
 
+def num_classes(outputs: Iterable[Array]) -> int | None:
+    """Return how many classes the first output that looks like class scores tells apart; None where none does."""
+    return next((math.prod(a.shape[1:]) for a in outputs if _is_scores(a)), None)
+
+
 def _is_scores(a: Array) -> bool:
     """Tell whether an output has a number per class: [rows, classes], further axes of size 1."""
     sizes = [size for size in a.shape[1:] if size != 1]

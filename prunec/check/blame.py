@@ -1,6 +1,6 @@
 """Whose fault is it: a crash on a file that ONNX itself rejects is told as bad input.
 
-The frontend checks what it needs before it reads on (frontends/onnx/nodes.py, check.py), and no more: a check
+The frontend checks what it needs before it reads on (frontends/onnx: loading/nodes.py, check.py), and no more: a check
 against the whole specification would refuse files that run. Only when something breaks is the file put before
 ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message. A run on
 random inputs says nothing of a file with inputs that random numbers may not fit: what could hold sizes, and open axes.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunec.check.budget import Budget
+from prunec.check.clock import Budget
 from prunec.errors import BadInput, PrunecError, ValidationFailed
 from prunec.report.findings import Validation
 from prunec.runtime.probes import Array, Feed

@@ -17,9 +17,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from prunec.check.comparison import gap
-from prunec.frontends.onnx.load import OnnxSource, load_onnx
-from prunec.frontends.onnx.nodes import SourceNode, read_nodes
-from prunec.frontends.onnx.view import Facts, View
+from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
+from prunec.frontends.onnx.loading.nodes import SourceNode, read_nodes
+from prunec.frontends.onnx.sizes.view import Facts, View
 from prunec.ir.graph import Value
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed

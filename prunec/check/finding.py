@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from prunec.check.budget import Budget
+from prunec.check.clock import Budget
 from prunec.check.pair import Remembering
 from prunec.errors import BadInput
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs
 from prunec.runtime.probes import FAMILIES, Feed, InputKind, feed
 from prunec.runtime.sessions import Model, Runner, first_line
 
@@ -76,8 +76,8 @@ def find_feeds(
 def _working(run: Remembering, runner: Runner, model: Model, shapes: Shapes | None, seed: int) -> _Working:
     failure: Exception | None = None
     for channels in _channel_guesses(model):
-        for size in sessions.candidate_sizes(runner, shapes):
-            kinds = sessions.input_kinds(runner, shapes, channels=channels, size=size)
+        for size in model_inputs.candidate_sizes(runner, shapes):
+            kinds = model_inputs.input_kinds(runner, shapes, channels=channels, size=size)
             for small in (False, True):
                 noise = feed(kinds, "noise", seed, small=small)
                 failure = run.failure(noise)
@@ -93,7 +93,7 @@ def _working(run: Remembering, runner: Runner, model: Model, shapes: Shapes | No
 
 def _channel_guesses(model: Model) -> Iterator[int]:
     yield 3
-    yield sessions.first_channels(model)  # reads the file: only where three would not do
+    yield model_inputs.first_channels(model)  # reads the file: only where three would not do
 
 
 def _always(values: Feed) -> Callable[[], Feed]:
@@ -103,7 +103,7 @@ def _always(values: Feed) -> Callable[[], Feed]:
 def _other_size(run: Remembering, runner: Runner, shapes: Shapes | None, found: _Working, seed: int) -> NamedFeeds:
     """Return inputs of another batch and size where the file leaves them open and the model takes them."""
     for batch, other in ((2, found.size + 32), (2, found.size), (1, found.size + 32)):
-        kinds = sessions.input_kinds(runner, shapes, batch=batch, channels=found.channels, size=other)
+        kinds = model_inputs.input_kinds(runner, shapes, batch=batch, channels=found.channels, size=other)
         if kinds == found.kinds:
             continue
         image = feed(kinds, "image", seed, small=found.small)

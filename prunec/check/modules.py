@@ -14,9 +14,9 @@ import torch
 from prunec.check.comparison import Run
 from prunec.check.double_module import InDouble, stored_tensors
 from prunec.check.referee import DoubleRun
-from prunec.frontends.fx.arguments import named_tensors, with_tensors
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.untouched import Untouched
+from prunec.frontends.fx.running.arguments import named_tensors, with_tensors
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.untouched import Untouched
 from prunec.runtime.probes import Array, Feed, InputKind
 
 

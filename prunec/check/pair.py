@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from prunec.check.budget import Budget
+from prunec.check.clock import Budget
 from prunec.check.comparison import Run
 from prunec.errors import BadInput, PrunecError
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs, sessions
 from prunec.runtime.probes import Array, Feed
 from prunec.runtime.sessions import Model, Runner
+from prunec.timing import latency
 
 LARGE_BYTES = 2**28
 """Models of this size together are opened one at a time: a session holds its weights, often twice."""
@@ -63,7 +64,7 @@ def _num_bytes(model: Model) -> int:
         size = path.stat().st_size
     except OSError:
         return 0
-    return size if size >= LARGE_BYTES else size + sessions.external_bytes(path)
+    return size if size >= LARGE_BYTES else size + model_inputs.external_bytes(path)
 
 
 def plain_runs(a: Model, b: Model, provider: Provider, *, together: bool) -> tuple[Run, Run]:
@@ -111,7 +112,7 @@ def timed_together(a: Runner, b: Runner, feed: Feed, runs: int, budget: Budget, 
     budget.now("how long both take")
     seconds = min(budget.left, max(_TIMING_S, 3 * pair_s))
     warm_ups = 0 if pair_s > _SLOW_S else 1
-    first, second = sessions.timed_in_turns(a, b, feed, runs, seconds, warm_ups=warm_ups, until_clear=True)
+    first, second = latency.timed_in_turns(a, b, feed, runs, seconds, warm_ups=warm_ups, until_clear=True)
     return Latency(statistics.median(first), statistics.median(second), len(first))
 
 

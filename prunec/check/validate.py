@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunec.check.budget import CHECK_TIME, Budget, Tell
+from prunec.check.clock import CHECK_TIME, Budget, Tell
 from prunec.check.comparison import DATA, Comparison, Feeds, Ruling, Run, compare
 from prunec.check.finding import find_feeds
 from prunec.check.pair import (

@@ -20,15 +20,18 @@ from prunec.errors import BadInput
 FOLDERS = "folders"
 
 
-def labels_of(samples: Samples, given: str | Path, count: int) -> tuple[int, ...]:
+def labels_of(samples: Samples, given: str | Path, count: int, num_classes: int) -> tuple[int, ...]:
     """Return the class of each of ``count`` samples.
 
+    Args:
+        num_classes: that the network scores.
+
     Raises:
-        BadInput: no such file, samples without a class, or another number of them.
+        BadInput: no such file, samples without a class, another number of them, or other classes than the network's.
     """
     files = _files(samples)
     if str(given) == FOLDERS:
-        return _from_folders(samples.name, files, count)
+        return _numbered(_from_folders(samples.name, files, count), num_classes, f"the folders in {samples.name}")
     path = Path(given)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -38,7 +41,7 @@ def labels_of(samples: Samples, given: str | Path, count: int) -> tuple[int, ...
     if not rows:
         raise BadInput(f"{path} holds no labels", do="write a line per sample: FILE,CLASS")
     names = _in_order(path, rows, count) if len(rows[0]) == 1 else _by_name(path, rows, samples.name, files, count)
-    return _numbered(names)
+    return _numbered(names, num_classes, str(path))
 
 
 def _files(samples: Samples) -> list[Path]:
@@ -46,7 +49,7 @@ def _files(samples: Samples) -> list[Path]:
     return [Path(next(iter(record.values())).where.split(" (")[0]) for record in samples.records]
 
 
-def _from_folders(name: str, files: Sequence[Path], count: int) -> tuple[int, ...]:
+def _from_folders(name: str, files: Sequence[Path], count: int) -> list[str]:
     root = Path(name)
     inside = [file.relative_to(root).parts if file.is_relative_to(root) else file.parts[-1:] for file in files]
     lone = next((file for file, parts in zip(files, inside, strict=True) if len(parts) < 2), None)
@@ -57,7 +60,7 @@ def _from_folders(name: str, files: Sequence[Path], count: int) -> tuple[int, ..
         )
     if len(files) != count:
         raise _miscounted(f"{len(files)} files", count)
-    return _numbered([parts[0] for parts in inside])
+    return [parts[0] for parts in inside]
 
 
 def _in_order(path: Path, rows: Sequence[Sequence[str]], count: int) -> list[str]:
@@ -91,10 +94,25 @@ def _known(path: Path, known: Mapping[str, str], root: Path, file: Path) -> str:
     raise BadInput(f"{path} has no label for {whole}", why=f"it has {len(known)} lines", do=f"add a line {whole},CLASS")
 
 
-def _numbered(names: Sequence[str]) -> tuple[int, ...]:
+def _numbered(names: Sequence[str], num_classes: int, where: str) -> tuple[int, ...]:
+    """Return class numbers; words are numbered alphabetically, which says something where every class has one."""
     if all(map(_is_number, names)):
-        return tuple(map(int, names))
-    number = {name: place for place, name in enumerate(sorted(set(names)))}
+        numbers = tuple(map(int, names))
+        if max(numbers) >= num_classes:
+            raise BadInput(
+                f"{where}: there is a class {max(numbers)}, and the network scores {num_classes}",
+                why="classes are counted from 0",
+                do="give the numbers of the network's own classes",
+            )
+        return numbers
+    words = sorted(set(names))
+    if len(words) != num_classes:
+        raise BadInput(
+            f"{where}: {len(words)} classes are named, and the network scores {num_classes}",
+            why="names are numbered alphabetically, which says which is which only where none is missing",
+            do="give the numbers of the network's own classes (from 0) instead of names",
+        )
+    number = {name: place for place, name in enumerate(words)}
     return tuple(number[name] for name in names)
 
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.data.calibration import Observed, Ranges, Watch, enough_to_hold_out, is_held_out, verdict, watched
-from prunec.data.samples import Samples, num_rows
+from prunec.data.samples import Looked, num_rows
 from prunec.errors import BadInput
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed
@@ -25,7 +25,7 @@ from prunec.runtime.probes import Array, Feed
 if TYPE_CHECKING:
     import torch
 
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
     from prunec.ir.labels import ChannelClasses
 
@@ -39,7 +39,7 @@ _AXES_AS_INPUT = 18
 def observe(
     classes: ChannelClasses,
     places: Mapping[str, Watch],
-    samples: Samples,
+    samples: Looked,
     run: Callable[[Feed], Extremes],
     tolerance: float,
 ) -> Observed:
@@ -60,7 +60,7 @@ def observe(
 # --- ONNX ---------------------------------------------------------------------------------------------
 
 
-def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Samples, tolerance: float) -> Observed:
+def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Looked, tolerance: float) -> Observed:
     """Watch an ONNX model's activations in ONNX Runtime, its graph as it is in the file.
 
     Raises:
@@ -119,7 +119,7 @@ def _reduce(
 # --- modules ------------------------------------------------------------------------------------------
 
 
-def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, tolerance: float) -> Observed:
+def observe_module(traced: Traced, classes: ChannelClasses, samples: Looked, tolerance: float) -> Observed:
     """Watch a traced module's activations, in eval mode and without gradients, where its parameters are.
 
     Raises:
@@ -127,7 +127,7 @@ def observe_module(traced: Traced, classes: ChannelClasses, samples: Samples, to
     """
     places = watched(traced.graph, classes)
     run = _watching(traced, places)
-    from prunec.frontends.fx.untouched import untouched
+    from prunec.frontends.fx.running.untouched import untouched
     from prunec.runtime.modules import evaluating
 
     with untouched(traced.module), evaluating(traced.module):
@@ -139,7 +139,7 @@ def _watching(traced: Traced, places: Mapping[str, Watch]) -> Callable[[Feed], E
     import torch
     from torch import fx
 
-    from prunec.frontends.fx.frontend import Ref
+    from prunec.frontends.fx.traced import Ref
 
     class Watching(fx.Interpreter):
         """Takes the extremes of watched results as they are made: a later node may write over them."""
@@ -172,7 +172,7 @@ def arguments(traced: Traced, feed: Feed) -> list[Any]:
     """Return a module's positional arguments: a feed's arrays by input name, the example's values for the rest."""
     import torch
 
-    from prunec.frontends.fx.arguments import with_tensors
+    from prunec.frontends.fx.running.arguments import with_tensors
 
     device = next((tensor.device for tensor in traced.parameters.values()), torch.device("cpu"))
     names = iter(traced.graph.inputs)
@@ -198,7 +198,7 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     Raises:
         BadInput: a tensor input that the network does not take by position.
     """
-    from prunec.frontends.fx.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import named_tensors
     from prunec.runtime.probes import Slot
 
     tensors = [tensor for _, tensor in named_tensors(traced.example_inputs)]

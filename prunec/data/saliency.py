@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from prunec.data.observing import arguments
-from prunec.data.samples import Samples, num_rows
+from prunec.data.samples import Looked, num_rows
 from prunec.errors import UnsupportedModel
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.frontend import Traced
-from prunec.frontends.fx.untouched import untouched
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.untouched import untouched
+from prunec.frontends.fx.traced import Traced
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
 from prunec.runtime.modules import evaluating
@@ -26,7 +26,7 @@ Saliency = Mapping[str, np.ndarray[Any, Any]]
 """Parameter name -> the importance of each of its elements, float64."""
 
 
-def module_saliency(traced: Traced, samples: Samples) -> Saliency:
+def module_saliency(traced: Traced, samples: Looked) -> Saliency:
     """Return (w · ∂L/∂w)² of every float parameter, averaged over the batches.
 
     This is the importance of Molchanov et al., CVPR 2019, eq. 8. There are no labels: L is half the squared
@@ -43,7 +43,7 @@ def module_saliency(traced: Traced, samples: Samples) -> Saliency:
     return _saliency(traced.module, weights, lambda feed: arguments(traced, feed), samples)
 
 
-def onnx_saliency(traced: TracedOnnx, samples: Samples) -> Saliency:
+def onnx_saliency(traced: TracedOnnx, samples: Looked) -> Saliency:
     """Return the same for the tensors of an ONNX file, by a torch module that computes what the file does.
 
     Raises:
@@ -70,7 +70,7 @@ def _saliency(
     module: torch.nn.Module,
     parameters: Mapping[str, torch.Tensor],
     positional: Callable[[Feed], list[Any]],
-    samples: Samples,
+    samples: Looked,
 ) -> Saliency:
     weights = {
         name: tensor.detach().clone().requires_grad_()

@@ -7,9 +7,9 @@ make up a sample is sample_files.py's; random inputs are probes.py's. Never hold
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -74,22 +74,7 @@ class Samples:
         Raises:
             BadInput: it takes neither.
         """
-        failure: Exception | None = None
-        for samples in (self, replace(self, rows=1)):
-            feed = samples.first()
-            try:
-                run(feed)
-            except Exception as error:  # noqa: BLE001 - runtimes and user modules raise anything
-                failure = error
-            else:
-                return samples
-        assert failure is not None
-        text = " ".join(str(failure).split())[:300]
-        raise BadInput(
-            f"{model} does not run on the inputs of {self.name}",
-            why=text or type(failure).__name__,
-            do="give inputs of a shape that the network takes",
-        ) from failure
+        return first_that_runs((self, replace(self, rows=1)), run, model)
 
     def _batches(self, record: Record) -> Iterator[Feed]:
         arrays = {slot.name: _fitted(record[slot.name], slot) for slot in self.slots}
@@ -104,6 +89,49 @@ class Samples:
                 )
                 for slot in self.slots
             }
+
+
+class Looked(Protocol):
+    """Inputs to look at, batch by batch: samples, or the part of them that is not held out."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __iter__(self) -> Iterator[Feed]: ...
+
+    def first(self) -> Feed:
+        """Return the first batch."""
+
+    def that_run(self, run: Callable[[Feed], object], model: str) -> Self:
+        """Return the same in batches that ``run`` takes."""
+
+
+Some = TypeVar("Some", bound=Looked)
+
+
+def first_that_runs(versions: Iterable[Some], run: Callable[[Feed], object], model: str) -> Some:
+    """Return the first of several ways to cut the same inputs of which ``run`` takes the first batch.
+
+    Raises:
+        BadInput: it takes none.
+    """
+    failure: Exception | None = None
+    name = ""
+    for looked in versions:
+        name, feed = looked.name, looked.first()
+        try:
+            run(feed)
+        except Exception as error:  # noqa: BLE001 - runtimes and user modules raise anything
+            failure = error
+        else:
+            return looked
+    assert failure is not None
+    text = " ".join(str(failure).split())[:300]
+    raise BadInput(
+        f"{model} does not run on the inputs of {name}",
+        why=text or type(failure).__name__,
+        do="give inputs of a shape that the network takes",
+    ) from failure
 
 
 def num_rows(feed: Feed) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunec.data.samples import Samples, num_rows
+from prunec.data.samples import MAX_ROWS, Samples, first_that_runs, num_rows
 from prunec.errors import BadInput
 from prunec.runtime.probes import Feed
 
@@ -33,6 +33,7 @@ class FitData:
         num_fitted, num_held_out: samples in each.
         rows_held_out: the place of each held-out sample among all, in order.
         labels: the class of each sample, held out or not; None where there are none.
+        rows: the most rows that iterating gives at once; 0: the batches cannot be cut.
     """
 
     name: str
@@ -42,6 +43,24 @@ class FitData:
     num_held_out: int
     rows_held_out: tuple[int, ...]
     labels: tuple[int, ...] | None = None
+    rows: int = 0
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Yield what is fitted on, in small batches, as samples come from disk."""
+        for feed in self.fitted:
+            if not self.rows:
+                yield feed
+                continue
+            for at in range(0, num_rows(feed), self.rows):
+                yield {name: value[at : at + self.rows] for name, value in feed.items()}
+
+    def first(self) -> Feed:
+        """Return the first batch."""
+        return next(iter(self))
+
+    def that_run(self, run: Callable[[Feed], object], model: str) -> FitData:
+        """Return these, in batches that ``run`` takes; see samples.py."""
+        return first_that_runs((self, replace(self, rows=min(1, self.rows))), run, model)
 
     @property
     def labels_held_out(self) -> tuple[int, ...] | None:
@@ -76,7 +95,9 @@ def fit_data(
     fitted, held_out = (tuple(_joined(part)) if joined else tuple(part) for part in parts)
     counts = [sum(map(num_rows, part)) for part in (fitted, held_out)]
     known = None if labels is None else labels(samples, count)
-    return FitData(samples.name, fitted, held_out, counts[0], counts[1], tuple(held_rows), known)
+    return FitData(
+        samples.name, fitted, held_out, counts[0], counts[1], tuple(held_rows), known, MAX_ROWS if joined else 0
+    )
 
 
 def _singles(samples: Samples) -> Iterator[tuple[Feed, int]]:

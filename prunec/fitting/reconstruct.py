@@ -8,7 +8,7 @@ and prunec/fitting/refit.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from prunec.passes.fitting.combinations import Removals, macs_of, params_of, rem
 from prunec.passes.fitting.elimination import Matrix, damped
 from prunec.passes.fitting.operands import Operand, as_matrix, operands, output_axis, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
-from prunec.passes.selection.absorb import bias_target
+from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
 from prunec.runtime.probes import Array
@@ -59,13 +59,17 @@ class Reconstruction:
         opened: the network.
         data: what is fitted on.
         memory: bytes.
+        least: the order goes on until this fraction of the whole is left, or the smaller one that is asked for: several
+            budgets share it.
     """
 
     opened: Opened
     data: FitData
     memory: int
     progress: Callable[[str], None] = lambda _: None
+    least: float = 1.0
     _grams: dict[str, Gram] | None = None
+    _orders: dict[tuple[bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
 
     def operands(self, facts: Facts) -> tuple[Operand, ...]:
         """Return the reads of what could go; pooled are those that are too wide, or whose product is not to be seen."""
@@ -79,7 +83,15 @@ class Reconstruction:
         return self._grams
 
     def removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
-        """Return the order in which channels go, for any budget down to ``least`` of the whole."""
+        """Return the order in which channels go, for any budget down to ``least`` of the whole; made once."""
+        least = min(least, self.least)
+        key = (of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
+        known = self._orders.get(key)
+        if known is None or known[0] > least:
+            self._orders[key] = known = least, self._removals(facts, of_params=of_params, least=least)
+        return known[1]
+
+    def _removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
         found = self.operands(facts)
         by_node = self.grams(facts, found)
         self.progress("choosing channels")

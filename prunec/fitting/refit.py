@@ -127,10 +127,10 @@ class Layer:
             seen = self.view.inputs(self.now.value(self.place.operand.value, batch), picked)
             gram.add(seen)
             _add_products(right, seen, self.view.outputs(self._target(batch), picked))
-        found = _solutions(gram, right, self._start(), how.ridge)
+        found = _solutions(gram, right, self.start(), how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
-    def _start(self) -> Floats:
+    def start(self) -> Floats:
         """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
 
         W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec.errors import UnsupportedModel
-from prunec.frontends.onnx.view import Array, View
+from prunec.frontends.onnx.sizes.view import Array, View
 from prunec.ir.graph import Shape
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from prunec.frontends.onnx.ops.compute import window
-from prunec.frontends.onnx.view import View, at, known_dims
+from prunec.frontends.onnx.sizes.view import View, at, known_dims
 from prunec.importer.build import Builder, Unconvertible, to_tensor
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

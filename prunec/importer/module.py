@@ -18,9 +18,9 @@ from torch import fx
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
-from prunec.frontends.onnx.load import OnnxSource
-from prunec.frontends.onnx.nodes import SourceNode
-from prunec.frontends.onnx.view import Facts, View, type_shape
+from prunec.frontends.onnx.loading.load import OnnxSource
+from prunec.frontends.onnx.loading.nodes import SourceNode
+from prunec.frontends.onnx.sizes.view import Facts, View, type_shape
 from prunec.importer import layers, ops
 from prunec.importer.build import Builder, Origin, Row, Unconvertible
 

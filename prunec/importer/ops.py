@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import fx
 
-from prunec.frontends.onnx.view import View, at
+from prunec.frontends.onnx.sizes.view import View, at
 from prunec.importer.build import Builder, Row, Unconvertible, numbers, sizes
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -2,7 +2,7 @@
 
 Owns ``Label`` (what a rule reads and returns), ``Ties`` (mutable, lives inside one pass),
 ``ChannelClasses`` (the frozen result) and ``Kept`` (what a keep mask leaves of it). The rules that use
-them are in passes/rules/channels.py.
+them are in passes/rules/channels/table.py.
 
 An id is a positive integer; 0 means "no channel": a position that can never be removed. A *field* is
 an integer array that broadcasts against its value's shape: full size on the axes along which the ids

@@ -1,6 +1,6 @@
 """PrunePlan: what stays on each parameter axis, and where each removed constant goes. Pure data.
 
-Owns the data type and its JSON form. ``passes/selection/select.py`` and ``passes/selection/absorb.py`` make plans,
+Owns the data type and its JSON form. ``passes/selection/select.py`` and ``passes/selection/carriers.py`` make plans,
 ``passes/lowering/lower.py`` turns one into edits, the backends carry those out; a plan does not know who applies it.
 """
 

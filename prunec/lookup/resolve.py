@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from prunec.errors import BadInput, PrunecError
 from prunec.files import check_name
 from prunec.lookup.libraries import LIBRARIES, build_from
-from prunec.runtime.sessions import first_line, name_shapes
+from prunec.runtime.model_inputs import name_shapes
+from prunec.runtime.sessions import first_line
 
 if TYPE_CHECKING:
     import torch

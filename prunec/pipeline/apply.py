@@ -13,10 +13,12 @@ from typing import Literal, overload
 import torch
 from torch import fx, nn
 
-from prunec.backends.fx.backend import apply_edits, check_shapes, parameter_like, refresh_modules, set_parameters
+from prunec.backends.fx.backend import apply_edits
+from prunec.backends.fx.check import check_shapes
+from prunec.backends.fx.parameters import parameter_like, refresh_modules, set_parameters
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
-from prunec.frontends.fx.arguments import Example, example_of, zeros
-from prunec.frontends.fx.frontend import Traced
+from prunec.frontends.fx.running.arguments import Example, example_of, zeros
+from prunec.frontends.fx.traced import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.budget import Tell
+from prunec.check.clock import Tell
 from prunec.check.validate import RUNS, validate_modules, validate_onnx
 from prunec.data.calibration import Calibration
 from prunec.data.samples import Samples
@@ -64,7 +64,7 @@ def checked_module(
     budget: tuple[float, Tell | None],
 ) -> PruneReport:
     """Compare the outputs with the original's; a plan that keeps the function must agree."""
-    from prunec.frontends.fx.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import named_tensors
 
     places = [name for name, _ in named_tensors(example_inputs)]
     feeds = None

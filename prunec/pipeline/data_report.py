@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from prunec.check.agreement import agreement
+from prunec.check.agreement import agreement, num_classes
 from prunec.check.comparison import Run
 from prunec.data.calibration import Calibration
 from prunec.data.labelled import labels_of
 from prunec.data.samples import Samples
+from prunec.errors import BadInput
 from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.selection.select import Facts
 from prunec.report.findings import Agreement, PruneReport
@@ -23,12 +24,27 @@ _TOO_FEW = (
 )
 
 
-def labelled(calibration: Calibration) -> Callable[[Samples, int], tuple[int, ...]] | None:
-    """Return what finds the classes of samples; None where no labels are given."""
+def labelled(calibration: Calibration, run: Run) -> Callable[[Samples, int], tuple[int, ...]] | None:
+    """Return what finds the classes of samples; None where no labels are given.
+
+    Args:
+        run: the original: its scores tell how many classes there are.
+    """
     if calibration.labels is None:
         return None
     given = calibration.labels
-    return lambda samples, count: labels_of(samples, given, count)
+
+    def found(samples: Samples, count: int) -> tuple[int, ...]:
+        classes = num_classes(run(samples.first()))
+        if classes is None:
+            raise BadInput(
+                "labels are for classifiers",
+                why="no output of the network has a number per class",
+                do="leave --labels out: errors, and the overlap of masks, are told without any",
+            )
+        return labels_of(samples, given, count, classes)
+
+    return found
 
 
 class Runs(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.check.budget import Tell
+from prunec.check.clock import Tell
 from prunec.data.calibration import Calibration, Observed
 from prunec.data.observing import module_slots, observe_module, observe_onnx
 from prunec.data.sample_files import read_samples
@@ -24,12 +24,12 @@ from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
 from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
-from prunec.runtime import sessions
+from prunec.runtime import model_inputs, sessions
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]
@@ -45,7 +45,8 @@ class Evidence:
         samples: the calibration data.
         observed: which channels are constant on it.
         saliency: how much each parameter matters on it, where the criterion asks.
-        fit: what fits the channels that stay to the data, where some go by a criterion.
+        fit: what fits the channels that stay to the data, where some go by a criterion; what it holds out, nothing
+            else looks at either.
     """
 
     given: Samples | None = None
@@ -75,14 +76,15 @@ def module_evidence(
             raise no_gradients()
         return Evidence(given, saliency=saliency)
     samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
-    observed = None
+    fit = _module_fit(traced, samples, calibration, options, progress)
+    looked, observed = samples if fit is None else fit.data, None
     if options.criterion != "reconstruct":
-        observed = observe_module(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
+        observed = observe_module(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
     if options.criterion == "taylor" and saliency is None:
         from prunec.data.saliency import module_saliency
 
-        saliency = module_saliency(traced, samples)
-    return Evidence(given, samples, observed, saliency, _module_fit(traced, samples, calibration, options, progress))
+        saliency = module_saliency(traced, looked)
+    return Evidence(given, samples, observed, saliency, fit)
 
 
 def _module_fit(
@@ -93,7 +95,8 @@ def _module_fit(
         return None
     from prunec.fitting.stages_module import OpenedModule, runner
 
-    split = fit_data(samples, runner(traced, traced.module), labelled(calibration))
+    run = runner(traced, traced.module)
+    split = fit_data(samples, run, labelled(calibration, run))
     return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress or _silent)
 
 
@@ -118,14 +121,14 @@ def onnx_evidence(
     if calibration is None:
         return Evidence(given)
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
-    observed, saliency = None, None
-    if options.criterion != "reconstruct":
-        observed = observe_onnx(traced, channels(traced.graph, options.keep), samples, calibration.tolerance)
     fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
+    looked, observed, saliency = samples if fit is None else fit.data, None, None
+    if options.criterion != "reconstruct":
+        observed = observe_onnx(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
     if options.criterion == "taylor":
         from prunec.data.saliency import onnx_saliency
 
-        saliency = onnx_saliency(traced, samples)
+        saliency = onnx_saliency(traced, looked)
     return Evidence(given, samples, observed, saliency, fit)
 
 
@@ -133,7 +136,8 @@ def _onnx_fit(
     traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
 ) -> Reconstruction:
     """Return what fits a file to data."""
-    split = fit_data(samples, sessions.open_runner(path, str(path), "cpu", optimise=False), labelled(calibration))
+    runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
+    split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
     return Reconstruction(opened, split, calibration.memory, progress or _silent)
 
@@ -153,7 +157,7 @@ def onnx_samples(
 ) -> Samples:
     """List the samples of a folder for an ONNX file, in batches that it takes."""
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
-    samples = read_samples(data, sessions.slots(runner, input_shapes), normalise=normalise)
+    samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))
 
 

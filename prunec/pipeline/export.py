@@ -6,22 +6,32 @@ Owns the choice of exporter and the names in the file. Checking the result is pr
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import os
 import sys
-import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx
 from prunec.errors import PrunecError, UnsupportedModel, ValidationFailed
 from prunec.files import replacing
+from prunec.pipeline.interface import (
+    BATCH,
+    Interface,
+    OpenAxes,
+    flattened,
+    interface_of,
+    names_of_inputs,
+    output_tensors,
+    rebatch,
+    run_once,
+    tensors_among,
+)
 from prunec.report.findings import Validation
 from prunec.runtime.modules import evaluating
 from prunec.runtime.sessions import first_line, open_runner
@@ -29,26 +39,8 @@ from prunec.runtime.sessions import first_line, open_runner
 if TYPE_CHECKING:
     import torch
 
-    from prunec.frontends.fx.arguments import Example
-    from prunec.frontends.fx.untouched import Untouched
-
-_BATCH = "batch"
-
-OpenAxes = Mapping[str, Mapping[int, str]]
-"""Input or output name -> axis -> the symbol of its open size."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Interface:
-    """What goes in and comes out: names, and which of them have a batch on axis 0."""
-
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    batched_inputs: tuple[str, ...]
-    batched_outputs: tuple[str, ...]
-    open_axes: OpenAxes | None = None
-    fixed: str = ""
-    """Why the batch is not open although it may be; "" where there is nothing to say."""
+    from prunec.frontends.fx.running.arguments import Example
+    from prunec.frontends.fx.running.untouched import Untouched
 
 
 def export_onnx(
@@ -83,14 +75,14 @@ def export_onnx(
     Raises:
         UnsupportedModel: neither exporter takes the module.
     """
-    from prunec.frontends.fx.arguments import by_position
-    from prunec.frontends.fx.untouched import Untouched
+    from prunec.frontends.fx.running.arguments import by_position
+    from prunec.frontends.fx.running.untouched import Untouched
 
     module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
     # A tracer knows parameters by themselves, and loses them where a mode stands between: memory is kept apart.
     with _memory_kept(module, arguments), untouched.block(on_shapes=True), evaluating(module), _quiet():
-        interface = _interface(module, arguments, input_names, output_names, dynamic_batch)
+        interface = interface_of(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
             interface = replace(interface, open_axes=open_axes, fixed="")
         with replacing(path) as aside:
@@ -105,12 +97,12 @@ def _export(
     module: torch.nn.Module,
     arguments: tuple[Any, ...],
     path: Path,
-    interface: _Interface,
+    interface: Interface,
     opset: int,
     untouched: Untouched,
 ) -> str:
     """Write with an open batch if that works, else with a fixed one; return why it is fixed."""
-    flat = _flattened(module)
+    flat = flattened(module)
     if interface.open_axes is not None or not interface.batched_inputs:
         _write(flat, arguments, path, interface, opset, untouched)
         return interface.fixed
@@ -129,7 +121,7 @@ def _memory_kept(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Iterato
     """Give parameters, buffers and arguments the values back that a forward writes over."""
     import torch
 
-    stored = (*module.parameters(), *module.buffers(), *_tensors(arguments))
+    stored = (*module.parameters(), *module.buffers(), *tensors_among(arguments))
     tensors = [tensor for tensor in stored if not torch.nn.parameter.is_lazy(tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -145,7 +137,7 @@ def _write(
     module: torch.nn.Module,
     arguments: tuple[Any, ...],
     path: Path,
-    interface: _Interface,
+    interface: Interface,
     opset: int,
     untouched: Untouched,
 ) -> None:
@@ -157,14 +149,14 @@ def _write(
 
 
 def _fixed_note(arguments: tuple[Any, ...], why: str) -> str:
-    size = next(tensor.shape[0] for tensor in _tensors(arguments) if tensor.ndim > 0)
+    size = next(tensor.shape[0] for tensor in tensors_among(arguments) if tensor.ndim > 0)
     return (
         f"the batch of the ONNX file is fixed at {size}: {why}; for another size export again with an example of that "
         f"size (--input-shape on the command line, example_inputs in Python)"
     )
 
 
-def _lost_batch(module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: _Interface) -> str:
+def _lost_batch(module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: Interface) -> str:
     """Return in what a file is wrong at another batch than the example's: a tracer writes sizes that it saw as numbers.
 
     "" where it is right, and where that cannot be told: it does not run, or differs from the module at any batch.
@@ -173,14 +165,14 @@ def _lost_batch(module: torch.nn.Module, arguments: tuple[Any, ...], path: Path,
         runner = open_runner(path, "the exported network", "cpu", optimise=False)
     except PrunecError:
         return ""
-    size = next(tensor.shape[0] for tensor in _tensors(arguments) if tensor.ndim > 0)
+    size = next(tensor.shape[0] for tensor in tensors_among(arguments) if tensor.ndim > 0)
     for count in (size, size + 1):
-        inputs = tuple(_rebatch(argument, count) for argument in arguments)
+        inputs = tuple(rebatch(argument, count) for argument in arguments)
         known = {name for name, _, _ in runner.inputs}
-        values = zip(interface.input_names, (_array(tensor) for tensor in _tensors(inputs)), strict=True)
+        values = zip(interface.input_names, (_array(tensor) for tensor in tensors_among(inputs)), strict=True)
         try:
             found = runner({name: value for name, value in values if name in known})
-            wrong = _disagreement([_array(leaf) for leaf in _leaves(_run(module, inputs))], found)
+            wrong = _disagreement([_array(leaf) for leaf in output_tensors(run_once(module, inputs))], found)
         except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base class
             wrong = first_line(error)[:_LONGEST_WHY]
         if wrong:
@@ -236,7 +228,7 @@ def export_checked(
         UnsupportedModel: neither exporter takes the module.
         ValidationFailed: the outputs differ by more than the tolerance.
     """
-    names = tuple(input_names) or _input_names(module, _tensors(example_inputs))
+    names = tuple(input_names) or names_of_inputs(module, tensors_among(example_inputs))
     with replacing(path) as aside:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is among the result's notes
@@ -263,12 +255,12 @@ def export_checked(
 
 
 def _export_traced(
-    module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: _Interface, opset: int
+    module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: Interface, opset: int
 ) -> None:
     import torch
 
     batched = (*interface.batched_inputs, *interface.batched_outputs)
-    axes: OpenAxes = {name: {0: _BATCH} for name in batched} if interface.open_axes is None else interface.open_axes
+    axes: OpenAxes = {name: {0: BATCH} for name in batched} if interface.open_axes is None else interface.open_axes
     torch.onnx.export(
         module,
         arguments,
@@ -285,7 +277,7 @@ def _export_second(
     module: torch.nn.Module,
     arguments: tuple[Any, ...],
     path: Path,
-    interface: _Interface,
+    interface: Interface,
     opset: int,
     first: Exception,
 ) -> None:
@@ -306,7 +298,7 @@ def _export_second(
 
 
 def _export_dynamo(
-    module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: _Interface, opset: int
+    module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: Interface, opset: int
 ) -> None:
     import torch
 
@@ -314,11 +306,11 @@ def _export_dynamo(
     tensors = iter(interface.input_names)
     shapes: list[Any] = []
     doubled: list[Any] = []
-    dim = torch.export.Dim(_BATCH, min=1)
+    dim = torch.export.Dim(BATCH, min=1)
     for argument in arguments:
         is_batched = isinstance(argument, torch.Tensor) and next(tensors) in interface.batched_inputs
         shapes.append({0: dim} if is_batched else None)
-        doubled.append(_rebatch(argument, 2) if is_batched else argument)
+        doubled.append(rebatch(argument, 2) if is_batched else argument)
     torch.onnx.export(
         module,
         tuple(doubled),
@@ -339,103 +331,6 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _interface(
-    module: torch.nn.Module,
-    arguments: tuple[Any, ...],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    dynamic_batch: bool,
-) -> _Interface:
-    """Run the module to see its outputs, and once more with another batch to see which follow it."""
-    tensors = _tensors(arguments)
-    inputs = tuple(input_names) or _input_names(module, tensors)
-    result = _run(module, arguments)
-    named = _output_names(result, taken=(*inputs, *output_names))
-    outputs = (*output_names, *named[len(output_names) :])
-    sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim > 0}
-    if not dynamic_batch or len(sizes) != 1:
-        return _Interface(inputs, outputs, (), ())
-    size = sizes.pop()
-    try:
-        rebatched = _leaves(_run(module, tuple(_rebatch(argument, size + 1) for argument in arguments)))
-    except Exception as error:  # noqa: BLE001 - a module that hard-codes its batch raises anything
-        why = f"the network itself does not run with a batch of {size + 1} ({first_line(error)})"
-        return _Interface(inputs, outputs, (), (), fixed=why)
-    moved = tuple(
-        name
-        for name, before, after in zip(outputs, _leaves(result), rebatched, strict=True)
-        if before.ndim > 0 and before.shape[0] == size and after.shape[0] == size + 1
-    )
-    batched = tuple(name for name, tensor in zip(inputs, tensors, strict=True) if tensor.ndim > 0)
-    return _Interface(inputs, outputs, batched, moved)
-
-
-def _flattened(module: torch.nn.Module) -> torch.nn.Module:
-    """Return ``module``'s double, sharing everything, whose outputs are a plain tuple of tensors.
-
-    A subclass rather than a wrapper: the parameters keep their names in the file.
-    """
-
-    def forward(self: torch.nn.Module, *arguments: Any) -> Any:
-        leaves = _leaves(type(module).forward(self, *arguments))
-        return leaves[0] if len(leaves) == 1 else tuple(leaves)
-
-    def fill(namespace: dict[str, Any]) -> None:
-        namespace["forward"] = forward
-
-    double = types.new_class(type(module).__name__, (type(module),), exec_body=fill)
-    twin: torch.nn.Module = object.__new__(double)
-    twin.__dict__.update(module.__dict__)
-    return twin
-
-
-def _run(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return module(*arguments)
-
-
-def _leaves(result: Any) -> list[Any]:
-    from prunec.frontends.fx.containers import tensors_in
-
-    return tensors_in(result)
-
-
-def _tensors(arguments: Sequence[Any]) -> list[Any]:
-    import torch
-
-    return [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-
-
-def _rebatch(argument: Any, size: int) -> Any:
-    """Return a tensor with ``size`` rows on axis 0, repeating its own."""
-    import torch
-
-    if not isinstance(argument, torch.Tensor) or argument.ndim == 0:
-        return argument
-    rows = torch.arange(size, device=argument.device) % max(1, argument.shape[0])
-    return argument.index_select(0, rows)
-
-
-def _input_names(module: torch.nn.Module, tensors: Sequence[Any]) -> tuple[str, ...]:
-    """Name inputs after ``forward``'s parameters; extra ones of a variadic forward are counted."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    known = [name for name, item in inspect.signature(module.forward).parameters.items() if item.kind in kinds]
-    return tuple(known[index] if index < len(known) else f"input_{index}" for index in range(len(tensors)))
-
-
-def _output_names(result: Any, taken: Sequence[str]) -> tuple[str, ...]:
-    """Name outputs after a dict's keys or a dataclass's fields, else "output", "output_1", …; never like an input."""
-    leaves = _leaves(result)
-    keys = [str(key) for key in result] if isinstance(result, dict) else []
-    if is_dataclass(result):
-        keys = [field.name for field in fields(result)]
-    if len(keys) != len(leaves):
-        keys = ["output" if index == 0 else f"output_{index}" for index in range(len(leaves))]
-    return tuple(f"{key}_out" if key in taken else key for key in keys)
 
 
 @contextlib.contextmanager

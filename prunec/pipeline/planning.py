@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from prunec.data.calibration import Observed
 from prunec.errors import BadInput, InternalError
-from prunec.fitting.reconstruct import Reconstruction
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.channels import channels
 from prunec.passes.constants import constants
-from prunec.passes.fitting.means import mean_folds
 from prunec.passes.liveness import liveness
 from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
@@ -31,6 +29,9 @@ from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.scores import name_of, score
 from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
+
+if TYPE_CHECKING:
+    from prunec.fitting.reconstruct import Reconstruction
 
 Result = TypeVar("Result")
 PROVABLE = "removed what is provably constant or dead"
@@ -76,7 +77,7 @@ def choose(
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE
-    scores = _scores(facts, options, saliency, data)
+    scores = scores_of(facts, options, saliency, data)
     chosen = select_budget(
         facts,
         scores,
@@ -99,12 +100,13 @@ def choose(
     return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
 
 
-def _scores(
+def scores_of(
     facts: Facts,
     options: Options,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None,
     data: Reconstruction | None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return float64[num_classes] by the criterion of the options: the lowest go first."""
     assert options.criterion is not None
     if options.criterion != "reconstruct":
         return score(facts, options.criterion, seed=options.seed, saliency=saliency)
@@ -150,10 +152,13 @@ def plan_and_apply(
     observed: Observed | None = None,
     data: Reconstruction | None = None,
     target: Target | None = None,
+    *,
+    fit: bool = True,
 ) -> Job[Result]:
     """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
 
     Args:
+        fit: without it what stays is not fitted to the data, but has the biases that a fit would have filled.
         target: see ``choose``.
         apply: a backend; the graph is the given one, rewritten where the plan has expansions.
         data: what stays is fitted on them, where a criterion took channels.
@@ -172,7 +177,7 @@ def plan_and_apply(
         try:
             edits = lower(facts.graph, facts.classes, prepared, facts.constants)
             result = apply(facts.graph, edits)
-            if fits and data is not None:
+            if fits and fit and data is not None:
                 made = data.fitted(facts, prepared, edits, result)
                 result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
             return replace(planned, plan=made, result=result)
@@ -228,6 +233,8 @@ def _planned(
         selection, reason = choose(facts, options, saliency, data, target)
         made = plan(facts, selection, inputs, reason=reason)
         if data is None and options.criterion is not None and options.compensate and not made.exact:
+            from prunec.passes.fitting.means import mean_folds
+
             made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
         return Job(facts, selection, replace(made, **rewrites), None)
 

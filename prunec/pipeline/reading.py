@@ -21,8 +21,8 @@ from prunec.passes.rewrites.weight_norms import free_weight_norms
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunec.frontends.fx.arguments import Example
-    from prunec.frontends.fx.frontend import Traced
+    from prunec.frontends.fx.running.arguments import Example
+    from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 
 
@@ -36,8 +36,8 @@ def freed(graph: Graph) -> Graph:
 
 def read_module(module: nn.Module, example_inputs: Example, name: str = "", rules: OpRules = NO_RULES) -> Traced:
     """Trace a module (see ``prunec.frontends.fx.frontend.trace``) and rewrite its channel shuffles."""
-    from prunec.frontends.fx.arguments import by_position
     from prunec.frontends.fx.frontend import trace
+    from prunec.frontends.fx.running.arguments import by_position
 
     traced = trace(*by_position(module, example_inputs), name, rules)
     return replace(traced, graph=freed(traced.graph))
@@ -70,7 +70,7 @@ def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
 
 def input_specs(graph: Graph, example_inputs: Example) -> tuple[InputSpec, ...]:
     """Return the tensors among the example inputs, as data."""
-    from prunec.frontends.fx.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import named_tensors
 
     given = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     tensors = [tensor for _, tensor in named_tensors(tuple(given))]

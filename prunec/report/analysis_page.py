@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prunec.report.charts import stacked_bar, text
+from prunec.report.drawing import drawing
 from prunec.report.findings import Analysis, Blocked, LayerSummary, PinReport, constant_in, percent, readable
 from prunec.report.run_page import html_table, name_cell, page, section, tiles
 
 _NEUTRAL = "var(--c0)"
 _GOLDEN_ANGLE = 137.508
-_BOX = (176, 30)
-_GAP = (22, 30)
-# With more layers than this a drawing is no longer looked at; the tables say the same.
-_DRAWN = 400
 
 
 def analysis_page(analysis: Analysis) -> str:
@@ -43,7 +40,7 @@ def analysis_page(analysis: Analysis) -> str:
         section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
         section("Pinned: cannot be removed", _pins(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
-        section("Graph", _drawing(analysis.layers, colours)),
+        section("Graph", _graph(analysis.layers, colours)),
         section("Coupled groups", _groups(analysis, colours)),
     ]
     return page(f"{analysis.model} analysed", "".join(body))
@@ -54,14 +51,6 @@ def group_colours(analysis: Analysis) -> dict[int, str]:
     layers = {layer.node for layer in analysis.layers}
     shared = [group for group in analysis.groups if len({member.node for member in group.members} & layers) > 1]
     return {group.id: f"hsl({index * _GOLDEN_ANGLE % 360:.0f} 62% 52%)" for index, group in enumerate(shared)}
-
-
-def depths(layers: Sequence[LayerSummary]) -> dict[str, int]:
-    """Return how many layers lie above each one, along its longest path; inputs that are not layers count 0."""
-    depth: dict[str, int] = {}
-    for layer in layers:
-        depth[layer.node] = 1 + max((depth[name] for name in layer.inputs if name in depth), default=-1)
-    return depth
 
 
 def _legend() -> str:
@@ -123,67 +112,12 @@ def _blocked(held: Sequence[Blocked]) -> str:
     return html_table(("held by", "op", "channels>", "reason", "constant in"), rows)
 
 
-def _drawing(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
-    """Draw layers as boxes, top to bottom along the data flow, in the colour of their coupled group."""
-    if not any(layer.inputs for layer in layers) or len(layers) > _DRAWN:
-        return ""
-    places = _places(layers)
-    width = round(max(x for x, _ in places.values()) + _BOX[0] + 8)
-    height = round(max(y for _, y in places.values()) + _BOX[1] + 4)
-    edges = "".join(
-        _edge(places[name], places[layer.node]) for layer in layers for name in layer.inputs if name in places
+def _graph(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
+    drawn = drawing(layers, {layer.node: _colour(layer, colours) for layer in layers})
+    note = (
+        "A layer has the colour of the group that its output channels belong to. What a longer path says is not drawn."
     )
-    boxes = "".join(_box(layer, places[layer.node], _colour(layer, colours)) for layer in layers)
-    note = '<p class="soft">A layer has the colour of the group that its output channels belong to.</p>'
-    return (
-        f'{note}<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{edges}{boxes}</svg>'
-    )
-
-
-def _places(layers: Sequence[LayerSummary]) -> dict[str, tuple[float, float]]:
-    """Return the top left corner of each layer's box: a row per depth, each box near what it reads."""
-    depth = depths(layers)
-    rows: dict[int, list[LayerSummary]] = {}
-    for layer in layers:
-        rows.setdefault(depth[layer.node], []).append(layer)
-    pitch, rise = _BOX[0] + _GAP[0], _BOX[1] + _GAP[1]
-    width = max(len(row) for row in rows.values()) * pitch
-    places: dict[str, tuple[float, float]] = {}
-    for level in sorted(rows):
-        row = sorted(rows[level], key=lambda layer: _middle(layer, places, width / 2))
-        start = (width - len(row) * pitch) / 2 + 4
-        places.update({layer.node: (start + index * pitch, level * rise + 4.0) for index, layer in enumerate(row)})
-    return places
-
-
-def _middle(layer: LayerSummary, places: Mapping[str, tuple[float, float]], otherwise: float) -> float:
-    found = [places[name][0] for name in layer.inputs if name in places]
-    return sum(found) / len(found) if found else otherwise
-
-
-def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x0, y0 = start[0] + _BOX[0] / 2, start[1] + _BOX[1]
-    x1, y1 = end[0] + _BOX[0] / 2, end[1]
-    # A long edge down its own column swings out beside the boxes that it passes.
-    passes = y1 - y0 > _GAP[1] + 1 and abs(x1 - x0) < _BOX[0]
-    swing = _BOX[0] * 0.66 + 0.05 * (y1 - y0) if passes else 0.0
-    middle = (y0 + y1) / 2
-    path = f"M{x0:.0f} {y0:.0f}C{x0 + swing:.0f} {middle:.0f} {x1 + swing:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
-    return f'<path d="{path}" fill="none" stroke="var(--c0)" stroke-opacity=".5"/>'
-
-
-def _box(layer: LayerSummary, place: tuple[float, float], colour: str) -> str:
-    x, y = place
-    label = layer.node if len(layer.node) <= 18 else "…" + layer.node[-17:]
-    tip = f"{layer.node}: {layer.op}, {layer.channels} channels, {layer.prunable} prunable"
-    return (
-        f"<g><title>{text(tip)}</title>"
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="var(--card)"/>'
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="6" fill="{colour}" '
-        f'fill-opacity=".18" stroke="{colour}"/>'
-        f'<text x="{x + 9:.0f}" y="{y + 19:.0f}">{text(label)}</text>'
-        f'<text class="tick" x="{x + _BOX[0] - 7:.0f}" y="{y + 19:.0f}" text-anchor="end">{layer.channels}</text></g>'
-    )
+    return f'<p class="soft">{note}</p>{drawn}' if drawn else ""
 
 
 def _colour(layer: LayerSummary, colours: Mapping[int, str]) -> str:

@@ -1,6 +1,7 @@
-"""ONNX Runtime sessions: opening them quietly, on the provider that really works, and timing them.
+"""ONNX Runtime sessions: opening them quietly, on the provider that really works.
 
-Owns everything that depends on ONNX Runtime's habits. What is compared is in prunec/check/validate.py.
+Owns everything that depends on ONNX Runtime's habits. What a model takes is model_inputs.py's, how long it takes
+prunec/timing/latency.py's, what is compared prunec/check/validate.py's.
 """
 
 from __future__ import annotations
@@ -8,12 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import json
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +19,16 @@ import numpy as np
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import check_name
-from prunec.runtime.probes import Array, Feed, InputKind, Slot
+from prunec.runtime.probes import Array, Feed
 
 ProviderName = Literal["auto", "cpu", "cuda"]
+
 Model = str | Path | bytes
 """A file, or a serialised ModelProto."""
 
 _CPU = "CPUExecutionProvider"
+
 _CUDA = "CUDAExecutionProvider"
-_NUMPY_TYPES = {"float": "float32", "double": "float64"}
-# Tried in turn for sizes that a file leaves open, until the first model runs.
-_SIZES = (224, 64, 320, 32, 128, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,7 @@ def open_runner(
                 model if isinstance(model, bytes) else str(model), options, providers=_providers(provider)
             )
         except Exception as error:  # onnxruntime's exceptions have no common base class
-            raise _cannot_open(error, name) from error
+            raise cannot_open(error, name) from error
     return Runner(name, session)
 
 
@@ -192,242 +188,13 @@ def quiet() -> Iterator[None]:
         ort.set_default_logger_severity(2)  # the library's default; it cannot be asked for
 
 
-def input_kinds(
-    runner: Runner,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    *,
-    batch: int = 1,
-    channels: int = 3,
-    size: int = 224,
-) -> tuple[InputKind, ...]:
-    """Return a concrete shape and dtype for every input of a model.
-
-    Args:
-        runner: the model.
-        shapes: the user's shapes by input name; the key "" is the only (or the next) input.
-        batch: for an open first axis.
-        channels: for an open axis 1 of an input that looks like images.
-        size: for any other open axis. One symbol gets one size.
-
-    Raises:
-        BadInput: a name that is no input, or a shape that the model does not allow.
-        UnsupportedModel: an input that is not a numeric tensor.
-    """
-    given = name_shapes([name for name, _, _ in runner.inputs], shapes or {})
-    symbols: dict[str, int] = {}
-    kinds = []
-    for name, shape, onnx_type in runner.inputs:
-        wanted = given.get(name)
-        if wanted is not None:
-            _check_shape(name, shape, wanted)
-        filled = wanted if wanted is not None else _fill(shape, batch, channels, size, symbols)
-        kinds.append(InputKind(name, filled, _dtype(name, onnx_type)))
-    return tuple(kinds)
-
-
-def slots(runner: Runner, shapes: Mapping[str, Sequence[int]] | None = None) -> tuple[Slot, ...]:
-    """Return what a user's samples must fill: every input, with sizes left open where file and user leave them.
-
-    Raises:
-        BadInput, UnsupportedModel: see ``input_kinds``.
-    """
-    given = name_shapes([name for name, _, _ in runner.inputs], shapes or {})
-    found = []
-    for name, shape, onnx_type in runner.inputs:
-        wanted = given.get(name)
-        if wanted is not None:
-            _check_shape(name, shape, wanted)
-            # A batch size that the user gives is one to start from: samples bring their own.
-            shape = (shape[0] if shape else None, *wanted[1:])
-        found.append(Slot(name, shape, _dtype(name, onnx_type)))
-    return tuple(found)
-
-
-def name_shapes(names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Give each shape its input: the key "" stands for the first input that is not named.
-
-    Raises:
-        BadInput: a key is not an input's name.
-    """
-    for key in shapes:
-        if key and key not in names:
-            raise BadInput(f"the model has no input {key!r}", why=f"its inputs: {', '.join(names) or 'none'}")
-    given = {key: tuple(int(size) for size in shape) for key, shape in shapes.items() if key}
-    if "" in shapes:
-        free = [name for name in names if name not in given]
-        if not free:
-            raise BadInput("there is a shape too many", why=f"inputs: {', '.join(names) or 'none'}")
-        given[free[0]] = tuple(int(size) for size in shapes[""])
-    return given
-
-
-def first_channels(model: Model) -> int:
-    """Return how many channels the first convolution of an ONNX model takes, 3 where none tells."""
-    graph = _skeleton(model)
-    dims = {tensor.name: tensor.dims for tensor in graph.initializer}
-    for node in graph.node:
-        weight = dims.get(node.input[1], []) if node.op_type == "Conv" and len(node.input) > 1 else []
-        if len(weight) > 1:
-            return int(weight[1]) * next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-    return 3
-
-
-def external_bytes(path: Path) -> int:
-    """Return the size of the weights that an ONNX file keeps in other files."""
-    import onnx
-
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort) keep all in one file
-        return 0
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return sum(int(entry.value) for entry in entries if entry.key == "length" and entry.value.isdecimal())
-
-
-def _skeleton(model: Model) -> Any:
-    """Return the graph of a model that ONNX Runtime has taken, without what lies in other files."""
-    import onnx
-
-    if isinstance(model, bytes):
-        return onnx.load_from_string(model).graph
-    try:
-        return onnx.load(str(model), load_external_data=False).graph
-    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort): nothing can be told from them
-        return onnx.GraphProto()
-
-
-def candidate_sizes(runner: Runner, shapes: Mapping[str, Sequence[int]] | None) -> tuple[int, ...]:
-    """Return the sizes worth trying for a model's open axes: one where none is open."""
-    first = input_kinds(runner, shapes, size=_SIZES[0])
-    return _SIZES if first != input_kinds(runner, shapes, size=_SIZES[1]) else _SIZES[:1]
-
-
-def interleaved_latency(a: Runner, b: Runner, feed: Feed, runs: int, budget_s: float = 10.0) -> tuple[float, float]:
-    """Return the median milliseconds per run of two models, timed in turn; see ``timed_in_turns``."""
-    first, second = timed_in_turns(a, b, feed, runs, budget_s, fewest=3)
-    return statistics.median(first), statistics.median(second)
-
-
-def timed_in_turns(
-    a: Runner,
-    b: Runner,
-    feed: Feed,
-    runs: int,
-    budget_s: float,
-    *,
-    warm_ups: int = 2,
-    fewest: int = 1,
-    until_clear: bool = False,
-) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of each run of two models, timed in turn.
-
-    Turns alternate in order, so that neither always runs on the other's warm caches.
-
-    Args:
-        a, b: the models.
-        feed: what they run on.
-        runs: rounds at most.
-        budget_s: no round that would end later begins, beyond the fewest.
-        warm_ups: rounds that do not count.
-        fewest: rounds at least.
-        until_clear: stop once more rounds would say little more about the ratio.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    started = time.perf_counter()
-    for _ in range(warm_ups):
-        a.session.run(None, feed)
-        b.session.run(None, feed)
-    for turn in range(max(fewest, runs)):
-        spent = time.perf_counter() - started
-        round_s = (times[0][-1] + times[1][-1]) / 1e3 if turn else 0.0
-        if turn >= fewest and (spent + round_s > budget_s or (until_clear and _is_clear(*times))):
-            break
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            before = time.perf_counter()
-            (a, b)[which].session.run(None, feed)
-            times[which].append(1e3 * (time.perf_counter() - before))
-    return times
-
-
-_CLEAR_ENOUGH = 0.02
-"""The ratio of two latencies is known well enough when its standard error is this."""
-_SHORTEST_MS = 300.0
-"""What takes no longer is timed as often as it may be."""
-
-
-def _is_clear(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Tell whether more rounds would say little more about how many times faster one model is."""
-    if len(first) < 5 or sum(first) + sum(second) < _SHORTEST_MS:
-        return False
-    ratios = sorted(x / max(y, 1e-9) for x, y in zip(first, second, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    # The quartiles of a normal distribution lie 1.35 standard deviations apart; a median errs by 1.25 of a mean's.
-    return bool(1.25 * (high - low) / 1.35 / len(ratios) ** 0.5 <= _CLEAR_ENOUGH * middle)
-
-
-def kernel_times(models: Sequence[bytes], runs: int, budget_s: float, *, threads: int = 0) -> list[float]:
-    """Return the microseconds that the kernels of each model take in a run on the CPU, the models run in turns.
-
-    They come from ONNX Runtime's own profile: what a call costs is not in them. Neither is the way into and out of
-    the blocked layout of convolutions, which a network takes at its ends and a layer by itself at its own. Other work
-    on the machine only ever adds, so the mean of the faster half counts.
-
-    Args:
-        models: all inputs are float32, of known sizes; noise is fed.
-        runs: of each model at most, and at least five.
-        budget_s: seconds after which there are no more.
-        threads: as for ``open_runner``.
-
-    Raises:
-        UnsupportedModel: ONNX Runtime cannot run one of them.
-    """
-    rng = np.random.default_rng(0)
-    # A session that fails still has its profile open.
-    with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as scratch:
-        # The names end in the second: sessions opened in one second would write into one file.
-        prefixes = [Path(scratch) / f"profile{index}" for index in range(len(models))]
-        runners = [
-            open_runner(model, "the layer", "cpu", optimise=True, profile=prefix, threads=threads)
-            for model, prefix in zip(models, prefixes, strict=True)
-        ]
-        feeds = [
-            {kind.name: rng.standard_normal(kind.shape, dtype=np.float32) for kind in input_kinds(runner)}
-            for runner in runners
-        ]
-        started = time.perf_counter()
-        for turn in range(_WARMUP + max(5, runs)):
-            if turn >= _WARMUP + 5 and time.perf_counter() - started > budget_s:
-                break
-            for runner, feed in zip(runners, feeds, strict=True):
-                try:
-                    runner.session.run(None, feed)
-                except Exception as error:  # onnxruntime's exceptions have no common base class
-                    raise _cannot_open(error, runner.name) from error
-        return [_own_time(Path(runner.session.end_profiling())) for runner in runners]
-
-
-_WARMUP = 2
-_LAYOUT_OPS = ("ReorderInput", "ReorderOutput")
-_CUT_OFF = 0.5
-"""The profile counts whole microseconds, rounded down: this much is lost on the average."""
-
-
-def _own_time(profile: Path) -> float:
-    """Return the microseconds of a run in a profile."""
-    kernels: dict[str, list[float]] = {}
-    for event in json.loads(profile.read_text(encoding="utf-8")):
-        if event["name"].endswith("_kernel_time") and event["args"]["op_name"] not in _LAYOUT_OPS:
-            kernels.setdefault(event["name"], []).append(event["dur"] + _CUT_OFF)
-    runs = sorted(map(sum, zip(*(times[_WARMUP:] for times in kernels.values()), strict=True)))
-    return statistics.fmean(runs[: (len(runs) + 1) // 2])
-
-
 def _providers(provider: Literal["cpu", "cuda"]) -> list[Any]:
     # TF32 rounds products to 10 bits: two equal networks would differ by 1e-3.
     return [(_CUDA, {"use_tf32": "0"}), _CPU] if provider == "cuda" else [_CPU]
 
 
-def _cannot_open(error: Exception, name: str) -> Exception:
+def cannot_open(error: Exception, name: str) -> Exception:
+    """Return the error to raise where ONNX Runtime did not open a model, by what it said."""
     text = first_line(error)
     if type(error).__name__ in {"InvalidProtobuf", "NoSuchFile"}:
         return BadInput(f"{name} is not an ONNX model", why=text)
@@ -440,47 +207,3 @@ def first_line(error: BaseException) -> str:
     while text.startswith("["):
         text = text.partition("]")[2].lstrip(" :0123456789")
     return text[:300] or type(error).__name__
-
-
-def _dtype(name: str, onnx_type: str) -> str:
-    inner = onnx_type.removeprefix("tensor(").removesuffix(")")
-    dtype = _NUMPY_TYPES.get(inner, inner)
-    try:
-        kind = np.dtype(dtype).kind
-    except TypeError:
-        kind = "O"
-    if inner == "string" or kind not in "fiub":
-        raise UnsupportedModel(f"input {name!r} is a {onnx_type}", why="inputs are made for tensors of numbers")
-    return dtype
-
-
-def _check_shape(name: str, shape: Sequence[int | str | None], wanted: Sequence[int]) -> None:
-    # ONNX Runtime reports no sizes for an input of unknown rank, as for a number.
-    fits = not shape or (
-        len(shape) == len(wanted)
-        and all(not isinstance(size, int) or size == given for size, given in zip(shape, wanted, strict=True))
-    )
-    if not fits:
-        text = "x".join(str(size) if isinstance(size, int) else "?" for size in shape)
-        raise BadInput(
-            f"input {name!r} cannot be {'x'.join(map(str, wanted))}",
-            why=f"the model says {text}",
-            do="change --input-shape",
-        )
-
-
-def _fill(
-    shape: Sequence[int | str | None], batch: int, channels: int, size: int, symbols: dict[str, int]
-) -> tuple[int, ...]:
-    last = shape[-1] if shape else None
-    channels_last = isinstance(last, int) and last <= 4
-    filled = []
-    for axis, dim in enumerate(shape):
-        if isinstance(dim, int):
-            filled.append(dim)
-            continue
-        is_channel = axis == 1 and len(shape) >= 4 and not channels_last
-        value = batch if axis == 0 and len(shape) > 1 else channels if is_channel else size
-        # "None" and "?" are how some exporters write "unknown", not a symbol.
-        filled.append(symbols.setdefault(dim, value) if dim not in (None, "", "None", "?") else value)
-    return tuple(filled)

@@ -33,7 +33,7 @@ def sweep_page(report: SweepReport) -> str:
         '<p class="soft">prunec sweep: how far can it go?</p>',
         tiles(head),
         section("How to read it", *(f'<p class="soft">{text(note)}</p>' for note in notes)),
-        section("The curve", _curves(made)),
+        section("The curve", _curves(report, made)),
         section("Points", _points(report)),
         section("What each coupled group costs", _GROUPS_SAY, _groups(report)),
         section("Groups of which nothing can go", _stay(report.groups)),
@@ -49,21 +49,21 @@ _GROUPS_SAY = (
 )
 
 
-def _curves(points: Sequence[Point]) -> str:
+def _curves(report: SweepReport, points: Sequence[Point]) -> str:
     """Draw the agreement against what a point costs, three times."""
     known = [(point, *headline(point.agreement)) for point in points if point.agreement is not None]
-    if not known:
+    if not known or known[0][0].agreement is None:
         return ""
-    name = known[0][1]
+    name, whole = known[0][1], known[0][0].agreement.accuracy_before
 
-    def chart(title: str, cost: Sequence[float]) -> str:
+    def chart(title: str, cost: Sequence[float], original: float) -> str:
         shown = [(f"{p.target:.0%}", x, score) for (p, _, score), x in zip(known, cost, strict=True)]
-        return pareto_chart(title, shown)
+        return pareto_chart(title, [("original", original, 1.0 if whole is None else whole), *shown])
 
     charts = (
-        chart(f"{name} against MACs", [float(p.macs) for p, _, _ in known]),
-        chart(f"{name} against measured latency, % of the original's", [_share(p) for p, _, _ in known]),
-        chart(f"{name} against file size, kB", [p.bytes / 1e3 for p, _, _ in known]),
+        chart(f"{name} against MACs", [float(p.macs) for p, _, _ in known], float(report.macs)),
+        chart(f"{name} against measured latency, % of the original's", [_share(p) for p, _, _ in known], 100.0),
+        chart(f"{name} against file size, kB", [p.bytes / 1e3 for p, _, _ in known], report.bytes / 1e3),
     )
     return f'<div class="pair">{"".join(charts)}</div>'
 

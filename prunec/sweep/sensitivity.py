@@ -16,7 +16,7 @@ from prunec.ir.edits import CannotRewrite
 from prunec.ir.labels import Ids
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.groups import group_classes
-from prunec.passes.selection.select import Facts, plan, recount, select
+from prunec.passes.selection.select import Facts, Selection, plan, recount, select
 from prunec.passes.selection.shares import shares, sides
 from prunec.report.analysis import analysis
 from prunec.report.findings import Group
@@ -38,14 +38,14 @@ class Probe:
         facts: of the network.
         scores: float64[num_classes]; the lowest go first.
         specs: of its inputs.
-        error: the error of the outputs of what a plan makes of the network.
+        error: the error of the outputs of what a plan, and the selection that it is of, make of the network.
         clock: layers' times.
     """
 
     facts: Facts
     scores: Floats
     specs: tuple[InputSpec, ...]
-    error: Callable[[PrunePlan], float]
+    error: Callable[[PrunePlan, Selection], float]
     clock: Staircases
 
 
@@ -93,6 +93,8 @@ def _reasons(facts: Facts) -> dict[int, str]:
 def _steps(probe: Probe, free: Ids) -> tuple[tuple[Step, ...], str]:
     """Return what parts of a group cost, or why none of it can go."""
     order = free[np.argsort(probe.scores[free], kind="stable")]
+    if not np.isfinite(probe.scores[free]).any():
+        return (), "what reads its channels cannot make up for any (products of two activations)"
     steps = []
     before = 0
     for share in SHARES:
@@ -108,7 +110,8 @@ def _steps(probe: Probe, free: Ids) -> tuple[tuple[Step, ...], str]:
 
 def _step(probe: Probe, order: Ids, share: float) -> Step | None:
     facts = probe.facts
-    gone = order[: min(order.size - 1, round(share * order.size))]
+    able = int(np.isfinite(probe.scores[order]).sum())
+    gone = order[: min(able, order.size - 1, round(share * order.size))]
     wish = np.ones(facts.classes.num_classes, dtype=bool)
     wish[gone] = False
     chosen = select(facts, wish, priority=probe.scores)
@@ -119,4 +122,4 @@ def _step(probe: Probe, order: Ids, share: float) -> Step | None:
     whole, left = recount(facts, select(facts, np.ones_like(wish))), recount(facts, chosen)
     rest = shares(sides(facts.graph, facts.classes), chosen.keep, chosen.wanted.nodes)
     saved = probe.clock.whole - probe.clock.microseconds(rest)
-    return Step(share, removed, probe.error(made), whole.macs - left.macs, saved)
+    return Step(share, removed, probe.error(made, chosen), whole.macs - left.macs, saved)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from prunec.errors import PrunecError
 from prunec.ir.graph import Graph
 from prunec.passes.cost import Rates, cost
-from prunec.runtime import sessions
+from prunec.timing import latency
 from prunec.timing.layers_alone import Layer, Side, layers_alone, made, onnx_model, read, resized
 
 _SWEEPS, _RUNS, _SECONDS = 3, 20, 0.15
@@ -73,7 +73,7 @@ def _others(layer: Layer) -> dict[Side, Layer]:
 def _times(layer: Layer) -> list[float]:
     """Return the microseconds of a layer and of its other widths; [] where ONNX Runtime cannot run it."""
     try:
-        return sessions.kernel_times([onnx_model(each) for each in (layer, *_others(layer).values())], _RUNS, _SECONDS)
+        return latency.kernel_times([onnx_model(each) for each in (layer, *_others(layer).values())], _RUNS, _SECONDS)
     except PrunecError:
         return []
 

@@ -19,9 +19,9 @@ from prunec.errors import PrunecError
 from prunec.ir.graph import Graph
 from prunec.passes.cost import cost
 from prunec.passes.selection.shares import Shares
-from prunec.runtime import sessions
-from prunec.timing.files import ONE
+from prunec.timing import latency
 from prunec.timing.layers_alone import Layer, Side, at, layers_alone, made, onnx_model, read
+from prunec.timing.pairs import ONE
 
 _RUNS, _SECONDS = 20, 0.3
 """Runs of each width of a layer, and the seconds that these may take together."""
@@ -122,7 +122,7 @@ def _measured(layer: Layer) -> LayerStairs | None:
     units = [_units(side) for side in sides]
     models = [layer] + [at(layer, side, n) for side, ns in zip(sides, units, strict=True) if side for n in ns]
     try:
-        whole, *times = sessions.kernel_times([onnx_model(model) for model in models], _RUNS, _SECONDS, threads=ONE)
+        whole, *times = latency.kernel_times([onnx_model(model) for model in models], _RUNS, _SECONDS, threads=ONE)
     except PrunecError:
         return None
     parts = times[: len(units[0])], times[len(units[0]) :]

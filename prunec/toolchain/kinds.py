@@ -20,7 +20,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]  # p
 from onnx import TensorProto
 
 from prunec.errors import BadInput
-from prunec.frontends.onnx.wire import MIN_BYTES, refer
+from prunec.frontends.onnx.loading.wire import MIN_BYTES, refer
 
 DATA = ".data"
 """What the name of the file of the big weights ends in."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from prunec import api
-from prunec.check.budget import CHECK_TIME, Tell
+from prunec.check.clock import CHECK_TIME, Tell
 from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, PrunecError
 from prunec.ir.graph import Graph
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch import fx, nn
 
-    from prunec.frontends.fx.arguments import Example
+    from prunec.frontends.fx.running.arguments import Example
 
 Model = TypeVar("Model")
 _PROGRAM = "export.ExportedProgram"

@@ -13,11 +13,12 @@ from single_nodes import CASES, RNG, model_of, weights
 from torch import nn
 
 from prunec.errors import PrunecError, UnsupportedModel
-from prunec.frontends.onnx.load import OnnxSource, load_onnx
+from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
 from prunec.importer.module import ImportedOnnx, to_module
 from prunec.pipeline.export import export_onnx
+from prunec.runtime.model_inputs import input_kinds
 from prunec.runtime.probes import feed
-from prunec.runtime.sessions import input_kinds, open_runner
+from prunec.runtime.sessions import open_runner
 
 
 def run(imported: ImportedOnnx, *arrays: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:

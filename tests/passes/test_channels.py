@@ -14,7 +14,7 @@ from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import OPS
 from prunec.passes.channels import channels
 from prunec.passes.groups import dependency_graph, group_classes
-from prunec.passes.rules.channels import CHANNEL_RULES
+from prunec.passes.rules.channels.table import CHANNEL_RULES
 
 IMAGE = ("N", 3, 8, 8)
 

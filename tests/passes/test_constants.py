@@ -16,8 +16,8 @@ from traced import run, silenced
 from prunec.ir.ops import BINARY, OPS, UNARY
 from prunec.passes.constants import constants, made_of_params
 from prunec.passes.rules import numeric
-from prunec.passes.rules.channels import CHANNEL_RULES
-from prunec.passes.rules.constants import CONSTANT_RULES
+from prunec.passes.rules.channels.table import CHANNEL_RULES
+from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.cost import COST_RULES
 from prunec.passes.rules.liveness import LIVENESS_RULES
 

@@ -18,8 +18,8 @@ from prunec.ir.graph import Graph, Shape
 from prunec.ir.ops import BINARY, OPS, UNARY
 from prunec.passes.cost import cost
 from prunec.passes.lowering.lower import lower
-from prunec.passes.rules.channels import CHANNEL_RULES
-from prunec.passes.rules.constants import CONSTANT_RULES
+from prunec.passes.rules.channels.table import CHANNEL_RULES
+from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.cost import COST_RULES
 from prunec.passes.rules.liveness import LIVENESS_RULES
 from prunec.passes.rules.moves import MOVES

@@ -13,8 +13,9 @@ import pytest
 
 from prunec.errors import BadInput
 from prunec.files import RunFolder
-from prunec.report.analysis_page import analysis_page, depths, group_colours
+from prunec.report.analysis_page import analysis_page, group_colours
 from prunec.report.charts import Series, heatmap, kept_bars, line_chart, ticks
+from prunec.report.drawing import drawing, flow
 from prunec.report.findings import (
     Analysis,
     Blocked,
@@ -163,12 +164,26 @@ def test_layers_coupled_with_each_other_share_a_colour_and_lone_ones_have_none()
     assert list(group_colours(_analysis())) == [0]
 
 
-def test_a_layer_is_drawn_below_all_that_it_reads() -> None:
+def test_a_layer_is_drawn_below_all_that_it_reads_and_a_longer_path_stands_for_a_shorter_one() -> None:
     layers = [
         LayerSummary(name, "conv", 1, 1, 0, 0, 0, 1, 1, (), inputs)
         for name, inputs in (("a", ()), ("b", ("a",)), ("c", ("a", "b")), ("d", ("x",)), ("e", ("c", "d")))
     ]
-    assert depths(layers) == {"a": 0, "b": 1, "c": 2, "d": 0, "e": 3}
+    assert set(flow(layers).edges) == {("a", "b"), ("b", "c"), ("c", "e"), ("d", "e")}
+    svg = drawing(layers, {layer.node: "red" for layer in layers})
+    tops = {name: float(y) for name, y in re.findall(r"<title>(\w): .*?<rect x=\"\d+\" y=\"(\d+)\"", svg)}
+    assert tops["a"] == tops["d"] < tops["b"] < tops["c"] < tops["e"]
+
+
+def test_what_swings_out_beside_the_boxes_is_within_the_drawing() -> None:
+    reads = {"s": (), "p0": (), **{f"p{n}": (f"p{n - 1}",) for n in range(1, 6)}, "z": ("p5", "s")}
+    layers = [LayerSummary(name, "conv", 1, 1, 0, 0, 0, 1, 1, (), inputs) for name, inputs in reads.items()]
+    svg = drawing(layers, dict.fromkeys(reads, "red"))
+    width = float(re.findall(r'svg width="(\d+)"', svg)[0])
+    swings = [(float(x), float(far)) for x, far in re.findall(r"M(\d+) \d+C(\d+) ", svg)]
+    assert max(far - x for x, far in swings) > 100
+    # The middle of a Bezier curve is three quarters of the way to its control points.
+    assert all(x + 0.75 * (far - x) <= width for x, far in swings)
 
 
 def _rows(count: int = 30) -> list[dict[str, Any]]:

@@ -14,16 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from prunec.api import analyze_onnx
+from prunec.api import analyze_onnx, prune_onnx
 from prunec.cli.main import execute
+from prunec.data import saliency
 from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, BudgetNotMet
+from prunec.fitting import reconstruct
+from prunec.fitting.fit_data import FitData
 from prunec.lookup.resolve import OnnxModel, TorchModel
+from prunec.pipeline import evidence
 from prunec.pipeline.export import export_onnx
-from prunec.runtime import sessions
 from prunec.sweep import sweep as steps
 from prunec.sweep.findings import SweepReport, headline
 from prunec.sweep.page import sweep_page
+from prunec.timing import latency
 
 INPUT = torch.zeros(1, 3, 8, 8)
 
@@ -54,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(before: Path, after: Path, _feed: Any, **_how: Any) -> tuple[float, float]:
         return analyze_onnx(before).macs / 1e6, analyze_onnx(after).macs / 1e6
 
-    monkeypatch.setattr(sessions, "kernel_times", kernels)
+    monkeypatch.setattr(latency, "kernel_times", kernels)
     monkeypatch.setattr(steps, "timed", timed)
 
 
@@ -146,26 +150,145 @@ def test_a_folder_with_another_sweep_is_left_alone(model: OnnxModel, tmp_path: P
         run(model, tmp_path / "out")
 
 
-def test_agreement_is_measured_on_samples_that_nothing_else_looked_at(
-    model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Return a folder of twelve samples, of which the numbers 3, 7 and 11 are held out."""
     rng = np.random.default_rng(0)
-    data = tmp_path / "data"
-    data.mkdir()
+    folder = tmp_path / "data"
+    folder.mkdir()
     for number in range(12):
-        np.save(data / f"{number:02}.npy", rng.standard_normal((3, 8, 8)).astype(np.float32))
-    looked: list[str] = []
-    observe = steps.observe_onnx
+        np.save(folder / f"{number:02}.npy", rng.standard_normal((3, 8, 8)).astype(np.float32))
+    return folder
 
-    def watched(traced: Any, classes: Any, samples: Any, tolerance: float) -> Any:
-        looked.extend(Path(source.where).stem for record in samples.records for source in record.values())
-        return observe(traced, classes, samples, tolerance)
 
-    monkeypatch.setattr(steps, "observe_onnx", watched)
-    report = run(model, tmp_path / "out", calibration=Calibration(str(data)), sensitivity=False)
-    assert sorted(looked) == [f"{number:02}" for number in range(12) if number % 4 != 3]
-    assert report.inputs.startswith("3 samples: every fourth sample of")
+def held_out_among(feeds: Any, data: Path) -> int:
+    """Return how many of the held-out samples are among what something looks at."""
+    seen = np.concatenate([value for feed in feeds for value in feed.values()])
+    return sum(int((seen == np.load(data / f"{number:02}.npy")).all(axis=(1, 2, 3)).any()) for number in (3, 7, 11))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+def test_agreement_is_measured_on_samples_that_nothing_else_looked_at(
+    model: OnnxModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
+) -> None:
+    looked: list[int] = []
+    for module, name in ((evidence, "observe_onnx"), (saliency, "onnx_saliency"), (evidence, "OpenedOnnx")):
+        whole = getattr(module, name)
+
+        def watched(*given: Any, whole: Any = whole) -> Any:
+            feeds = next(each for each in given if isinstance(each, FitData | tuple))
+            looked.append(held_out_among(feeds, data))
+            return whole(*given)
+
+        monkeypatch.setattr(module, name, watched)
+    report = run(model, tmp_path / "out", calibration=Calibration(data), criterion=criterion, sensitivity=False)
+    assert looked == [0] * (3 if criterion == "taylor" else 2)
+    assert report.inputs.startswith("3 samples: every fourth of")
     assert all(point.agreement is not None and point.agreement.samples == 3 for point in report.points)
+
+
+def test_with_data_the_points_are_fitted_from_one_look_at_them(
+    model: OnnxModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("summed", "removals"):
+        whole = getattr(reconstruct, name)
+        monkeypatch.setattr(reconstruct, name, lambda *g, n=name, w=whole, **k: (calls.append(n), w(*g, **k))[1])
+    report = run(model, tmp_path / "out", calibration=Calibration(data), fractions=(0.8, 0.5, 0.3))
+    assert report.criterion == "reconstruct"
+    assert sorted(calls) == ["removals", "summed"]
+    calls.clear()
+    again = run(model, tmp_path / "out", calibration=Calibration(data), fractions=(0.8, 0.5, 0.3))
+    assert not calls
+    assert again.to_json_dict() == report.to_json_dict()
+
+
+def test_a_point_is_the_file_that_prune_writes(model: OnnxModel, data: Path, tmp_path: Path) -> None:
+    given = Calibration(data)
+    report = run(model, tmp_path / "out", calibration=given, fractions=(0.5,), sensitivity=False)
+    once = prune_onnx(model.path, tmp_path / "once.onnx", calibration=given, target_macs=0.5, validate=False)
+    assert (tmp_path / "once.onnx").read_bytes() == (tmp_path / "out" / report.points[0].file).read_bytes()
+    assert once.agreement is not None
+    assert report.points[0].agreement is not None
+    assert report.points[0].agreement.outputs[0].error == pytest.approx(once.agreement.outputs[0].error, rel=1e-3)
+
+
+def test_with_labels_the_curve_is_one_of_accuracy(model: OnnxModel, data: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(f"{number:02}.npy,{number % 10}" for number in range(12)))
+    given = Calibration(data, labels=labels)
+    report = run(model, tmp_path / "out", calibration=given, sensitivity=False)
+    for point in report.points:
+        assert point.agreement is not None
+        assert headline(point.agreement) == ("accuracy", point.agreement.accuracy_after)
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "accuracy against MACs" in page
+    with pytest.raises(BadInput, match="holds another sweep") as error:
+        run(model, tmp_path / "out", calibration=Calibration(data), sensitivity=False)
+    assert error.value.why == "other than now: labels"
+
+
+def test_what_a_group_costs_is_told_as_its_points_are_made(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = network()
+    with torch.no_grad():  # the second half of the first layer's channels are the first half's, times positive numbers
+        factors = 0.5 + torch.rand(16)
+        net[0].weight[16:] = net[0].weight[:16] * factors[:, None, None, None]
+        net[0].bias[16:] = net[0].bias[:16] * factors
+    export_onnx(net, (INPUT,), tmp_path / "net.onnx")
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "x.npy", np.random.default_rng(0).standard_normal((24, 3, 8, 8), dtype=np.float32))
+    errors = {}
+    for name, options in (("made up for", {}), ("not", {"compensate": False})):
+        report = run(
+            OnnxModel("net", tmp_path / "net.onnx", {}), tmp_path / name,
+            calibration=Calibration(tmp_path / "data"), **options,
+        )  # fmt: skip
+        group = next(group for group in report.groups if group.channels == 32)
+        errors[name] = next(step.error for step in group.steps if step.share == 0.25)
+    assert errors["made up for"] < 1e-3
+    assert errors["not"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("arrays", "labels", "what"),
+    [
+        ([], None, "holds no data"),
+        ([np.ones((8, 3, 8, 8))], None, "are constant"),
+        ([np.full((8, 3, 8, 8), np.nan)], None, "NaN or infinity"),
+        ([np.zeros((8, 3, 9, 8))], None, "does not take"),
+        ([np.random.default_rng(0).random((8, 3, 8, 8))], "1\n2\n", "there are 8 samples"),
+        ([np.random.default_rng(0).random((8, 3, 8, 8))], "1\n" * 7 + "10\n", "the network scores 10"),
+        ([np.random.default_rng(0).random((8, 3, 8, 8))], "cat\ndog\n" * 4, "2 classes are named"),
+    ],
+)
+def test_data_that_do_not_fit_leave_no_folder(
+    model: OnnxModel, tmp_path: Path, arrays: list[Any], labels: str | None, what: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "data").mkdir()
+    for number, array in enumerate(arrays):
+        np.save(tmp_path / "data" / f"{number}.npy", array.astype(np.float32))
+    arguments = ["sweep", str(model.path), "-o", str(tmp_path / "out"), "--calibrate", str(tmp_path / "data")]
+    if labels is not None:
+        (tmp_path / "labels.csv").write_text(labels)
+        arguments += ["--labels", str(tmp_path / "labels.csv")]
+    assert execute(arguments) == 2
+    err = capfd.readouterr().err
+    assert what in err
+    assert err.count("error[") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_samples_to_hold_out_are_fitted_and_not_measured_on(model: OnnxModel, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "x.npy", np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32))
+    report = run(model, tmp_path / "out", calibration=Calibration(tmp_path / "data"), sensitivity=False)
+    assert "random inputs" in report.inputs
+    text = " ".join(report.notes)
+    assert "too few samples to hold some out" in text
+    assert "fewer positions than they have inputs" in text
 
 
 def test_a_point_out_of_reach_says_so_and_the_others_stand(model: OnnxModel, tmp_path: Path) -> None:
@@ -183,7 +306,7 @@ def test_the_page_stands_by_itself_and_tells_groups_points_and_reasons(model: On
     assert page == sweep_page(report)
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
-    assert page.count("<circle") == 3 * len(report.points)
+    assert page.count("<circle") == 3 * (1 + len(report.points))
     for point in report.points:
         assert f'href="{point.file}"' in page
     for group in report.groups:

@@ -32,7 +32,7 @@ from prunec.passes.cost import Rates, sample_sizes
 from prunec.passes.sparsity.penalty import penalty
 from prunec.pipeline.reading import read_module
 from prunec.runtime import sessions
-from prunec.timing import layer_times
+from prunec.timing import latency, layer_times
 from prunec.timing.layer_times import marginal, measure
 from prunec.timing.layers_alone import Layer, layers_alone, made, onnx_model, read, resized
 from prunec.training import Ista, sparsify
@@ -251,7 +251,7 @@ def by_weights(models: Sequence[bytes], _runs: int, _seconds: float) -> list[flo
 
 
 def test_the_rate_is_that_of_a_channel_and_leaves_out_what_no_channel_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "kernel_times", by_weights)
+    monkeypatch.setattr(latency, "kernel_times", by_weights)
     graph = graph_of(nn.Conv2d(48, 64, 3, padding=1), 2, 48, 8, 8)
     (rate,) = measure(graph).rates.values()
     assert rate == pytest.approx((10 / 64, 10 / 64))  # 10 ns a weight, of 64 positions
@@ -272,7 +272,7 @@ def test_layers_of_equal_sizes_are_timed_once(monkeypatch: pytest.MonkeyPatch) -
         calls.append(len(models))
         return by_weights(models, runs, seconds)
 
-    monkeypatch.setattr(sessions, "kernel_times", counted)
+    monkeypatch.setattr(latency, "kernel_times", counted)
     found = measure(graph_of(build("resnet20"), 2, 3, 32, 32))
     assert len(found.rates) == 20
     assert calls == [3] * 7 * 3, "all are gone through three times"
@@ -284,7 +284,7 @@ def test_what_cannot_be_run_takes_the_median_and_is_named(monkeypatch: pytest.Mo
             raise UnsupportedModel("no")
         return by_weights(models, runs, seconds)
 
-    monkeypatch.setattr(sessions, "kernel_times", without_wide_ones)
+    monkeypatch.setattr(latency, "kernel_times", without_wide_ones)
     graph = graph_of(Chain(), 2, 3, 8, 8)
     found = measure(graph)
     assert set(found.rates) == {"first_0", "head"}
@@ -296,7 +296,7 @@ def test_with_nothing_measured_lambda_is_that_of_the_macs(monkeypatch: pytest.Mo
     def never(*_: Any) -> list[float]:
         raise UnsupportedModel("no")
 
-    monkeypatch.setattr(sessions, "kernel_times", never)
+    monkeypatch.setattr(latency, "kernel_times", never)
     graph = graph_of(Chain(), 2, 3, 8, 8)
     classes, found = channels(graph), measure(graph)
     assert found.said.startswith("penalty: 0 of 3 layers were timed")
@@ -314,7 +314,7 @@ def test_a_profile_is_read_without_layouts_and_slow_runs(tmp_path: Path) -> None
     for a, b in runs:
         events += [event("in", "ReorderInput", 50), event("a", "Conv", a), event("b", "Softmax", b), session]
     (tmp_path / "profile.json").write_text(json.dumps(events))
-    assert sessions._own_time(tmp_path / "profile.json") == pytest.approx(14 + 2 * 0.5)
+    assert latency._own_time(tmp_path / "profile.json") == pytest.approx(14 + 2 * 0.5)
 
 
 @pytest.mark.parametrize(
@@ -327,11 +327,11 @@ def test_a_profile_is_read_without_layouts_and_slow_runs(tmp_path: Path) -> None
 )
 def test_a_layer_that_onnx_runtime_cannot_run_is_refused(layer: Layer) -> None:
     with pytest.raises(UnsupportedModel, match="cannot run the layer"):
-        sessions.kernel_times([onnx_model(conv(3, 4)), onnx_model(layer)], 5, 0.1)
+        latency.kernel_times([onnx_model(conv(3, 4)), onnx_model(layer)], 5, 0.1)
 
 
 def test_by_onnx_runtimes_own_clock_more_channels_take_more_time() -> None:
-    small, large = sessions.kernel_times([onnx_model(conv(16, 16)), onnx_model(conv(256, 256))], 20, 0.5)
+    small, large = latency.kernel_times([onnx_model(conv(16, 16)), onnx_model(conv(256, 256))], 20, 0.5)
     assert 0 < small < large  # 256 times the MACs: even beside other work
 
 
@@ -357,12 +357,12 @@ def wrapped(rates: Rates | None, kind: Any = "latency") -> Ista:
 
 
 def test_sparsify_measures_unless_it_is_given_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "kernel_times", by_weights)
+    monkeypatch.setattr(latency, "kernel_times", by_weights)
     rates = measure(graph_of(Chain(), 2, 3, 8, 8)).rates
     measured = lambdas(wrapped(None))
     assert measured != lambdas(wrapped({}))
     assert lambdas(wrapped({})) == lambdas(wrapped(None, "macs"))
-    monkeypatch.setattr(layer_times.sessions, "kernel_times", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(layer_times.latency, "kernel_times", lambda *_: pytest.fail("measured"))
     assert lambdas(wrapped(rates)) == measured
     # What a user keeps as JSON beside a checkpoint is as good.
     assert lambdas(wrapped(json.loads(json.dumps(dict(rates))))) == measured
@@ -388,7 +388,7 @@ def random_clock(seed: int) -> Clock:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> RunResult:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sessions, "kernel_times", random_clock(1))
+        patched.setattr(latency, "kernel_times", random_clock(1))
         return train_prune(config(tmp_path_factory.mktemp("whole") / "run", bars, penalty="latency"))
 
 
@@ -403,7 +403,7 @@ def test_a_run_prunes_and_says_what_was_measured(finished: RunResult) -> None:
 def test_a_killed_run_goes_on_with_the_times_that_it_began_with(
     tmp_path: Path, bars: Path, step: int, finished: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "kernel_times", random_clock(1))
+    monkeypatch.setattr(latency, "kernel_times", random_clock(1))
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, penalty="latency"), StopAt(step))
     monkeypatch.setattr(layer_times, "measure", lambda *_: pytest.fail("measured anew"))
@@ -415,7 +415,7 @@ def test_a_killed_run_goes_on_with_the_times_that_it_began_with(
 def test_other_times_are_another_run(
     tmp_path: Path, bars: Path, finished: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "kernel_times", random_clock(2))
+    monkeypatch.setattr(latency, "kernel_times", random_clock(2))
     train_prune(config(tmp_path / "run", bars, penalty="latency"))
     log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert log != (Path(finished.output) / "metrics.jsonl").read_bytes()

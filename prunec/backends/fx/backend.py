@@ -1,9 +1,8 @@
 """Edits -> pruned GraphModule.
 
-Owns the torch side of surgery: sliced parameters, corrected module attributes, new biases, cut inputs,
-erased nodes, and the check run that compares every node's shape with what was planned. Decides nothing;
-rewriting of written-out sizes is in rewrite.py, plans on fresh modules in prunec/pipeline/apply.py. The
-user's module is copied, never changed.
+Owns the torch side of surgery: corrected module attributes, new biases, cut inputs, erased nodes. Decides nothing;
+parameters are set in parameters.py, written-out sizes rewritten in rewrite.py, the result run in check.py, plans on
+fresh modules applied in prunec/pipeline/apply.py. The user's module is copied, never changed.
 """
 
 from __future__ import annotations
@@ -18,28 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from prunec.backends.fx.check import check_shapes
 from prunec.backends.fx.insert import insert, weight_of
+from prunec.backends.fx.origin import ORIGIN, origin_of
+from prunec.backends.fx.parameters import delete_unused_tensors, parameter_like, refresh_modules, set_parameters
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
-from prunec.frontends.fx.arguments import with_tensors
-from prunec.frontends.fx.frontend import Ref, Traced, is_assignment
-from prunec.frontends.fx.meta import MetaMode, fake_tensors
-from prunec.frontends.fx.regions import is_cast
-from prunec.frontends.fx.trace import eval_mode
-from prunec.frontends.fx.untouched import Untouched
+from prunec.frontends.fx.recorder import is_assignment
+from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
-
-ORIGIN = "prunec_origin"
-
-
-def origin_of(n: fx.Node) -> str:
-    """Return the name that the node had when the network was traced."""
-    return str(n.meta.get(ORIGIN, n.name))
 
 
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
@@ -63,7 +51,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     module.graph.lint()
     module.recompile()
     module.delete_all_unused_submodules()
-    _delete_unused_tensors(module)
+    delete_unused_tensors(module)
     check_shapes(traced, edits, module)
     return module
 
@@ -390,157 +378,3 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "atan2": torch.atan2,
 }
 """Out-of-place functions for binary ops: an in-place one would write into the stored constant."""
-
-
-def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Parameter:
-    """Return a parameter of this content, with the device and requires_grad of ``like``, and its dtype or ``dtype``."""
-    kind = getattr(torch, dtype) if dtype else like.dtype
-    return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
-
-
-def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
-    tensors: dict[str, Tensor] = {}
-    names: dict[int, list[str]] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
-        tensors[name] = tensor
-        names.setdefault(id(tensor), []).append(name)
-    for name, content in contents.items():
-        old = tensors[name]
-        new: Tensor = torch.from_numpy(np.array(content)).to(device=old.device, dtype=old.dtype)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for alias in names[id(old)]:
-            owner_name, _, attribute = alias.rpartition(".")
-            owner = module.get_submodule(owner_name)
-            if isinstance(new, nn.Parameter):
-                owner._parameters[attribute] = new
-            else:
-                owner._buffers[attribute] = new
-
-
-def refresh_modules(module: nn.Module) -> None:
-    """Make the size attributes of every layer agree with its tensors (in_channels, num_features …)."""
-    with eval_mode(module), torch.no_grad():  # a weight that is computed may be so with a step of power iteration
-        for sub in module.modules():
-            _compute_anew(sub)
-            _refresh(sub)
-
-
-def _refresh(sub: nn.Module) -> None:
-    weight = getattr(sub, "weight", None)
-    if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
-        first, second = weight.shape[0], weight.shape[1] * sub.groups
-        sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
-    elif isinstance(sub, nn.Linear):
-        sub.out_features, sub.in_features = sub.weight.shape
-    elif isinstance(sub, nn.modules.batchnorm._NormBase):
-        sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
-        sub.num_features = sub.num_features if sized is None else sized.shape[0]
-    elif isinstance(sub, nn.GroupNorm) and weight is not None:
-        sub.num_channels = weight.shape[0]
-    elif isinstance(sub, nn.RNNBase):
-        first = sub.weight_ih_l0
-        sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
-        sub._init_flat_weights()  # it keeps a list of its parameters
-    elif isinstance(sub, nn.PReLU):
-        sub.num_parameters = sub.weight.shape[0]
-
-
-def _compute_anew(sub: nn.Module) -> None:
-    """Let hooks that make a weight in front of each call (weight norms, masks) make it from the new parameters."""
-    for hook in sub._forward_pre_hooks.values():
-        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
-            hook(sub, ())
-
-
-def _delete_unused_tensors(module: fx.GraphModule) -> None:
-    """Drop parameters and buffers of the root that no node reads any more."""
-    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    called = tuple(str(n.target) for n in module.graph.nodes if n.op == "call_module")
-    for name, _ in (*module.named_parameters(), *module.named_buffers()):
-        owner_name, _, attribute = name.rpartition(".")
-        if name in read or any(owner_name == c or owner_name.startswith(f"{c}.") for c in called):
-            continue
-        delattr(module.get_submodule(owner_name), attribute)
-
-
-# --- the check run ------------------------------------------------------------------------------------
-
-
-def check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
-    """Run a pruned module under fake tensors and compare every node's shapes with the plan's.
-
-    Raises:
-        CannotRewrite: naming the first node that fails or has another shape.
-    """
-    nothing = Untouched(module, traced.example_inputs)
-    try:
-        with nothing.block(on_shapes=True), MetaMode():
-            _check_shapes(traced, edits, module)
-    except CannotRewrite:
-        with nothing.block(on_shapes=True), fake_tensors():  # some kernels do not run on the meta device
-            _check_shapes(traced, edits, module)
-
-
-def _check_shapes(traced: Traced, edits: Edits, module: fx.GraphModule) -> None:
-    shapes = [traced.graph.values[name].shape for name in traced.graph.inputs]
-    with eval_mode(module), torch.no_grad():
-        rest = iter([tuple(size for size in shape or () if isinstance(size, int)) for shape in shapes])
-        inputs = with_tensors(traced.example_inputs, lambda _, i: torch.empty(next(rest), dtype=i.dtype, device="cpu"))
-        _Check(module, traced, edits).run(*inputs)
-
-
-class _Check(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, traced: Traced, edits: Edits) -> None:
-        super().__init__(module)
-        self.traced, self.edits = traced, edits
-        self.extra_traceback = False
-
-    def run_node(self, n: fx.Node) -> Any:
-        if is_cast(n):
-            return None
-        if is_assignment(n):
-            return self._assigned(n, *self.fetch_args_kwargs_from_env(n)[0])
-        try:
-            result = super().run_node(n)
-        except Exception as error:  # whatever a call with wrong sizes raises
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            reason = f"it does not run with fewer channels ({first[:120]})"
-            raise CannotRewrite(self._blamed(n), reason) from error
-        expected = self.traced.results.get(origin_of(n))
-        if n.op != "output" and expected is not None:
-            self._compare(n, expected, result)
-        return result
-
-    def _assigned(self, n: fx.Node, tensor: Tensor, _: str, value: Tensor) -> None:
-        """Compare sizes instead of assigning: on shapes, a parameter would be left without values."""
-        if tensor.shape != value.shape:
-            reason = f"a parameter of shape {tuple(tensor.shape)} is assigned one of shape {tuple(value.shape)}"
-            raise CannotRewrite(self._blamed(n), reason)
-
-    def _blamed(self, n: fx.Node) -> str:
-        """Return the nearest node, going back, that computes a tensor: only of such are there channels to pin."""
-        with_channels = {node.origin for node in self.traced.graph.nodes}
-        pending = [n]
-        while pending:
-            at = pending.pop(0)
-            if origin_of(at) in with_channels:
-                return origin_of(at)
-            pending.extend(at.all_input_nodes)
-        return origin_of(n)
-
-    def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
-        wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]
-        found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if n.op == "get_attr":
-            return
-        for ref, tensor in zip(wanted, found, strict=False):
-            shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
-            if shape is not None and tuple(tensor.shape) != shape:
-                raise CannotRewrite(
-                    origin_of(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
-                )

@@ -21,9 +21,9 @@ from prunec.backends.onnx.surgeon import Surgeon
 from prunec.errors import InternalError
 from prunec.frontends.onnx.check import contradiction
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
-from prunec.frontends.onnx.nodes import SourceNode, domain_of, read_nodes
-from prunec.frontends.onnx.shapes import infer
-from prunec.frontends.onnx.view import Facts, View
+from prunec.frontends.onnx.loading.nodes import SourceNode, domain_of, read_nodes
+from prunec.frontends.onnx.sizes.infer import infer
+from prunec.frontends.onnx.sizes.view import Facts, View
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 

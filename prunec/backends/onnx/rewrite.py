@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from prunec.backends.onnx.surgeon import Surgeon
-from prunec.frontends.onnx.view import Cut, View
+from prunec.frontends.onnx.sizes.view import Cut, View
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.graph import Node, Shape
 

@@ -20,8 +20,8 @@ from prunec.backends.onnx.surgeon import MEMORY
 from prunec.errors import BadInput
 from prunec.files import disk_reason, write_failed
 from prunec.frontends.onnx.frontend import OnnxSource
-from prunec.frontends.onnx.load import MAX_FILE_BYTES
-from prunec.frontends.onnx.wire import Piece, refer, splice
+from prunec.frontends.onnx.loading.load import MAX_FILE_BYTES
+from prunec.frontends.onnx.loading.wire import Piece, refer, splice
 
 _ALIGNMENT = 4096
 """External data start at page boundaries, so that runtimes can map them."""

@@ -3,7 +3,7 @@
 Owns copies of the nodes, stored tensors with their names, redirected values and, in ``finish``, the
 removal of what nothing reads. Decides nothing about pruning; read backends/onnx/backend.py for that. Big new
 tensors are not copied into the message: they are references to arrays that the result holds
-(frontends/onnx/wire.py), written out when the file is saved.
+(frontends/onnx/loading/wire.py), written out when the file is saved.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
-from prunec.frontends.onnx.nodes import free_names
-from prunec.frontends.onnx.wire import MIN_BYTES, refer
+from prunec.frontends.onnx.loading.nodes import free_names
+from prunec.frontends.onnx.loading.wire import MIN_BYTES, refer
 from prunec.ir.graph import Shape
 
 Array = np.ndarray[Any, Any]

@@ -1,5 +1,5 @@
-"""ONNX file or ModelProto -> Graph: load and check, sizes, constant folding.
+"""ONNX file or ModelProto -> Graph: the order of loading, sizes, folding and the table of op types.
 
-Owns everything up to the Graph but the table of op types, which is in ``ops/``. Files are written in
-prunec.backends.onnx. Read ``frontend.py`` first.
+Owns the sweep over the nodes and the check of what came out. Files are written in prunec.backends.onnx. Read
+``frontend.py`` first.
 """

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
-from prunec.frontends.onnx.load import OnnxSource
-from prunec.frontends.onnx.nodes import SourceNode, subgraphs
-from prunec.frontends.onnx.view import Facts
+from prunec.frontends.onnx.loading.load import OnnxSource
+from prunec.frontends.onnx.loading.nodes import SourceNode, subgraphs
+from prunec.frontends.onnx.sizes.view import Facts
 
 
 def with_settled_branches(source: OnnxSource, nodes: Sequence[SourceNode], facts: Facts) -> OnnxSource | None:

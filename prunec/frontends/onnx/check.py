@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from prunec.errors import BadInput
-from prunec.frontends.onnx.nodes import SourceNode
+from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.ir.graph import Dim, Graph, Node, Shape
 from prunec.ir.ops import BINARY
 

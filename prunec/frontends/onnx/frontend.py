@@ -5,9 +5,9 @@ table in table.py, keep what the outputs need. The model is never changed. Its o
 directly: importing it with onnx-graphsurgeon takes two to four times as long as loading, inferring and
 saving the file together (benchmarks/onnx_prune.py), and drops doc strings and metadata on the way out.
 
-    load_onnx (onnx_load)  ->  read_nodes (onnx_nodes)  ->  infer, refine (onnx_shapes), fold (onnx_fold),
-    branches that always run (onnx_branches)
-    ->  translate (onnx_ops)  ->  check_graph (onnx_check)  ->  TracedOnnx
+    load_onnx (loading)  ->  read_nodes (loading)  ->  infer, refine (sizes), fold (folding),
+    branches that always run (branches.py)
+    ->  translate (ops)  ->  check_graph (check.py)  ->  TracedOnnx
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import numpy as np
 import onnx
 
 from prunec.errors import BadInput, InternalError
-from prunec.frontends.onnx import shapes as onnx_shapes
 from prunec.frontends.onnx.branches import with_settled_branches
 from prunec.frontends.onnx.check import check_graph, complaint_about
-from prunec.frontends.onnx.fold import fold, marked, repeats_one
-from prunec.frontends.onnx.load import OnnxSource, load_onnx
-from prunec.frontends.onnx.nodes import SourceNode, read_nodes
+from prunec.frontends.onnx.folding.fold import fold
+from prunec.frontends.onnx.folding.marks import marked, repeats_one
+from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
+from prunec.frontends.onnx.loading.nodes import SourceNode, read_nodes
 from prunec.frontends.onnx.ops.draft import Draft
 from prunec.frontends.onnx.ops.sequences import learn_pieces, taken_apart
 from prunec.frontends.onnx.ops.table import teach_shape, translate
-from prunec.frontends.onnx.view import Array, Facts, View
+from prunec.frontends.onnx.sizes.infer import check_input_shapes, infer
+from prunec.frontends.onnx.sizes.refine import SHAPED_BY_CONTENTS, better, is_soft, refine
+from prunec.frontends.onnx.sizes.view import Array, Facts, View
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.taught import NO_RULES, OpRules
 
@@ -47,10 +49,10 @@ class TracedOnnx:
         parts: by place in the file's list of nodes: the IR nodes that one ONNX node became.
         slots: by IR node name: for each of its inputs the ONNX node's input, -1 for an inner value.
         known: contents of values that need no run: constants, and sizes as far as the file fixes them
-            (object arrays of onnx_symbols items).
+            (object arrays of sizes/symbols.py items).
         roots, marks: for contents that follow from a number of channels: the values whose shapes are read
             for it, and bool per element: which do.
-        repeated: contents that are one element over and over, made so (``onnx_view.Facts``).
+        repeated: contents that are one element over and over, made so (``Facts`` of sizes/view.py).
     """
 
     graph: Graph
@@ -90,7 +92,7 @@ def trace_onnx(
         facts, drafts = _walk(source, nodes, {}, None, rules)
     file_facts = facts
     if shapes:
-        onnx_shapes.check_input_shapes(_inputs(source.model), shapes)
+        check_input_shapes(_inputs(source.model), shapes)
         facts, drafts = _walk(source, nodes, shapes, file_facts, rules)
     graph, parts, slots = _assemble(source, nodes, facts, drafts)
     check_graph(graph)
@@ -134,7 +136,7 @@ def _walk(
     constants: ``in_file`` tells what the file itself fixes.
     """
     facts = Facts(fixed_sizes=not shapes)
-    facts.values, grown = onnx_shapes.infer(source.model, nodes, shapes)
+    facts.values, grown = infer(source.model, nodes, shapes)
     _add_initializers(source, facts)
     views = [View(node, facts) for node in nodes]
     followed = taken_apart(nodes, (value.name for value in source.model.graph.output))
@@ -226,14 +228,14 @@ def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: se
     """
     shapes = [facts.shape(name) if name else () for name in view.outputs]
     told = any(name in grown for name in view.outputs)
-    if not told and all(shape is not None and not any(map(onnx_shapes.is_soft, shape)) for shape in shapes):
+    if not told and all(shape is not None and not any(map(is_soft, shape)) for shape in shapes):
         return
     told_more = told or any(name in grown for name in view.inputs)
-    if not (told_more or view.op in onnx_shapes.SHAPED_BY_CONTENTS or any(shape is None for shape in shapes)):
+    if not (told_more or view.op in SHAPED_BY_CONTENTS or any(shape is None for shape in shapes)):
         return
-    found = onnx_shapes.refine(view, model.opset_import, model.ir_version)
+    found = refine(view, model.opset_import, model.ir_version)
     for name, old, (new, dtype) in zip(view.outputs, shapes, found, strict=False):
-        merged = onnx_shapes.better(new, old)
+        merged = better(new, old)
         if not name or merged is None or merged == old:
             continue
         named = tuple(size if size is not None else f"?{name}.{axis}" for axis, size in enumerate(merged))

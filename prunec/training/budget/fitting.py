@@ -3,7 +3,7 @@
 Owns the last correction of a run under a budget. ISTA brings gammas to zero in bursts, so the network passes
 its budget at some moment by more or less. What is too much comes back (the channels that were zero last), and what
 is missing at the end of the phase goes (the smallest filters whose gammas the penalty has shrunk most). Counting is
-budget.py's.
+goals.py's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from prunec.passes.cost import class_cost
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.scores import score
 from prunec.passes.sparsity.gammas import Mask
-from prunec.training.budget.budget import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, zero_gammas
+from prunec.training.budget.goals import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
 from prunec.training.sparsity.sparsify import Sparsity, named_parameters
 
 CLOSE_ENOUGH = 0.005

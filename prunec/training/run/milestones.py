@@ -12,7 +12,7 @@ from typing import Any
 
 from prunec.files import RunFolder, replacing, write_json
 from prunec.report.run_page import write_run_page
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.run.results import RunResult
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.setup import Setup

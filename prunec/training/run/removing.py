@@ -16,8 +16,8 @@ from torch import nn
 from prunec import api
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
-from prunec.training.budget.budget import in_words
 from prunec.training.budget.footprint import Size
+from prunec.training.budget.goals import in_words
 from prunec.training.data.batches import sampled_batches
 from prunec.training.run.context import Context
 from prunec.training.run.shrinking import combined

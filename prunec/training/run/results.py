@@ -20,10 +20,10 @@ from prunec.ir.plan import PrunePlan
 from prunec.pipeline.export import export_checked
 from prunec.report.findings import Validation, plain
 from prunec.report.run_page import write_run_page
-from prunec.timing.files import PROVIDER
+from prunec.timing.pairs import PROVIDER
 from prunec.training.logs.pictures import write_sheet
 from prunec.training.logs.progress import Progress
-from prunec.training.run.latency import TOLERANCE, stopwatch
+from prunec.training.run.time_budget import TOLERANCE, stopwatch
 from prunec.training.settings.setup import Setup
 
 MOMENTS = ("before", "removed", "after")

@@ -19,15 +19,15 @@ from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
 from prunec.timing import layer_times
-from prunec.training.budget.budget import Goal
 from prunec.training.budget.fitting import GammaHistory
 from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.budget.goals import Goal
 from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined
 from prunec.training.logs.progress import Progress, Silent
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import latency, milestones, removing
+from prunec.training.run import milestones, removing, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context, state_of
 from prunec.training.run.loop import Interrupt, resume_command
@@ -163,7 +163,7 @@ class _Run(Context):
     def _goals(self) -> tuple[Goal, ...]:
         """Return the budget that the run is on its way to."""
         if "latency" in self.state.facts:
-            return latency.goals(self.state.facts["latency"])
+            return time_budget.goals(self.state.facts["latency"])
         return milestones.goals_at(self.config, self.state.milestone)
 
     def _measure_layers(self) -> None:
@@ -183,7 +183,7 @@ class _Run(Context):
         asked = self.config.target_latency
         if asked is not None:
             self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
-            self.state.facts["latency"] = self.ranks.on_main(lambda: latency.begin(self.setup, asked))
+            self.state.facts["latency"] = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
         """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from prunec.training.budget.budget import Sizer, excess, in_words, refreshed, with_zeros
 from prunec.training.budget.fitting import fit, set_gammas
+from prunec.training.budget.goals import Sizer, excess, in_words, refreshed, with_zeros
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import default_weight
 from prunec.training.learning.ema import Ema
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import latency, shrinking
+from prunec.training.run import shrinking, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context
 from prunec.training.run.tasks import Sparsify
@@ -126,7 +126,7 @@ def _reasons(context: Context, chosen: Chosen) -> list[str]:
     if "layers" in facts:
         reasons.append(facts["layers"]["said"])
     if "latency" in facts:
-        reasons.append(latency.in_words(facts["latency"]))
+        reasons.append(time_budget.in_words(facts["latency"]))
     if chosen.alpha.value != 1.0 and scaling.blocked:
         blocked = ", ".join(dict.fromkeys(b.node.origin or b.node.name for b in scaling.blocked[:5]))
         reasons.append(f"not rescaled, because a factor does not pass: the channels at {blocked}")
@@ -249,9 +249,9 @@ def _is_missing(context: Context, sizer: Sizer) -> bool:
 def _correct_latency(context: Context, sizer: Sizer) -> None:
     """Move the MACs budget to where the network that fits it takes the time asked for."""
     before = context.state.facts["latency"]
-    now, said = context.ranks.on_main(lambda: latency.correct(context.setup, context.history, sizer, before))
+    now, said = context.ranks.on_main(lambda: time_budget.correct(context.setup, context.history, sizer, before))
     context.state.facts["latency"] = now
-    context.setup = replace(context.setup, goals=latency.goals(now))
+    context.setup = replace(context.setup, goals=time_budget.goals(now))
     context.tell(said)
 
 

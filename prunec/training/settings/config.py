@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from prunec.errors import BadInput
 from prunec.passes.sparsity.penalty import PENALTIES, PenaltyKind
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.data.augment import AUGMENTS, Normalise
 from prunec.training.learning.execution import Precision
 from prunec.training.sparsity.sparsify import Residual
@@ -70,7 +70,7 @@ class RunConfig:
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
         target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
         target_latency: share of the unpruned network's latency to reach, in (0, 1), as ONNX Runtime has it on this
-            machine's CPU; it becomes a share of the MACs, see latency.py.
+            machine's CPU; it becomes a share of the MACs, see run/time_budget.py.
         milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
             folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
         shrink_after: channels that have been zero for this many steps of ISTA leave the network while it is trained,

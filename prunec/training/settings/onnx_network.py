@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from prunec.check.comparison import gap
 from prunec.errors import UnsupportedModel
-from prunec.frontends.onnx.load import load_onnx
-from prunec.frontends.onnx.view import type_shape
+from prunec.frontends.onnx.loading.load import load_onnx
+from prunec.frontends.onnx.sizes.view import type_shape
 from prunec.importer.module import to_module
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating

@@ -19,7 +19,7 @@ from torch import nn
 from prunec import api
 from prunec.data.calibration import Calibration
 from prunec.pipeline.options import Border
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.settings.config import RunConfig
 from prunec.training.sparsity.sparsify import Sparsity
 
@@ -75,8 +75,8 @@ def remove_by_data(
     Raises:
         BudgetNotMet: what cannot go costs more.
     """
+    shares = {goal.quantity: goal.share for goal in goals}
     stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
-    budget: dict[str, Any] = {f"target_{goal.quantity}": goal.share for goal in goals}
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / "images.npy", images.numpy())
         return api.prune_module(
@@ -89,7 +89,8 @@ def remove_by_data(
             criterion="reconstruct",
             calibration=Calibration(folder),
             validate=False,
-            **budget,
+            target_macs=shares.get("macs"),
+            target_params=shares.get("params"),
         )
 
 

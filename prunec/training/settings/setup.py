@@ -19,7 +19,7 @@ from torch import nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.files import RunFolder, check_folder, check_name, check_space, clear_asides, is_aside, write_json
-from prunec.frontends.fx.trace import refuse_unreadable
+from prunec.frontends.fx.tracing.failures import refuse_unreadable
 from prunec.lookup import resolve
 from prunec.passes.channels import channels
 from prunec.passes.cost import NO_RATES, Rates
@@ -27,9 +27,9 @@ from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
 from prunec.pipeline.reading import read_module
 from prunec.runtime.modules import evaluating
-from prunec.training.budget.budget import Goal, Sizer, excess
 from prunec.training.budget.fitting import not_met, smallest
 from prunec.training.budget.footprint import Size, size_under
+from prunec.training.budget.goals import Goal, Sizer, excess
 from prunec.training.data.augment import AUGMENTS, Pipeline, pipeline
 from prunec.training.data.batches import Batches
 from prunec.training.data.sets import ImageSet, load

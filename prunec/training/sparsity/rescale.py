@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, InternalError
-from prunec.frontends.fx.containers import tensors_in
+from prunec.frontends.fx.running.containers import tensors_in
 from prunec.passes.sparsity.scaling import Read, Scaling
 
 TOLERANCE = 1e-4

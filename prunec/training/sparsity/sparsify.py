@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from prunec.errors import BadInput
-from prunec.frontends.fx.arguments import Example
+from prunec.frontends.fx.running.arguments import Example
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.taught import NO_RULES, OpRules

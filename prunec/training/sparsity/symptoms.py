@@ -25,7 +25,7 @@ class Reading:
     """One log line of the ISTA phase.
 
     ``progress`` is the share of the phase's steps done; ``excess`` how much of the way to the budget is still to
-    go (see budget.py): 1 for the full network, 0 or less where the budget holds.
+    go (see budget/goals.py): 1 for the full network, 0 or less where the budget holds.
     """
 
     progress: float

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from prunec.api import prune_module
 from prunec.errors import BadInput, UntraceableModel
-from prunec.frontends.fx import trace as fx_trace
-from prunec.frontends.fx.frontend import Ref, Traced, trace
-from prunec.frontends.fx.untouched import Untouched
+from prunec.frontends.fx.frontend import trace
+from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.traced import Ref, Traced
+from prunec.frontends.fx.tracing import export as fx_export
 from prunec.ir.graph import Graph
 
 
@@ -118,19 +119,19 @@ def test_what_only_export_reads_runs_at_any_batch_when_the_example_has_one() -> 
 def test_export_gives_up_open_sizes_that_take_too_long_and_keeps_the_batch_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fx_trace, "_OPEN_SECONDS", 0.0)
+    monkeypatch.setattr(fx_export, "_OPEN_SECONDS", 0.0)
     net = make("export_only")
     result = prune_module(net, NETWORKS["export_only"].inputs(), validate=False)
     assert_same_function(net, result.module, *NETWORKS["export_only"].inputs(batch=5))
 
 
 def test_sizes_stay_open_however_long_other_work_keeps_the_trace_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fx_trace, "_OPEN_SECONDS", 4.0)
+    monkeypatch.setattr(fx_export, "_OPEN_SECONDS", 4.0)
     net = make("export_only")
     stem = next(sub for sub in net.modules() if isinstance(sub, nn.Conv2d))
     stem.register_forward_pre_hook(lambda *_: time.sleep(5) if torch.compiler.is_exporting() else None)
     inputs = NETWORKS["export_only"].inputs()
-    traced = fx_trace.export(net, inputs, None, Untouched(net))
+    traced = fx_export.export(net, inputs, None, Untouched(net))
     assert traced(*NETWORKS["export_only"].inputs(grow=4)).shape == net(*NETWORKS["export_only"].inputs(grow=4)).shape
 
 

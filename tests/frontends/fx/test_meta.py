@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunec.frontends.fx.meta import _SHORTCUTS, MetaMode
+from prunec.frontends.fx.running.meta import _SHORTCUTS, MetaMode
 
 LAYOUTS: dict[str, Tensor] = {
     "float": torch.empty(2, 8, 4, 6, device="meta"),

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from prunec.api import analyze_module, prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.errors import BadInput, UnsupportedModel
-from prunec.frontends.fx.containers import tensors_in
-from prunec.frontends.fx.meta import fake_tensors
+from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.meta import fake_tensors
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target, select_budget

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunec.frontends.onnx import symbols as sym
+from prunec.frontends.onnx.sizes import symbols as sym
 
 OPERATIONS: dict[str, tuple[Callable[[sym.Item, sym.Item], sym.Item], Callable[[int, int], int]]] = {
     "plus": (sym.plus, operator.add),

@@ -20,7 +20,7 @@ from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
-from prunec.training.budget.budget import Goal
+from prunec.training.budget.goals import Goal
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from prunec.cli.main import execute
 from prunec.errors import BadInput, UnsupportedModel
-from prunec.frontends.onnx.load import load_onnx
+from prunec.frontends.onnx.loading.load import load_onnx
 from prunec.importer.module import to_module
 from prunec.pipeline.export import export_onnx
 from prunec.runtime.sessions import open_runner

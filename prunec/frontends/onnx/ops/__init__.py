@@ -1,5 +1,5 @@
 """The table of ONNX op types -> canonical ops, and its rows in families.
 
-Owns what each op type means; sizes and folding are the room's above. Read ``table.py`` first: it is what prunec
+Owns what each op type means; sizes and folding are rooms of their own. Read ``table.py`` first: it is what prunec
 understands.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunec.errors import BadInput
 from prunec.frontends.onnx.ops.draft import INNER, Draft, inner, literal, one, opaque, set_shape
-from prunec.frontends.onnx.view import View, at, positive
+from prunec.frontends.onnx.sizes.view import View, at, positive
 from prunec.ir.graph import Dim
 
 PACKED_HEADS = "attention with its heads packed in one axis, or with a cache, is not followed"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunec.frontends.onnx.view import Array, View
+from prunec.frontends.onnx.sizes.view import Array, View
 from prunec.ir.graph import Shape, Value
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from prunec.frontends.onnx.fold import split_sizes
+from prunec.frontends.onnx.folding.moves import split_sizes
 from prunec.frontends.onnx.ops.draft import Draft, inner, is_settled, moved, one, opaque, scalar, set_shape
-from prunec.frontends.onnx.view import Array, View, at, ints, positive
+from prunec.frontends.onnx.sizes.view import Array, View, at, ints, positive
 from prunec.ir.graph import Dim, Shape
 
 NO_RANK = "the rank of its input is not known"
@@ -235,7 +235,7 @@ def space_to_depth(view: View) -> Sequence[Draft]:
 
 def constant_of_shape(view: View) -> Sequence[Draft]:
     """ConstantOfShape whose size is open."""
-    from prunec.frontends.onnx.load import WeightFiles, tensor_array
+    from prunec.frontends.onnx.loading.load import WeightFiles, tensor_array
 
     after, tensor = view.out_shape(), view.attrs.get("value")
     value = 0.0 if tensor is None else scalar(tensor_array(tensor, WeightFiles(None)))

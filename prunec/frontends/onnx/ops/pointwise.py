@@ -11,8 +11,8 @@ from typing import Any
 from onnx import helper
 
 from prunec.frontends.onnx.ops.draft import INNER, Draft, Translate, inner, literal, one, opaque, scalar
-from prunec.frontends.onnx.symbols import broadcast
-from prunec.frontends.onnx.view import View, ints, positive
+from prunec.frontends.onnx.sizes.symbols import broadcast
+from prunec.frontends.onnx.sizes.view import View, ints, positive
 
 NO_RANK = "the rank of its input is not known"
 

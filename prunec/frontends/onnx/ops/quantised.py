@@ -14,8 +14,8 @@ from typing import Any
 
 from prunec.frontends.onnx.ops import compute
 from prunec.frontends.onnx.ops.draft import INNER, Draft, Translate, inner, literal, one, opaque
-from prunec.frontends.onnx.symbols import broadcast
-from prunec.frontends.onnx.view import View, at
+from prunec.frontends.onnx.sizes.symbols import broadcast
+from prunec.frontends.onnx.sizes.view import View, at
 from prunec.ir.graph import Shape, Value
 
 NO_RANK = "the rank of its input is not known"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prunec.frontends.onnx.nodes import SourceNode
+from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.frontends.onnx.ops.draft import Draft, one, opaque
-from prunec.frontends.onnx.view import Facts, View, at, ints
+from prunec.frontends.onnx.sizes.view import Facts, View, at, ints
 from prunec.ir.graph import Dim, Value
 
 SEQUENCE = "it makes or reads a sequence of tensors"

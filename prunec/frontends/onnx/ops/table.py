@@ -12,7 +12,7 @@ from types import MappingProxyType
 from prunec.frontends.onnx.ops import compute, move, quantised, sequences
 from prunec.frontends.onnx.ops import pointwise as point
 from prunec.frontends.onnx.ops.draft import Draft, Translate, one, opaque, refuse
-from prunec.frontends.onnx.view import View
+from prunec.frontends.onnx.sizes.view import View
 from prunec.ir.graph import Value
 from prunec.ir.taught import NO_RULES, OpRules, TaughtOp, likeness, operands, shape_of
 

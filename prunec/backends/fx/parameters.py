@@ -1,0 +1,91 @@
+"""Parameters of a module set to new tensors: what torch hangs on them (masks, norms, recurrent weights) follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from prunec.frontends.fx.running.untouched import eval_mode
+
+
+def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Parameter:
+    """Return a parameter of this content, with the device and requires_grad of ``like``, and its dtype or ``dtype``."""
+    kind = getattr(torch, dtype) if dtype else like.dtype
+    return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
+
+
+def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        tensors[name] = tensor
+        names.setdefault(id(tensor), []).append(name)
+    for name, content in contents.items():
+        old = tensors[name]
+        new: Tensor = torch.from_numpy(np.array(content)).to(device=old.device, dtype=old.dtype)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for alias in names[id(old)]:
+            owner_name, _, attribute = alias.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            if isinstance(new, nn.Parameter):
+                owner._parameters[attribute] = new
+            else:
+                owner._buffers[attribute] = new
+
+
+def refresh_modules(module: nn.Module) -> None:
+    """Make the size attributes of every layer agree with its tensors (in_channels, num_features …)."""
+    with eval_mode(module), torch.no_grad():  # a weight that is computed may be so with a step of power iteration
+        for sub in module.modules():
+            _compute_anew(sub)
+            _refresh(sub)
+
+
+def _refresh(sub: nn.Module) -> None:
+    weight = getattr(sub, "weight", None)
+    if isinstance(sub, nn.modules.conv._ConvNd) and weight is not None:
+        first, second = weight.shape[0], weight.shape[1] * sub.groups
+        sub.out_channels, sub.in_channels = (second, first) if sub.transposed else (first, second)
+    elif isinstance(sub, nn.Linear):
+        sub.out_features, sub.in_features = sub.weight.shape
+    elif isinstance(sub, nn.modules.batchnorm._NormBase):
+        sized = next((t for t in (sub.weight, sub.running_mean) if isinstance(t, Tensor)), None)
+        sub.num_features = sub.num_features if sized is None else sized.shape[0]
+    elif isinstance(sub, nn.GroupNorm) and weight is not None:
+        sub.num_channels = weight.shape[0]
+    elif isinstance(sub, nn.RNNBase):
+        first = sub.weight_ih_l0
+        sub.input_size = first.shape[1] if isinstance(first, Tensor) else sub.input_size
+        sub._init_flat_weights()  # it keeps a list of its parameters
+    elif isinstance(sub, nn.PReLU):
+        sub.num_parameters = sub.weight.shape[0]
+
+
+def _compute_anew(sub: nn.Module) -> None:
+    """Let hooks that make a weight in front of each call (weight norms, masks) make it from the new parameters."""
+    for hook in sub._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+            hook(sub, ())
+
+
+def delete_unused_tensors(module: fx.GraphModule) -> None:
+    """Drop parameters and buffers of the root that no node reads any more."""
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    called = tuple(str(n.target) for n in module.graph.nodes if n.op == "call_module")
+    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+        owner_name, _, attribute = name.rpartition(".")
+        if name in read or any(owner_name == c or owner_name.startswith(f"{c}.") for c in called):
+            continue
+        delattr(module.get_submodule(owner_name), attribute)

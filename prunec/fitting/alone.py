@@ -1,0 +1,49 @@
+"""What the original alone shows: channels made up for from its Grams, without running anything.
+
+Owns the fit of a pruning that is small enough for that: one coupled group by itself. Then what stays is what it was
+wherever a layer reads it, and W_kept + W_gone · A, with A from the Gram of the original, is the least-squares fit.
+Where much goes at once, errors meet: that is prunec/fitting/refit.py's, front to back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from prunec.fitting.reconstruct import Reconstruction, places
+from prunec.fitting.refit import Layer, Place
+from prunec.fitting.stages import Stages
+from prunec.ir.edits import Edits
+from prunec.ir.plan import PrunePlan, Refit
+from prunec.passes.fitting.operands import as_matrix, from_matrix
+from prunec.passes.lowering.refits import stored
+from prunec.passes.selection.select import Facts
+
+
+def made_up(data: Reconstruction, facts: Facts, plan: PrunePlan, edits: Edits, original: Stages) -> PrunePlan:
+    """Return the plan with new weights for what reads channels that go.
+
+    Args:
+        plan: ``data.prepared``; ``edits`` are what it makes of the graph.
+        original: never run here.
+    """
+    found = data.operands(facts)
+    chosen = places(facts, found, edits, data.grams(facts, found))
+    made = [_refit(place, original) for place in chosen if place.inputs is not None and not place.operand.pooled]
+    return replace(plan, refits=tuple(item for item in made if item is not None), exact=False)
+
+
+def _refit(place: Place, original: Stages) -> Refit | None:
+    """Return the fit of one contraction; None where data give no numbers."""
+    start = Layer(place, (), original, original).start()
+    width = as_matrix(place.node, place.weight).shape[2]
+    if not np.isfinite(start).all():
+        return None
+    matrix = start[:, :width].swapaxes(1, 2)
+    weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
+    name, own = place.node.name, place.operand.weight
+    if not place.operand.biased:
+        return Refit(name, own, stored(weight), "none", "", None)
+    vector = place.vector_for(start[:, width].ravel())
+    return Refit(name, own, stored(weight), place.kind, place.target, stored(vector))

@@ -1,0 +1,302 @@
+"""Work on somebody's module that leaves no trace: whatever a forward changes while prunec runs it is put back.
+
+Owns the mechanism behind the promise that the user's network is theirs. A forward may do anything: assign
+``self.weight.data``, write into buffers, count its calls, keep tensors on the module, in a global dict, in a helper or
+an ``lru_cache``. Run on shapes or under a tracer, these would be left with tensors that hold no values. What is
+reachable (reachable.py) is noted before a block of work and put back after it, whether it ended well or not; nothing
+is copied but containers, and the memory of tensors that are really written into. Identity stays: hooks, closures and
+bound methods go on meaning the module that they mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunec.frontends.fx.running.reachable import LruCache, Reachable
+
+Undo = Callable[[], None]
+_MISSING = object()
+
+
+class Untouched:
+    """A module, and all that its forward reaches, found once.
+
+    ``with untouched.block():`` may be entered as often as work is done, one block after another or inside each other;
+    after each everything is as it was before it, the state of random generators included.
+
+    Args:
+        roots: modules, and inputs that they are run on.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._found = Reachable(roots)
+        self._caches = list(_caches(self._found))
+
+    @contextmanager
+    def block(self, *, on_shapes: bool = False) -> Iterator[None]:
+        """Put everything back at the end of the block.
+
+        Args:
+            on_shapes: nothing in the block writes into real memory: it runs on the meta device or on fake tensors,
+                which do not bear other modes around them, or in blocks of its own.
+        """
+        tensors = _Tensors(self._found.tensors)
+        undo = [*_containers(self._found), *_namespaces(self._found), *_random_state(self._found.generators)]
+        with ExitStack() as at_exit:
+            at_exit.callback(_all, undo)
+            at_exit.callback(tensors.put_back)
+            for bind, cache in self._caches:
+                bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
+            if not on_shapes:
+                at_exit.enter_context(tensors)
+            yield
+
+
+@contextmanager
+def untouched(*roots: Any) -> Iterator[None]:
+    """Run one block that leaves modules, and inputs that they are run on, as they are."""
+    with Untouched(*roots).block():
+        yield
+
+
+def _all(undo: Sequence[Undo]) -> None:
+    for step in undo:
+        step()
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        torch.clear_autocast_cache()  # parameters that were cast under a tracer
+
+
+# --- containers and names -------------------------------------------------------------------------------
+
+
+def _containers(found: Reachable) -> Iterator[Undo]:
+    # Copied as dicts: pairs would be a tuple each, a hundred thousand of them in a deep network.
+    dicts = [(mapping, dict(mapping)) for mapping in found.dicts]
+    yield functools.partial(_reset_dicts, dicts, found.empty)
+    for items in (*found.lists, *found.deques):
+        yield functools.partial(_reset_list, items, list(items))
+    for members in found.sets:
+        yield functools.partial(_reset_set, members, set(members))
+    for array in found.arrays:
+        if array.flags.writeable and array.dtype.kind != "O":
+            yield functools.partial(_reset_array, array, array.copy())
+
+
+def _reset_dicts(dicts: Sequence[tuple[Any, dict[Any, Any]]], empty: Sequence[Any]) -> None:
+    """Give dicts their content back, in its order; nothing is touched where nothing changed."""
+    for mapping in empty:
+        if mapping:
+            mapping.clear()
+    for mapping, before in dicts:
+        if not (
+            len(mapping) == len(before)
+            and all(map(operator.is_, mapping, before))
+            and all(map(operator.is_, mapping.values(), before.values()))
+        ):
+            mapping.clear()
+            mapping.update(before)
+
+
+def _reset_list(items: Any, before: list[Any]) -> None:
+    if len(items) != len(before) or any(a is not b for a, b in zip(items, before, strict=True)):
+        items.clear()
+        items.extend(before)
+
+
+def _reset_set(members: set[Any], before: set[Any]) -> None:
+    members.intersection_update(before)
+    members.update(before)
+
+
+def _reset_array(array: np.ndarray[Any, Any], before: np.ndarray[Any, Any]) -> None:
+    np.copyto(array, before)
+
+
+def _namespaces(found: Reachable) -> Iterator[Undo]:
+    """Note names one by one: other names of a namespace are nobody's business."""
+    for namespace, name in found.names:
+        yield functools.partial(_reset_name, namespace, name, namespace.get(name, _MISSING))
+    for kind in found.classes:
+        yield functools.partial(_reset_class, kind, dict(vars(kind)))
+    for owner, name in found.slots:
+        yield functools.partial(_reset_slot, owner, name, getattr(owner, name, _MISSING))
+    for cell in found.cells:
+        yield functools.partial(_reset_cell, cell, _content(cell))
+
+
+def _reset_name(namespace: dict[str, Any], name: str, before: Any) -> None:
+    if before is _MISSING:
+        namespace.pop(name, None)
+    elif namespace.get(name, _MISSING) is not before:
+        namespace[name] = before
+
+
+def _reset_class(kind: type, before: dict[str, Any]) -> None:
+    for name in [name for name in vars(kind) if name not in before]:
+        delattr(kind, name)
+    for name, value in before.items():
+        if vars(kind).get(name, _MISSING) is not value:
+            setattr(kind, name, value)
+
+
+def _reset_slot(owner: Any, name: str, before: Any) -> None:
+    if before is _MISSING:
+        if hasattr(owner, name):
+            delattr(owner, name)
+    elif getattr(owner, name, _MISSING) is not before:
+        object.__setattr__(owner, name, before)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable without a value yet
+        return _MISSING
+
+
+def _reset_cell(cell: types.CellType, before: Any) -> None:
+    if _content(cell) is before:
+        return
+    if before is _MISSING:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = before
+
+
+def _caches(found: Reachable) -> Iterator[tuple[Callable[[Any], None], LruCache[Any]]]:
+    """Yield where an lru_cache is bound, and it: for a block an empty one takes its place, and theirs stays as it is.
+
+    Functions that torch.fx is told to leave alone are part of the traced network: these stay.
+    """
+    wrapped = {name for _, name in _wrapped_fns_to_patch}
+    for namespace, name in found.names:
+        if isinstance(namespace.get(name), LruCache) and name not in wrapped:
+            yield functools.partial(namespace.__setitem__, name), namespace[name]
+    for kind in found.classes:
+        for name, value in vars(kind).items():
+            if isinstance(value, LruCache):
+                yield functools.partial(setattr, kind, name), value
+            elif isinstance(value, staticmethod | classmethod) and isinstance(value.__func__, LruCache):
+                yield functools.partial(_bind_method, kind, name, type(value)), value.__func__
+    for mapping in found.dicts:
+        for key, value in mapping.items():
+            if isinstance(value, LruCache):
+                yield functools.partial(mapping.__setitem__, key), value
+    for cell in found.cells:
+        if isinstance(_content(cell), LruCache):
+            yield functools.partial(setattr, cell, "cell_contents"), _content(cell)
+
+
+def _bind_method(kind: type, name: str, wrapper: type, cache: Any) -> None:
+    setattr(kind, name, wrapper(cache))
+
+
+# --- random numbers -------------------------------------------------------------------------------------
+
+
+def _random_state(generators: Sequence[Any]) -> Iterator[Undo]:
+    yield functools.partial(random.setstate, random.getstate())
+    yield functools.partial(np.random.set_state, np.random.get_state())  # noqa: NPY002  # the user's, whatever is modern
+    yield functools.partial(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        yield functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    for generator in generators:
+        if isinstance(generator, random.Random):
+            yield functools.partial(generator.setstate, generator.getstate())
+        elif isinstance(generator, np.random.Generator):
+            yield functools.partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+        else:
+            yield functools.partial(generator.set_state, generator.get_state())
+
+
+# --- tensors --------------------------------------------------------------------------------------------
+
+
+class _Tensors(TorchDispatchMode):
+    """Notes what tensors are made of, and keeps the content of memory that somebody is about to write into."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
+        self._before = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in tensors]
+        self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
+        self._contents: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._memory:
+            for tensor in _written(func, args, kwargs):
+                self._keep(tensor)
+        return func(*args, **kwargs)
+
+    def _keep(self, tensor: Tensor) -> None:
+        if not _has_memory(tensor):
+            return
+        key = _memory(tensor)
+        if key in self._memory and key not in self._contents:
+            self._contents[key] = self._memory[key].untyped_storage().clone()
+
+    def put_back(self) -> None:
+        for key, content in self._contents.items():
+            self._memory[key].untyped_storage().copy_(content)
+        for tensor, alias, requires_grad, grad in self._before:
+            if not _same_memory(tensor, alias):
+                tensor.data = alias
+            if tensor.is_leaf and tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
+            if tensor.is_leaf and tensor.grad is not grad:
+                tensor.grad = grad
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """Yield the tensors that an op writes into. Batch norms update their statistics without saying so."""
+    schema = func._schema
+    if "batch_norm" in schema.name:
+        yield from (leaf for leaf in args if isinstance(leaf, Tensor))
+    elif schema.is_mutable:
+        for place, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[place] if place < len(args) else kwargs.get(argument.name)
+                yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and tensor.layout is torch.strided and tensor.device.type != "meta"
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if (a.device, a.dtype, a.shape) != (b.device, b.dtype, b.shape) or a.layout is not b.layout:
+        return False
+    if not _has_memory(b):
+        return True
+    return a.stride() == b.stride() and a.storage_offset() == b.storage_offset() and _memory(a) == _memory(b)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the time of the trace, then each back as it was."""
+    modes = [(sub, sub.training) for sub in module.modules()]
+    try:
+        for sub, _ in modes:
+            sub.training = False
+        yield
+    finally:
+        for sub, mode in modes:
+            sub.training = mode

@@ -1,0 +1,94 @@
+"""The errors of a network that cannot be read, or not run: messages to a person, with the line of their code."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from prunec.errors import BadInput, UntraceableModel
+from prunec.frontends.fx.running.arguments import named_tensors
+from prunec.frontends.fx.running.reachable import LIBRARIES
+from prunec.frontends.fx.running.untouched import Untouched
+
+
+def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
+    """Return the error of a network that neither tracer reads."""
+    by_fx = one_line(fx_error) if fx_error else "its graph cannot be run"
+    return UntraceableModel(
+        "the network can be read neither by torch.fx nor by torch.export",
+        why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",
+        do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
+    )
+
+
+def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
+    """Return the error of a network that its inputs do not fit."""
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for _, tensor in named_tensors(inputs)) or "none"
+    return BadInput(
+        f"the network cannot run on an input of shape {shapes}",
+        why=one_line(error),
+        do="give the shape that it expects with --input-shape",
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, and the line of the user's code that led to it."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300] + _where(error)
+
+
+def _where(error: BaseException) -> str:
+    """Return " (file.py:12, in forward)" for the innermost frame that belongs to no library; "" where there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [frame for frame in frames if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES]
+    theirs = [frame for frame in theirs if not frame.f_code.co_filename.startswith("<")]
+    if not theirs:
+        return ""
+    code = theirs[-1].f_code
+    line = next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is theirs[-1])
+    return f" ({Path(code.co_filename).name}:{line}, in {code.co_name})"
+
+
+def refuse_unreadable(module: nn.Module) -> None:
+    """Check that a module is code, and that every parameter has a shape.
+
+    Raises:
+        BadInput: a ScriptModule, a module prepared for quantisation, or a lazy layer that has not seen an input yet.
+    """
+    for name, sub in module.named_modules():
+        if isinstance(sub, torch.jit.ScriptModule):
+            what = f"its submodule {name}" if name else "the module"
+            raise BadInput(
+                f"{what} is a ScriptModule",
+                why="what torch.jit compiled has no Python code to trace",
+                do="give the module that it was made from, with its weights, or export it to ONNX and prune the file",
+            )
+        if type(sub).__module__.startswith(("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization")):
+            raise BadInput(
+                f"the module is prepared for quantisation-aware training ({name or 'itself'}: {type(sub).__name__})",
+                why="its fake quantisers follow the network as it is, and their scales are of its channels",
+                do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
+                "prune the file",
+            )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise BadInput(
+                f"the parameter {name} has no shape yet",
+                why="it belongs to a lazy layer, which gets its shape from the first input",
+                do="run the network once on an example input",
+            )
+
+
+def failure_of(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> BaseException | None:
+    """Return the error of a plain forward pass, None when it runs."""
+    try:
+        with untouched.block():
+            module(*inputs)
+    except Exception as error:  # noqa: BLE001  # the user's forward may raise anything
+        return error
+    return None

@@ -1,0 +1,147 @@
+"""nn.Module -> fx.GraphModule by torch.fx, the tracer that is tried first.
+
+Owns what torch.fx is told about optional arguments, buffers and modes, and the graphs that are worth recording. Where
+it fails, export.py is tried. Each run of the user's forward is a block of its own that leaves nothing behind
+(running/untouched.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.tracing.attention import expand
+from prunec.frontends.fx.tracing.failures import one_line
+from prunec.frontends.fx.tracing.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.tracing.regions import Regions
+from prunec.frontends.fx.tracing.sizes import NOTES, Sizes
+
+_LOG = logging.getLogger("prunec")
+
+
+def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.GraphModule]:
+    """Return what to record, best first: attention written out, without writes in place, then as it was traced."""
+    if module is None:
+        return []
+    found = [module]
+    rewritten = functional(module)
+    if rewritten is not None:
+        found.insert(0, rewritten)
+    with contextlib.suppress(Exception):  # a network that does not run: recording it will say why
+        expanded = expand(found[0], inputs)
+        found = [*([] if expanded is None else [expanded]), *found]
+    return found
+
+
+def symbolic_trace(
+    module: nn.Module, inputs: Sequence[Any], untouched: Untouched
+) -> tuple[fx.GraphModule | None, BaseException | None]:
+    """Trace a module with torch.fx; return its graph, or None and why there is none.
+
+    A forward that decides by sizes is followed as the example's sizes decide, where it cannot be traced for all.
+    """
+    if isinstance(module, fx.GraphModule):
+        return module, None
+    reason: BaseException | None = None
+    writes = False
+    ways = (True, False) if _reads_buffers(module) else (False,)
+    for sized, buffers in itertools.product((False, True), ways):
+        if sized and writes:
+            break  # it can be traced; numbers in place of sizes change nothing
+        try:
+            made = _traced(module, inputs, untouched, buffers=buffers, sized=sized)
+            if not has_writes(made):
+                return made, None
+            rewritten = functional(made)
+            if rewritten is not None and not has_writes(rewritten):
+                return rewritten, None
+            reason, writes = TypeError("it writes into a part of a tensor that something else may see"), True
+        except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
+            _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
+            reason = error
+    return None, reason
+
+
+def _traced(
+    module: nn.Module,
+    inputs: Sequence[Any],
+    untouched: Untouched,
+    *,
+    buffers: bool,
+    sized: bool,
+    ignored: tuple[str, ...] = (),
+) -> fx.GraphModule:
+    """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = [p for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty]
+    concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=Sizes(module, inputs) if sized else None)
+    with warnings.catch_warnings(), untouched.block():
+        warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
+        with tracer.regions.watched(), tensors_pass():
+            graph = tracer.trace(module, concrete_args=concrete or None)
+        made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
+    again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
+    only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
+    if only_here and not ignored:
+        return _traced(module, inputs, untouched, buffers=buffers, sized=sized, ignored=tuple(only_here))
+    for node in graph.nodes:
+        node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
+    traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+    traced.meta[NOTES] = () if tracer.sizes is None else tracer.sizes.notes
+    return traced
+
+
+def _modes_in_training(
+    module: nn.Module, concrete: dict[str, Any], untouched: Untouched, tracer: Tracer, seen: set[str]
+) -> set[str]:
+    """Return which of the modes seen (no_grad …) are on while the network trains, too; all where that cannot be told.
+
+    ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
+    """
+    if not seen:
+        return seen
+    try:
+        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+            warnings.simplefilter("ignore")
+            for sub in module.modules():
+                sub.training = True
+            tracer.trace(module, concrete_args=concrete or None)
+    except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies
+        _LOG.debug("torch.fx cannot trace the network in training mode: %s", one_line(error))
+        return seen
+    return tracer.regions.seen & seen
+
+
+def _plain_constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
+
+
+def _is_made(n: fx.Node, module: nn.Module) -> bool:
+    """Tell whether a node reads a constant that torch.fx has hung on the module for the time of the trace."""
+    return n.op == "get_attr" and str(n.target).startswith("_tensor_constant") and hasattr(module, str(n.target))
+
+
+def _with_constants(module: nn.Module, constants: dict[Any, Any]) -> nn.Module:
+    """Return what holds the module's own parts, and constants beside them."""
+    holder = nn.Module()
+    vars(holder).update(vars(module))
+    vars(holder).update(constants)
+    return holder
+
+
+def _reads_buffers(module: nn.Module) -> bool:
+    """Tell whether a forward of the user's own may compute with a buffer (a mask, frozen statistics).
+
+    As a proxy it stays the buffer that it is; read as a tensor, what is computed from it becomes a constant
+    without a name. A forward that branches on its content can only be traced the second way.
+    """
+    return any(sub._buffers and not type(sub).__module__.startswith("torch.nn.") for sub in module.modules())

@@ -1,0 +1,56 @@
+"""Two files against each other: how long a pruned one takes, as a share of its original.
+
+Owns how that is measured so that the answer holds a second time; single runs are prunec/runtime/sessions.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from prunec.runtime import sessions
+from prunec.runtime.probes import Feed
+from prunec.timing import latency
+
+PROVIDER: Literal["cpu"] = "cpu"
+_FEWEST, _MOST, _RUNS, _SECONDS = 3, 9, 30, 6.0
+"""Times that two files are opened, rounds each time, and seconds after which they are not opened again."""
+
+Pair = tuple[float, float]
+"""Milliseconds of the original and of the pruned file."""
+
+
+ONE = 1
+"""Threads where times have to hold a second time: with more, other work on the machine decides how long all wait for
+the last of them."""
+
+
+def timed(original: Path, pruned: Path, feed: Feed, *, threads: int = 0) -> Pair:
+    """Return the median milliseconds of two files in ONNX Runtime on the CPU, at its default level.
+
+    They are opened and timed several times: other work on the machine, and where memory happens to lie, move single
+    medians by a tenth. What counts is the pair with the middle ratio.
+
+    Args:
+        feed: what both run on.
+        threads: as for ``sessions.open_runner``.
+    """
+    pairs: list[Pair] = []
+    started = time.perf_counter()
+    while len(pairs) < _FEWEST or (len(pairs) < _MOST and time.perf_counter() - started < _SECONDS):
+        before = sessions.open_runner(original, "the unpruned network", PROVIDER, optimise=True, threads=threads)
+        after = sessions.open_runner(pruned, "the pruned network", PROVIDER, optimise=True, threads=threads)
+        pairs.append(latency.interleaved_latency(before, after, feed, _RUNS, _SECONDS / _FEWEST))
+    return middle(pairs)
+
+
+def ratio(pair: Pair) -> float:
+    """Return the pruned file's share of the original's time."""
+    return pair[1] / pair[0]
+
+
+def middle(pairs: Sequence[Pair]) -> Pair:
+    """Return the pair whose ratio is in the middle."""
+    return sorted(pairs, key=ratio)[len(pairs) // 2]

@@ -1,0 +1,272 @@
+"""How long pruned networks take against the original, measured, and how many MACs a share of that time allows.
+
+Owns ``--target-latency``: the measurement in ONNX Runtime, and the MACs budget that stands for the share that was asked
+for. A few prunings of the network are timed before training, and those that fit the budget once gammas are trained
+correct it. Moving ρ towards the budget is controller.py's, choosing channels fitting.py's; read those next.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunec.errors import BudgetNotMet
+from prunec.passes.sparsity.gammas import Mask
+from prunec.pipeline.export import export_onnx
+from prunec.timing.pairs import PROVIDER, middle, ratio, timed
+from prunec.training.budget.fitting import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
+from prunec.training.budget.goals import Arrays, Goal, Sizer
+from prunec.training.settings.onnx_network import Interface
+from prunec.training.settings.removal import remove_constant
+from prunec.training.settings.setup import Setup
+from prunec.training.sparsity.sparsify import Sparsity, gamma_values
+
+Facts = Mapping[str, Any]
+"""What a run keeps of it, as plain data: ``asked``, ``macs`` (the budget's share) and ``probes``."""
+
+TOLERANCE = 0.05
+"""Share of the target by which a measurement may miss it: two measurements of one network differ by about as much."""
+_PROBES = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Shares of the channels that may go, at which the network is timed before training."""
+_CORRECTIONS = 4
+_AIM = 0.98
+_LARGEST = 0.99
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """A pruned network: its MACs and its latency, as shares of the original's."""
+
+    macs: float
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Times files against the original network.
+
+    Args:
+        original: its file.
+        inputs: one image, on the CPU.
+        names: of the files' input.
+    """
+
+    original: Path
+    inputs: tuple[torch.Tensor, ...]
+    names: Interface
+
+    def time(self, pruned: Path, at_most: float = math.inf) -> tuple[float, float]:
+        """Return the median milliseconds of the original and of ``pruned``, timed in turns.
+
+        Args:
+            pruned: its file.
+            at_most: share of the original's; a file that takes more is timed twice more, and the middle counts.
+        """
+        pairs = [self._once(pruned)]
+        if ratio(pairs[0]) > at_most:
+            pairs += [self._once(pruned), self._once(pruned)]
+        return middle(pairs)
+
+    def _once(self, pruned: Path) -> tuple[float, float]:
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal(tuple(self.inputs[0].shape)).astype(np.float32)
+        return timed(self.original, pruned, {self.names.input_name: values})
+
+    def share(self, module: nn.Module) -> float:
+        """Return the latency of ``module``, on the CPU, as a share of the original's."""
+        path = self.original.with_name("pruned.onnx")
+        export_onnx(module, self.inputs, path, input_names=(self.names.input_name,))
+        return ratio(self.time(path))
+
+
+@contextmanager
+def stopwatch(original: nn.Module, inputs: Sequence[torch.Tensor], names: Interface) -> Iterator[Stopwatch]:
+    """Export ``original``, on the CPU, to time others against it.
+
+    Args:
+        inputs: example inputs; the first of the batch is what is timed.
+    """
+    one_image = tuple(tensor[:1] for tensor in inputs)
+    with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+        path = Path(scratch) / "unpruned.onnx"
+        export_onnx(original, one_image, path, input_names=(names.input_name,))
+        yield Stopwatch(path, one_image, names)
+
+
+@contextmanager
+def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Point]]:
+    """Give a function that measures ``setup.module`` without the classes that are ``gone``: bool[num_classes].
+
+    Args:
+        arrays: the gammas, float[C] per parameter, that classes which stay have; the module has them afterwards.
+    """
+    plan, module = setup.sparsity, setup.module.to("cpu")
+    none = np.zeros(plan.classes.num_classes, dtype=bool)
+    try:
+        set_gammas(plan, module, arrays, none)
+        with stopwatch(setup.original.to("cpu"), setup.example_inputs, setup.interface) as watch:
+
+            def measure(gone: Mask) -> Point:
+                set_gammas(plan, module, arrays, gone)
+                pruned = remove_constant(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
+                return Point(pruned.report.after.macs / setup.full.macs, watch.share(pruned.module))
+
+            yield measure
+    finally:
+        set_gammas(plan, module, arrays, none)
+        setup.execution.place(module)
+
+
+def begin(setup: Setup, asked: float) -> Facts:
+    """Find the MACs budget with which a run towards the share ``asked`` of the latency begins.
+
+    Raises:
+        BudgetNotMet: even the smallest network takes longer.
+    """
+    points = probe(setup)
+    least = min(points, key=lambda point: point.latency)
+    if least.latency > asked * (1 + TOLERANCE):
+        raise _out_of_reach(asked, least)
+    return _facts(asked, min(_LARGEST, macs_for(points, _AIM * asked)), points)
+
+
+def correct(setup: Setup, history: GammaHistory, sizer: Sizer, facts: Facts) -> tuple[Facts, str]:
+    """Move the MACs budget to where the network that fits it takes the time asked for; say so in a sentence."""
+    points = [Point(**point) for point in facts["probes"]]
+    least = smallest(sizer, history.values).macs / setup.full.macs
+    with pruned_timer(setup, history.values) as measure:
+
+        def fitted(budget: float) -> Point:
+            return measure(fit(history, sizer, (Goal("macs", budget),), setup.full).gone)
+
+        budget, found = corrected(points, facts["asked"], facts["macs"], least, fitted)
+    said = (
+        f"latency: a budget of {budget:.1%} of the MACs ({facts['macs']:.1%} before training) stands for "
+        f"{found.latency:.1%} of the original's time, measured"
+    )
+    return _facts(facts["asked"], budget, points), said
+
+
+def goals(facts: Facts) -> tuple[Goal, ...]:
+    """Return the budget that stands for the latency."""
+    return (Goal("macs", facts["macs"]),)
+
+
+def in_words(facts: Facts) -> str:
+    """Say what was measured before training."""
+    probes = ", ".join(f"{point['latency']:.1%} at {point['macs']:.1%} of the MACs" for point in facts["probes"][1:])
+    return (
+        f"latency {facts['asked']:.1%} of the original's: a budget of {facts['macs']:.1%} of the MACs to begin with; "
+        f"measured in ONNX Runtime ({PROVIDER}) on this machine: {probes}"
+    )
+
+
+def _facts(asked: float, macs: float, points: Sequence[Point]) -> Facts:
+    return {"asked": asked, "macs": macs, "probes": [asdict(point) for point in points]}
+
+
+def probe(setup: Setup) -> tuple[Point, ...]:
+    """Time the network with more and more channels gone, about as many of each layer, the smallest gammas first."""
+    plan = setup.sparsity
+    history = GammaHistory(plan)
+    history.observe(gamma_values(plan, setup.module))
+    order = expendable(plan, _evenly(plan, history.norms()), np.zeros(plan.classes.num_classes, dtype=bool))
+    points = [Point(1.0, 1.0)]
+    with pruned_timer(setup, history.values) as measure:
+        for share in _PROBES:
+            gone = np.zeros(plan.classes.num_classes, dtype=bool)
+            gone[order[: round(share * order.size)]] = True
+            points.append(measure(gone))
+    return tuple(points)
+
+
+def _evenly(plan: Sparsity, norms: Floats) -> Ids:
+    """Return the penalised classes so that the first of them are about the same share of every layer."""
+    place = np.zeros(plan.classes.num_classes)
+    for gamma in plan.gammas:
+        mine = np.unique(gamma.classes[plan.channels_of(gamma)])
+        ranks = np.argsort(np.argsort(norms[mine], kind="stable"), kind="stable")
+        place[mine] = np.maximum(place[mine], (ranks + 1) / max(1, mine.size))
+    candidates = np.flatnonzero(plan.penalised)
+    return candidates[np.argsort(place[candidates], kind="stable")]
+
+
+def _out_of_reach(asked: float, least: Point) -> BudgetNotMet:
+    return BudgetNotMet(
+        f"at the least {least.latency:.1%} of the latency must stay ({asked:.1%} were asked for)",
+        why=f"measured in ONNX Runtime ({PROVIDER}) on this machine, with {least.macs:.1%} of the MACs left: the rest "
+        "is in channels that cannot be trained away, and in what a network costs however narrow it is",
+        do="raise the target, pin fewer channels with --keep, or prune residual streams too (--residual group)",
+    )
+
+
+def macs_for(points: Sequence[Point], latency: float) -> float:
+    """Return the largest share of the MACs at which a rising line through ``points`` is at ``latency``.
+
+    Latency is a staircase (kernels work on blocks of channels) with noise on it, so fewer MACs may have taken longer.
+    """
+    line = _rising(points)
+    for low, high in reversed(list(pairwise(line))):
+        if low.latency <= latency:
+            part = (latency - low.latency) / (high.latency - low.latency) if high.latency > low.latency else 1.0
+            return low.macs + min(1.0, part) * (high.macs - low.macs)
+    return line[0].macs
+
+
+def latency_at(points: Sequence[Point], macs: float) -> float:
+    """Return where the rising line through ``points`` is at a share of the MACs."""
+    line = _rising(points)
+    return float(np.interp(macs, [point.macs for point in line], [point.latency for point in line]))
+
+
+def _rising(points: Sequence[Point]) -> list[Point]:
+    """Return the points by MACs, with latencies that do not fall: isotonic regression by pooling neighbours."""
+    pools: list[list[float]] = []
+    for point in sorted(points):
+        pools.append([point.latency])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    latencies = [float(np.mean(pool)) for pool in pools for _ in pool]
+    return [Point(point.macs, latency) for point, latency in zip(sorted(points), latencies, strict=True)]
+
+
+def corrected(
+    points: Sequence[Point], asked: float, budget: float, smallest: float, measure: Callable[[float], Point]
+) -> tuple[float, Point]:
+    """Return the largest MACs budget found whose network takes at most the share ``asked``, and what it measured.
+
+    Where none does, the fastest one. Each measurement scales the line of the probes; where that leads out of what
+    is known to be too small and too large, the middle between them is tried.
+
+    Args:
+        points: of the probes.
+        budget: to begin with.
+        smallest: share of the MACs below which no budget can be met.
+        measure: fits the network to a budget, and times it.
+    """
+    low, high = smallest, 1.0
+    tried: list[tuple[float, Point]] = []
+    for _ in range(_CORRECTIONS):
+        budget = min(_LARGEST, max(smallest, budget))
+        found = measure(budget)
+        tried.append((budget, found))
+        if (1 - TOLERANCE) * asked <= found.latency <= asked:
+            break
+        low, high = (budget, high) if found.latency <= asked else (low, budget)
+        factor = found.latency / latency_at(points, found.macs)
+        budget = macs_for(points, _AIM * asked / factor)
+        if not low < budget < high:
+            budget = (low + high) / 2
+    fitting = [each for each in tried if each[1].latency <= asked]
+    return max(fitting) if fitting else min(tried, key=lambda each: each[1].latency)
