@@ -7,7 +7,8 @@ r"""The rows of docs/results.md: runs one, or prints the table of those that wer
 WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
 train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
 does: the same batches, teacher, cosine, average and statistics. ``--answers FOLDER`` keeps what the unpruned network
-answers to each batch, which is the same for all rows of a seed and a third of the time; the figures do not change.
+answers to each batch, which is the same for all rows of a seed and a third of the time; ONNX Runtime answers then, so
+that a figure can move as much as it does on another machine.
 Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
 """
 
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import nn
 
@@ -124,18 +126,25 @@ ROWS: Mapping[str, Row] = _rows()
 
 
 class Answers(nn.Module):
-    """The unpruned network, which looks up what it has answered before; by a hash of the batch, in a file."""
+    """The unpruned network in ONNX Runtime, which looks up what it has answered before; by a hash of the batch."""
 
     def __init__(self, module: nn.Module, path: Path) -> None:
         super().__init__()
-        self.network, self.path = module, path
+        file, module = path.with_suffix(".onnx"), copy.deepcopy(module).eval()
+        module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "n"}}}
+        torch.onnx.export(module, (torch.zeros(2, 3, 32, 32),), str(file), dynamo=False, **names)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.network, self.path = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"]), path
         self.known: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
         self.fresh = 0
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         key = hashlib.blake2b(inputs.contiguous().numpy().tobytes(), digest_size=12).hexdigest()
         if key not in self.known:
-            self.known[key] = self.network(inputs).clone()
+            (found,) = self.network.run(None, {"x": inputs.contiguous().numpy()})
+            self.known[key] = torch.from_numpy(found)
             self.fresh += 1
             if self.fresh % 100 == 0:
                 self.save()

@@ -7,42 +7,37 @@ and what it leaves behind is written by results.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from prunec import api
 from prunec.errors import Interrupted, WriteFailed
 from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
 from prunec.timing import layer_times
-from prunec.training.budget.footprint import Size, check_alive, keep_mask, zero_gammas
-from prunec.training.budget.goals import Goal, in_words
+from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
+from prunec.training.budget.goals import Goal
 from prunec.training.budget.landing import GammaHistory
-from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined
 from prunec.training.logs.progress import Progress, Silent
 from prunec.training.run import checkpoint as checkpoints
-from prunec.training.run import milestones, time_budget
+from prunec.training.run import milestones, removing, time_budget
 from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context, state_of
 from prunec.training.run.loop import Interrupt, resume_command
 from prunec.training.run.results import RunResult, write_results
-from prunec.training.run.shrinking import combined, shrunk
+from prunec.training.run.shrinking import shrunk
 from prunec.training.run.sparsifying import train_sparse
 from prunec.training.run.tasks import FineTune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.focus import focused
-from prunec.training.settings.removal import base_optimizer, enough_images, remove, remove_by_data
+from prunec.training.settings.removal import base_optimizer
 from prunec.training.settings.setup import (
     FINETUNE,
     ISTA,
@@ -236,7 +231,7 @@ class _Run(Context):
         if not finetune_steps:
             self.settle_statistics()
         self.module.to("cpu")
-        report = self._apply_removal(finetune_steps)
+        report = removing.remove(self, finetune_steps, self._left_in_training())
         setup.execution.place(self.module)
         if finetune_steps:
             # Constants folded into biases shift what the BatchNorms behind them see at the borders.
@@ -247,40 +242,6 @@ class _Run(Context):
         self.progress.note(f"removed {report['removed_channels']} channels: {left:.1%} of the parameters are left")
         if self.plan is not None and self.plan.is_empty:
             self.tell(_NOTHING_REMOVED)
-
-    def _apply_removal(self, finetune_steps: int) -> dict[str, Any]:
-        """Replace the network by the pruned one. Rank 0 plans; the others carry out its plan."""
-        found: list[nn.Module] = []
-
-        def work() -> tuple[str, dict[str, Any], str]:
-            pruned, said = self._pruned(finetune_steps)
-            found.append(pruned.module)
-            return pruned.plan.to_json(), pruned.report.to_json_dict(), said
-
-        text, report, said = self.ranks.on_main(work)
-        if said:
-            self.tell(said)
-        plan = PrunePlan.from_json(text)
-        self.module = found[0] if found else apply_plan(self.module, plan)
-        # Fitted weights are where training goes on from; the weights that it ends with are in a file of their own.
-        self.plan = replace(plan, refits=()).after(*self._left_in_training())
-        return combined((entry["report"] for entry in self.state.facts.get("shrinkings", ())), report)
-
-    def _pruned(self, finetune_steps: int) -> tuple[api.Pruned, str]:
-        """Remove what is constant and, where the budget asks for more, what images show; return a sentence on that."""
-        setup, config = self.setup, self.config
-        if not self.state.facts.get("by_data"):
-            return remove(self.module, setup.example_inputs, config, finetune_steps), ""
-        count = enough_images(setup.data.image_shape)
-        self.progress.note(f"choosing channels, and fitting those that stay, on {count} training images")
-        batches = sampled_batches(
-            setup.data.train, setup.pipeline, config.batch_size, math.ceil(count / config.batch_size), config.seed
-        )
-        images = torch.cat([inputs.cpu() for inputs, _ in batches])[:count]
-        pruned = remove_by_data(self.module, images, config, finetune_steps, setup.goals, setup.sparsity)
-        left = in_words(setup.goals, Size(pruned.report.after.params, pruned.report.after.macs), setup.full)
-        chosen = f"what goes was chosen, and what stays fitted to make up for it, on {len(images)} training images"
-        return pruned, f"budget: {left} are left; {chosen}"
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])

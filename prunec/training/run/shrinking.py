@@ -29,7 +29,7 @@ from prunec.training.budget.footprint import size_under
 from prunec.training.budget.goals import with_zeros
 from prunec.training.budget.landing import GammaHistory, Ids
 from prunec.training.learning.ema import Ema
-from prunec.training.settings.removal import base_optimizer, remove
+from prunec.training.settings.removal import base_optimizer, remove_constant
 from prunec.training.settings.setup import Setup
 from prunec.training.sparsity.ista import Ista
 from prunec.training.sparsity.sparsify import Sparsity, build, named_parameters, plan_sparsity
@@ -108,7 +108,7 @@ def _planned(live: Live, gone: Mask) -> dict[str, Any]:
     with torch.no_grad():
         for name, values in with_zeros(plan, live.history.values, gone).items():
             parameters[name].copy_(torch.from_numpy(values))
-    pruned = remove(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
+    pruned = remove_constant(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
     return {"plan": pruned.plan.to_json(), "report": summary_of(pruned.report)}
 
 

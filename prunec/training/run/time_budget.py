@@ -27,7 +27,7 @@ from prunec.timing.pairs import PROVIDER, middle, ratio, timed
 from prunec.training.budget.goals import Arrays, Goal, Sizer
 from prunec.training.budget.landing import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
 from prunec.training.settings.onnx_network import Interface
-from prunec.training.settings.removal import remove
+from prunec.training.settings.removal import remove_constant
 from prunec.training.settings.setup import Setup
 from prunec.training.sparsity.sparsify import Sparsity, gamma_values
 
@@ -118,7 +118,7 @@ def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Poin
 
             def measure(gone: Mask) -> Point:
                 set_gammas(plan, module, arrays, gone)
-                pruned = remove(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
+                pruned = remove_constant(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
                 return Point(pruned.report.after.macs / setup.full.macs, watch.share(pruned.module))
 
             yield measure

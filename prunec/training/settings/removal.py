@@ -34,7 +34,9 @@ def border_of(config: RunConfig, finetune_steps: int) -> Border:
     return config.border
 
 
-def remove(module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int) -> api.Pruned:
+def remove_constant(
+    module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int
+) -> api.Pruned:
     """Remove what the zero gammas made constant.
 
     Args:
