@@ -5,6 +5,7 @@ Each builder returns a fresh network; ``OUTSIDE`` lists what lives outside of th
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import random
 import weakref
@@ -300,6 +301,72 @@ class InPlace(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mul_(0.5))
 
+
+class Halved(nn.Conv2d):
+    """Writes into its weight by numpy, which tells torch nothing of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.detach().numpy()
+        weight[...] = weight * 0.5
+        return super().forward(x)
+
+
+class Clipped(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        np.clip(self.weight.data.numpy(), -0.01, 0.01, out=self.weight.data.numpy())
+        return super().forward(x)
+
+
+class CountedByNumpy(Net):
+    calls: Tensor
+
+    def __init__(self, asked: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.ones(3))
+        self.asked = asked
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked(self.calls)[0] += 1
+        return super().forward(x)
+
+
+class HeldByNumpy(Net):
+    """The array was there before anybody looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view = self.o.weight.detach().numpy()  # type: ignore[union-attr,operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.view *= 0.5
+        return super().forward(x)
+
+
+class ByAddress(Net):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ctypes.memset(self.calls.data_ptr(), 0, 4)
+        return super().forward(x)
+
+
+HANDED_OUT: dict[str, Callable[[], nn.Module]] = {
+    "weights by numpy": lambda: Net(Halved(8, 8, 3)),
+    "weights as numpy's output": lambda: Net(Clipped(8, 8, 3)),
+    "an array made of a buffer": lambda: CountedByNumpy(np.asarray),
+    "a buffer as an array": lambda: CountedByNumpy(lambda t: t.numpy()),
+    "a buffer's memory": lambda: CountedByNumpy(lambda t: memoryview(t.numpy())),
+    "a buffer by dlpack": lambda: CountedByNumpy(lambda t: torch.from_dlpack(t.detach())),  # type: ignore[attr-defined]
+    "numpy's dlpack": lambda: CountedByNumpy(np.from_dlpack),  # type: ignore[attr-defined]
+    "a buffer's storage": lambda: CountedByNumpy(lambda t: t.untyped_storage()),
+    "an array that was there": HeldByNumpy,
+    "an address": ByAddress,
+}
+"""Forwards that write into memory past torch; some cannot be traced, none may leave a trace."""
 
 HOSTILE: dict[str, Callable[[], nn.Module]] = {
     "weights assigned": lambda: Net(Renormed(8, 8, 3)),

@@ -91,6 +91,53 @@ _HELD = 192 << 20
 """What a layer sees is held between the rounds of its fit up to so many bytes, and gathered anew beyond."""
 
 
+def combined_start(place: Place) -> Floats:
+    """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+
+    W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    """
+    matrix = as_matrix(place.node, place.weight)
+    groups, rows, width = matrix.shape
+    biased = place.operand.biased
+    start = np.zeros((groups, width + biased, rows))
+    first, prior = as_matrix(place.operand.node, place.original), place.prior
+    if prior is None or len(first) != groups or len(prior.total) != groups:
+        start[:, :width] = matrix.swapaxes(1, 2)
+        if biased:
+            start[:, width] = place.constant().reshape(groups, rows)
+        return start
+    columns, outputs = _columns(place, groups, width, first.shape[2]), _outputs(place, groups, first.shape[1])
+    if biased:
+        start[:, width] = place.first_constant().reshape(groups, rows)
+    for group in range(groups):
+        weight = first[group][outputs[group]]
+        start[group, :width] = weight[:, columns[group]].T
+        gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
+        if gone.size:
+            seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+            total = prior.total[group]
+            mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
+            start[group][: seen.size] += mixed @ weight[:, gone].T
+    return start
+
+
+def _columns(place: Place, groups: int, taken: int, width: int) -> Array:
+    """Return int64[groups, columns that stay]: their places among the original's."""
+    kept = place.inputs
+    taps = taken * groups // max(1, len(kept)) if kept is not None else 1
+    if kept is None:
+        return np.tile(np.arange(width), (groups, 1))
+    per_group = width // taps
+    within = (np.asarray(kept) % per_group).reshape(groups, -1)
+    return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
+
+
+def _outputs(place: Place, groups: int, rows: int) -> Array:
+    """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
+    kept = place.outputs
+    return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
+
+
 class Layer:
     """One fit: the same places of both networks, and the sums over them.
 
@@ -146,7 +193,7 @@ class Layer:
             targets.append((self._target(batch, picked), self._end(batch, picked)))
             equations.add(seen, targets[-1][0])
             held += [seen] if holds else []
-        start = self.start()
+        start = combined_start(self.place)
         found = equations.solved(start, how.ridge)
         for _ in range(0 if self.way is None else how.rounds):
             equations.forget_targets()
@@ -185,49 +232,6 @@ class Layer:
         moved = end + scale * (made - target)
         wished = np.where(end <= low, np.minimum(moved, low), np.where(end >= high, np.maximum(moved, high), end))
         return target + (wished - end) / scale
-
-    def start(self) -> Floats:
-        """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
-
-        W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
-        """
-        place, (groups, rows, width) = self.place, self.matrix.shape
-        biased = place.operand.biased
-        start = np.zeros((groups, width + biased, rows))
-        first, prior = as_matrix(place.operand.node, place.original), place.prior
-        if prior is None or len(first) != groups or len(prior.total) != groups:
-            start[:, :width] = self.matrix.swapaxes(1, 2)
-            if biased:
-                start[:, width] = place.constant().reshape(groups, rows)
-            return start
-        columns, outputs = self._columns(first.shape[2]), self._outputs(first.shape[1])
-        if biased:
-            start[:, width] = place.first_constant().reshape(groups, rows)
-        for group in range(groups):
-            weight = first[group][outputs[group]]
-            start[group, :width] = weight[:, columns[group]].T
-            gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
-            if gone.size:
-                seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
-                total = prior.total[group]
-                mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
-                start[group][: seen.size] += mixed @ weight[:, gone].T
-        return start
-
-    def _columns(self, width: int) -> Array:
-        """Return int64[groups, columns that stay]: their places among the original's."""
-        groups, kept = self.matrix.shape[0], self.place.inputs
-        taps = self.matrix.shape[2] * groups // max(1, len(kept)) if kept is not None else 1
-        if kept is None:
-            return np.tile(np.arange(width), (groups, 1))
-        per_group = width // taps
-        within = (np.asarray(kept) % per_group).reshape(groups, -1)
-        return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
-
-    def _outputs(self, rows: int) -> Array:
-        """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
-        groups, kept = self.matrix.shape[0], self.place.outputs
-        return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
         """Fit what all channels were from those that are left, and fold that into the original's weights."""

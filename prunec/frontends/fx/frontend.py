@@ -54,7 +54,11 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rule
     with untouched.block(on_shapes=True), eval_mode(module), torch.no_grad():
         found = _read(module, tuple(example_inputs), name, untouched, rules)
     follow_modes(found.module, modes)
-    return found
+    past = (f"{_PAST_TORCH} ({where})" for where in untouched.written_past_torch)
+    return replace(found, notes=(*found.notes, *past))
+
+
+_PAST_TORCH = "the forward writes into a tensor by numpy or the like, which the traced network does not"
 
 
 def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Untouched, rules: OpRules) -> Traced:

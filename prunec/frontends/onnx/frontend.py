@@ -29,6 +29,7 @@ from prunec.frontends.onnx.loading.nodes import SourceNode, read_nodes
 from prunec.frontends.onnx.ops.draft import Draft
 from prunec.frontends.onnx.ops.sequences import learn_pieces, taken_apart
 from prunec.frontends.onnx.ops.table import teach_shape, translate
+from prunec.frontends.onnx.ops.unpool import learn_unpooled
 from prunec.frontends.onnx.sizes.infer import check_input_shapes, infer
 from prunec.frontends.onnx.sizes.refine import SHAPED_BY_CONTENTS, better, is_soft, refine
 from prunec.frontends.onnx.sizes.view import Array, Facts, View
@@ -150,6 +151,7 @@ def _walk(
                 grown.add(view.outputs[0])
         elif view.op != "Constant":  # inference sees stored tensors itself
             grown.update(view.outputs)
+    learn_unpooled(nodes, (value.name for value in source.model.graph.output), facts)
     drafts = [(view.node, drafts) for view in views if (drafts := _drafts(view, facts, rules))]
     return facts, drafts
 

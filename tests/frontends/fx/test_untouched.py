@@ -13,7 +13,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
-from hostile import HOSTILE, outside
+from hostile import HANDED_OUT, HOSTILE, outside
 from hypothesis import HealthCheck, given, settings
 from strategies import SIZE, Spec, build, specs
 from torch import Tensor, nn
@@ -92,10 +92,11 @@ def _plan_of(inputs: Inputs) -> prunec.PrunePlan:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [*HOSTILE, *HANDED_OUT])
 @pytest.mark.filterwarnings("ignore:the batch of the ONNX file is fixed")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_hostile_forward_leaves_no_trace(name: str, call: str, tmp_path: Path) -> None:
-    net, inputs = HOSTILE[name]().eval(), (torch.randn(2, 3, 8, 8),)
+    net, inputs = (HOSTILE | HANDED_OUT)[name]().eval(), (torch.randn(2, 3, 8, 8),)
     net.o.train()  # type: ignore[union-attr,operator]
     before = state([net, inputs, outside()])
     with contextlib.suppress(
@@ -145,3 +146,18 @@ def test_every_public_call_leaves_a_random_network_as_it_was(spec: Spec, tmp_pat
         with contextlib.suppress(PrunecError):
             run(net, inputs, tmp_path_factory.mktemp("out"))
         assert difference(before, state([net, inputs])) == "", call
+
+
+@pytest.mark.parametrize("name", [name for name in HANDED_OUT if name != "an array that was there"])
+def test_a_write_past_torch_is_refused_or_noted_with_the_users_line(name: str) -> None:
+    try:
+        notes = prunec.analyze_module(HANDED_OUT[name]().eval(), (torch.randn(2, 3, 8, 8),)).notes
+    except PrunecError as error:
+        notes = (str(error),)
+    assert any("hostile.py:" in note for note in notes)
+
+
+def test_memory_that_is_only_looked_at_by_numpy_says_nothing() -> None:
+    looks = hostile.CountedByNumpy(lambda t: t.numpy().copy()).eval()
+    notes = prunec.analyze_module(looks, (torch.randn(2, 3, 8, 8),)).notes
+    assert not any("by numpy" in note for note in notes)

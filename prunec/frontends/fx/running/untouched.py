@@ -25,6 +25,8 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunec.frontends.fx.running.handed_out import storage_of, watched
+from prunec.frontends.fx.running.places import place
 from prunec.frontends.fx.running.reachable import LruCache, Reachable
 
 Undo = Callable[[], None]
@@ -42,12 +44,14 @@ class Untouched:
 
     Attributes:
         checkpoints: whether the code that was found can checkpoint activations.
+        written_past_torch: places in the user's code that wrote into tensors by numpy and the like.
     """
 
     def __init__(self, *roots: Any) -> None:
         self._found = Reachable(roots)
         self._caches = list(_caches(self._found))
         self.checkpoints = self._found.checkpoints
+        self.written_past_torch: dict[str, None] = {}
 
     @contextmanager
     def block(self, *, on_shapes: bool = False) -> Iterator[None]:
@@ -61,12 +65,17 @@ class Untouched:
         undo = [*_containers(self._found), *_namespaces(self._found), *_random_state(self._found.generators)]
         with ExitStack() as at_exit:
             at_exit.callback(_all, undo)
-            at_exit.callback(tensors.put_back)
+            at_exit.callback(self._put_back, tensors)
+            at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
             if not on_shapes:
                 at_exit.enter_context(tensors)
             yield
+
+    def _put_back(self, tensors: _Tensors) -> None:
+        self.written_past_torch |= tensors.written_past_torch()
+        tensors.put_back()
 
 
 @contextmanager
@@ -237,6 +246,7 @@ class _Tensors(TorchDispatchMode):
         self._before = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in tensors]
         self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
         self._contents: dict[int, torch.UntypedStorage] = {}
+        self._handed_out: dict[int, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -245,16 +255,31 @@ class _Tensors(TorchDispatchMode):
                 self._keep(tensor)
         return func(*args, **kwargs)
 
+    def hand_out(self, where: Callable[[], str], tensor: Any) -> None:
+        """Keep the content of memory that somebody gets hold of, and where that is."""
+        if isinstance(tensor, Tensor) and _has_memory(tensor):
+            self._keep(tensor)
+            self._handed_out.setdefault(_memory(tensor), where())
+
+    def written_past_torch(self) -> dict[str, None]:
+        """Return where memory was handed out that holds something else now."""
+        changed = (
+            where
+            for key, where in self._handed_out.items()
+            if key in self._contents and not _same_bytes(storage_of(self._memory[key]), self._contents[key])
+        )
+        return dict.fromkeys(changed)
+
     def _keep(self, tensor: Tensor) -> None:
         if not _has_memory(tensor):
             return
         key = _memory(tensor)
         if key in self._memory and key not in self._contents:
-            self._contents[key] = self._memory[key].untyped_storage().clone()
+            self._contents[key] = storage_of(self._memory[key]).clone()
 
     def put_back(self) -> None:
         for key, content in self._contents.items():
-            self._memory[key].untyped_storage().copy_(content)
+            storage_of(self._memory[key]).copy_(content)
         for tensor, alias, requires_grad, grad in self._before:
             if not _same_memory(tensor, alias):
                 tensor.data = alias
@@ -282,7 +307,12 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(storage_of(tensor)._cdata)
+
+
+def _same_bytes(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
+    now, before = (torch.empty(0, dtype=torch.uint8, device=held.device).set_(held) for held in (a, b))
+    return torch.equal(now, before)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

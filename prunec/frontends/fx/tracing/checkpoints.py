@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils import checkpoint
 
-from prunec.frontends.fx.tracing.places import place
+from prunec.frontends.fx.running.places import place
 
 
 @contextmanager

@@ -65,6 +65,12 @@ class _Assignable(fx.Proxy):
         count = _num_parts(self.node)
         return super().__len__() if count is None else count
 
+    def __getattr__(self, k: str) -> Any:
+        """Return the proxy of an attribute. ctypes would ask each proxy for another one, until the stack is full."""
+        if k == "_as_parameter_":
+            raise AttributeError(k)
+        return super().__getattr__(k)
+
     @property
     def requires_grad(self) -> bool:
         """As in training, where gradients are on: memory-efficient networks ask whether to checkpoint."""

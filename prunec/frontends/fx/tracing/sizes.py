@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.meta import MetaMode
-from prunec.frontends.fx.tracing.places import place
+from prunec.frontends.fx.running.places import place
 from prunec.frontends.fx.tracing.switches import is_switch, without_casts
 
 NOTES = "prunec_notes"

@@ -146,16 +146,6 @@ _FUSED_ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def max_pool(view: View) -> Sequence[Draft]:
-    """MaxPool; its second output numbers the elements of the whole tensor, channels included."""
-    if len(view.outputs) > 1:
-        return opaque(view, "its Indices output numbers positions across channels")
-    settings = window(view, view.attrs["kernel_shape"])
-    return one(
-        view, "max_pool", **settings, kernel=view.attrs["kernel_shape"], ceil=bool(view.attrs.get("ceil_mode", 0))
-    )
-
-
 def average_pool(view: View) -> Sequence[Draft]:
     """AveragePool."""
     settings = window(view, view.attrs["kernel_shape"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from prunec.frontends.onnx.ops import compute, move, quantised, sequences
+from prunec.frontends.onnx.ops import compute, move, quantised, sequences, unpool
 from prunec.frontends.onnx.ops import pointwise as point
 from prunec.frontends.onnx.ops.draft import Draft, Translate, one, opaque, refuse
 from prunec.frontends.onnx.sizes.view import View
@@ -98,7 +98,7 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         "SequenceAt": sequences.sequence_at,
         "TopK": move.top_k,
         # channelwise over space
-        "MaxPool": compute.max_pool,
+        "MaxPool": unpool.max_pool,
         "AveragePool": compute.average_pool,
         "GlobalAveragePool": compute.global_pool("mean"),
         "GlobalMaxPool": compute.global_pool("max"),
@@ -141,7 +141,7 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         # known, and refused
         **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), refuse(BODY)),
         **dict.fromkeys(
-            ("NonMaxSuppression", "NonZero", "Unique", "Compress", "OneHot", "MaxUnpool", "GatherElements", "GatherND",
+            ("NonMaxSuppression", "NonZero", "Unique", "Compress", "OneHot", "GatherElements", "GatherND",
              "Scatter", "ScatterElements", "TensorScatter", "ReverseSequence"),
             refuse(BY_VALUE),
         ),
@@ -156,6 +156,7 @@ ONNX: Mapping[str, Translate] = MappingProxyType(
         ),
         **dict.fromkeys(("Range", "CenterCropPad"), refuse("the shape of its result is computed")),
         **dict.fromkeys(("STFT", "DFT"), refuse("a Fourier transform mixes positions")),
+        "MaxUnpool": unpool.max_unpool,
         "Col2Im": refuse("it adds up blocks that overlap"),
         "DeformConv": compute.deform_conv,
     }

@@ -31,6 +31,7 @@ class Facts:
             their number can be rewritten, as that of stored numbers cannot.
         centred: (integers, their zero point) -> the value of their difference, where one node makes both.
         pieces: sequence -> the values that it is made of, where that is followed (ops/sequences.py).
+        unpooled: indices of maxima that are only unpooled with (ops/unpool.py).
         fixed_sizes: the sizes are the file's own, not ones that the user chose for open axes.
     """
 
@@ -43,6 +44,7 @@ class Facts:
         self.repeated: set[str] = set()
         self.centred: dict[tuple[str, str], str] = {}
         self.pieces: dict[str, tuple[str, ...]] = {}
+        self.unpooled: frozenset[str] = frozenset()
 
     def shape(self, name: str) -> Shape | None:
         array = self.known.get(name)

@@ -1,0 +1,57 @@
+"""Memory of tensors that is handed to somebody who does not tell torch what he writes: numpy, dlpack, an address.
+
+Owns the look at who asks for it while somebody's network is run. What is done then is untouched.py's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALWAYS = ("numpy", "__array__", "__dlpack__")
+_FOR_USERS = ("data_ptr", "untyped_storage", "storage")
+"""torch's own code asks for these all the time, and tells of what it writes."""
+
+
+@contextmanager
+def watched(hand_out: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``hand_out`` with each tensor whose memory is about to be given away, for the time of a block."""
+    own = {name: vars(Tensor).get(name) for name in (*_ALWAYS, *_FOR_USERS)}
+    for name in own:
+        setattr(Tensor, name, _asking(getattr(Tensor, name), hand_out, always=name in _ALWAYS))
+    try:
+        yield
+    finally:
+        for name, before in own.items():
+            if before is None:
+                delattr(Tensor, name)  # it is the base class's
+            else:
+                setattr(Tensor, name, before)
+
+
+def _asking(method: Any, hand_out: Callable[[Tensor], None], *, always: bool) -> Any:
+    def ask(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if always or _is_users(sys._getframe(1).f_globals):
+            if not always and tensor.device.type == "meta":
+                raise RuntimeError("its forward asks where a tensor lies in memory, and a run on shapes has none")
+            hand_out(tensor)
+        return method(tensor, *args, **kwargs)
+
+    return ask
+
+
+def _is_users(namespace: dict[str, Any]) -> bool:
+    return str(namespace.get("__name__", "")).partition(".")[0] not in ("torch", "prunec")
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Return a tensor's storage, asked for past ``watched``."""
+    return _UNTYPED_STORAGE(tensor)
+
+
+_UNTYPED_STORAGE: Any = Tensor.untyped_storage
