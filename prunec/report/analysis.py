@@ -34,6 +34,7 @@ from prunec.report.findings import (
     PruneReport,
     Removable,
 )
+from prunec.report.remnants import remnants
 from prunec.report.survivors import blocked, layer_channels, pin_reports
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -69,7 +70,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
         pins=pin_reports(facts),
         blocked=blocked(facts, selection),
         layers=layers,
-        notes=tuple(_open_sizes(facts.graph)),
+        notes=(*_open_sizes(facts.graph), *remnants(facts.graph)),
     )
 
 
@@ -94,7 +95,7 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
         message="" if removed else _why_nothing(facts, held),
         expanded=tuple(_expanded(facts, selection, plan)),
         gates=tuple(_gates(facts, selection, plan)),
-        notes=tuple(_open_sizes(facts.graph)),
+        notes=(*_open_sizes(facts.graph), *remnants(facts.graph)),
     )
 
 
