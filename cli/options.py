@@ -39,6 +39,30 @@ debug_option = click.option(
 )
 
 
+class CriterionType(click.ParamType[Any]):
+    """The name of a criterion; the table of them is only loaded where one is asked for."""
+
+    name = "criterion"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name, if there is such a criterion."""
+        return self._choice().convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return the names, as the help shows them."""
+        return self._choice().get_metavar(param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        return self._choice().shell_complete(ctx, param, incomplete)
+
+    @staticmethod
+    def _choice() -> click.Choice[str]:
+        from prunec.passes.selection.criteria import CRITERIA
+
+        return click.Choice(tuple(CRITERIA))
+
+
 class MultipleOfType(click.ParamType[Any]):
     """A positive number of channels, or ``auto``."""
 

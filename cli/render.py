@@ -62,7 +62,7 @@ def tell(message: str) -> None:
 def ticker() -> Callable[[str], None]:
     """Return what tells progress on stderr: one line that is written over in a terminal, elsewhere a line now and then.
 
-    Lines that differ in numbers only ("layer 3 of 50") are of one kind; of these one in ten seconds is enough.
+    Counters ("layer 3 of 50") that differ in numbers only are of one kind; of these one in ten seconds is enough.
     """
     last: list[Any] = ["", 0.0]
 
@@ -71,7 +71,8 @@ def ticker() -> Callable[[str], None]:
             progress_line(message)
             return
         kind, now = re.sub(r"[\d.]+", "#", message), time.monotonic()
-        if message and (kind != last[0] or now - last[1] >= _BETWEEN_LINES):
+        counts = "# of #" in kind
+        if message and (not counts or kind != last[0] or now - last[1] >= _BETWEEN_LINES):
             last[:] = [kind, now]
             tell(message)
 

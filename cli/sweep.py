@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunec.cli.options import (
+    CriterionType,
     MultipleOfType,
     compensate_option,
     debug_option,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 @normalise_option
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "gamma", "taylor", "random", "reconstruct"]),
+    type=CriterionType(),
     help="How channels are chosen (taylor, reconstruct: need --calibrate).  [default: reconstruct with --calibrate, "
     "else l1]",
 )

@@ -24,6 +24,7 @@ from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.selection.budget import Target
+from prunec.passes.selection.criteria import check_has_data
 from prunec.passes.selection.select import select
 from prunec.passes.selection.widths import AUTO, MultipleOf
 from prunec.pipeline.options import Border, Criterion, Gates, Options, Residual
@@ -272,8 +273,7 @@ def prune_onnx(
         seed=seed,
         **unknown,
     )
-    if chosen.criterion == "taylor" and calibration is None:
-        raise evidence.no_gradients()
+    check_has_data(chosen.criterion, data=calibration is not None)
     traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)

@@ -17,7 +17,7 @@ from prunec import api
 from prunec.check.finding import working_feed
 from prunec.errors import BudgetNotMet
 from prunec.lookup.resolve import OnnxModel, TorchModel
-from prunec.passes.selection.scores import name_of
+from prunec.passes.selection.criteria import name_of
 from prunec.passes.selection.widths import AUTO, MultipleOf
 from prunec.pipeline.options import Criterion
 from prunec.runtime import sessions

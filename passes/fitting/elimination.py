@@ -8,6 +8,7 @@ what is worth its price is passes/fitting/combinations.py's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,18 +28,30 @@ class Matrix:
     """One convolution group of one read: its weight, what is left of H⁻¹, and the blocks of columns by class.
 
     Args:
-        weight: float64[rows, columns], each row times the root of what an error in it weighs.
+        weight: float64[rows, columns].
+        scale: float64[rows]: the root of what an error in each row weighs.
         moment: float64[columns, columns]: H, damped; for a read whose weights are ``fixed`` not inverted: nothing
             makes up for what goes, so a class costs tr(W_g · H_gg · W_gᵀ).
         columns: int64[columns]: the class of each.
         rows: int64[rows]: the class of each output, 0 where none.
     """
 
-    def __init__(self, weight: Floats, moment: Floats, columns: Ids, rows: Ids, *, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        weight: Floats,
+        moment: Floats,
+        columns: Ids,
+        rows: Ids,
+        *,
+        scale: Floats | None = None,
+        fixed: bool = False,
+    ) -> None:
         self.fixed = fixed
-        self.weight = weight.copy()
+        self.scale = np.ones(len(weight)) if scale is None else scale
+        self.weight = weight * self.scale[:, None]
         self.inverse = moment if fixed else _inverse(moment)
         self.columns, self.rows = columns.copy(), rows
+        self._width, self._at = columns.size, np.arange(columns.size)
         self.alive = np.ones(columns.size, dtype=bool)
         self._index()
 
@@ -75,11 +88,31 @@ class Matrix:
         if not at.size:
             return None
         small = Matrix.__new__(Matrix)
-        small.fixed, small.rows = self.fixed, self.rows
+        small.fixed, small.rows, small.scale = self.fixed, self.rows, self.scale
         small.weight, small.inverse = self.weight[:, at].copy(), self.inverse[np.ix_(at, at)].copy()
         small.columns, small.alive = self.columns[at], np.ones(at.size, dtype=bool)
+        small._width, small._at = self._width, self._at[at]
         small._index()
         return small
+
+    def apart(self) -> Matrix:
+        """Return a copy in which only columns go, whatever its rows belong to."""
+        result = copy.copy(self)
+        result.weight, result.inverse, result.alive = self.weight.copy(), self.inverse.copy(), self.alive.copy()
+        result.rows = np.zeros_like(self.rows)
+        result._index()
+        return result
+
+    def full(self) -> Floats:
+        """Return float64[rows, columns], the weight as wide as it was: zeros where columns have gone."""
+        result = np.zeros((self.weight.shape[0], self._width))
+        result[:, self._at[self.alive]] = self.weight[:, self.alive] / self.scale[:, None]
+        return result
+
+    def weigh(self, factor: float) -> None:
+        """Multiply what all errors here weigh."""
+        self.scale = self.scale * np.sqrt(factor)
+        self.weight *= np.sqrt(factor)
 
     def remove(self, classes: Sequence[int]) -> None:
         """Take classes out: their columns, with what makes up for them, and the rows that they make."""
@@ -98,6 +131,7 @@ class Matrix:
             left = np.flatnonzero(self.alive)
             self.weight = self.weight[:, left]
             self.inverse, self.columns = self.inverse[np.ix_(left, left)], self.columns[left]
+            self._at = self._at[left]
             self.alive = np.ones(left.size, dtype=bool)
         self._index()
 

@@ -1,12 +1,13 @@
 """Streams: what a contraction's output is added to before anything else happens to it.
 
 Owns the walk from a contraction over BatchNorms and sums to the first op that is neither. Where such a sum's other
-operand has an error by now, the contraction can make up for it, and what a BatchNorm multiplies an output with says
-how much an error in it weighs.
+operand has an error by now, the contraction can make up for it, what a BatchNorm multiplies an output with says how
+much an error in it weighs, and where a ReLU follows an error below zero weighs nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,15 @@ class Stream:
     Args:
         scale: float64[outputs]: what BatchNorms have multiplied it with at the end.
         others: (value, sign, float64[outputs] scale when it is added) for each operand of the sums on the way.
-        readers: the ops that read what comes out at the end.
+        end: the value that comes out at the end.
+        passes: (lowest, highest): all that reads the end takes any value below for the lowest, above for the highest
+            (a ReLU: 0 and infinity), so errors out there do not count.
     """
 
     scale: Floats
     others: tuple[tuple[str, float, Floats], ...]
-    readers: tuple[str, ...]
+    end: str
+    passes: tuple[float, float]
 
 
 def stream(graph: Graph, node: Node, size: int) -> Stream:
@@ -60,7 +64,26 @@ def stream(graph: Graph, node: Node, size: int) -> Stream:
         elif reader.op != "identity":
             break
         at = reader.outputs[0]
-    return Stream(scale, tuple(others), tuple(reader.op for reader in graph.consumers(at)))
+    return Stream(scale, tuple(others), at, _passed(graph, at))
+
+
+def _passed(graph: Graph, value: str) -> tuple[float, float]:
+    """Return what all readers of a value tell apart: the range outside of which they are flat."""
+    readers = graph.consumers(value)
+    if value in graph.outputs or not readers:
+        return -math.inf, math.inf
+    ranges = [_range(reader) for reader in readers]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _range(reader: Node) -> tuple[float, float]:
+    """Return the range outside of which an op of one operand is flat."""
+    if reader.op == "relu":
+        return 0.0, math.inf
+    if reader.op == "clip" and len(reader.inputs) == 1:
+        low, high = (reader.attrs.get(name) for name in ("min", "max"))
+        return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    return -math.inf, math.inf
 
 
 def _factor(graph: Graph, norm: Node, size: int) -> Floats | None:

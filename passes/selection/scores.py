@@ -1,67 +1,23 @@
-"""Scores: how much each channel class matters, by a named criterion. Lossy pruning starts here.
+"""Scores: numbers per weight, and magnitudes of weights, made into one number per channel class.
 
-Owns the criteria. A magnitude is a mean over the slices of a class, divided by the mean over its coupled
-group, so that groups of different scale compare; saliencies compare as they are. Selection under a budget is
-select.py's.
+Owns that arithmetic; which criterion is made of what is criteria.py's. A magnitude is a mean over the slices of a
+class, divided by the mean over its coupled group, so that groups of different scale compare; saliencies compare as
+they are.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from prunec.errors import BadInput
 from prunec.ir.labels import Ids, Label, Member
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-Scorer = Callable[[Facts], Floats]
-"""A criterion of the user's own: float64[num_classes], the lowest go first; infinite or NaN: none of its business."""
-
-
-def score(
-    facts: Facts, criterion: str | Scorer, *, seed: int = 0, saliency: Mapping[str, np.ndarray[Any, Any]] | None = None
-) -> Floats:
-    """Return float64[num_classes]; the lowest scores go first.
-
-    Criteria:
-        l1: mean |w| of the weight slices that make the channel (Li et al., ICLR 2017).
-        gamma: mean |gamma| of the BatchNorms on the channel (Liu et al., ICCV 2017); l1 where there is none.
-        taylor: sum of the given saliency over all slices of the channel (Molchanov et al., CVPR 2019).
-        random: a seeded draw, the baseline.
-        a function: what it returns, see ``Scorer``; ``per_class`` makes that of a number per weight.
-
-    Raises:
-        BadInput: no such criterion, taylor without a saliency, or gamma where no BatchNorm is left; a function that
-            raises, or returns something else than one number per class.
-    """
-    if not isinstance(criterion, str):
-        return _asked(criterion, facts)
-    if criterion == "random":
-        return np.random.default_rng(seed).random(facts.classes.num_classes)
-    if criterion == "taylor":
-        if saliency is None:
-            raise BadInput("the taylor criterion needs gradients", do="give data, or use l1, gamma or random")
-        return _total_over(facts, _makers(facts) | _gammas(facts), saliency)
-    magnitudes = _mean_over(facts, _makers(facts), _computed(facts))
-    if criterion == "gamma":
-        if not _gammas(facts):
-            raise BadInput(
-                "the gamma criterion needs BatchNorms, and the network has none",
-                why="exporters fold them into the convolutions before them",
-                do="use --criterion l1 or taylor, or export with BatchNorms kept (torch.onnx.export: "
-                "training=TrainingMode.PRESERVE, do_constant_folding=False)",
-            )
-        by_gamma = _mean_over(facts, _gammas(facts))
-        magnitudes = np.where(np.isnan(by_gamma), magnitudes, by_gamma)
-    elif criterion != "l1":
-        raise BadInput(f"there is no criterion {criterion!r}", do="use l1, gamma, taylor or random")
-    return _per_group(facts, magnitudes)
 
 
 def per_class(facts: Facts, importance: Mapping[str, np.ndarray[Any, Any]]) -> Floats:
@@ -70,30 +26,10 @@ def per_class(facts: Facts, importance: Mapping[str, np.ndarray[Any, Any]]) -> F
     Args:
         importance: parameter name -> a number per element, of the parameter's shape.
     """
-    return _total_over(facts, _makers(facts) | _gammas(facts), importance)
+    return _total_over(facts, makers(facts) | gammas(facts), importance)
 
 
-def name_of(criterion: str | Scorer) -> str:
-    """Return what reports call a criterion."""
-    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
-
-
-def _asked(criterion: Scorer, facts: Facts) -> Floats:
-    name = name_of(criterion)
-    try:
-        found = np.asarray(criterion(facts), dtype=np.float64)
-    except Exception as error:
-        raise BadInput(f"the criterion {name} raised {type(error).__name__}: {error}", do="mend it") from error
-    if found.shape != (facts.classes.num_classes,):
-        raise BadInput(
-            f"the criterion {name} returned an array of shape {list(found.shape)}",
-            why=f"the network has {facts.classes.num_classes} channel classes, and each needs one number",
-            do="return prunec.passes.selection.scores.per_class(facts, importance), or an array of that size",
-        )
-    return np.where(np.isnan(found), np.inf, found)
-
-
-def _makers(facts: Facts) -> set[tuple[str, int]]:
+def makers(facts: Facts) -> set[tuple[str, int]]:
     """Return (parameter, axis) of the weights whose output axis makes channels."""
     found = set()
     by_first = {int(member.ids[0]): member for member in facts.classes.members}
@@ -125,11 +61,12 @@ def _made(label: Label, by_first: Mapping[int, Member]) -> Iterator[tuple[str, i
             yield member.param, member.axis
 
 
-def _gammas(facts: Facts) -> set[tuple[str, int]]:
+def gammas(facts: Facts) -> set[tuple[str, int]]:
+    """Return (parameter, axis) of the scales of BatchNorms."""
     return {(node.inputs[1], 0) for node in facts.graph.nodes if node.op == "batch_norm" and len(node.inputs) > 1}
 
 
-def _mean_over(facts: Facts, members: set[tuple[str, int]], further: Iterable[tuple[Ids, Floats]] = ()) -> Floats:
+def mean_over(facts: Facts, members: set[tuple[str, int]], further: Iterable[tuple[Ids, Floats]] = ()) -> Floats:
     """Return the mean magnitude of each class over the chosen parameter axes and ``further`` slices; NaN for none."""
     total = np.zeros(facts.classes.num_classes)
     count = np.zeros(facts.classes.num_classes)
@@ -164,9 +101,9 @@ def _slices(facts: Facts, members: set[tuple[str, int]]) -> Iterator[tuple[Ids, 
             yield facts.classes.class_of[member.ids], magnitude.mean(axis=_others(magnitude.ndim, member.axis))
 
 
-def _computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:
+def computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:
     """Yield the same for weights that are computed from parameters: integers with scales, standardised weights."""
-    for name, axis in sorted(_makers(facts)):
+    for name, axis in sorted(makers(facts)):
         known, label = facts.constants.known.get(name), facts.classes.labels.get(name)
         shape = facts.graph.shape(name)
         if name in facts.graph.params or known is None or label is None or not label.on(axis) or shape is None:
@@ -177,7 +114,8 @@ def _computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:
             yield facts.classes.class_of[ids], np.broadcast_to(magnitude, ids.shape)
 
 
-def _per_group(facts: Facts, values: Floats) -> Floats:
+def per_group(facts: Facts, values: Floats) -> Floats:
+    """Return values of classes over the mean of their coupled group; infinite where there is none."""
     result = np.where(np.isnan(values), np.inf, values)
     for group in group_classes(facts.classes):
         members = np.asarray(group)

@@ -1,6 +1,6 @@
 """How much each parameter element matters to a network's outputs on data, to first order.
 
-Owns the gradients of the ``taylor`` criterion; how they become scores of channels is passes/selection/scores.py's.
+Owns the gradients of the ``taylor`` criterion; how they become scores of channels is passes/selection/criteria.py's.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnx
 from prunec.backends.onnx.backend import BIASED
 from prunec.backends.onnx.save import write_onnx
 from prunec.fitting.refit import Place
+from prunec.fitting.stages import first_rows
 from prunec.fitting.stages_onnx import OnnxStages
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.runtime.probes import Array, Feed
@@ -42,6 +43,9 @@ class OpenedOnnx:
 
     def original(self) -> OnnxStages:
         return OnnxStages(_in_memory(self.traced.source), self.feeds, self.memory, "the model")
+
+    def some(self, rows: int) -> tuple[OnnxStages, Tensors]:
+        return replace(self, feeds=first_rows(self.feeds, rows)).pruned(self.traced.source)
 
     def pruned(self, result: Any) -> tuple[OnnxStages, Tensors]:
         now = OnnxStages(_in_memory(result), self.feeds, self.memory, "the pruned model")

@@ -15,6 +15,7 @@ import numpy as np
 
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.reactions import ROWS, weights_of_errors
 from prunec.fitting.refit import Fitting, Place, refits
 from prunec.fitting.stages import Stages
 from prunec.ir.edits import Edits
@@ -39,6 +40,9 @@ _SLACK = 0.05
 """The order goes on so far below the budget, as a fraction of the whole: demands give channels back."""
 
 
+_NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
+
+
 class Opened(Protocol):
     """A network that can be run in stages: the original, or what a backend made of it."""
 
@@ -46,6 +50,9 @@ class Opened(Protocol):
         """Tell whether a value of the original can be looked at."""
 
     def original(self) -> Stages: ...
+
+    def some(self, rows: int) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
+        """Return the original on some samples, and what a fit would change in it."""
 
     def pruned(self, result: Any) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
         """Return the pruned network, and what a fit changes in it."""
@@ -70,6 +77,7 @@ class Reconstruction:
     least: float = 1.0
     _grams: dict[str, Gram] | None = None
     _orders: dict[tuple[bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
+    _weights: Mapping[str, float] | None = None
 
     def operands(self, facts: Facts) -> tuple[Operand, ...]:
         """Return the reads of what could go; pooled are those that are too wide, or whose product is not to be seen."""
@@ -96,8 +104,32 @@ class Reconstruction:
         by_node = self.grams(facts, found)
         self.progress("choosing channels")
         whole = params_of(facts.graph) if of_params else macs_of(facts.graph)
-        made = [matrix for operand in found for matrix in matrices(facts, operand, by_node.get(operand.node.name))]
+        by_read = [(operand, matrices(facts, operand, by_node.get(operand.node.name))) for operand in found]
+        self._weigh(facts, by_read)
+        made = [matrix for _, group in by_read for matrix in group]
         return removals(facts, made, can_go(facts, found, by_node), whole, least - _SLACK)
+
+    def _weigh(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> None:
+        """Weigh errors at contractions by what the network makes of them."""
+        made = {operand.node.name: found for operand, found in by_read if found}
+        if self._weights is None:
+            stages, tensors = self.opened.some(ROWS)
+            chosen = [place for place in self._places_as_came(facts, by_read) if place.node.name in made]
+            chosen = [place for place in chosen if stages.has(place.operand.value)]
+            chosen = [place for place in chosen if tensors(place, place.weight, place.vector)]
+
+            def told(done: int, count: int) -> None:
+                self.progress(f"weighing errors of layer {done + 1} of {count}")
+
+            outputs = [name for name in facts.graph.outputs if stages.has(name)]
+            self._weights = weights_of_errors(chosen, made, self._grams or {}, stages, tensors, outputs, told)
+        for name, found in made.items():
+            for matrix in found:
+                matrix.weigh(self._weights.get(name, 1.0))
+
+    def _places_as_came(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> tuple[Place, ...]:
+        found = [operand for operand, _ in by_read]
+        return places(facts, found, _NO_EDITS, self._grams or {})
 
     def short_of_data(self, facts: Facts) -> tuple[str, ...]:
         """Return a warning where a layer sees fewer positions than it has inputs, with the samples that would do."""
@@ -213,16 +245,17 @@ def matrices(facts: Facts, operand: Operand, gram: Gram | None) -> list[Matrix]:
     if gram is None:
         return []
     weight = _weight(facts, operand)
-    scale = np.abs(stream(facts.graph, operand.node, operand.rows.size).scale).reshape(operand.groups, -1, 1)
-    weight, rows, taps = weight * scale, operand.rows, operand.taps
+    scale = np.abs(stream(facts.graph, operand.node, operand.rows.size).scale).reshape(operand.groups, -1)
+    rows, taps = operand.rows, operand.taps
     if operand.pooled:
-        weight, rows, taps = pooled(weight, taps), np.repeat(rows, taps, axis=1), 1
+        weight, rows, scale = pooled(weight, taps), np.repeat(rows, taps, axis=1), np.repeat(scale, taps, axis=1)
+        taps = 1
     fixed = operand.takes != "weights"
     result = []
     for group, moment in enumerate(gram.covariance()):
         columns = np.repeat(operand.columns[group], taps)
         moment = moment if fixed else damped(moment, ORDER_RIDGE)
-        result.append(Matrix(weight[group], moment, columns, rows[group], fixed=fixed))
+        result.append(Matrix(weight[group], moment, columns, rows[group], scale=scale[group], fixed=fixed))
     return result
 
 

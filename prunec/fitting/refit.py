@@ -8,6 +8,7 @@ towards the weights that are there: what data do not show stays as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 
 from prunec.errors import BadInput
 from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Refit
 from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, output_axis, pooled, unpooled
-from prunec.passes.fitting.streams import stream
+from prunec.passes.fitting.streams import Stream, stream
 from prunec.passes.lowering.refits import stored
 from prunec.runtime.probes import Array
 
@@ -32,10 +34,12 @@ class Fitting:
     Args:
         columns: of each fit, about: output positions are drawn until there are so many.
         ridge: of the mean of a Gram's diagonal.
+        rounds: so often a fit is made again where a ReLU follows, towards what its errors below zero leave open.
     """
 
     columns: int = 100_000
-    ridge: float = 1e-3
+    ridge: float = 1e-2
+    rounds: int = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,17 +89,76 @@ class Place:
         return (-own if self.kind == "running_mean" else own).astype(self.weight.dtype)
 
 
+def combined_start(place: Place) -> Floats:
+    """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+
+    W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    """
+    matrix = as_matrix(place.node, place.weight)
+    groups, rows, width = matrix.shape
+    biased = place.operand.biased
+    start = np.zeros((groups, width + biased, rows))
+    first, prior = as_matrix(place.operand.node, place.original), place.prior
+    if prior is None or len(first) != groups or len(prior.total) != groups:
+        start[:, :width] = matrix.swapaxes(1, 2)
+        if biased:
+            start[:, width] = place.constant().reshape(groups, rows)
+        return start
+    columns, outputs = _columns(place, groups, width, first.shape[2]), _outputs(place, groups, first.shape[1])
+    if biased:
+        start[:, width] = place.first_constant().reshape(groups, rows)
+    for group in range(groups):
+        weight = first[group][outputs[group]]
+        start[group, :width] = weight[:, columns[group]].T
+        gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
+        if gone.size:
+            seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+            total = prior.total[group]
+            mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
+            start[group][: seen.size] += mixed @ weight[:, gone].T
+    return start
+
+
+def _columns(place: Place, groups: int, taken: int, width: int) -> Array:
+    """Return int64[groups, columns that stay]: their places among the original's."""
+    kept = place.inputs
+    taps = taken * groups // max(1, len(kept)) if kept is not None else 1
+    if kept is None:
+        return np.tile(np.arange(width), (groups, 1))
+    per_group = width // taps
+    within = (np.asarray(kept) % per_group).reshape(groups, -1)
+    return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
+
+
+def _outputs(place: Place, groups: int, rows: int) -> Array:
+    """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
+    kept = place.outputs
+    return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
+
+
 class Layer:
     """One fit: the same places of both networks, and the sums over them.
 
     Args:
         place: what is fitted.
-        others: what its output is added to, of which the error is known by now; see passes/fitting/streams.py.
+        way: where its output goes; see passes/fitting/streams.py.
+        others: those of its sums' operands of which the error is known by now.
         before, now: the original and the pruned network.
+        bent: what else makes the end of the way has been fitted, so that what a ReLU there hides is known.
     """
 
-    def __init__(self, place: Place, others: Sequence[tuple[str, float, Floats]], before: Stages, now: Stages) -> None:
+    def __init__(
+        self,
+        place: Place,
+        way: Stream,
+        others: Sequence[tuple[str, float, Floats]],
+        before: Stages,
+        now: Stages,
+        *,
+        bent: bool,
+    ) -> None:
         self.place, self.before, self.now, self.others = place, before, now, tuple(others)
+        self.way, self.bent = way, bent and way.passes != (-math.inf, math.inf) and before.has(way.end)
         operand = place.operand
         kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
         self.matrix = as_matrix(place.node, place.weight)
@@ -104,7 +167,8 @@ class Layer:
         )
         names = () if operand.pooled else tuple(name for name, _, _ in self.others)
         self.reads_now = (operand.value, *names)
-        self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names)
+        end = (way.end,) if self.bent else ()
+        self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names, *end)
 
     def fit(self, how: Fitting) -> tuple[Floats, Floats]:
         """Return (weight as a matrix, float64[outputs] constant)."""
@@ -121,57 +185,37 @@ class Layer:
         """Fit the weights themselves."""
         groups, rows, width = self.matrix.shape
         biased = self.place.operand.biased
-        gram = Gram(groups, width, ones=biased)
-        right = np.zeros((groups, width + biased, rows))
-        for batch, picked in self._batches(how):
-            seen = self.view.inputs(self.now.value(self.place.operand.value, batch), picked)
-            gram.add(seen)
-            _add_products(right, seen, self.view.outputs(self._target(batch), picked))
-        found = _solutions(gram, right, self.start(), how.ridge)
+        equations = Equations(Gram(groups, width, ones=biased), rows)
+        for seen, batch, picked in self._seen(how):
+            equations.add(seen, self.view.outputs(self._target(batch), picked))
+        found = equations.solved(combined_start(self.place), how.ridge)
+        for _ in range(how.rounds if self.bent else 0):
+            equations.forget_targets()
+            for seen, batch, picked in self._seen(how):
+                equations.aim(seen, self._aim(products(found, seen), batch, picked))
+            found = equations.solved(combined_start(self.place), how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
-    def start(self) -> Floats:
-        """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+    def _seen(self, how: Fitting) -> Iterator[tuple[Array, int, Any]]:
+        """Yield what the contraction sees by now, its batch and the places looked at."""
+        for batch, picked in self._batches(how):
+            yield self.view.inputs(self.now.value(self.place.operand.value, batch), picked), batch, picked
 
-        W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    def _aim(self, made: Array, batch: int, picked: Any) -> Array:
+        """Return what to fit towards where errors that a ReLU hides are no errors: there, what is made by now.
+
+        With t the target, p what is made and both where the ReLU is flat, the target is p; where p is beyond, the
+        edge. That bounds the error behind the ReLU from above and touches it at p, so no round makes it larger.
         """
-        place, (groups, rows, width) = self.place, self.matrix.shape
-        biased = place.operand.biased
-        start = np.zeros((groups, width + biased, rows))
-        first, prior = as_matrix(place.operand.node, place.original), place.prior
-        if prior is None or len(first) != groups or len(prior.total) != groups:
-            start[:, :width] = self.matrix.swapaxes(1, 2)
-            if biased:
-                start[:, width] = place.constant().reshape(groups, rows)
-            return start
-        columns, outputs = self._columns(first.shape[2]), self._outputs(first.shape[1])
-        if biased:
-            start[:, width] = place.first_constant().reshape(groups, rows)
-        for group in range(groups):
-            weight = first[group][outputs[group]]
-            start[group, :width] = weight[:, columns[group]].T
-            gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
-            if gone.size:
-                seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
-                total = prior.total[group]
-                mixed = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], _EXACT)
-                start[group][: seen.size] += mixed @ weight[:, gone].T
-        return start
-
-    def _columns(self, width: int) -> Array:
-        """Return int64[groups, columns that stay]: their places among the original's."""
-        groups, kept = self.matrix.shape[0], self.place.inputs
-        taps = self.matrix.shape[2] * groups // max(1, len(kept)) if kept is not None else 1
-        if kept is None:
-            return np.tile(np.arange(width), (groups, 1))
-        per_group = width // taps
-        within = (np.asarray(kept) % per_group).reshape(groups, -1)
-        return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
-
-    def _outputs(self, rows: int) -> Array:
-        """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
-        groups, kept = self.matrix.shape[0], self.place.outputs
-        return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
+        low, high = self.way.passes
+        place = self.place
+        scale = self.way.scale if place.outputs is None else self.way.scale[place.outputs]
+        scale = scale.reshape(made.shape[0], -1, 1).astype(made.dtype)
+        target = self.view.outputs(self._target(batch), picked)
+        end = self.view.outputs(self._kept(self.before.value(self.way.end, batch)), picked)
+        moved = end + scale * (made - target)
+        wished = np.where(end <= low, np.minimum(moved, low), np.where(end >= high, np.maximum(moved, high), end))
+        return target + (wished - end) / scale
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
         """Fit what all channels were from those that are left, and fold that into the original's weights."""
@@ -182,27 +226,25 @@ class Layer:
             full = full.reshape(1, -1, operand.taps, full.shape[2])[:, self.place.outputs]
             full = full.reshape(1, -1, full.shape[3])
         width, channels = self.matrix.shape[2] // operand.taps, full.shape[2]
-        gram = Gram(1, width, ones=biased)
-        right, old = np.zeros((1, width + biased, channels)), np.zeros((1, width + biased, channels))
-        kept = self._kept(channels, width)
+        equations = Equations(Gram(1, width, ones=biased), channels)
+        old = np.zeros((1, width + biased, channels))
+        kept = self._kept_channels(channels, width)
         old[0, np.arange(width), kept] = 1
         prior, gone = self.place.prior, np.setdiff1d(np.arange(channels), kept)
         if prior is not None and gone.size:
             seen = np.append(kept, channels) if prior.ones else kept
             total = prior.total[0]
-            old[0][: seen.size, gone] = _ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], _EXACT)
-        for batch, picked in self._batches(how):
-            seen = self.view.inputs(self.now.value(value, batch), picked)
-            gram.add(seen)
-            _add_products(right, seen, self.view.inputs(self.before.value(value, batch), picked))
-        found = _solutions(gram, right, old, how.ridge)[0]
+            old[0][: seen.size, gone] = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
+        for seen, batch, picked in self._seen(how):
+            equations.add(seen, self.view.inputs(self.before.value(value, batch), picked))
+        found = equations.solved(old, how.ridge)[0]
         matrix = unpooled(full @ found[:width].T, operand.taps)
         constant = self.place.constant()
         if biased:  # what folds put there is in the fit already
             constant = self.place.first_constant() + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
         return matrix, constant
 
-    def _kept(self, channels: int, width: int) -> Any:
+    def _kept_channels(self, channels: int, width: int) -> Any:
         kept = self.place.inputs
         return np.arange(channels) if kept is None else kept[:: len(kept) // width] // (len(kept) // width)
 
@@ -214,6 +256,11 @@ class Layer:
             count = self.view.num_places(self.now.value(value, batch))
             yield batch, spread_places(count, max(1, -(-how.columns // samples)), batch)
 
+    def _kept(self, value: Array) -> Array:
+        """Return what the original has of the outputs that stay."""
+        axis = output_axis(self.place.node, value.ndim)
+        return value if self.place.outputs is None else np.take(value, self.place.outputs, axis=axis)
+
     def _target(self, batch: int) -> Array:
         """Return the original's output, and what the streams that it joins are off; of what stays."""
         place = self.place
@@ -222,52 +269,14 @@ class Layer:
         shape = [1] * rank
         shape[axis] = -1
 
-        def kept(value: Array) -> Array:
-            return value if place.outputs is None else np.take(value, place.outputs, axis=axis)
-
-        wanted = kept(self.before.value(place.operand.output, batch))
+        wanted = self._kept(self.before.value(place.operand.output, batch))
         if place.kind == "running_mean" and place.was is not None:
             wanted = wanted - place.was.reshape(shape).astype(wanted.dtype)
         for name, sign, scale in self.others:
             by = scale if place.outputs is None else scale[place.outputs]
-            off = kept(self.before.value(name, batch)) - self.now.value(name, batch)
+            off = self._kept(self.before.value(name, batch)) - self.now.value(name, batch)
             wanted = wanted + sign * off / by.reshape(shape).astype(wanted.dtype)
         return wanted
-
-
-_EXACT = 1e-9
-"""The ridge of combinations that are only started from."""
-
-
-def _ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
-    """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
-    ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
-    found: Array = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
-    return found.astype(np.float64, copy=False)
-
-
-def _solutions(gram: Gram, right: Floats, old: Floats, ridge: float) -> Floats:
-    parts = zip(gram.total, right, old, strict=True)
-    return np.stack([_solve(g, r, o, ridge, gram.ones) for g, r, o in parts])
-
-
-def _add_products(right: Floats, seen: Array, target: Array) -> None:
-    width = seen.shape[1]
-    for total, u, t in zip(right, seen, target, strict=True):
-        total[:width] += u @ t.T
-        if total.shape[0] > width:
-            total[width] += t.sum(axis=1, dtype=np.float64)
-
-
-def _solve(gram: Floats, right: Floats, old: Floats, ridge: float, biased: bool) -> Floats:
-    """Return float64[columns, rows] that minimises the squared error plus the ridge towards ``old``."""
-    width = len(gram) - biased
-    diagonal = np.zeros(len(gram))
-    diagonal[:width] = max(ridge * float(gram.diagonal()[:width].mean()), 1e-30)
-    if biased:
-        diagonal[width] = 1e-9 * max(1.0, gram[width, width])
-    found: Floats = old + np.linalg.solve(gram + np.diag(diagonal), right - gram @ old)
-    return found
 
 
 def depth_first(graph: Graph, names: Sequence[str]) -> list[str]:
@@ -307,7 +316,9 @@ def refits(
         progress(number, len(order))
         place = by_node[name]
         way = stream(graph, place.operand.node, place.operand.rows.size)
-        layer = Layer(place, [o for o in way.others if upstream.get(o[0], frozenset()) <= done], before, now)
+        known = [other for other in way.others if upstream.get(other[0], frozenset()) <= done]
+        bent = upstream.get(way.end, frozenset()) <= done | {name}
+        layer = Layer(place, way, known, before, now, bent=bent)
         matrix, constant = layer.fit(how)
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(

@@ -7,13 +7,14 @@ places are looked at, and weights ahead may change between stretches. Who runs i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from prunec.runtime.probes import Array
+from prunec.data.samples import num_rows
+from prunec.runtime.probes import Array, Feed
 
 
 class Stages(Protocol):
@@ -34,8 +35,22 @@ class Stages(Protocol):
     def drop(self, names: Iterable[str]) -> None:
         """Forget values that were asked for; those that nodes ahead read stay."""
 
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
+        """Return what values would be for the first batch if parameters ahead had other contents; nothing changes."""
+
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         """Give parameters new contents, from here on."""
+
+
+def first_rows(feeds: Sequence[Feed], rows: int) -> list[Feed]:
+    """Return the first batch, ``rows`` of it at most; other batches have shown that the network takes any number.
+
+    Batches of one size only are taken as they are.
+    """
+    counts = {num_rows(feed) for feed in feeds}
+    if len(counts) == 1 or rows >= num_rows(feeds[0]):
+        return list(feeds[:1])
+    return [{name: value[:rows] for name, value in feeds[0].items()}]
 
 
 class Store:

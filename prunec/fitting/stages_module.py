@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from prunec.backends.fx.backend import computed
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
+from prunec.fitting.stages import first_rows
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.runtime.modules import evaluating
@@ -99,6 +100,20 @@ class ModuleStages:
                 for kept in self._kept:
                     kept.pop(n, None)
 
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
+        wanted = [self._node_of[name] for name in names]
+        own = {name: _content(self._module, name) for name in tensors}
+        self.set_tensors(tensors)
+        env = dict(self._kept[0])
+        with torch.no_grad():
+            interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
+            interpreter.env = env
+            values = dict(zip((n for n in self._nodes if n.op == "placeholder"), self._given[0], strict=False))
+            for n in self._needed(wanted):
+                env[n] = values[n] if n in values else interpreter.run_node(n)
+        self.set_tensors(own)
+        return [env[n].detach().cpu().numpy() for n in wanted]
+
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items():
             tensor = _tensor(self._module, name)
@@ -146,6 +161,14 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
+def _content(module: nn.Module, name: str) -> Array:
+    """Return a copy of a parameter's or buffer's content."""
+    tensor = _tensor(module, name)
+    assert tensor is not None, "only names of tensors are given"
+    found: Array = tensor.detach().cpu().numpy().copy()
+    return found
+
+
 def _without_in_place(module: fx.GraphModule) -> bool:
     """Make in-place calls ordinary ones; tell whether some are left, so that the order of the graph counts."""
     for sub in module.modules():
@@ -191,6 +214,9 @@ class OpenedModule:
 
     def original(self) -> ModuleStages:
         return ModuleStages(self.traced, self.traced.module, self.feeds)
+
+    def some(self, rows: int) -> tuple[ModuleStages, Tensors]:
+        return replace(self, feeds=first_rows(self.feeds, rows)).pruned(self.traced.module)
 
     def pruned(self, result: Any) -> tuple[ModuleStages, Tensors]:
         now = ModuleStages(self.traced, result, self.feeds)

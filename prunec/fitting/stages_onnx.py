@@ -64,12 +64,7 @@ class OnnxStages:
             return
         for at in ahead:
             self._done[at] = True
-        made = [out for at in ahead for out in self._nodes[at].output if out]
-        given = [
-            name
-            for name in dict.fromkeys(name for at in ahead for name in self._reads[at])
-            if name not in self._tensors and name not in set(made)
-        ]
+        made, given = self._made(ahead), self._given(ahead)
         kept = [name for name in made if name in self._wanted or self._is_read_ahead(name)]
         self._run(ahead, given, kept)
         for name in given:
@@ -82,6 +77,21 @@ class OnnxStages:
         for name in names:
             self._wanted.discard(name)
             self._forget(name)
+
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
+        wanted = list(names)
+        ahead = self._needed(wanted)
+        given, kept = self._given(ahead), [name for name in wanted if name not in self._store]
+        own = {name: self._tensors[name] for name in tensors}
+        self.set_tensors(tensors)
+        try:
+            piece = self._piece(ahead, given, kept).SerializeToString()
+        finally:
+            self._tensors.update(own)
+        runner = sessions.open_runner(piece, self._name, "cpu", optimise=True)
+        found = runner.session.run(None, {name: self._store.get(name, 0) for name in given}) if kept else []
+        made = dict(zip(kept, found, strict=True))
+        return [made[name] if name in made else self._store.get(name, 0) for name in wanted]
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items():
@@ -116,6 +126,15 @@ class OnnxStages:
             found.add(at)
             pending += [name for name in self._reads[at] if name not in self._store and name not in self._tensors]
         return sorted(found)
+
+    def _made(self, ahead: Sequence[int]) -> list[str]:
+        return [out for at in ahead for out in self._nodes[at].output if out]
+
+    def _given(self, ahead: Sequence[int]) -> list[str]:
+        """Return what nodes read that none of them makes."""
+        made = set(self._made(ahead))
+        read = dict.fromkeys(name for at in ahead for name in self._reads[at])
+        return [name for name in read if name not in self._tensors and name not in made]
 
     def _run(self, ahead: Sequence[int], given: Sequence[str], kept: Sequence[str]) -> None:
         runner = sessions.open_runner(

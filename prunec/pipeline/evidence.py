@@ -17,11 +17,11 @@ from prunec.data.calibration import Calibration, Observed
 from prunec.data.observing import module_slots, observe_module, observe_onnx
 from prunec.data.sample_files import read_samples
 from prunec.data.samples import Samples
-from prunec.errors import BadInput
 from prunec.fitting.fit_data import fit_data
 from prunec.fitting.opened import OpenedOnnx
 from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
+from prunec.passes.selection.criteria import check_has_data, needs
 from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
 from prunec.runtime import model_inputs, sessions
@@ -72,15 +72,14 @@ def module_evidence(
     """
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
     if calibration is None:
-        if options.criterion == "taylor" and saliency is None:
-            raise no_gradients()
+        check_has_data(options.criterion, data=False, saliency=saliency is not None)
         return Evidence(given, saliency=saliency)
     samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
     fit = _module_fit(traced, samples, calibration, options, progress)
     looked, observed = samples if fit is None else fit.data, None
-    if options.criterion != "reconstruct":
+    if needs(options.criterion) != "data":
         observed = observe_module(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
-    if options.criterion == "taylor" and saliency is None:
+    if needs(options.criterion) == "gradients" and saliency is None:
         from prunec.data.saliency import module_saliency
 
         saliency = module_saliency(traced, looked)
@@ -123,9 +122,9 @@ def onnx_evidence(
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
     fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
     looked, observed, saliency = samples if fit is None else fit.data, None, None
-    if options.criterion != "reconstruct":
+    if needs(options.criterion) != "data":
         observed = observe_onnx(traced, channels(traced.graph, options.keep), looked, calibration.tolerance)
-    if options.criterion == "taylor":
+    if needs(options.criterion) == "gradients":
         from prunec.data.saliency import onnx_saliency
 
         saliency = onnx_saliency(traced, looked)
@@ -159,11 +158,3 @@ def onnx_samples(
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))
-
-
-def no_gradients() -> BadInput:
-    """Return what is said where ``taylor`` has no data."""
-    return BadInput(
-        "the taylor criterion needs gradients, and these need data",
-        do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
-    )

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from prunec.errors import BadInput
 from prunec.passes.selection.budget import Target
-from prunec.passes.selection.scores import Scorer
+from prunec.passes.selection.criteria import WITH_DATA, Name, Scorer
 from prunec.passes.selection.widths import AUTO, MultipleOf
 
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
 Gates = Literal["tie", "fold"]
-Criterion = Literal["l1", "gamma", "taylor", "random", "reconstruct"] | Scorer
+Criterion = Name | Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Options:
                 raise BadInput(f"there is no option {name!r}", do=f"{hint} {', '.join(known)}")
         budget = any(given.get(name) is not None for name in ("target_macs", "target_params", "target_latency"))
         if with_data and budget and given.get("criterion") is None:
-            given["criterion"] = "reconstruct"
+            given["criterion"] = WITH_DATA
         keep = given.get("keep", ())
         return cls(**{**given, "keep": (keep,) if isinstance(keep, str) else tuple(keep)})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from prunec.data.calibration import Observed
-from prunec.errors import BadInput, InternalError
+from prunec.errors import InternalError
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
@@ -26,7 +26,7 @@ from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import name_of, score
+from prunec.passes.selection.criteria import check_has_data, name_of, needs, score
 from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
 
@@ -95,7 +95,7 @@ def choose(
         if value is not None
     ]
     which = f"that score lowest by {name_of(options.criterion)}"
-    if options.criterion == "reconstruct":
+    if needs(options.criterion) == "data":
         which = "that the others make up for at the least error on the data"
     return chosen, f"removed the channels {which} until {' and '.join(goals)} were left"
 
@@ -108,14 +108,10 @@ def scores_of(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return float64[num_classes] by the criterion of the options: the lowest go first."""
     assert options.criterion is not None
-    if options.criterion != "reconstruct":
+    if needs(options.criterion) != "data":
         return score(facts, options.criterion, seed=options.seed, saliency=saliency)
-    if data is None:
-        raise BadInput(
-            "the reconstruct criterion needs data",
-            why="they show which channels make up for which",
-            do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
-        )
+    check_has_data(options.criterion, data=data is not None)
+    assert data is not None
     goals = (options.target_macs, options.target_params, options.target_latency)
     least = min(goal for goal in goals if goal is not None)
     of_params = options.target_macs is None and options.target_latency is None

@@ -37,8 +37,8 @@ def analysis_page(analysis: Analysis) -> str:
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
         "".join(f'<p class="soft">{text(note)}</p>' for note in analysis.notes),
-        section("Blocked: constant or dead, and yet they stay", _blocked(analysis.blocked)),
-        section("Pinned: cannot be removed", _pins(analysis.pins)),
+        section("Blocked: constant or dead, and yet they stay", blocked_table(analysis.blocked)),
+        section("Pinned: cannot be removed", pins_table(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
         section("Graph", _graph(analysis.layers, colours)),
         section("Coupled groups", _groups(analysis, colours)),
@@ -93,12 +93,14 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
     return html_table(("group", "channels>", "prunable", "params each>", "MACs each>", "members"), rows)
 
 
-def _pins(pins: Sequence[PinReport]) -> str:
+def pins_table(pins: Sequence[PinReport]) -> str:
+    """Return the table of what must stay, and why."""
     rows = [(name_cell(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in pins]
     return html_table(("node", "op", "channels>", "reason"), rows)
 
 
-def _blocked(held: Sequence[Blocked]) -> str:
+def blocked_table(held: Sequence[Blocked]) -> str:
+    """Return the table of what is constant or dead and stays, and what holds it."""
     rows = [
         (
             name_cell(item.node),

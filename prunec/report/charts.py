@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 _MAX_POINTS = 400
 _LONGEST_LABEL = 16
+_NAME = (38, 11)
+"""Width and height that the name of a point takes."""
 _WIDE = 960
 """Charts of this width scroll on a small screen, where they would be too small to read."""
 
@@ -117,11 +119,20 @@ def pareto_chart(title: str, points: Sequence[tuple[str, float, float]], *, widt
     best = sorted((x, y) for x, y in zip(xs, ys, strict=True) if not _beaten(x, y, points))
     line = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in best)
     body = [_axes(frame, percent=True), _tag("polyline", css="line", stroke="var(--c0)", points=line)]
+    placed: list[tuple[float, float]] = []
     for name, x, y in points:
+        placed.append(_free_place(frame.x(x), frame.y(y), placed))
         tip = _tag("title", text(f"{name}: {short(x)}, {100 * y:.2f}%"))
         body.append(_tag("circle", tip, cx=frame.x(x), cy=frame.y(y), r=4.5, fill="var(--accent)"))
-        body.append(_label(frame.x(x), frame.y(y) - 9, name, "value", "middle"))
+        body.append(_label(*placed[-1], name, "value", "middle"))
     return _svg(title, width, height, "".join(body))
+
+
+def _free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return where a point's name stands: above it, or else below, beside or further off, where no other name is."""
+    tries = [(x, y - 9), (x, y + 19), (x + 24, y + 4), (x - 24, y + 4), (x, y + 33), (x, y - 23)]
+    free = (at for at in tries if all(abs(at[0] - a) > _NAME[0] or abs(at[1] - b) > _NAME[1] for a, b in taken))
+    return next(free, tries[0])
 
 
 def _beaten(x: float, y: float, points: Sequence[tuple[str, float, float]]) -> bool:

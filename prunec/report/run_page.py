@@ -139,26 +139,30 @@ def run_page(
     body = [
         f"<h1>{text(model)}</h1>",
         f'<p class="soft">prunec train-prune, run {text(name)}</p>{state}',
-        tiles(_headline(summary)),
+        tiles((*size_tiles(summary), *_headline(summary))),
         section("Milestones", _milestones(summary)),
-        section("Channels kept per layer", _kept(summary)),
+        section("Channels kept per layer", kept(summary)),
         section("Masks of test images", _masks(summary, pictures)),
-        section("Size", _cost(summary)),
+        section("Size", sizes(summary)),
         section("Training", f'<div class="pair">{_curves(metrics)}</div>' if metrics else "", _histogram(metrics)),
         section("Check in ONNX Runtime", _validation(summary.get("validation"))),
         section("What was chosen, and why", _sentences(summary)),
-        _details("Layers", _layers(summary)),
-        _details("Settings", f"<pre>{text(json.dumps(config, indent=2))}</pre>" if config else ""),
+        details("Layers", layer_table(summary)),
+        details("Settings", f"<pre>{text(json.dumps(config, indent=2))}</pre>" if config else ""),
     ]
     return page(f"{model} pruned", "".join(body))
 
 
-def _headline(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+def size_tiles(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Yield a tile for each measure of size, with its change."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     for key, name in (("params", "parameters"), ("macs", "MACs"), ("channels", "channels")):
         if before.get(key) and after.get(key) is not None:
             share = f"{100 * (after[key] / before[key] - 1):+.1f}%".replace("-", "−")
             yield share, f"{name}: {readable(before[key])} → {readable(after[key])}", ""
+
+
+def _headline(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     for key, name in SCORE_NAMES.items():
         score = summary.get(key) or {}
         if _is_number(score.get("before")) and _is_number(score.get("after")):
@@ -171,7 +175,8 @@ def _headline(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         yield f"{check['latency_ratio']:.2f}×", f"speed in ONNX Runtime ({check.get('provider_ran', 'cpu')})", ""
 
 
-def _kept(summary: Mapping[str, Any]) -> str:
+def kept(summary: Mapping[str, Any]) -> str:
+    """Return the bars of the layers' output channels, before and after."""
     layers = summary.get("layers") or []
     return kept_bars(
         "output channels: before (pale) and kept (solid)",
@@ -219,7 +224,8 @@ def _milestones(summary: Mapping[str, Any]) -> str:
     return table + f'<div class="pair">{"".join(plots)}</div>'
 
 
-def _cost(summary: Mapping[str, Any]) -> str:
+def sizes(summary: Mapping[str, Any]) -> str:
+    """Return the table of what a network holds and computes, before and after."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     rows = []
     for key, name in (
@@ -312,7 +318,8 @@ def _sentences(summary: Mapping[str, Any]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _layers(summary: Mapping[str, Any]) -> str:
+def layer_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of the layers' output channels."""
     rows = []
     for layer in summary.get("layers") or []:
         before, after = int(layer["before"]), int(layer["after"])
@@ -321,7 +328,8 @@ def _layers(summary: Mapping[str, Any]) -> str:
     return html_table(("layer", "op", "before>", "after>", "kept>"), rows)
 
 
-def _details(title: str, inside: str) -> str:
+def details(title: str, inside: str) -> str:
+    """Return a card that opens on a click, or nothing where it would be empty."""
     return f"<section><details><summary>{text(title)}</summary>{inside}</details></section>" if inside else ""
 
 

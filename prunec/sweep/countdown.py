@@ -31,7 +31,7 @@ class Countdown:
     def tells(self, step: str) -> None:
         """Tell what is being done within what has begun."""
         if step:
-            self._progress(f"{self._what}: {step}" if self._what and step != self._what else step)
+            self._progress(step if step.startswith(self._what) else f"{self._what}: {step}")
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,6 @@ from prunec.check.finding import working_feed
 from prunec.data.calibration import Calibration
 from prunec.data.samples import num_rows
 from prunec.fitting.alone import made_up
-from prunec.fitting.stages import Stages
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
@@ -30,6 +29,7 @@ from prunec.passes.cost import Cost, as_it_came, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target
+from prunec.passes.selection.criteria import needs
 from prunec.passes.selection.select import Facts, Selection
 from prunec.pipeline.evidence import Evidence, onnx_evidence
 from prunec.pipeline.options import Options
@@ -127,6 +127,11 @@ class Network:
         few = f"{fit.data.name} holds too few samples to hold some out: eight are the least, some hundred are good"
         return Compared(feeds, None, f"{_RANDOM} random inputs, which say little about real ones", (few,))
 
+    @property
+    def timed_on(self) -> Feed:
+        """What latency is measured on: one sample, where the network takes one at a time."""
+        return _first_rows(self.compared_on.feeds, 1, self._cuts)[0]
+
     @cached_property
     def scores(self) -> Floats:
         """float64[num_classes]: when each class goes."""
@@ -135,7 +140,7 @@ class Network:
     def look(self) -> None:
         """Look at the data, once for all: the order in which channels go, the sums that weights are fitted with."""
         assert self.evidence is not None
-        if self.options.criterion == "reconstruct":
+        if needs(self.options.criterion) == "data":
             assert self.scores is not None
 
     def make(self, target: Target) -> Job[Any]:
@@ -176,15 +181,10 @@ class Network:
         if fit is not None and self.options.compensate:
             prepared = fit.prepared(facts, made, selection.wanted, frozenset(), new=True)
             try:
-                return apply_onnx(traced, edits(made_up(fit, facts, prepared, edits(prepared), self._stages)))
+                return apply_onnx(traced, edits(made_up(fit, facts, prepared, edits(prepared))))
             except CannotRewrite:
                 pass  # a bias that cannot be added: what goes is not made up for
         return apply_onnx(traced, edits(made))
-
-    @cached_property
-    def _stages(self) -> Stages:
-        assert self.evidence.fit is not None
-        return self.evidence.fit.opened.original()
 
     @cached_property
     def _probed(self) -> tuple[tuple[Feed, ...], list[list[Array]]]:

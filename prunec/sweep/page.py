@@ -6,7 +6,7 @@ Owns that page only; the frame and style are prunec/report/run_page.py's, charts
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from prunec.report.charts import pareto_chart, stacked_bar, text
 from prunec.report.findings import percent, readable
@@ -22,10 +22,13 @@ def sweep_page(report: SweepReport) -> str:
         (readable(report.macs), "MACs, batch 1", ""),
         (f"{report.bytes / 1e6:.3g} MB", "file", ""),
         (f"{made[0].original_ms:.3g} ms" if made else "", "latency, one thread of this CPU", ""),
+        *_accuracy(made),
         (str(len(made)), "points", ""),
     ]
     notes = [
-        f"Channels go by {report.criterion}. Agreement with the original is measured on {report.inputs}.",
+        f"{_HOW.get(report.criterion, f'Channels go by {report.criterion}')}.",
+        f"Agreement with the original is measured on {report.inputs}.",
+        "Points on the line are those that no other beats in both.",
         *report.notes,
     ]
     body = [
@@ -39,6 +42,20 @@ def sweep_page(report: SweepReport) -> str:
         section("Groups of which nothing can go", _stay(report.groups)),
     ]
     return page(f"{report.model} swept", "".join(body))
+
+
+_HOW = {
+    "reconstruct": "The data choose the channels that go: those that the others make up for at the least error; what "
+    "stays is fitted to do so",
+    "l1": "Channels go by the magnitude of their filters (l1)",
+}
+
+
+def _accuracy(made: Sequence[Point]) -> Iterator[tuple[str, str, str]]:
+    """Yield a tile with the accuracy of the original, where there are labels."""
+    for point in made[:1]:
+        if point.agreement is not None and point.agreement.accuracy_before is not None:
+            yield f"{point.agreement.accuracy_before:.1%}", "accuracy of the original", ""
 
 
 _GROUPS_SAY = (
@@ -108,11 +125,11 @@ def _groups(report: SweepReport) -> str:
             step = next((step for step in group.steps if step.share == share), None)
             cells += ["", ""] if step is None else [_error(step, top), _saved(step, report.macs)]
         name = name_cell(", ".join(group.layers[:4]) + (" …" if len(group.layers) > 4 else ""))
-        rows.append((str(group.id), f"{group.channels:,}", *cells, name))
-    columns = ["group>", "channels>"]
+        rows.append((str(group.id), name, f"{group.channels:,}", *cells))
+    columns = ["group>", "layers", "channels>"]
     for part in ("25%", "50%", "75%"):
         columns += [f"error at {part}", "saves MACs, µs"]
-    return html_table((*columns, "layers"), rows)
+    return html_table(columns, rows)
 
 
 def _worst(group: GroupCost) -> float:

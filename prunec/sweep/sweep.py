@@ -16,7 +16,7 @@ from prunec.errors import BadInput, BudgetNotMet, PrunecError
 from prunec.files import check_folder, write_json, write_text
 from prunec.lookup.resolve import OnnxModel, TorchModel
 from prunec.passes.selection.budget import Target
-from prunec.pipeline.evidence import no_gradients
+from prunec.passes.selection.criteria import WITH_DATA, WITHOUT_DATA, check_has_data
 from prunec.pipeline.options import Options
 from prunec.pipeline.reporting import report_of
 from prunec.runtime import sessions
@@ -81,15 +81,8 @@ def sweep(
 
 def _options(given: Mapping[str, Any], calibration: Calibration | None) -> Options:
     """Return the options of a sweep: data choose by themselves, without any the smallest filters go."""
-    criterion = given.get("criterion") or ("l1" if calibration is None else "reconstruct")
-    if criterion == "taylor" and calibration is None:
-        raise no_gradients()
-    if criterion == "reconstruct" and calibration is None:
-        raise BadInput(
-            "the reconstruct criterion needs data",
-            why="they show which channels make up for which",
-            do="give inputs of the network (--calibrate FOLDER), or use l1, gamma or random",
-        )
+    criterion = given.get("criterion") or (WITHOUT_DATA if calibration is None else WITH_DATA)
+    check_has_data(criterion, data=calibration is not None)
     return Options.of(**{**given, "criterion": criterion, "target_macs": 1.0})
 
 
@@ -185,7 +178,7 @@ def _point(network: Network, folder: Path, fraction: float) -> Point:
     file = folder / f"macs-{round(1000 * fraction) / 10:g}.onnx"
     save_onnx(job.result, file)
     pruned = sessions.open_runner(file, "the pruned network", PROVIDER, optimise=True)
-    times = timed(network.path, file, network.compared_on.feeds[0], threads=ONE)
+    times = timed(network.path, file, network.timed_on, threads=ONE)
     return Point(
         target=fraction,
         file=file.name,

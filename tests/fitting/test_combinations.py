@@ -183,6 +183,29 @@ def test_more_budget_never_gives_more_error_on_the_fitted_data(tmp_path: Path) -
     assert errors[0] > 0
 
 
+class _Summed(nn.Module):
+    """Two layers of different depth that are added before a ReLU, and a third one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.deep = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.side, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        summed = self.deep(torch.relu(self.first(x))) + self.side(x)
+        return self.last(torch.relu(summed))
+
+
+def test_layers_that_meet_before_a_relu_are_fitted_one_after_the_other(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "summed.onnx"
+    export_onnx(_Summed().eval(), (torch.zeros(1, 3, 12, 12),), path)
+    how: dict[str, Any] = {"calibration": Calibration(data), "target_macs": 0.7}
+    with_it = prune_onnx(path, tmp_path / "a.onnx", **how)
+    without = prune_onnx(path, tmp_path / "b.onnx", **how, compensate=False)
+    assert error(with_it) < 0.7 * error(without)
+
+
 def test_the_order_is_made_once_for_all_budgets(data: Path) -> None:
     net = mixed()
     batch = torch.from_numpy(np.load(data / "inputs.npy"))
@@ -267,6 +290,10 @@ def test_the_command_line_tells_what_held_out_samples_say(
     assert "accuracy" in out
     assert "same class" in out
     onnx.checker.check_model(str(tmp_path / "p.onnx"))
+    page = ["--labels", str(labels), "--no-validate", "--force", "--report", str(tmp_path / "p.html")]
+    assert execute([*arguments, *page]) == 0
+    assert "16 held-out samples" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert f"wrote {tmp_path / 'p.html'}" in capfd.readouterr().err
     assert execute([*arguments, "--memory", "lots", "--force"]) == 2
     assert "--memory is 'lots'" in capfd.readouterr().err
     labels.write_text("1\n2\n")

@@ -22,7 +22,7 @@ from prunec.passes.cost import as_it_came, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.select import Facts, plan, recount, select
 from prunec.passes.selection.widths import AUTO, in_step, round_up, step_for, step_in_group, widths
 from prunec.pipeline.planning import gather_facts

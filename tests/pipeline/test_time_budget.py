@@ -20,7 +20,7 @@ from prunec.cli.main import execute
 from prunec.errors import BudgetNotMet
 from prunec.models import build
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.staircase import stepped
 from prunec.pipeline import time_budget
 from prunec.pipeline.export import export_onnx

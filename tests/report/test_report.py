@@ -17,14 +17,17 @@ from prunec.report.analysis_page import analysis_page, group_colours
 from prunec.report.charts import Series, heatmap, kept_bars, line_chart, ticks
 from prunec.report.drawing import drawing, flow
 from prunec.report.findings import (
+    Agreement,
     Analysis,
     Blocked,
     ChannelCounts,
     Cost,
     Group,
     GroupMember,
+    Latency,
     LayerChange,
     LayerSummary,
+    OutputAgreement,
     PinReport,
     PruneReport,
     Removable,
@@ -32,6 +35,7 @@ from prunec.report.findings import (
     percent,
     readable,
 )
+from prunec.report.prune_page import prune_page
 from prunec.report.run_page import run_page, write_run_page
 
 _EVIL = '<script>alert("x")</script>&'
@@ -184,6 +188,25 @@ def test_what_swings_out_beside_the_boxes_is_within_the_drawing() -> None:
     assert max(far - x for x, far in swings) > 100
     # The middle of a Bezier curve is three quarters of the way to its control points.
     assert all(x + 0.75 * (far - x) <= width for x, far in swings)
+
+
+def test_the_page_of_a_pruning_is_self_contained_and_tells_what_held_out_inputs_say() -> None:
+    found = Agreement(12, (OutputAgreement(f"y {_EVIL}", 0.0314, 0.75, None),), 0.912, 0.873)
+    report = dataclasses.replace(
+        _prune_report(Validation(1e-3, 0.4, 1e-4, {"data": 0.4}, passed=False)),
+        exact=False, reason="removed the channels", agreement=found, notes=(f"7 samples do {_EVIL}",),
+        latency=Latency(0.6, 0.583, 10.0, 5.83, "cpu", 3),
+    )  # fmt: skip
+    document = prune_page(report, "out.onnx")
+    assert_self_contained(document)
+    for words in ("12 held-out samples", "0.0314", "75.0%", "91.20% before, 87.30% after", "58.3%", "7 samples do",
+                  "an approximation", "differs from the original by 0.4", "out.onnx"):  # fmt: skip
+        assert words in document, words
+    assert _EVIL not in document
+    bare = prune_page(dataclasses.replace(report, agreement=None, latency=None, validation=None), "out.onnx")
+    assert_self_contained(bare)
+    assert "held-out" not in bare
+    assert "was not compared with the original" in bare
 
 
 def _rows(count: int = 30) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from prunec.frontends.fx.running.arguments import with_tensors
 from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.running.untouched import Untouched, eval_mode
 from prunec.frontends.fx.traced import Ref, Traced
-from prunec.frontends.fx.tracing.regions import is_cast
+from prunec.frontends.fx.tracing.switches import is_cast
 from prunec.ir.edits import CannotRewrite, Edits
 
 

@@ -219,15 +219,27 @@ class Surgeon:
         graph.metadata_props.extend(getattr(old, "metadata_props", ()))
         tensors = {name: _tensor(name, stored.array, files) for name, stored in self._stored.items()}
         known = {tensor.name for tensor in old.initializer}
+        were_sparse = {t.values.name: t for t in old.sparse_initializer if t.values.name in read}
+        sparse = {name: small for name in were_sparse.keys() & tensors if (small := self._sparse(name)) is not None}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in sparse}
         as_nodes = [name for name in tensors if name not in known and (model.ir_version < 4 or name in self.makers)]
         for name in as_nodes:
             graph.node.extend(self._constant_nodes(name, tensors[name]))
         graph.node.extend(nodes)
         graph.initializer.extend(tensors.get(t.name, t) for t in old.initializer if t.name in read)
         graph.initializer.extend(t for name, t in tensors.items() if name not in known and name not in as_nodes)
-        graph.sparse_initializer.extend(t for t in old.sparse_initializer if t.values.name in read)
+        graph.sparse_initializer.extend(sparse.get(name, t) for name, t in were_sparse.items() if name not in tensors)
         self._copy_values(graph, shapes, read)
         return OnnxSource(model, files, source.path)
+
+    def _sparse(self, name: str) -> onnx.SparseTensorProto | None:
+        """Return a new tensor in the form that has its zeros left out; None where that is no smaller."""
+        array = self._stored[name].array
+        places = np.flatnonzero(array)
+        if places.size * (array.itemsize + places.itemsize) >= array.nbytes:
+            return None
+        values = numpy_helper.from_array(array.ravel()[places], name)
+        return helper.make_sparse_tensor(values, numpy_helper.from_array(places), array.shape)
 
     def _constant_nodes(self, name: str, tensor: TensorProto) -> list[onnx.NodeProto]:
         """Return what makes a tensor, under the name of the node that made it before.
@@ -237,7 +249,12 @@ class Surgeon:
         origin = self.makers[name].proto.name if name in self.makers else ""
         array, like = self._stored[name].array, self._stored[name].like
         if like not in self.traced.repeated or array.size < 2 or not (array == array.flat[0]).all():
-            return [_constant(name, tensor, origin)]
+            node = _constant(name, tensor, origin)
+            was_sparse = name in self.makers and "sparse_value" in self.makers[name].attrs
+            small = self._sparse(name) if was_sparse else None
+            if small is not None:
+                node.attribute[0].CopyFrom(helper.make_attribute("sparse_value", small))
+            return [node]
         shape = self.fresh(f"{name}_shape")
         one = _constant("", numpy_helper.from_array(array.reshape(-1)[:1]), "").attribute[0]
         node = onnx.NodeProto(op_type="ConstantOfShape", name=origin, input=[shape], output=[name], attribute=[one])

@@ -26,7 +26,7 @@ from prunec.frontends.fx.traced import Traced
 from prunec.frontends.fx.tracing.attention import follow_modes
 from prunec.frontends.fx.tracing.export import export
 from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, refuse_unreadable, untraceable
-from prunec.frontends.fx.tracing.lost import fixed_sizes, lost_modes
+from prunec.frontends.fx.tracing.lost import fixed_sizes
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.symbolic import candidates, symbolic_trace
 from prunec.ir.graph import Graph
@@ -103,8 +103,7 @@ def _exported(
             found = _record_any_batch(exported, inputs, name, rules, exported=True)
         why = f", for torch.fx could not: {one_line(reason)}" if reason else ""
         fixed = fixed_sizes(module, exported, inputs, untouched)
-        lost = lost_modes(module, inputs, untouched)
-        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *lost))
+        return replace(found, notes=(f"the network was read by torch.export{why}", *fixed, *exported.meta[NOTES]))
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells

@@ -25,7 +25,7 @@ from prunec.frontends.fx.running.arguments import path_of, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.running.meta import MetaMode
 from prunec.frontends.fx.traced import Ref
-from prunec.frontends.fx.tracing.regions import is_cast
+from prunec.frontends.fx.tracing.switches import is_cast
 from prunec.frontends.fx.whole_layers import whole
 from prunec.ir.graph import Graph, Node, Param, Value
 from prunec.ir.ops import BINARY

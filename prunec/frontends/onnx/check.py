@@ -1,13 +1,15 @@
-"""Shapes that contradict each other, found before the passes meet them.
+"""Shapes that contradict each other, found before the passes meet them, and nodes that nobody could read.
 
-Owns one check per op family on the finished graph: a file whose weights do not fit its values is told
-apart from a fault of prunec. Only what is known is compared; open sizes are never wrong. What ONNX's checker
-says about one node is asked where a row of the tables stumbles over it.
+Owns one check per op family on the finished graph, and one on the nodes of the file: a file whose weights do not fit
+its values, or whose nodes lack an input or name an axis that there is not, is told apart from a fault of prunec. Only
+what is known is compared; open sizes are never wrong. What ONNX's checker says about one node is asked where a row of
+the tables stumbles over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 
 from prunec.errors import BadInput
@@ -37,6 +39,75 @@ def check_graph(graph: Graph) -> None:
                 why=f"it reads {text}",
                 do="the file or the given input shape is wrong: check both with onnx.checker and ONNX Runtime",
             )
+
+
+def check_nodes(nodes: Sequence[SourceNode], shape_of: Callable[[str], Shape | None]) -> None:
+    """Look for what no reader of ONNX can make sense of: missing inputs, and axes that there are not.
+
+    Raises:
+        BadInput: naming the node, its op and what is wrong with it.
+    """
+    for node in nodes:
+        if not node.domain and (wrong := _missing_input(node) or _wrong_axes(node, shape_of)):
+            raise not_well_formed(node, wrong)
+
+
+def not_well_formed(node: SourceNode, why: str) -> BadInput:
+    """Return the error of a node that breaks ONNX's specification."""
+    return BadInput(
+        f"node {node.name!r} ({node.op}, opset {node.version}) is not well formed",
+        why=why,
+        do="check the file with onnx.checker.check_model",
+    )
+
+
+def _missing_input(node: SourceNode) -> str:
+    """Tell of an input that the op must have: these come first."""
+    absent = (slot for slot in range(_num_required(node.op, node.version)) if not any(node.inputs[slot : slot + 1]))
+    return next((f"its input {slot} is missing" for slot in absent), "")
+
+
+@cache
+def _num_required(op: str, version: int) -> int:
+    """Return how many inputs an op cannot do without; 0 for an op that ONNX does not know."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op, version, "")
+    except (onnx.defs.SchemaError, TypeError):  # the second: damaged text
+        return 0
+    single = [given.option == onnx.defs.OpSchema.FormalParameterOption.Single for given in schema.inputs]
+    return single.index(False) if False in single else len(single)
+
+
+def _wrong_axes(node: SourceNode, shape_of: Callable[[str], Shape | None]) -> str:
+    """Tell of an axis, or a permutation of axes, that the first input does not have."""
+    shape = shape_of(node.inputs[0]) if node.inputs and node.inputs[0] else None
+    if shape is None:
+        return ""
+    rank, given = len(shape), f"its first input has {len(shape)} axes"
+    perm = node.attrs.get("perm") if node.op == "Transpose" else None
+    if perm is not None and sorted(perm) != list(range(rank)):
+        return f"perm {perm} is no order of the axes: {given}"
+    name = _AXES.get(node.op, "")
+    axes = node.attrs.get(name)
+    last = rank if node.op == "Flatten" else max(rank, 1) - 1
+    for axis in [axes] if isinstance(axes, int) else axes or ():
+        if not -max(rank, 1) <= axis <= last:
+            return f"{name} is {axis}, and {given}"
+    block = node.attrs.get("blocksize") if node.op in ("DepthToSpace", "SpaceToDepth") else None
+    return f"blocksize is {block}" if block is not None and block < 1 else ""
+
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+_AXES: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "Concat", "Split", "Gather", "GatherElements"), "axis"),
+        **dict.fromkeys(("ScatterElements", "ArgMax", "ArgMin", "Flatten", "LayerNormalization", "Compress"), "axis"),
+        **dict.fromkeys((*(f"Reduce{kind}" for kind in _REDUCTIONS), "Squeeze"), "axes"),
+    }
+)
+"""Ops with axes of their first input in an attribute, and what that is called."""
 
 
 def complaint_about(node: SourceNode) -> str:

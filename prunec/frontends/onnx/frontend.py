@@ -21,7 +21,7 @@ import onnx
 
 from prunec.errors import BadInput, InternalError
 from prunec.frontends.onnx.branches import with_settled_branches
-from prunec.frontends.onnx.check import check_graph, complaint_about
+from prunec.frontends.onnx.check import check_graph, check_nodes, complaint_about, not_well_formed
 from prunec.frontends.onnx.folding.fold import fold
 from prunec.frontends.onnx.folding.marks import marked, repeats_one
 from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
@@ -94,6 +94,7 @@ def trace_onnx(
     if shapes:
         check_input_shapes(_inputs(source.model), shapes)
         facts, drafts = _walk(source, nodes, shapes, file_facts, rules)
+    check_nodes(nodes, facts.shape)
     graph, parts, slots = _assemble(source, nodes, facts, drafts)
     check_graph(graph)
     return TracedOnnx(
@@ -157,7 +158,7 @@ def _add_initializers(source: OnnxSource, facts: Facts) -> None:
     for tensor in source.model.graph.initializer:
         _add_tensor(tensor.name, source.array(tensor), facts)
     for sparse in source.model.graph.sparse_initializer:
-        facts.values[sparse.values.name] = Value(sparse.values.name, tuple(sparse.dims))
+        facts.known[sparse.values.name] = source.dense(sparse)
 
 
 def _add_tensor(name: str, array: Array, facts: Facts) -> None:
@@ -194,6 +195,8 @@ def _learn_constant(view: View, source: OnnxSource, facts: Facts) -> bool:
     for key, value in view.attrs.items():
         if key == "value":
             _add_tensor(name, source.array(value), facts)
+        elif key == "sparse_value":
+            facts.known[name] = source.dense(value)
         elif key in ("value_int", "value_ints"):
             facts.known[name] = np.asarray(value, dtype=np.int64)
         elif key in ("value_float", "value_floats"):
@@ -259,13 +262,11 @@ def _drafts(view: View, facts: Facts, rules: OpRules) -> Sequence[Draft]:
     try:
         return translate(view, rules)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        place = f"node {view.node.name!r} ({view.op}, opset {view.node.version})"
         complaint = complaint_about(view.node)
         if complaint:
-            raise BadInput(
-                f"{place} is not well formed", why=complaint, do="check the file with onnx.checker.check_model"
-            ) from error
+            raise not_well_formed(view.node, complaint) from error
         # The node is as ONNX wants it: the row is at fault, or the file is wrong elsewhere (prunec/check/blame.py).
+        place = f"node {view.node.name!r} ({view.op}, opset {view.node.version})"
         raise InternalError("the ONNX frontend", f"the row for {view.op} failed at {place}: {error!r}") from error
 
 

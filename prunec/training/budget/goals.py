@@ -1,6 +1,6 @@
 """How large the pruned network may be, and how large it would be now, counted as the removal itself counts.
 
-Owns the goals of a run and the measure of how far they are. Which channels go so that they hold is fitting.py's;
+Owns the goals of a run and the measure of how far they are. Which channels go so that they hold is landing.py's;
 moving ρ towards them is controller.py's.
 """
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunec.ir.plan import PrunePlan
-from prunec.training.budget.fitting import GammaHistory
+from prunec.training.budget.landing import GammaHistory
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.batchnorm import enough_batches, reestimate
 from prunec.training.learning.distill import Teacher

@@ -19,9 +19,9 @@ from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
 from prunec.timing import layer_times
-from prunec.training.budget.fitting import GammaHistory
 from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.budget.goals import Goal
+from prunec.training.budget.landing import GammaHistory
 from prunec.training.learning.distill import Teacher
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import joined

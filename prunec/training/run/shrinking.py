@@ -25,9 +25,9 @@ from prunec.passes.sparsity.scaling import scalable
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.reading import read_module
 from prunec.report.findings import PruneReport, plain
-from prunec.training.budget.fitting import GammaHistory, Ids
 from prunec.training.budget.footprint import size_under
 from prunec.training.budget.goals import with_zeros
+from prunec.training.budget.landing import GammaHistory, Ids
 from prunec.training.learning.ema import Ema
 from prunec.training.settings.removal import base_optimizer, remove_constant
 from prunec.training.settings.setup import Setup

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from prunec.training.budget.fitting import fit, set_gammas
 from prunec.training.budget.goals import Sizer, excess, in_words, refreshed, with_zeros
+from prunec.training.budget.landing import fit, set_gammas
 from prunec.training.data.batches import sampled_batches
 from prunec.training.learning.distill import default_weight
 from prunec.training.learning.ema import Ema

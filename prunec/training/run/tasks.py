@@ -15,9 +15,9 @@ from torch import nn
 
 from prunec.errors import CheckFailed, EmptyNetwork
 from prunec.passes.sparsity.gammas import Mask
-from prunec.training.budget.fitting import GammaHistory
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.budget.goals import excess
+from prunec.training.budget.landing import GammaHistory
 from prunec.training.run.shrinking import due
 from prunec.training.settings.setup import ISTA, Setup
 from prunec.training.sparsity.controller import Controller

@@ -2,7 +2,7 @@
 
 Owns ``--target-latency``: the measurement in ONNX Runtime, and the MACs budget that stands for the share that was asked
 for. A few prunings of the network are timed before training, and those that fit the budget once gammas are trained
-correct it. Moving ρ towards the budget is controller.py's, choosing channels fitting.py's; read those next.
+correct it. Moving ρ towards the budget is controller.py's, choosing channels landing.py's; read those next.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from prunec.errors import BudgetNotMet
 from prunec.passes.sparsity.gammas import Mask
 from prunec.pipeline.export import export_onnx
 from prunec.timing.pairs import PROVIDER, middle, ratio, timed
-from prunec.training.budget.fitting import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
 from prunec.training.budget.goals import Arrays, Goal, Sizer
+from prunec.training.budget.landing import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.removal import remove_constant
 from prunec.training.settings.setup import Setup

@@ -27,9 +27,9 @@ from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
 from prunec.pipeline.reading import read_module
 from prunec.runtime.modules import evaluating
-from prunec.training.budget.fitting import not_met, smallest
 from prunec.training.budget.footprint import Size, size_under
 from prunec.training.budget.goals import Goal, Sizer, excess
+from prunec.training.budget.landing import not_met, smallest
 from prunec.training.data.augment import AUGMENTS, Pipeline, pipeline
 from prunec.training.data.batches import Batches
 from prunec.training.data.sets import ImageSet, load

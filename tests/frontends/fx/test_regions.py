@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec.api import prune_module
+from prunec.api import analyze_module, prune_module
 from prunec.frontends.fx.frontend import trace
 
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -146,3 +147,133 @@ def test_a_pruned_network_with_such_regions_can_be_saved() -> None:
     x = torch.randn(2, 3, 8, 8)
     smaller = pruned(Split(torch.no_grad), x)
     assert torch.equal(pickle.loads(pickle.dumps(smaller))(x), smaller(x))  # our own
+
+
+class Fails(Split):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.backbone.append(nn.MaxPool2d(6))  # larger than an image of 5: it raises inside of the region
+
+
+@pytest.mark.parametrize(
+    "context",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+@pytest.mark.parametrize("saved", [False, True], ids=["as made", "saved"])
+def test_an_error_inside_a_region_leaves_the_callers_mode_as_it_was(context: Context, saved: bool) -> None:
+    class Looks(Fails):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with self.context():
+                y = self.backbone(x)
+            return self.head(x.repeat(1, 3, 1, 1)[:, :8]), y
+
+    x = torch.randn(2, 3, 12, 12)
+    smaller = prune_module(Looks(context).eval(), (x,), criterion="l1", target_macs=0.8).module
+    if saved:
+        smaller = pickle.loads(pickle.dumps(smaller))  # our own
+    with pytest.raises(RuntimeError):
+        smaller(torch.randn(2, 3, 5, 5))
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_is_on_in_a_saved_network_too() -> None:
+    class Cast(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.backbone(x)
+            return self.head(y.float()), y
+
+    x = torch.randn(2, 3, 8, 8)
+    smaller = prune_module(Cast(contextlib.nullcontext).eval(), (x,), criterion="l1", target_macs=0.7).module
+    for again in (copy.deepcopy(smaller), pickle.loads(pickle.dumps(smaller))):  # our own
+        assert again(x)[1].dtype == torch.bfloat16
+
+
+def test_sizes_are_asked_inside_of_a_region() -> None:
+    class Asks(Split):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.backbone(x)
+                if y.shape[2] % 2:
+                    y = y[:, :, 1:]
+                y = self.backbone[0](y[:, :3])
+            return self.head(y.float()), y + 1
+
+    x = torch.randn(2, 3, 8, 8)
+    module = trace(Asks(contextlib.nullcontext).eval(), (x,)).module
+    names = [getattr(node.target, "__name__", "") for node in module.graph.nodes]
+    assert names.count("_enter_autocast") == names.count("_exit_autocast") == 1
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Overwritten(Split):
+    """Writes that torch.fx cannot follow, outside of the region."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            y = self.backbone(x)
+        return self.head(self.overwrite(y))  # type: ignore[no-any-return]
+
+    def overwrite(self, y: Tensor) -> Tensor:
+        if int(torch.tensor([y.shape[1]]).sum()) > 100:  # a question about values: torch.export answers it
+            return y + 1
+        return y
+
+
+@pytest.mark.parametrize("spelling", [torch.no_grad, lambda: torch.set_grad_enabled(False)], ids=["no_grad", "set"])
+def test_what_torch_export_reads_keeps_its_frozen_part(spelling: Context) -> None:
+    net, x = Overwritten(spelling).eval(), torch.randn(2, 3, 8, 8)
+    result = prune_module(net, (x,), criterion="l1", target_macs=0.6)
+    assert any("read by torch.export" in note for note in result.report.notes)
+    assert not any("not kept" in note for note in result.report.notes)
+    smaller = result.module.train()
+    smaller(x).sum().backward()
+    grads = {name: parameter.grad is not None for name, parameter in smaller.named_parameters()}
+    assert grads == {name: not name.startswith("backbone") for name in grads}
+    assert torch.is_grad_enabled()
+
+
+def test_what_torch_export_reads_trains_where_gradients_are_off_in_eval_mode_alone() -> None:
+    class Sometimes(Overwritten):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(self.training):
+                y = self.backbone(x)
+            return self.head(self.overwrite(y))  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 3, 8, 8)
+    smaller = pruned(Sometimes(contextlib.nullcontext), x).train()
+    smaller(x).sum().backward()
+    assert smaller.get_parameter("backbone.0.weight").grad is not None
+
+
+def test_what_torch_export_reads_keeps_autocast() -> None:
+    class Cast(Overwritten):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                x = self.backbone(x)[:, :3]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.overwrite(self.backbone(x))
+            return self.head(y.float()), y
+
+    net, x = Cast(contextlib.nullcontext).eval(), torch.randn(2, 3, 8, 8)
+    smaller = prune_module(net, (x,), criterion="l1", target_macs=0.7).module
+    assert smaller(x)[1].dtype == torch.bfloat16
+    assert smaller(x)[1].requires_grad
+    assert smaller(x)[0].dtype == torch.float32
+
+
+def test_notes_name_what_torch_export_does_not_keep() -> None:
+    class Written(Split):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y = self.backbone(x)
+                part = y[:, :2]
+                y[:, :2] = 0
+                part.add_(1)
+            return self.head(y)  # type: ignore[no-any-return]
+
+    notes = analyze_module(Written(contextlib.nullcontext).eval(), (torch.randn(2, 3, 8, 8),)).notes
+    assert any(note.startswith("no_grad inside its forward is not kept in the traced network") for note in notes)

@@ -22,7 +22,7 @@ from prunec.frontends.fx.running.meta import fake_tensors
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.select import plan
 from prunec.pipeline.apply import apply_plan
 from prunec.pipeline.export import export_checked

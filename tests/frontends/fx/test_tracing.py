@@ -72,18 +72,6 @@ def test_notes_name_the_second_tracer_and_why_it_was_asked() -> None:
     assert first.startswith("the network was read by torch.export, for torch.fx could not: TypeError: it writes")
 
 
-def test_notes_name_what_torch_export_does_not_keep() -> None:
-    class Frozen(Sized):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                x = x * 2
-            return super().forward(x)
-
-    notes = analyze_module(Frozen().eval(), (image(),)).notes
-    assert any(note.startswith("no_grad inside its forward is not kept in the traced network") for note in notes)
-    assert not any("not kept" in note for note in analyze_module(Sized().eval(), (image(),)).notes)
-
-
 def test_the_log_tells_what_was_tried(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="prunec"):
         trace(Sized().eval(), (image(),))

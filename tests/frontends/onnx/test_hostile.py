@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import Net
@@ -306,6 +308,29 @@ def test_training_graphs(tmp_path: Path) -> None:
     assert "training" in refused(saved(model, tmp_path), UnsupportedModel)
 
 
+@pytest.mark.parametrize(("domain", "op"), [("com.microsoft.nchwc", "Conv"), ("com.microsoft", "EPContext")])
+def test_files_compiled_for_a_machine(domain: str, op: str, tmp_path: Path) -> None:
+    model = small_net()
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.domain, node.op_type, node.name = domain, op, "blocked"
+    model.opset_import.append(helper.make_opsetid(domain, 1))
+    text = refused(saved(model, tmp_path), UnsupportedModel)
+    assert "the model was compiled for one kind of machine: 1 of its" in text
+    assert f"'blocked' ({domain}.{op})" in text
+    assert "ORT_ENABLE_EXTENDED" in text
+
+
+def test_what_the_runtime_saves_at_its_last_level_says_what_it_is(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    path = saved(small_net(), tmp_path)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if not any(node.domain.endswith("nchwc") for node in onnx.load(tmp_path / "optimised.onnx").graph.node):
+        pytest.skip("this machine has no kernels on blocks of channels")
+    assert "nchwc.Conv" in refused(tmp_path / "optimised.onnx", UnsupportedModel)
+
+
 def test_attribute_of_the_wrong_kind(tmp_path: Path) -> None:
     model = small_net()
     model.graph.node[0].attribute.append(helper.make_attribute("strides", "two"))
@@ -377,7 +402,7 @@ def test_external_data_of_a_model_from_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["analyze", "prune"])
 @pytest.mark.parametrize("damage", ["no-input", "long-permutation", "wrong-axis"])
 def test_node_that_breaks_the_specification_is_the_files_fault(damage: str, command: str, tmp_path: Path) -> None:
-    """What the frontend does not check by itself: an analysis leaves such nodes alone, and no file is written."""
+    """The message names the node, its op and what is wrong with it, and no file is written."""
     net = Net(13)
     x = net.op("Transpose", net.conv(net.input("x", [1, 3, 6, 6]), 3, 8), perm=[0, 2, 3, 1])
     net.output(net.conv(net.op("Transpose", net.op("Relu", x), perm=[0, 3, 1, 2]), 8, 4))
@@ -389,13 +414,34 @@ def test_node_that_breaks_the_specification_is_the_files_fault(damage: str, comm
         model.graph.node[1].attribute[0].ints.append(extra)
     path, result = tmp_path / "broken.onnx", tmp_path / "out.onnx"
     onnx.save(model, path)
-    if command == "analyze":
-        with contextlib.suppress(BadInput):
-            assert analyze_onnx(path).removable.channels == 0
-    else:
-        with pytest.raises((BadInput, UnsupportedModel)):
-            prune_onnx(path, result)
+    broken = "Relu" if damage == "no-input" else "Transpose"
+    name = next(node.name for node in model.graph.node if node.op_type == broken)
+    with pytest.raises(BadInput, match=rf"node '{name}' \({broken}, opset 13\) is not well formed"):
+        analyze_onnx(path) if command == "analyze" else prune_onnx(path, result)
     assert [file.name for file in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "opset"),
+    [
+        ("Softmax", {"axis": 4}, 13),
+        ("Concat", {"axis": -5}, 13),
+        ("Squeeze", {"axes": [7]}, 11),
+        ("ReduceMean", {"axes": [1, -6]}, 13),
+        ("Split", {"axis": 9}, 11),
+        ("ArgMax", {"axis": 4}, 13),
+        ("Flatten", {"axis": 5}, 13),
+        ("Transpose", {"perm": [0, 1, 1, 2]}, 13),
+        ("DepthToSpace", {"blocksize": 0}, 13),
+    ],
+)
+def test_axis_that_there_is_not(op: str, attributes: dict[str, Any], opset: int, tmp_path: Path) -> None:
+    net = Net(opset)
+    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, 8)
+    net.output(net.op(op, *([x, x] if op == "Concat" else [x]), **attributes), shape=None)
+    text = refused(saved(net.model(), tmp_path))
+    assert f"({op}, opset {opset}) is not well formed" in text
+    assert "why:" in text
 
 
 def test_file_that_loads_and_does_not_run_is_at_fault(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.budget import Target, select_budget
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.select import plan
 from prunec.pipeline.planning import gather_facts
 

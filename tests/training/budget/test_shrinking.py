@@ -21,7 +21,7 @@ from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import sliced
 from prunec.pipeline.apply import apply_plan
-from prunec.training.budget.fitting import GammaHistory
+from prunec.training.budget.landing import GammaHistory
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import Alone
 from prunec.training.run.run import train_prune

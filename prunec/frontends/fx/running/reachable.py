@@ -31,6 +31,7 @@ LIBRARIES = frozenset(
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range, torch.dtype,
                     torch.device, torch.Size, torch.layout, torch.memory_format,
                     types.BuiltinFunctionType})  # fmt: skip
+_CHECKPOINT = "torch.utils.checkpoint"
 _CODE = (property, staticmethod, classmethod, functools.cached_property)
 
 
@@ -45,6 +46,7 @@ class Reachable:
         slots: (object, name) of objects without a ``__dict__``.
         cells: variables that closures share.
         tensors, arrays, generators: of torch and of numpy; sources of random numbers.
+        checkpoints: whether the code can checkpoint activations.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
@@ -60,6 +62,7 @@ class Reachable:
         self.tensors: list[Tensor] = []
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.generators: list[Any] = []
+        self.checkpoints = False
         self._seen: dict[int, Any] = {}
         self._named: set[tuple[int, str]] = set()
         self._pending: list[Any] = list(roots)
@@ -158,6 +161,7 @@ class Reachable:
 
     def _function(self, function: types.FunctionType) -> None:
         """Follow a closure, and the globals that the code of a user's function reads."""
+        self.checkpoints |= function.__module__ == _CHECKPOINT
         if is_library(function):
             # A decorator's wrapper is a closure over what it wraps: contextlib's, torch.no_grad's.
             self._pending.extend(_contents(cell) for cell in function.__closure__ or ())
@@ -175,6 +179,7 @@ class Reachable:
         self._named.add((id(namespace), name))
         value = namespace.get(name)
         if isinstance(value, types.ModuleType):
+            self.checkpoints |= _CHECKPOINT.startswith(value.__name__) and "checkpoint" in names
             if not is_library(value):  # names are read off it as attributes
                 for inner in names:
                     if inner in vars(value):

@@ -39,11 +39,15 @@ class Untouched:
 
     Args:
         roots: modules, and inputs that they are run on.
+
+    Attributes:
+        checkpoints: whether the code that was found can checkpoint activations.
     """
 
     def __init__(self, *roots: Any) -> None:
         self._found = Reachable(roots)
         self._caches = list(_caches(self._found))
+        self.checkpoints = self._found.checkpoints
 
     @contextmanager
     def block(self, *, on_shapes: bool = False) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """nn.Module -> fx.GraphModule by torch.export, where torch.fx fails.
 
-Owns which sizes stay open, the time that this may take, and what is written back to be readable. What an exported
-network does not keep is told by lost.py.
+Owns which sizes stay open, the time that this may take, and what is written back to be readable: BatchNorms, copies,
+the regions of no_grad and autocast. What an exported network does not keep is told by lost.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,11 @@ from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.arguments import widened
 from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.tracing.checkpoints import followed, notes_of
 from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, untraceable
+from prunec.frontends.fx.tracing.lost import lost_modes, modes_to_keep
+from prunec.frontends.fx.tracing.sizes import NOTES
+from prunec.frontends.fx.tracing.switches import begin, end, write_with_finally
 
 _LOG = logging.getLogger("prunec")
 
@@ -40,6 +44,8 @@ def export(
     Raises:
         UntraceableModel, BadInput: it does not either; the module itself does not run.
     """
+    places: dict[str, None] = {}
+    keep = modes_to_keep(module, inputs, untouched)
     # All sizes but the channels stay open where the network allows it, so that the result runs at other sizes too.
     last: BaseException | None = None
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_logs():
@@ -54,8 +60,12 @@ def export(
                     with (
                         untouched.block(on_shapes=True),
                         _Deadline(_OPEN_SECONDS if shapes is open_sizes else math.inf),
+                        followed(places),
+                        torch.set_grad_enabled("no_grad" in keep),  # else switching gradients off would change nothing
                     ):
-                        return _exported(module, example, shapes)
+                        exported = _exported(module, example, shapes, keep)
+                    exported.meta[NOTES] = (*lost_modes(exported, keep), *notes_of([*places]))
+                    return exported
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
                     _LOG.debug("torch.export with open axes %s: %s", shapes, one_line(error))
                     last = error
@@ -66,14 +76,63 @@ def export(
     raise untraceable(reason, last) from last
 
 
-def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> fx.GraphModule:
+def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, keep: set[str]) -> fx.GraphModule:
     program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-    if any(_is_seen_elsewhere(n) for n in program.graph.nodes):
+    parts = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    if any(_is_seen_elsewhere(n) for part in parts for n in part.graph.nodes):
         program = program.run_decompositions({})  # nothing is decomposed, writes become slice_scatter
     # Guards compare with the shapes before pruning; they have no place in a pruned module.
     exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
+    if _inline_regions(exported, keep):
+        write_with_finally(exported.graph)
     return _plain(exported)
+
+
+def _inline_regions(module: fx.GraphModule, keep: set[str]) -> bool:
+    """Put what torch.export hides in modules of its own back between two switches; tell whether there was any."""
+    regions = [n for n in module.graph.nodes if n.op == "call_function" and n.target in _REGIONS]
+    for n in regions:
+        name, num_arguments = _REGIONS[n.target]
+        given, inside, operands = n.args[:num_arguments], n.args[num_arguments], n.args[num_arguments + 1 :]
+        path = str(inside.target)
+        part = module.get_submodule(path)
+        assert isinstance(part, fx.GraphModule)
+        _inline_regions(part, keep)
+        kept = name in keep
+        with module.graph.inserting_before(n):
+            mode = "enable_grad" if name == "no_grad" and given[0] else name
+            begun = begin(module.graph, mode, given) if kept else None
+            results = _copied(part, path, operands, module.graph)
+            if begun is not None:
+                end(module.graph, begun)
+        for user in list(n.users):  # a getitem: such a module returns a tuple
+            user.replace_all_uses_with(results[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(n)
+        module.graph.erase_node(inside)
+    module.graph.lint()
+    return bool(regions)
+
+
+def _copied(part: fx.GraphModule, path: str, operands: Sequence[Any], graph: fx.Graph) -> tuple[Any, ...]:
+    """Copy a module's nodes to where a graph is inserting; return what the module returns."""
+    copies: dict[fx.Node, Any] = dict(zip(part.graph.find_nodes(op="placeholder"), operands, strict=True))
+    for n in part.graph.nodes:
+        if n.op == "output":
+            return tuple(copies.get(result, result) for result in n.args[0])
+        if n.op != "placeholder":
+            copies[n] = graph.node_copy(n, copies.__getitem__)
+            if n.op in ("get_attr", "call_module"):
+                copies[n].target = f"{path}.{n.target}"
+    raise AssertionError("a graph ends in its output")
+
+
+_REGIONS: Mapping[Any, tuple[str, int]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: ("no_grad", 1),
+    torch.ops.higher_order.wrap_with_autocast: ("autocast", 4),
+}
+"""Calls of a module in a mode: its name, and the number of arguments before the module."""
 
 
 class _Deadline(TorchFunctionMode):
@@ -122,9 +181,14 @@ def _is_view(n: fx.Node) -> bool:
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
-    """Put back what taking out the writes made harder to read: BatchNorms, and copies that return their source."""
+    """Put back what taking out the writes made harder to read: BatchNorms, and copies that return their source.
+
+    What compares a tensor with the trace's (strides, types under autocast) has no place in a pruned module.
+    """
     for n in list(module.graph.nodes):
-        if n.target is torch.ops.aten.copy.default:
+        if n.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(n)
+        elif n.target is torch.ops.aten.copy.default:
             before, source = (operand.meta.get("val") for operand in n.args[:2])
             if before is not None and (before.shape, before.dtype) == (source.shape, source.dtype):
                 n.replace_all_uses_with(n.args[1])

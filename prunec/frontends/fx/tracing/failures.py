@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
+from torch.ao.nn.quantized.modules.linear import LinearPackedParams
+from torch.ao.quantization.stubs import DeQuantStub, QuantStub, QuantWrapper
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from prunec.errors import BadInput, UntraceableModel
@@ -58,7 +61,8 @@ def refuse_unreadable(module: nn.Module) -> None:
     """Check that a module is code, and that every parameter has a shape.
 
     Raises:
-        BadInput: a ScriptModule, a module prepared for quantisation, or a lazy layer that has not seen an input yet.
+        BadInput: a ScriptModule, a module that is quantised or prepared for it, or a lazy layer that has not seen an
+            input yet.
     """
     for name, sub in module.named_modules():
         if isinstance(sub, torch.jit.ScriptModule):
@@ -68,13 +72,7 @@ def refuse_unreadable(module: nn.Module) -> None:
                 why="what torch.jit compiled has no Python code to trace",
                 do="give the module that it was made from, with its weights, or export it to ONNX and prune the file",
             )
-        if type(sub).__module__.startswith(("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization")):
-            raise BadInput(
-                f"the module is prepared for quantisation-aware training ({name or 'itself'}: {type(sub).__name__})",
-                why="its fake quantisers follow the network as it is, and their scales are of its channels",
-                do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
-                "prune the file",
-            )
+        _refuse_quantised(name or "itself", sub)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise BadInput(
@@ -82,6 +80,42 @@ def refuse_unreadable(module: nn.Module) -> None:
                 why="it belongs to a lazy layer, which gets its shape from the first input",
                 do="run the network once on an example input",
             )
+
+
+def _refuse_quantised(name: str, sub: nn.Module) -> None:
+    """Refuse what PyTorch's quantisation has prepared or converted; its stubs alone change nothing."""
+    if isinstance(sub, _FLOAT):
+        return
+    kind, home = type(sub).__name__, type(sub).__module__
+    if home.startswith(_CONVERTED) or (isinstance(sub, fx.GraphModule) and any(map(_is_quantised, sub.graph.nodes))):
+        raise BadInput(
+            f"the module is quantised already ({name}: {kind})",
+            why="its weights are packed integers, which prunec does not take channels from",
+            do="prune the float network first, and quantise the pruned one; or export it to ONNX with QuantizeLinear "
+            "nodes and prune the file",
+        )
+    if home.startswith(_PREPARED):
+        raise BadInput(
+            f"the module is prepared for quantisation ({name}: {kind})",
+            why="its fake quantisers and observers follow the network as it is: their scales are of its channels",
+            do="prune the float network first, and prepare the pruned one; or convert it, export it to ONNX and "
+            "prune the file",
+        )
+
+
+def _is_quantised(n: fx.Node) -> bool:
+    """Tell whether a node of a converted graph calls an op on integers."""
+    return str(getattr(n.target, "namespace", "")) in ("quantized", "quantized_decomposed")
+
+
+_FLOAT = (QuantStub, DeQuantStub, QuantWrapper, FloatFunctional, FXFloatFunctional, LinearPackedParams)
+_CONVERTED = (
+    "torch.ao.nn.quantized.modules",
+    "torch.ao.nn.quantized.reference",
+    "torch.ao.nn.intrinsic.quantized.modules",
+)
+_PREPARED = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization", "torchao.quantization.qat")
+"""Where the classes of prepared and of converted networks come from. Layers with a dynamic scale are float outside."""
 
 
 def failure_of(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> BaseException | None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from prunec.frontends.fx.tracing.attention import FORWARDS
 from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import Sizes
+from prunec.frontends.fx.tracing.switches import write_with_finally
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -63,6 +64,15 @@ class _Assignable(fx.Proxy):
     def __len__(self) -> int:
         count = _num_parts(self.node)
         return super().__len__() if count is None else count
+
+    @property
+    def requires_grad(self) -> bool:
+        """As in training, where gradients are on: memory-efficient networks ask whether to checkpoint."""
+        return torch.is_grad_enabled()
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -175,7 +185,11 @@ class Tracer(fx.Tracer):
         """Trace a module; its tensors are listed once, before its forward can put others in their place."""
         held = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): (name, tensor) for name, tensor in reversed(held)}
-        return super().trace(root, concrete_args)
+        with self.regions.watched(), tensors_pass():  # also where a saved GraphModule is traced again
+            graph = super().trace(root, concrete_args)
+        if self.regions.seen:
+            write_with_finally(graph)
+        return graph
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""

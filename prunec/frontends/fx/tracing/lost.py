@@ -47,8 +47,8 @@ def _on_shapes(inputs: tuple[Any, ...], fake: FakeTensorMode) -> tuple[Any, ...]
     return with_tensors(inputs, lambda _, tensor: fake.from_tensor(tensor))
 
 
-def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> tuple[str, ...]:
-    """Return a note where a forward that torch.export reads switches gradients off or casts: it keeps neither."""
+def _modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> set[str]:
+    """Return the modes that a forward switches: those in which its functions of torch are called."""
     watching = _Watching()
     try:
         with (
@@ -61,18 +61,31 @@ def lost_modes(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched)
             module(*_on_shapes(inputs, fake))
     except Exception as error:  # noqa: BLE001  # a forward that needs values cannot be asked to its end
         _LOG.debug("on shapes it does not run: %s", one_line(error))
-    return tuple(
-        f"{mode} inside its forward is not kept in the traced network: {instead}"
-        for mode, instead in _INSTEAD.items()
-        if mode in watching.seen
-    )
+    return watching.seen
 
 
-_INSTEAD = {
-    "no_grad": "before training, freeze what it protects with requires_grad_(False)",
-    "inference_mode": "before training, freeze what it protects with requires_grad_(False)",
-    "autocast": "call the network under autocast",
-}
+def modes_to_keep(module: nn.Module, inputs: tuple[Any, ...], untouched: Untouched) -> set[str]:
+    """Return the modes that a forward switches in eval mode and in training: others are no part of the network."""
+    seen = _modes(module, inputs, untouched)
+    if not seen:
+        return seen
+    with untouched.block(on_shapes=True):
+        for sub in module.modules():
+            sub.training = True
+        return seen & _modes(module, inputs, untouched)
+
+
+def lost_modes(exported: fx.GraphModule, keep: set[str]) -> tuple[str, ...]:
+    """Return a note for each mode that the exported graph should switch and does not.
+
+    Where writes are taken out, torch.export also writes the casts of autocast out: they are kept.
+    """
+    switched = {str(getattr(n.target, "__name__", "")) for n in exported.graph.nodes}
+    lost = keep - {"autocast"} - ({"no_grad"} if "_set_grad_enabled" in switched else set())
+    return tuple(f"{mode} inside its forward is not kept in the traced network: {_INSTEAD}" for mode in sorted(lost))
+
+
+_INSTEAD = "before training, freeze what it protects with requires_grad_(False)"
 
 
 class _Watching(TorchFunctionMode):

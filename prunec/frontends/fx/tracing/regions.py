@@ -1,7 +1,7 @@
 """What a forward switches on for a while, as nodes of the traced graph: no_grad, inference_mode and autocast.
 
 torch.fx records calls on tensors and loses the ``with`` around them: a backbone frozen by ``no_grad`` would train
-after pruning. Owns what is switched on while a node is made, and the pairs of nodes that switch it in the graph.
+after pruning. Owns what is switched on while a node is made; the nodes that switch it in the graph are in switches.py.
 What was on before is put back at the end of a region, for the caller may have switched it himself.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.amp import autocast_mode
-from torch.autograd import grad_mode
+
+from prunec.frontends.fx.tracing.checkpoints import followed
+from prunec.frontends.fx.tracing.switches import begin, end
 
 _ASKED = "_prunec_asked"
 
@@ -37,10 +38,15 @@ class Regions:
 
     Args:
         ignored: names of modes that are not kept.
+
+    Attributes:
+        seen: names of the modes that were on.
+        checkpoints: places in the user's code that checkpoint activations; what they run is followed.
     """
 
     def __init__(self, ignored: Sequence[str] = ()) -> None:
         self.seen: set[str] = set()
+        self.checkpoints: dict[str, None] = {}
         self._ignored = ignored
         self._casts: list[Mode] = []
         self._open: list[tuple[Mode, fx.Node]] = []
@@ -48,12 +54,12 @@ class Regions:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Trace inside of this: gradients are on, and autocast tells when it begins and ends."""
-        begin, enter, leave = (getattr(torch.autocast, name) for name in ("__init__", "__enter__", "__exit__"))
+        started, enter, leave = (getattr(torch.autocast, name) for name in ("__init__", "__enter__", "__exit__"))
 
         def asking(
             cast: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
         ) -> None:
-            begin(cast, device_type, dtype, enabled, cache_enabled)
+            started(cast, device_type, dtype, enabled, cache_enabled)
             # What a machine without the device makes of it is not what was asked for.
             setattr(cast, _ASKED, (device_type, dtype, enabled, cache_enabled))
 
@@ -69,10 +75,10 @@ class Regions:
 
         _patch(asking, entering, leaving)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), followed(self.checkpoints):
                 yield
         finally:
-            _patch(begin, enter, leave)
+            _patch(started, enter, leave)
 
     def catch_up(self, graph: fx.Graph) -> None:
         """Write the nodes that lead from the modes of the last node to those that are on now."""
@@ -82,9 +88,9 @@ class Regions:
         while common < min(len(now), len(self._open)) and now[common] == self._open[common][0]:
             common += 1
         while len(self._open) > common:
-            _close(graph, *self._open.pop())
+            end(graph, self._open.pop()[1])
         for mode in now[common:]:
-            self._open.append((mode, _begin(graph, mode)))
+            self._open.append((mode, begin(graph, mode.name, mode.arguments)))
 
     def _now(self) -> list[Mode]:
         if torch.is_inference_mode_enabled():
@@ -92,31 +98,6 @@ class Regions:
         return [*self._casts] if torch.is_grad_enabled() else [Mode("no_grad"), *self._casts]
 
 
-def is_cast(n: fx.Node) -> bool:
-    """Tell whether a node begins or ends autocast: tensors without memory know none of it."""
-    return n.target in (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
-
-
-def _patch(begin: Any, enter: Any, leave: Any) -> None:
-    torch.autocast.__init__, torch.autocast.__enter__ = begin, enter  # type: ignore[method-assign]
+def _patch(started: Any, enter: Any, leave: Any) -> None:
+    torch.autocast.__init__, torch.autocast.__enter__ = started, enter  # type: ignore[method-assign]
     torch.autocast.__exit__ = leave  # type: ignore[method-assign]
-
-
-def _begin(graph: fx.Graph, mode: Mode) -> fx.Node:
-    """Switch a mode on; return what its end needs."""
-    if mode.name == "autocast":
-        return graph.call_function(autocast_mode._enter_autocast, mode.arguments)
-    if mode.name == "inference_mode":
-        return graph.call_function(grad_mode._enter_inference_mode, (True,))
-    before = graph.call_function(torch.is_grad_enabled)
-    graph.call_function(torch._C._set_grad_enabled, (False,))
-    return before
-
-
-def _close(graph: fx.Graph, mode: Mode, begun: fx.Node) -> None:
-    if mode.name == "autocast":
-        graph.call_function(autocast_mode._exit_autocast, (begun,))
-    elif mode.name == "inference_mode":
-        graph.call_function(grad_mode._exit_inference_mode, (begun,))
-    else:
-        graph.call_function(torch._C._set_grad_enabled, (begun,))

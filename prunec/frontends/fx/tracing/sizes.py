@@ -9,10 +9,7 @@ stays unanswered. Read next: functional.py, whose tracer asks.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +18,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.meta import MetaMode
-from prunec.frontends.fx.running.reachable import LIBRARIES
+from prunec.frontends.fx.tracing.places import place
+from prunec.frontends.fx.tracing.switches import is_switch, without_casts
 
 NOTES = "prunec_notes"
 """Key of a GraphModule's ``meta``: what a person should know of how it was traced."""
@@ -80,10 +78,10 @@ class Sizes:
         return (f"{where}: the traced network takes sizes that decide as the example's do, and refuses others",)
 
     def _guard(self, proxy: fx.Proxy, value: float) -> None:
-        place = _place()
-        self.places[place] = None
+        where = place()
+        self.places[where] = None
         holds = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
-        message = f"the network was traced for other sizes: here {value} was computed from them ({place})"
+        message = f"the network was traced for other sizes: here {value} was computed from them ({where})"
         proxy.tracer.create_proxy("call_function", torch._assert, (holds, message), {})
 
     def _value(self, node: fx.Node) -> Any:
@@ -91,7 +89,7 @@ class Sizes:
         at = next(iter(node.graph.nodes)) if self._last is None else self._last.next
         self.asking = True
         try:
-            with self._mode, torch.no_grad():
+            with self._mode, torch.no_grad(), without_casts():
                 while node not in self._known and at.op != "root":
                     self._known[at] = self._run(at)
                     self._last, at = at, at.next
@@ -105,6 +103,8 @@ class Sizes:
             return pytree.tree_map_only(Tensor, self._mode.twin, given)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._module)
+        if is_switch(node):
+            return None  # the trace itself is in that mode
         args = map_arg(node.args, self._known.get)
         kwargs = map_arg(node.kwargs, self._known.get)
         try:
@@ -115,13 +115,3 @@ class Sizes:
             return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception:  # noqa: BLE001  # it needs values: what depends on it has none either
             return None
-
-
-def _place() -> str:
-    """Return "file.py:12, in forward" for the innermost frame that belongs to no library."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in LIBRARIES:
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "its forward"

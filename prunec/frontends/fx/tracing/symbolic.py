@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 from prunec.frontends.fx.running.untouched import Untouched
 from prunec.frontends.fx.tracing.attention import expand
+from prunec.frontends.fx.tracing.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.tracing.failures import one_line
-from prunec.frontends.fx.tracing.functional import Tracer, functional, has_writes, tensors_pass
+from prunec.frontends.fx.tracing.functional import Tracer, functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import NOTES, Sizes
 
@@ -86,17 +87,17 @@ def _traced(
     tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=Sizes(module, inputs) if sized else None)
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
-        with tracer.regions.watched(), tensors_pass():
-            graph = tracer.trace(module, concrete_args=concrete or None)
+        graph = tracer.trace(module, concrete_args=concrete or None)
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
     again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
+    places = [*(tracer.regions.checkpoints | again.regions.checkpoints)]
     if only_here and not ignored:
         return _traced(module, inputs, untouched, buffers=buffers, sized=sized, ignored=tuple(only_here))
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
-    traced.meta[NOTES] = () if tracer.sizes is None else tracer.sizes.notes
+    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places))
     return traced
 
 
@@ -107,10 +108,10 @@ def _modes_in_training(
 
     ``set_grad_enabled(self.training)`` switches gradients off in eval mode: a pruned network must still train.
     """
-    if not seen:
+    if not seen and not (untouched.checkpoints and is_asked_for(module)):
         return seen
     try:
-        with warnings.catch_warnings(), untouched.block(), tracer.regions.watched():
+        with warnings.catch_warnings(), untouched.block():
             warnings.simplefilter("ignore")
             for sub in module.modules():
                 sub.training = True

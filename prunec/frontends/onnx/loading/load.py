@@ -26,6 +26,9 @@ from prunec.frontends.onnx.loading.wire import DamagedMessage, cut
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
 
+_MOST_DENSE = 2**29
+"""Numbers that a sparse tensor may stand for: a few bytes of a hostile file must not fill the memory."""
+
 Array = np.ndarray[Any, Any]
 
 
@@ -112,6 +115,10 @@ class OnnxSource:
         """Return a tensor's data, read-only and not copied where that is possible; see ``tensor_array``."""
         return tensor_array(tensor, self.files)
 
+    def dense(self, tensor: onnx.SparseTensorProto) -> Array:
+        """Return what a sparse tensor stands for; see ``sparse_array``."""
+        return sparse_array(tensor, self.files)
+
 
 def load_onnx(path: str | Path) -> OnnxSource:
     """Read an .onnx file.
@@ -163,6 +170,33 @@ def _parse(path: Path, data: mmap.mmap) -> onnx.ModelProto:
 def _map_file(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def sparse_array(tensor: onnx.SparseTensorProto, files: WeightFiles) -> Array:
+    """Return the dense array that a sparse tensor stands for.
+
+    Its indices are places in the flat array, int64[NNZ], or one per axis, int64[NNZ, rank].
+
+    Raises:
+        BadInput: they do not fit its dims or its values.
+    """
+    shape = tuple(tensor.dims)
+    if any(size < 0 for size in shape) or math.prod(shape) > _MOST_DENSE:
+        raise _bad_tensor(tensor.values, f"it is sparse, and its dims are {list(shape)}")
+    values, indices = tensor_array(tensor.values, files), tensor_array(tensor.indices, files)
+    fits = indices.shape in ((values.size,), (values.size, len(shape))) and indices.dtype == np.int64
+    bounds = math.prod(shape) if indices.ndim == 1 else np.array(shape)
+    if not fits or (indices < 0).any() or (indices >= bounds).any():
+        raise _bad_tensor(
+            tensor.values,
+            f"it is sparse, of dims {list(shape)} with {values.size} values, and its indices, of dims "
+            f"{list(indices.shape)}, do not fit",
+            "check the file with onnx.checker.check_model",
+        )
+    array = np.zeros(shape, values.dtype)
+    array[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values.ravel()
+    array.flags.writeable = False
+    return array
 
 
 def tensor_array(tensor: TensorProto, files: WeightFiles) -> Array:

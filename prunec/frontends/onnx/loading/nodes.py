@@ -20,6 +20,8 @@ from prunec.frontends.onnx.loading.functions import Member, expand_calls
 
 MIN_OPSET = 7
 TRAINING_DOMAIN = "ai.onnx.preview.training"
+COMPILED_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Ops on channels in blocks of 8 or 16, and on channels at the end, that ONNX Runtime makes for itself."""
 MAX_DIM = 2**31 - 1
 
 
@@ -57,11 +59,12 @@ def read_nodes(model: onnx.ModelProto) -> tuple[SourceNode, ...]:
 
     Raises:
         BadInput: no nodes, a name defined twice or nowhere, a cycle, sizes beyond 2^31.
-        UnsupportedModel: an opset below 7, or a training graph.
+        UnsupportedModel: an opset below 7, a training graph, or one that was compiled for a machine.
     """
     graph = model.graph
     versions = _opsets(model)
     _check_training(model)
+    _check_compiled(model)
     if not graph.node or not graph.output:
         raise BadInput(
             "the model's graph is empty", why=f"it has {len(graph.node)} nodes and {len(graph.output)} outputs"
@@ -126,6 +129,21 @@ def _check_training(model: onnx.ModelProto) -> None:
         )
 
 
+def _check_compiled(model: onnx.ModelProto) -> None:
+    """Refuse what ONNX Runtime saved for one machine: its weights lie in blocks, or inside a provider's own format."""
+    found = [node for node in model.graph.node if node.domain in COMPILED_DOMAINS or node.op_type == "EPContext"]
+    if found:
+        first = found[0]
+        name = first.name or next(iter(first.output), "")
+        raise UnsupportedModel(
+            f"the model was compiled for one kind of machine: {len(found)} of its {len(model.graph.node)} nodes, the "
+            f"first is {name!r} ({first.domain}.{first.op_type})",
+            why="what ONNX Runtime's last step of optimisation saves holds weights in the layout of that machine",
+            do="prune the file that it was made from and let the runtime optimise the pruned one; or save it with "
+            "graph_optimization_level ORT_ENABLE_EXTENDED, which prunec reads",
+        )
+
+
 def _check_inputs(graph: onnx.GraphProto) -> None:
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -175,6 +193,7 @@ READ_ATTRIBUTE: Mapping[int, Callable[[AttributeProto], Any]] = {
     AttributeProto.FLOATS: lambda a: list(a.floats),
     AttributeProto.STRINGS: lambda a: [s.decode("utf-8", "replace") for s in a.strings],
     AttributeProto.TENSOR: lambda a: a.t,
+    AttributeProto.SPARSE_TENSOR: lambda a: a.sparse_tensor,
     AttributeProto.GRAPH: lambda a: a.g,
 }
 _GRAPH_KINDS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)

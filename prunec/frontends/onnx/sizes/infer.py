@@ -5,7 +5,7 @@ Owns that call, and what stands in for ops that it does not know. What it leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import onnx
@@ -84,7 +84,10 @@ def _skeleton(
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = skeleton.graph
     graph.name = model.graph.name or "graph"
-    graph.node.extend([stand_in(node) or node.proto for node in nodes])
+    sparse = dict(_sparse(model, nodes))
+    graph.node.extend([stand_in(node) or node.proto for node in nodes if not sparse.keys() & set(node.outputs)])
+    for name, stored in sparse.items():
+        graph.initializer.add(name=name, data_type=stored.values.data_type, dims=stored.dims)
     for tensor in model.graph.initializer:
         light = graph.initializer.add()
         if len(tensor.dims) <= 1 and tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= 4096:
@@ -108,6 +111,14 @@ def _skeleton(
         else:
             entry.type.CopyFrom(value.type)
     return skeleton
+
+
+def _sparse(model: onnx.ModelProto, nodes: Sequence[SourceNode]) -> Iterator[tuple[str, onnx.SparseTensorProto]]:
+    """Yield sparse tensors by the name under which they are read; ONNX's inference would refuse them as weights."""
+    yield from ((tensor.values.name, tensor) for tensor in model.graph.sparse_initializer)
+    for node in nodes:
+        if node.op == "Constant" and not node.domain and "sparse_value" in node.attrs:
+            yield node.outputs[0], node.attrs["sparse_value"]
 
 
 def _as_it_is_read(name: str, nodes: Sequence[SourceNode], weights: Mapping[str, tuple[int, ...]]) -> Shape | None:

@@ -10,9 +10,9 @@ from training_nets import Chain, ResidualConcat
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
-from prunec.training.budget.fitting import GammaHistory, expendable, fit, set_gammas
 from prunec.training.budget.footprint import size_under
 from prunec.training.budget.goals import Goal, Sizer
+from prunec.training.budget.landing import GammaHistory, expendable, fit, set_gammas
 from prunec.training.sparsity.sparsify import Sparsity, gamma_values, plan_sparsity
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from prunec.errors import BudgetNotMet, EmptyNetwork
 from prunec.passes.cost import class_cost
 from prunec.passes.groups import group_classes
-from prunec.passes.selection.scores import score
+from prunec.passes.selection.criteria import score
 from prunec.passes.sparsity.gammas import Mask
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, zero_gammas
 from prunec.training.budget.goals import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
@@ -83,7 +83,7 @@ class GammaHistory:
         input is as a whole.
 
         Args:
-            scores: float64[num_classes], the lowest matters least; see passes/selection/scores.py.
+            scores: float64[num_classes], the lowest matters least; see passes/selection/criteria.py.
         """
         zero_for = np.where(self.zero_since > 0, self.zero_since, self._readings + 1)
         candidates = np.flatnonzero(self._plan.penalised)

@@ -1,0 +1,83 @@
+"""Least squares, from sums over the data: the equations of one fit, solved towards what is there already.
+
+Owns the arithmetic only; who sums up what is refit.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from prunec.fitting.grams import Floats, Gram
+from prunec.runtime.probes import Array
+
+EXACT = 1e-9
+"""The ridge of combinations that are only started from."""
+
+
+class Equations:
+    """The normal equations of a fit, per convolution group.
+
+    Args:
+        gram: of what is seen; empty.
+        rows: how many outputs are fitted, in each group.
+    """
+
+    def __init__(self, gram: Gram, rows: int) -> None:
+        self._gram = gram
+        self._right = np.zeros((*gram.total.shape[:2], rows))
+        self._factors: list[Any] | None = None
+
+    def add(self, seen: Array, target: Array) -> None:
+        """Take in columns: number[groups, width, n] that are seen, number[groups, rows, n] that are wanted."""
+        self._gram.add(seen)
+        self.aim(seen, target)
+
+    def aim(self, seen: Array, target: Array) -> None:
+        """Take in what is wanted at columns that have been seen before."""
+        width = seen.shape[1]
+        for total, u, t in zip(self._right, seen, target, strict=True):
+            total[:width] += u @ t.T
+            if self._gram.ones:
+                total[width] += t.sum(axis=1, dtype=np.float64)
+
+    def forget_targets(self) -> None:
+        """Start again with what is wanted; what is seen stays."""
+        self._right[:] = 0
+
+    def solved(self, old: Floats, ridge: float) -> Floats:
+        """Return float64[groups, columns, rows] with the least squared error plus the ridge towards ``old``.
+
+        Args:
+            ridge: of the mean of the Gram's diagonal; the same each time.
+        """
+        from scipy.linalg import lu_factor, lu_solve  # importing scipy takes longer than most analyses
+
+        if self._factors is None:
+            self._factors = [lu_factor(gram + np.diag(self._damping(gram, ridge))) for gram in self._gram.total]
+        parts = zip(self._factors, self._gram.total, self._right, old, strict=True)
+        return np.stack([o + lu_solve(factors, right - gram @ o) for factors, gram, right, o in parts])
+
+    def _damping(self, gram: Floats, ridge: float) -> Floats:
+        width = len(gram) - self._gram.ones
+        diagonal = np.zeros(len(gram))
+        diagonal[:width] = max(ridge * float(gram.diagonal()[:width].mean()), 1e-30)
+        if self._gram.ones:
+            diagonal[width] = 1e-9 * max(1.0, gram[width, width])
+        return diagonal
+
+
+def products(found: Floats, seen: Array) -> Array:
+    """Return number[groups, rows, n]: what a fit makes of columns."""
+    width = seen.shape[1]
+    weight = found.astype(seen.dtype).swapaxes(1, 2)
+    made: Array = weight[:, :, :width] @ seen
+    return made if weight.shape[2] == width else made + weight[:, :, width:]
+
+
+def ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
+    """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
+    ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
+    found: Array = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
+    return found.astype(np.float64, copy=False)
