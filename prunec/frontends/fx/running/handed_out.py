@@ -54,4 +54,4 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     return _UNTYPED_STORAGE(tensor)
 
 
-_UNTYPED_STORAGE: Any = Tensor.untyped_storage
+_UNTYPED_STORAGE: Callable[[Tensor], torch.UntypedStorage] = Tensor.untyped_storage
