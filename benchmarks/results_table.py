@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, fo
             options["calibration"] = Calibration(images)
         pruned = prunec.prune_module(module, setup.example_inputs, validate=False, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "plan.json", pruned.plan.to_json() + "\n")
+    write_text(folder / "plan.json", replace(pruned.plan, refits=()).to_json() + "\n")
     result: nn.Module = pruned.module
     return result
 

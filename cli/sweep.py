@@ -129,6 +129,9 @@ def _show(report: SweepReport, output: Path) -> None:
     out = console()
     out.print(f"{report.model}: {readable(report.params)} parameters, {readable(report.macs)} MACs")
     out.print(f"agreement with the original on {report.inputs}")
+    known = [point.agreement.accuracy_before for point in report.points if point.agreement is not None]
+    if known and known[0] is not None:
+        out.print(f"accuracy of the original: {known[0]:.1%}")
     shown = table("asked>", "MACs>", "params>", "file>", "latency>", "speed-up>", "agreement>", "file", "note")
     for point in report.points:
         cells = [""] * 7

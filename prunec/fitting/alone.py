@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from prunec.fitting.reconstruct import Reconstruction, places
-from prunec.fitting.refit import Layer, Place
-from prunec.fitting.stages import Stages
+from prunec.fitting.refit import Place, combined_start
 from prunec.ir.edits import Edits
 from prunec.ir.plan import PrunePlan, Refit
 from prunec.passes.fitting.operands import as_matrix, from_matrix
@@ -21,22 +20,21 @@ from prunec.passes.lowering.refits import stored
 from prunec.passes.selection.select import Facts
 
 
-def made_up(data: Reconstruction, facts: Facts, plan: PrunePlan, edits: Edits, original: Stages) -> PrunePlan:
+def made_up(data: Reconstruction, facts: Facts, plan: PrunePlan, edits: Edits) -> PrunePlan:
     """Return the plan with new weights for what reads channels that go.
 
     Args:
         plan: ``data.prepared``; ``edits`` are what it makes of the graph.
-        original: never run here.
     """
     found = data.operands(facts)
     chosen = places(facts, found, edits, data.grams(facts, found))
-    made = [_refit(place, original) for place in chosen if place.inputs is not None and not place.operand.pooled]
+    made = [_refit(place) for place in chosen if place.inputs is not None and not place.operand.pooled]
     return replace(plan, refits=tuple(item for item in made if item is not None), exact=False)
 
 
-def _refit(place: Place, original: Stages) -> Refit | None:
+def _refit(place: Place) -> Refit | None:
     """Return the fit of one contraction; None where data give no numbers."""
-    start = Layer(place, (), original, original).start()
+    start = combined_start(place)
     width = as_matrix(place.node, place.weight).shape[2]
     if not np.isfinite(start).all():
         return None

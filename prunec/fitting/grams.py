@@ -130,12 +130,14 @@ class View:
         flat = self._flat(x, self.axis, places)
         return flat.reshape(1, flat.shape[0] // self.taps, -1) if self.pooled else flat[None]
 
-    def outputs(self, y: Array, places: Places) -> Array:
-        """Return number[groups, rows, batch · places] of the contraction's output."""
+    def outputs(self, y: Array, places: Places, rows: Places | None = None) -> Array:
+        """Return number[groups, rows, batch · places] of the contraction's output, of some of its channels or all."""
         if self.window is None:
-            return self._flat(y, y.ndim - 1, places)[None]
+            flat = self._flat(y, y.ndim - 1, places)
+            return (flat if rows is None else flat[rows])[None]
         picked = np.take(y.reshape(*y.shape[:2], -1), places, axis=2)
-        return picked.transpose(1, 0, 2).reshape(self.groups, y.shape[1] // self.groups, -1)
+        picked = picked if rows is None else picked[:, rows]
+        return picked.transpose(1, 0, 2).reshape(self.groups, picked.shape[1] // self.groups, -1)
 
     def _others(self, shape: Sequence[int]) -> tuple[int, ...]:
         others = tuple(size for axis, size in enumerate(shape) if axis != self.axis)
@@ -146,6 +148,14 @@ class View:
         batch = front.shape[1] if front.ndim > 1 else 1
         picked = np.take(front.reshape(front.shape[0], batch, -1), places, axis=2)
         return picked.reshape(front.shape[0], -1)
+
+
+_PER_WIDTH, _MOST, _CHEAP = 8, 60_000, 36_000_000
+
+
+def columns_for(width: int) -> int:
+    """Return over how many output positions a Gram is summed up: eight times its width, more where that is cheap."""
+    return max(_PER_WIDTH * width, min(_MOST, _CHEAP // max(1, width)))
 
 
 def spread_places(count: int, wanted: int, seed: int) -> Places:

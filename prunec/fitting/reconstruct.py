@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prunec.fitting.fit_data import FitData
-from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
 from prunec.fitting.reactions import ROWS, weights_of_errors
 from prunec.fitting.refit import Fitting, Place, refits
 from prunec.fitting.stages import Stages
@@ -31,10 +31,6 @@ from prunec.runtime.probes import Array
 
 ORDER_RIDGE = 1e-4
 """Of the mean of H's diagonal, added to it where the order is made."""
-
-_COLUMNS = 60_000
-_COLUMNS_PER_WIDTH = 8
-"""A Gram is summed up over so many output positions, and over so many times its width if that is more."""
 
 _SLACK = 0.05
 """The order goes on so far below the budget, as a fraction of the whole: demands give channels back."""
@@ -199,9 +195,7 @@ class Reconstruction:
         def told(done: int, count: int) -> None:
             self.progress(f"fitting layer {done + 1} of {count}")
 
-        width = max((as_matrix(place.node, place.weight).shape[2] for place in chosen), default=0)
-        how = Fitting(columns=max(_COLUMNS, _COLUMNS_PER_WIDTH * width))
-        made: tuple[Refit, ...] = refits(facts.graph, chosen, before, now, how, tensors, told)
+        made: tuple[Refit, ...] = refits(facts.graph, chosen, before, now, Fitting(), tensors, told)
         self.progress("")
         return replace(plan, refits=made, exact=False)
 
@@ -231,7 +225,7 @@ def summed(facts: Facts, found: Sequence[Operand], stages: Stages, progress: Cal
         stages.advance([operand.value])
         view, gram = _view(facts, operand), Gram(operand.groups, operand.width, ones=operand.biased)
         samples = sum(stages.value(operand.value, batch).shape[0] for batch in range(stages.num_batches))
-        wanted = max(1, -(-max(_COLUMNS, _COLUMNS_PER_WIDTH * operand.width) // max(1, samples)))
+        wanted = max(1, -(-columns_for(operand.width) // max(1, samples)))
         for batch in range(stages.num_batches):
             value = stages.value(operand.value, batch)
             gram.add(view.inputs(value, spread_places(view.num_places(value), wanted, batch)))

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.fitting.grams import Floats, Gram, View, spread_places
+from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
 from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Refit
-from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, output_axis, pooled, unpooled
+from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, pooled, unpooled
 from prunec.passes.fitting.streams import Stream, stream
 from prunec.passes.lowering.refits import stored
 from prunec.runtime.probes import Array
@@ -32,12 +32,10 @@ class Fitting:
     """How to fit.
 
     Args:
-        columns: of each fit, about: output positions are drawn until there are so many.
         ridge: of the mean of a Gram's diagonal.
         rounds: so often a fit is made again where a ReLU follows, towards what its errors below zero leave open.
     """
 
-    columns: int = 100_000
     ridge: float = 1e-2
     rounds: int = 3
 
@@ -89,29 +87,79 @@ class Place:
         return (-own if self.kind == "running_mean" else own).astype(self.weight.dtype)
 
 
+_HELD = 192 << 20
+"""What a layer sees is held between the rounds of its fit up to so many bytes, and gathered anew beyond."""
+
+
+def combined_start(place: Place) -> Floats:
+    """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+
+    W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    """
+    matrix = as_matrix(place.node, place.weight)
+    groups, rows, width = matrix.shape
+    biased = place.operand.biased
+    start = np.zeros((groups, width + biased, rows))
+    first, prior = as_matrix(place.operand.node, place.original), place.prior
+    if prior is None or len(first) != groups or len(prior.total) != groups:
+        start[:, :width] = matrix.swapaxes(1, 2)
+        if biased:
+            start[:, width] = place.constant().reshape(groups, rows)
+        return start
+    columns, outputs = _columns(place, groups, width, first.shape[2]), _outputs(place, groups, first.shape[1])
+    if biased:
+        start[:, width] = place.first_constant().reshape(groups, rows)
+    for group in range(groups):
+        weight = first[group][outputs[group]]
+        start[group, :width] = weight[:, columns[group]].T
+        gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
+        if gone.size:
+            seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+            total = prior.total[group]
+            mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
+            start[group][: seen.size] += mixed @ weight[:, gone].T
+    return start
+
+
+def _columns(place: Place, groups: int, taken: int, width: int) -> Array:
+    """Return int64[groups, columns that stay]: their places among the original's."""
+    kept = place.inputs
+    taps = taken * groups // max(1, len(kept)) if kept is not None else 1
+    if kept is None:
+        return np.tile(np.arange(width), (groups, 1))
+    per_group = width // taps
+    within = (np.asarray(kept) % per_group).reshape(groups, -1)
+    return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
+
+
+def _outputs(place: Place, groups: int, rows: int) -> Array:
+    """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
+    kept = place.outputs
+    return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
+
+
 class Layer:
     """One fit: the same places of both networks, and the sums over them.
 
     Args:
         place: what is fitted.
-        way: where its output goes; see passes/fitting/streams.py.
-        others: those of its sums' operands of which the error is known by now.
+        others: operands of the sums that its output goes into of which the error is known by now (streams.py).
         before, now: the original and the pruned network.
-        bent: what else makes the end of the way has been fitted, so that what a ReLU there hides is known.
+        way: where its output goes, if all else that makes the end of it has been fitted, so that what a ReLU there
+            hides is known.
     """
 
     def __init__(
         self,
         place: Place,
-        way: Stream,
         others: Sequence[tuple[str, float, Floats]],
         before: Stages,
         now: Stages,
-        *,
-        bent: bool,
+        way: Stream | None = None,
     ) -> None:
         self.place, self.before, self.now, self.others = place, before, now, tuple(others)
-        self.way, self.bent = way, bent and way.passes != (-math.inf, math.inf) and before.has(way.end)
+        bends = way is not None and way.passes != (-math.inf, math.inf) and before.has(way.end)
+        self.way = way if bends else None
         operand = place.operand
         kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
         self.matrix = as_matrix(place.node, place.weight)
@@ -120,7 +168,7 @@ class Layer:
         )
         names = () if operand.pooled else tuple(name for name, _, _ in self.others)
         self.reads_now = (operand.value, *names)
-        end = (way.end,) if self.bent else ()
+        end = (self.way.end,) if self.way is not None else ()
         self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names, *end)
 
     def fit(self, how: Fitting) -> tuple[Floats, Floats]:
@@ -139,79 +187,51 @@ class Layer:
         groups, rows, width = self.matrix.shape
         biased = self.place.operand.biased
         equations = Equations(Gram(groups, width, ones=biased), rows)
-        for seen, batch, picked in self._seen(how):
-            equations.add(seen, self.view.outputs(self._target(batch), picked))
-        found = equations.solved(self.start(), how.ridge)
-        for _ in range(how.rounds if self.bent else 0):
+        targets, held = list[tuple[Array, Array | None]](), list[Array]()
+        holds = self.way is not None and 4 * columns_for(width) * groups * width <= _HELD
+        for seen, batch, picked in self._seen():
+            targets.append((self._target(batch, picked), self._end(batch, picked)))
+            equations.add(seen, targets[-1][0])
+            held += [seen] if holds else []
+        start = combined_start(self.place)
+        found = equations.solved(start, how.ridge)
+        for _ in range(0 if self.way is None else how.rounds):
             equations.forget_targets()
-            for seen, batch, picked in self._seen(how):
-                equations.aim(seen, self._aim(products(found, seen), batch, picked))
-            found = equations.solved(self.start(), how.ridge)
+            again = held if holds else (seen for seen, _, _ in self._seen())
+            for seen, (target, end) in zip(again, targets, strict=True):
+                equations.aim(seen, self._aim(products(found, seen), target, end))
+            found = equations.solved(start, how.ridge)
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
-    def _seen(self, how: Fitting) -> Iterator[tuple[Array, int, Any]]:
+    def _seen(self) -> Iterator[tuple[Array, int, Any]]:
         """Yield what the contraction sees by now, its batch and the places looked at."""
-        for batch, picked in self._batches(how):
+        for batch, picked in self._batches():
             yield self.view.inputs(self.now.value(self.place.operand.value, batch), picked), batch, picked
 
-    def _aim(self, made: Array, batch: int, picked: Any) -> Array:
+    def _end(self, batch: int, picked: Any) -> Array | None:
+        """Return what the original has at the end of the way."""
+        if self.way is None:
+            return None
+        return self.view.outputs(self.before.value(self.way.end, batch), picked, self.place.outputs)
+
+    def _per_output(self, found: Floats, like: Array) -> Array:
+        """Return number[groups, outputs that stay, 1] of a number per output."""
+        kept = found if self.place.outputs is None else found[self.place.outputs]
+        return kept.reshape(like.shape[0], -1, 1).astype(like.dtype)
+
+    def _aim(self, made: Array, target: Array, end: Array | None) -> Array:
         """Return what to fit towards where errors that a ReLU hides are no errors: there, what is made by now.
 
         With t the target, p what is made and both where the ReLU is flat, the target is p; where p is beyond, the
         edge. That bounds the error behind the ReLU from above and touches it at p, so no round makes it larger.
         """
+        if self.way is None or end is None:
+            return target
         low, high = self.way.passes
-        place = self.place
-        scale = self.way.scale if place.outputs is None else self.way.scale[place.outputs]
-        scale = scale.reshape(made.shape[0], -1, 1).astype(made.dtype)
-        target = self.view.outputs(self._target(batch), picked)
-        end = self.view.outputs(self._kept(self.before.value(self.way.end, batch)), picked)
+        scale = self._per_output(self.way.scale, made)
         moved = end + scale * (made - target)
         wished = np.where(end <= low, np.minimum(moved, low), np.where(end >= high, np.maximum(moved, high), end))
         return target + (wished - end) / scale
-
-    def start(self) -> Floats:
-        """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
-
-        W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
-        """
-        place, (groups, rows, width) = self.place, self.matrix.shape
-        biased = place.operand.biased
-        start = np.zeros((groups, width + biased, rows))
-        first, prior = as_matrix(place.operand.node, place.original), place.prior
-        if prior is None or len(first) != groups or len(prior.total) != groups:
-            start[:, :width] = self.matrix.swapaxes(1, 2)
-            if biased:
-                start[:, width] = place.constant().reshape(groups, rows)
-            return start
-        columns, outputs = self._columns(first.shape[2]), self._outputs(first.shape[1])
-        if biased:
-            start[:, width] = place.first_constant().reshape(groups, rows)
-        for group in range(groups):
-            weight = first[group][outputs[group]]
-            start[group, :width] = weight[:, columns[group]].T
-            gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
-            if gone.size:
-                seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
-                total = prior.total[group]
-                mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
-                start[group][: seen.size] += mixed @ weight[:, gone].T
-        return start
-
-    def _columns(self, width: int) -> Array:
-        """Return int64[groups, columns that stay]: their places among the original's."""
-        groups, kept = self.matrix.shape[0], self.place.inputs
-        taps = self.matrix.shape[2] * groups // max(1, len(kept)) if kept is not None else 1
-        if kept is None:
-            return np.tile(np.arange(width), (groups, 1))
-        per_group = width // taps
-        within = (np.asarray(kept) % per_group).reshape(groups, -1)
-        return (within[:, :, None] * taps + np.arange(taps)).reshape(groups, -1)
-
-    def _outputs(self, rows: int) -> Array:
-        """Return int64[groups, outputs that stay]: their places among the original's of the same group."""
-        groups, kept = self.matrix.shape[0], self.place.outputs
-        return np.tile(np.arange(rows), (groups, 1)) if kept is None else (np.asarray(kept) % rows).reshape(groups, -1)
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
         """Fit what all channels were from those that are left, and fold that into the original's weights."""
@@ -231,7 +251,7 @@ class Layer:
             seen = np.append(kept, channels) if prior.ones else kept
             total = prior.total[0]
             old[0][: seen.size, gone] = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
-        for seen, batch, picked in self._seen(how):
+        for seen, batch, picked in self._seen():
             equations.add(seen, self.view.inputs(self.before.value(value, batch), picked))
         found = equations.solved(old, how.ridge)[0]
         matrix = unpooled(full @ found[:width].T, operand.taps)
@@ -244,34 +264,24 @@ class Layer:
         kept = self.place.inputs
         return np.arange(channels) if kept is None else kept[:: len(kept) // width] // (len(kept) // width)
 
-    def _batches(self, how: Fitting) -> Iterator[tuple[int, Any]]:
+    def _batches(self) -> Iterator[tuple[int, Any]]:
         value = self.place.operand.value
         count = self.view.num_places(self.now.value(value, 0))
         samples = sum(self.now.value(value, batch).shape[0] for batch in range(self.now.num_batches))
         for batch in range(self.now.num_batches):
             count = self.view.num_places(self.now.value(value, batch))
-            yield batch, spread_places(count, max(1, -(-how.columns // samples)), batch)
+            yield batch, spread_places(count, max(1, -(-columns_for(self.matrix.shape[2]) // samples)), batch)
 
-    def _kept(self, value: Array) -> Array:
-        """Return what the original has of the outputs that stay."""
-        axis = output_axis(self.place.node, value.ndim)
-        return value if self.place.outputs is None else np.take(value, self.place.outputs, axis=axis)
-
-    def _target(self, batch: int) -> Array:
+    def _target(self, batch: int, picked: Any) -> Array:
         """Return the original's output, and what the streams that it joins are off; of what stays."""
         place = self.place
-        rank = self.before.value(place.operand.output, batch).ndim
-        axis = output_axis(place.node, rank)
-        shape = [1] * rank
-        shape[axis] = -1
-
-        wanted = self._kept(self.before.value(place.operand.output, batch))
+        wanted = self.view.outputs(self.before.value(place.operand.output, batch), picked, place.outputs)
         if place.kind == "running_mean" and place.was is not None:
-            wanted = wanted - place.was.reshape(shape).astype(wanted.dtype)
+            wanted = wanted - place.was.reshape(wanted.shape[0], -1, 1).astype(wanted.dtype)
         for name, sign, scale in self.others:
-            by = scale if place.outputs is None else scale[place.outputs]
-            off = self._kept(self.before.value(name, batch)) - self.now.value(name, batch)
-            wanted = wanted + sign * off / by.reshape(shape).astype(wanted.dtype)
+            was = self.view.outputs(self.before.value(name, batch), picked, place.outputs)
+            off = was - self.view.outputs(self.now.value(name, batch), picked)
+            wanted = wanted + sign * off / self._per_output(scale, wanted)
         return wanted
 
 
@@ -313,8 +323,8 @@ def refits(
         place = by_node[name]
         way = stream(graph, place.operand.node, place.operand.rows.size)
         known = [other for other in way.others if upstream.get(other[0], frozenset()) <= done]
-        bent = upstream.get(way.end, frozenset()) <= done | {name}
-        layer = Layer(place, way, known, before, now, bent=bent)
+        is_last = upstream.get(way.end, frozenset()) <= done | {name}
+        layer = Layer(place, known, before, now, way if is_last else None)
         matrix, constant = layer.fit(how)
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(

@@ -95,7 +95,7 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
 
 def pins_table(pins: Sequence[PinReport]) -> str:
     """Return the table of what must stay, and why."""
-    rows = [(name_cell(item.node), text(item.op), f"{item.channels:,}", text(item.reason)) for item in pins]
+    rows = [(name_cell(item.node), text(item.op), f"{item.channels:,}", name_cell(item.reason)) for item in pins]
     return html_table(("node", "op", "channels>", "reason"), rows)
 
 
@@ -106,7 +106,7 @@ def blocked_table(held: Sequence[Blocked]) -> str:
             name_cell(item.node),
             text(item.op),
             f"{item.channels:,}",
-            text(item.reason),
+            name_cell(item.reason),
             name_cell(constant_in(item, 4, 12)),
         )
         for item in held

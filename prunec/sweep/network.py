@@ -21,7 +21,6 @@ from prunec.check.finding import working_feed
 from prunec.data.calibration import Calibration
 from prunec.data.samples import num_rows
 from prunec.fitting.alone import made_up
-from prunec.fitting.stages import Stages
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
@@ -182,15 +181,10 @@ class Network:
         if fit is not None and self.options.compensate:
             prepared = fit.prepared(facts, made, selection.wanted, frozenset(), new=True)
             try:
-                return apply_onnx(traced, edits(made_up(fit, facts, prepared, edits(prepared), self._stages)))
+                return apply_onnx(traced, edits(made_up(fit, facts, prepared, edits(prepared))))
             except CannotRewrite:
                 pass  # a bias that cannot be added: what goes is not made up for
         return apply_onnx(traced, edits(made))
-
-    @cached_property
-    def _stages(self) -> Stages:
-        assert self.evidence.fit is not None
-        return self.evidence.fit.opened.original()
 
     @cached_property
     def _probed(self) -> tuple[tuple[Feed, ...], list[list[Array]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunec.check.agreement import agreement
+from prunec.check.agreement import agreement, num_classes
 from prunec.data.labelled import labels_of
 from prunec.data.sample_files import read_samples
 from prunec.data.samples import Samples, Slot
@@ -104,10 +104,10 @@ def test_labels_from_folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "a.npy", np.zeros((1, 3), np.float32))
     found = read_samples(tmp_path, [SLOT])
-    assert labels_of(found, "folders", 2) == (0, 1)
+    assert labels_of(found, "folders", 2, 2) == (0, 1)
     np.save(tmp_path / "lone.npy", np.zeros((1, 3), np.float32))
     with pytest.raises(BadInput, match=r"lone\.npy lies in no class's folder"):
-        labels_of(read_samples(tmp_path, [SLOT]), "folders", 3)
+        labels_of(read_samples(tmp_path, [SLOT]), "folders", 3, 2)
 
 
 @pytest.mark.parametrize("key", ["{stem}.npy", "{stem}"])
@@ -116,10 +116,10 @@ def test_labels_by_file(tmp_path: Path, key: str) -> None:
     file = tmp_path / "labels.csv"
     lines = ["file,class", *(f"{key.format(stem=f'{number:02}')},{number * 2}" for number in (2, 0, 1))]
     file.write_text("\n".join(lines))
-    assert labels_of(found, file, 3) == (0, 2, 4)
+    assert labels_of(found, file, 3, 5) == (0, 2, 4)
     file.write_text("\n".join(lines[:3]))
     with pytest.raises(BadInput, match=r"has no label for 01\.npy"):
-        labels_of(found, file, 3)
+        labels_of(found, file, 3, 5)
 
 
 def test_labels_in_order_with_and_without_a_heading(tmp_path: Path) -> None:
@@ -127,10 +127,35 @@ def test_labels_in_order_with_and_without_a_heading(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     for text in ("class\n1\n0\n1", "1\n0\n1\n", "b\na\nb"):
         file.write_text(text)
-        assert labels_of(found, file, 3) == (1, 0, 1)
+        assert labels_of(found, file, 3, 2) == (1, 0, 1)
     for text, message in (("1\n2\n", "2 labels, and there are 3 samples"), ("", "holds no labels")):
         file.write_text(text)
         with pytest.raises(BadInput, match=message):
-            labels_of(found, file, 3)
+            labels_of(found, file, 3, 3)
     with pytest.raises(BadInput, match="cannot read the labels"):
-        labels_of(found, tmp_path / "none.csv", 3)
+        labels_of(found, tmp_path / "none.csv", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "message"),
+    [
+        ("0\n3\n1\n", 3, "there is a class 3, and the network scores 3"),
+        ("cat\ndog\ncat\n", 10, "2 classes are named, and the network scores 10"),
+        ("cat\ndog\nfox\n", 2, "3 classes are named, and the network scores 2"),
+        ("-1\n0\n1\n", 2, "3 classes are named"),
+    ],
+)
+def test_labels_that_cannot_be_matched_with_scores_are_refused(
+    tmp_path: Path, text: str, classes: int, message: str
+) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        labels_of(samples(tmp_path, 3), tmp_path / "labels.csv", 3, classes)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "known"),
+    [([(4, 10)], 10), ([(4, 10, 1, 1)], 10), ([(4, 3, 8, 8), (4, 7)], 7), ([(4, 3, 8, 8)], None), ([(4, 1)], None)],
+)
+def test_classes_are_counted_where_an_output_scores_them(shapes: list[tuple[int, ...]], known: int | None) -> None:
+    assert num_classes([np.zeros(shape, np.float32) for shape in shapes]) == known

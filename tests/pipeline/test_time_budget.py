@@ -17,7 +17,9 @@ from torch import nn
 
 from prunec.api import analyze_onnx, prune_module, prune_onnx
 from prunec.cli.main import execute
+from prunec.data.calibration import Calibration
 from prunec.errors import BudgetNotMet
+from prunec.fitting.reconstruct import Reconstruction
 from prunec.models import build
 from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.criteria import score
@@ -111,6 +113,55 @@ def test_a_share_out_of_reach_is_told_with_the_smallest_that_is_possible(
     assert execute(arguments) == 1
     assert "at the least" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_share_that_is_not_confirmed_moves_the_budget(clock: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+    whole, seen = whole_files(0.1), dict[bytes, int]()
+
+    def drifting(original: Path, pruned: Path, feed: Any) -> tuple[float, float]:
+        before, after = whole(original, pruned, feed)
+        content = pruned.read_bytes()
+        seen[content] = seen.get(content, 0) + 1
+        # What is measured first looks faster than it is, until it is measured again.
+        return before, after * (0.9 if seen[content] == 1 and len(seen) <= 3 else 1.0)
+
+    clock.setattr(time_budget, "steady", drifting)
+    report = prune_onnx(file, tmp_path / "out.onnx", criterion="l1", target_latency=0.6, validate=False)
+    assert report.latency is not None
+    share = analyze_onnx(tmp_path / "out.onnx").macs / analyze_onnx(file).macs
+    assert 0.54 <= 0.1 + 0.9 * share <= 0.6
+    assert report.latency.share == pytest.approx(0.1 + 0.9 * share)
+
+
+def test_nothing_is_refused_on_one_measurement(clock: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+    whole, calls = whole_files(0.5), list[int]()
+
+    def disturbed(original: Path, pruned: Path, feed: Any) -> tuple[float, float]:
+        before, after = whole(original, pruned, feed)
+        calls.append(1)
+        return before, after * (1.6 if len(calls) == 1 else 1.0)
+
+    clock.setattr(time_budget, "steady", disturbed)
+    least = 0.5 + 0.5 * 0.06  # about what is left of the MACs at the least
+    report = prune_onnx(file, tmp_path / "out.onnx", criterion="l1", target_latency=least + 0.05, validate=False)
+    assert report.latency is not None
+    assert report.latency.share <= least + 0.05
+
+
+def test_with_data_only_what_is_found_is_fitted(clock: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+    clock.setattr(time_budget, "steady", whole_files(0.3, 0.7))
+    fits: list[int] = []
+    whole = Reconstruction.fitted
+    clock.setattr(Reconstruction, "fitted", lambda *given: (fits.append(1), whole(*given))[1])
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32))
+    data = Calibration(tmp_path / "x.npy")
+    report = prune_onnx(file, tmp_path / "out.onnx", calibration=data, target_latency=0.7, validate=False)
+    assert report.latency is not None
+    assert 0.63 <= report.latency.share <= 0.7
+    assert report.latency.tries > 1
+    assert len(fits) == 1
+    assert report.agreement is not None
+    assert report.agreement.samples == 4
 
 
 def test_a_network_that_gets_no_faster_is_refused(clock: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:

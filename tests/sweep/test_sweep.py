@@ -213,7 +213,9 @@ def test_a_point_is_the_file_that_prune_writes(model: OnnxModel, data: Path, tmp
     assert report.points[0].agreement.outputs[0].error == pytest.approx(once.agreement.outputs[0].error, rel=1e-3)
 
 
-def test_with_labels_the_curve_is_one_of_accuracy(model: OnnxModel, data: Path, tmp_path: Path) -> None:
+def test_with_labels_the_curve_is_one_of_accuracy(
+    model: OnnxModel, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(f"{number:02}.npy,{number % 10}" for number in range(12)))
     given = Calibration(data, labels=labels)
@@ -223,6 +225,10 @@ def test_with_labels_the_curve_is_one_of_accuracy(model: OnnxModel, data: Path, 
         assert headline(point.agreement) == ("accuracy", point.agreement.accuracy_after)
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "accuracy against MACs" in page
+    arguments = ["sweep", str(model.path), "-o", str(tmp_path / "out"), "--calibrate", str(data), "--no-sensitivity"]
+    arguments += ["--labels", str(labels), "--target-macs", "0.8", "--target-macs", "0.5"]
+    assert execute(arguments) == 0
+    assert "accuracy of the original: " in capfd.readouterr().out
     with pytest.raises(BadInput, match="holds another sweep") as error:
         run(model, tmp_path / "out", calibration=Calibration(data), sensitivity=False)
     assert error.value.why == "other than now: labels"
