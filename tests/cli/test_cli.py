@@ -51,6 +51,16 @@ def with_inputs():
     return Half(), torch.zeros(1, 3, 9, 7)
 
 
+class AsksValues(Half):
+    def forward(self, x):
+        y = super().forward(x)
+        return y + 1 if int(torch.tensor([y.shape[1]]).sum()) > 100 else y
+
+
+def asks_values():
+    return AsksValues(), torch.zeros(1, 3, 9, 7)
+
+
 def fails():
     raise ValueError("no such thing as [brackets]")
 
@@ -327,6 +337,14 @@ def test_doctor_says_what_really_works(run: Run) -> None:
     assert works["cpu"] is True
     assert works["cuda"] is (document["cuda_devices"] > 0)
     assert "ONNX Runtime provider" in run("doctor")[1]
+
+
+def test_debug_tells_what_each_tracer_made_of_a_network(run: Run) -> None:
+    status, out, err = run("--debug", "analyze", "networks:asks_values")
+    assert status == 0
+    assert "torch.fx cannot trace the network" in err
+    assert "torch.export is tried" in err
+    assert "note: the network was read by torch.export, for torch.fx could not" in " ".join((out + err).split())
 
 
 def test_debug_shows_the_traceback_before_or_after_the_command(run: Run) -> None:
