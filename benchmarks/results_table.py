@@ -96,12 +96,15 @@ def _rows() -> dict[str, Row]:
     for macs in (0.5, 0.3):
         for steps in (2400, 12000):
             rows[f"resnet20-{macs * 100:.0f}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
+            rows[f"resnet20-{macs * 100:.0f}-reconstruct-{steps}"] = Row(
+                "train-prune", "resnet20", macs, steps, "--criterion reconstruct"
+            )
             for cut in cuts:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
     short = {"batch_size": 50}
     for cut in cuts:
         rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)  # type: ignore[arg-type]
-    l1 = "--criterion l1 --finetune-lr"
+    l1, data = "--criterion l1 --finetune-lr", "--criterion reconstruct --finetune-lr"
     for name, options in (
         ("default", ""),
         ("lr-0.02", f"{l1} 0.02"),
@@ -109,11 +112,11 @@ def _rows() -> dict[str, Row]:
         ("ista-25-lr-0.02", f"{l1} 0.02 --shares 0,0.25,0.75"),
         ("ista-25-lr-0.005", f"{l1} 0.005 --shares 0,0.25,0.75"),
         ("inner-lr-0.02", f"{l1} 0.02 --residual keep"),
-        ("reconstruct-lr-0.02", "--finetune-lr 0.02"),
-        ("reconstruct-lr-0.005", "--finetune-lr 0.005"),
-        ("reconstruct-lr-0.002", "--finetune-lr 0.002"),
-        ("reconstruct-ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
-        ("reconstruct-alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
+        ("reconstruct-lr-0.02", f"{data} 0.02"),
+        ("reconstruct-lr-0.005", f"{data} 0.005"),
+        ("reconstruct-lr-0.002", f"{data} 0.002"),
+        ("reconstruct-ista-25-lr-0.005", f"{data} 0.005 --shares 0,0.25,0.75"),
+        ("reconstruct-alone-lr-0.005", f"{data} 0.005 --distill 0"),
     ):
         rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
     rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
