@@ -173,6 +173,26 @@ def test_the_page_lists_the_rooms_in_this_order() -> None:
     assert listed == [str(path.relative_to(ROOT)) for path in rooms]
 
 
+def drawn_imports() -> str:
+    """Return who imports whom, a line per room: what a longer way implies is left out, and errors and files are."""
+    edges = ((room(name), room(entry)) for name in NAMED for entry in ours(name))
+    graph = nx.DiGraph((a, b) for a, b in edges if a != b and not {a, b} & {"prunec.errors", "prunec.files"})
+    reduced = nx.transitive_reduction(graph)
+    short = {name: name.removeprefix("prunec.").replace(".", "/") for name in ROOMS}
+    place = {name: index for index, name in enumerate(ROOMS)}
+    lines = [
+        f"    {short[name]:22} ← {', '.join(short[entry] for entry in sorted(reduced[name], key=place.__getitem__))}"
+        for name in ROOMS
+        if name in reduced and reduced[name]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_draws_the_imports() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert drawn_imports() in page, f"docs/architecture.md should say\n{drawn_imports()}"
+
+
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if within(n, "prunec.ir", "prunec.passes")))
 def test_a_pass_knows_no_framework(name: str) -> None:
     found = {entry.split(".")[0] for entry in imports(name)}
