@@ -183,7 +183,7 @@ def drawn_imports() -> str:
     lines = [
         f"    {short[name]:22} ← {', '.join(short[entry] for entry in sorted(reduced[name], key=place.__getitem__))}"
         for name in ROOMS
-        if name in reduced and reduced[name]
+        if name in reduced and any(reduced[name])
     ]
     return "\n".join(lines) + "\n"
 
