@@ -96,6 +96,8 @@ def _rows() -> dict[str, Row]:
     for macs in (0.5, 0.3):
         for steps in (2400, 12000):
             rows[f"resnet20-{macs * 100:.0f}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
+            by_data = Row("train-prune", "resnet20", macs, steps, "--criterion reconstruct")
+            rows[f"resnet20-{macs * 100:.0f}-reconstruct-{steps}"] = by_data
             for cut in cuts:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
     short = {"batch_size": 50}
@@ -109,11 +111,11 @@ def _rows() -> dict[str, Row]:
         ("ista-25-lr-0.02", f"{l1} 0.02 --shares 0,0.25,0.75"),
         ("ista-25-lr-0.005", f"{l1} 0.005 --shares 0,0.25,0.75"),
         ("inner-lr-0.02", f"{l1} 0.02 --residual keep"),
-        ("reconstruct-lr-0.02", "--finetune-lr 0.02"),
-        ("reconstruct-lr-0.005", "--finetune-lr 0.005"),
-        ("reconstruct-lr-0.002", "--finetune-lr 0.002"),
-        ("reconstruct-ista-25-lr-0.005", "--finetune-lr 0.005 --shares 0,0.25,0.75"),
-        ("reconstruct-alone-lr-0.005", "--finetune-lr 0.005 --distill 0"),
+        ("reconstruct-lr-0.02", "--criterion reconstruct --finetune-lr 0.02"),
+        ("reconstruct-lr-0.005", "--criterion reconstruct --finetune-lr 0.005"),
+        ("reconstruct-lr-0.002", "--criterion reconstruct --finetune-lr 0.002"),
+        ("reconstruct-ista-25-lr-0.005", "--criterion reconstruct --finetune-lr 0.005 --shares 0,0.25,0.75"),
+        ("reconstruct-alone-lr-0.005", "--criterion reconstruct --finetune-lr 0.005 --distill 0"),
     ):
         rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
     rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
