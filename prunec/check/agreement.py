@@ -22,6 +22,9 @@ _MOST_CLASSES = 100_000
 _LEAST_SIDE = 8
 """Pixels of a side from which two axes of an output are taken for a picture."""
 
+_LEAST_FOREGROUND = 1e-3
+"""Share of the original's pixels below which its mask is empty, and the overlap with it says nothing."""
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -29,14 +32,12 @@ class _Seen:
 
     squares: float = 0.0
     total: float = 0.0
-    sums: float = 0.0
-    elements: int = 0
     equal: int = 0
     votes: int = 0
     both: float = 0.0
     either: float = 0.0
-    is_scores: bool = True
-    is_mask: bool = True
+    foreground: float = 0.0
+    pixels: int = 0
 
 
 def agreement(
@@ -84,11 +85,16 @@ def _is_scores(a: Array) -> bool:
     return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
 
 
-def _mask_of(a: Array) -> Array | None:
+def _middle(a: Array) -> float:
+    """Return what the foreground of a mask of one channel lies above: 0.5 where all is between 0 and 1, else 0."""
+    return 0.5 if a.dtype.kind == "f" and a.size and float(a.min()) >= 0 and float(a.max()) <= 1 else 0.0
+
+
+def _mask_of(a: Array, middle: float) -> Array | None:
     """Return the mask that an output shows: integer classes per pixel, or whether each pixel is in the foreground.
 
     [rows, classes, H, W] (or classes last) gives the best class of each pixel, [rows, 1, H, W] what is above the
-    middle: 0.5 of what lies between 0 and 1, else 0.
+    middle.
     """
     if a.dtype.kind != "f" or a.ndim not in (3, 4) or min(a.shape[-2:]) < 1:
         return None
@@ -100,8 +106,7 @@ def _mask_of(a: Array) -> Array | None:
     sides = sorted(a.shape[1:])[-2:]
     if not single or sides[0] < _LEAST_SIDE:
         return None
-    probabilities = float(a.min()) >= 0 and float(a.max()) <= 1
-    found: Array = (a > (0.5 if probabilities else 0.0)).astype(np.int64)
+    found: Array = (a > middle).astype(np.int64)
     return found
 
 
@@ -112,21 +117,20 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         x, y = x[finite], y[finite]
         entry.squares += float(np.square(x - y).sum())
         entry.total += float(np.square(x).sum())
-        entry.sums += float(x.sum())
-        entry.elements += x.size
     elif a.size and a.shape == b.shape:
         entry.squares += float((a != b).sum())
         entry.total += a.size
-        entry.elements += a.size
         entry.equal += int((a == b).sum())
         entry.votes += a.size
     if _is_scores(a):
         flat = (a.reshape(len(a), -1), b.reshape(len(b), -1))
         entry.equal += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
         entry.votes += len(a)
-    masks = (_mask_of(a), _mask_of(b)) if a.shape == b.shape else (None, None)
+    masks = (_mask_of(a, _middle(a)), _mask_of(b, _middle(a))) if a.shape == b.shape else (None, None)
     if masks[0] is not None and masks[1] is not None:
         front = (masks[0] > 0, masks[1] > 0)
+        entry.foreground += float(front[0].sum())
+        entry.pixels += front[0].size
         entry.both += float(((masks[0] == masks[1]) & front[0]).sum())
         entry.either += float((front[0] | front[1]).sum())
 
@@ -138,5 +142,5 @@ def _told(name: str, entry: _Seen) -> OutputAgreement:
         name,
         error,
         entry.equal / entry.votes if entry.votes else None,
-        entry.both / entry.either if entry.either else None,
+        entry.both / entry.either if entry.foreground > _LEAST_FOREGROUND * entry.pixels else None,
     )

@@ -85,6 +85,21 @@ def test_masks_of_classes_leave_the_background_out() -> None:
     assert told(a, b)[1] is None
 
 
+def test_a_mask_that_is_all_but_empty_tells_of_no_overlap() -> None:
+    a, b = np.full((1, 1, 64, 64), 0.1), np.full((1, 1, 64, 64), 0.1)
+    a[0, 0, 0, :3], b[0, 0, 1] = 0.9, 0.9
+    assert told(a, b)[2] is None
+    a[0, 0, 1] = 0.9
+    assert told(a, b)[2] == pytest.approx(64 / 67)
+
+
+def test_the_original_says_where_the_foreground_of_both_begins() -> None:
+    a, b = np.full((1, 1, 8, 8), 0.1), np.full((1, 1, 8, 8), 0.1)
+    a[..., :4], b[..., :4] = 0.9, 0.9
+    b[0, 0, 0, 0] = 1.01  # no longer between 0 and 1
+    assert told(a, b)[2] == 1.0
+
+
 def test_integers_are_told_by_the_share_that_is_equal() -> None:
     a = np.arange(8).reshape(2, 4)
     b = a.copy()
