@@ -61,7 +61,7 @@ def _batch(spec: Spec, size: int = SIZE) -> Tensor:
 
 
 @given(specs(), st.sampled_from([0.3, 0.6, 0.95]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_exact_removal_computes_the_same_function(spec: Spec, zeros: float) -> None:
     net = compute_weights(build(spec, zeros), spec.seed)
     result = prune_module(net, (_batch(spec),), validate=False)

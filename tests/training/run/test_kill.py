@@ -107,13 +107,13 @@ def test_kills_while_training_and_while_writing_change_no_bit(tmp_path: Path, un
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path, untouched: Path) -> None:
+def test_five_kills_at_random_moments_change_no_bit(tmp_path: Path, untouched: Path) -> None:
     rng = random.Random(11)
     kills = number = 0
-    while kills < 10:
+    while kills < 5:
         folder = tmp_path / f"run{number}"
         number += 1
-        moments = sorted((rng.randint(0, LAST_STEP), rng.uniform(0, 2)) for _ in range(min(4, 10 - kills)))
+        moments = sorted((rng.randint(0, LAST_STEP), rng.uniform(0, 2)) for _ in range(min(3, 5 - kills)))
         kills += kill_and_resume(folder, moments)
         assert_same_run(folder, untouched)
         assert number < 10, "the runs are over before they are killed"
