@@ -110,11 +110,11 @@ def _at_most(seconds: int) -> Iterator[None]:
         raise TimeoutError(f"over {seconds} s")
 
     signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again each second: what runs may swallow an exception
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _prunec(model: nn.Module, batch: torch.Tensor) -> None:

@@ -133,8 +133,16 @@ class _Search:
         free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
         order = free[np.argsort(scores[free], kind="stable")]
         self._order = order[_not_last(demands.facts, order)]
+        self._known: dict[bytes, _Left] = {}
 
     def left(self, selection: Selection) -> _Left:
+        """Return what a selection of this search leaves; what it keeps says all, so each is counted once."""
+        key = selection.keep.tobytes()
+        if key not in self._known:
+            self._known[key] = self._counted(selection)
+        return self._known[key]
+
+    def _counted(self, selection: Selection) -> _Left:
         facts, clock = self._demands.facts, self._target.clock
         count = recount(facts, selection, self._demands.absorbing)
         time = 1.0 if clock is None else clock(shares(self._sides, selection.keep, selection.wanted.nodes))
