@@ -137,8 +137,18 @@ def _empty(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[An
 
 
 def _writes_unseen(graph: Graph) -> bool:
-    """Tell whether something is read that was written in place through another view: torch.export takes writes out."""
-    return any(node.attrs.get("reason") == WRITTEN for node in graph.nodes)
+    """Tell whether something is read that was written in place through another view: torch.export takes writes out.
+
+    What depends on neither inputs nor parameters has no channels (a mask that is filled window by window).
+    """
+    told = {*graph.inputs, *(name for name, param in graph.params.items() if not param.literal)}
+    for node in graph.nodes:
+        if told.isdisjoint(node.inputs):
+            continue
+        if node.attrs.get("reason") == WRITTEN:
+            return True
+        told.update(node.outputs)
+    return False
 
 
 def _record_any_batch(
