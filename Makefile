@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/prunec train-prune --preset digits -o $(DEMO)
 
 test: $(STAMP)
-	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ fuzz: $(STAMP)
 real: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt pyyaml huggingface_hub
 	$(BIN)/pip install -q --no-deps -c constraints.txt torchvision timm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m real
 
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py
