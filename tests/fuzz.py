@@ -2,10 +2,10 @@
 
     python tests/fuzz.py 1000 [--first SEED] [--no-onnx] [--shrink]
 
-Each seed is a network of strategies.py, half of them with movements by hand and weights read twice (handmade.py). For
-each: exact removal computes the same function, a random plan equals the masked network, its ONNX export is pruned
-exactly, and no analysis takes longer than a minute. The seeds that fail are printed with the network; --shrink lets
-hypothesis look for a smaller one.
+Each seed is a network of modules/strategies.py, half of them with movements by hand and weights read twice
+(modules/handmade.py). For each: exact removal computes the same function, a random plan equals the masked network, its
+ONNX export is pruned exactly, and no analysis takes longer than a minute. The seeds that fail are printed with the
+network; --shrink lets hypothesis look for a smaller one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from assertions import assert_same_function, outputs_of, relative_error
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
-from onnx_nets import export_as_it_is, prune, random_feeds, run
-from strategies import RandomNet, Spec, batch_of, build, specs
+from modules.strategies import RandomNet, Spec, batch_of, build, specs
+from onnx_models.nets import export_as_it_is, prune, random_feeds, run
 from torch import Tensor
 
 from prunec.api import prune_module

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from assertions import assert_same_function, contraction_macs, outputs_of, parameter_elements, relative_error
-from networks import CONSTANT_CHANNEL_NETWORKS, NETWORKS, Basic, Head, cbr, make, silence
+from modules.networks import CONSTANT_CHANNEL_NETWORKS, NETWORKS, Basic, Head, cbr, make, silence
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

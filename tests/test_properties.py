@@ -12,7 +12,7 @@ from assertions import TIGHT, assert_same_function, contraction_macs, outputs_of
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
-from strategies import Spec, batch_of, build, specs
+from modules.strategies import Spec, batch_of, build, specs
 from torch import Tensor
 
 from prunec.api import prune_module

@@ -30,7 +30,7 @@ def write_bars(folder: Path) -> Path:
 def config(output: Path, bars: Path, **given: Any) -> RunConfig:
     """Return the settings of a run of the tiny network on the bars."""
     settings: dict[str, Any] = {
-        "model": "training_nets:tiny",
+        "model": "modules.training:tiny",
         "data": str(bars),
         "augment": "shift",
         "batch_size": 16,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function, outputs_of, parameter_elements
-from networks import cbr, silence
+from modules.networks import cbr, silence
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 

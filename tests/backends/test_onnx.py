@@ -15,9 +15,10 @@ import pytest
 import torch
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
+from modules.strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from onnx import TensorProto, helper, numpy_helper
-from onnx_masks import some_classes, with_masks
-from onnx_nets import (
+from onnx_models.masks import some_classes, with_masks
+from onnx_models.nets import (
     Net,
     assert_pruned_agrees,
     assert_same_outputs,
@@ -27,7 +28,6 @@ from onnx_nets import (
     random_feeds,
     run,
 )
-from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from torch import Tensor
 
 from prunec.backends.onnx import save as onnx_save

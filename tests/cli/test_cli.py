@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx_files import save_conv
+from onnx_models.conv import save_conv
 
 from prunec import api, errors
 from prunec.cli.main import execute, main

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function
-from networks import cbr, silence
-from tiny import NAN, Tiny
+from graphs.tiny import NAN, Tiny
+from modules.networks import cbr, silence
 from torch import nn
 
 from prunec.api import prune_module

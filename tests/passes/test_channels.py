@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Tiny
+from graphs.tiny import Tiny
 
 from prunec.errors import BadInput
 from prunec.ir.graph import Graph

@@ -10,7 +10,7 @@ from assertions import TIGHT, assert_same_function, outputs_of, parameter_elemen
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
-from strategies import IN_CHANNELS, SIZE, Spec, StandardisedConv, build, specs
+from modules.strategies import IN_CHANNELS, SIZE, Spec, StandardisedConv, build, specs
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import l1_unstructured, ln_structured

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NAN, Tiny
+from graphs.tiny import NAN, Tiny
+from graphs.traced import run, silenced
 from torch import Tensor
-from traced import run, silenced
 
 from prunec.ir.ops import BINARY, OPS, UNARY
 from prunec.passes.constants import constants, made_of_params

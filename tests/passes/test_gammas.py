@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from modules.training import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn
 from torch import nn
 from torch.nn import functional as F
-from training_nets import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn
 
 from prunec.frontends.fx.frontend import trace
 from prunec.ir.labels import ChannelClasses

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from assertions import assert_same_function, contraction_macs, parameter_elements
-from onnx_nets import Net, assert_same_outputs, random_feeds
+from onnx_models.nets import Net, assert_same_outputs, random_feeds
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from assertions import assert_same_function, outputs_of
-from networks import NETWORKS, cbr, make
-from tiny import Tiny
+from graphs.tiny import Tiny
+from modules.networks import NETWORKS, cbr, make
 from torch import nn
 
 from prunec.api import Pruned, prune_module

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import torch
 from assertions import assert_same_function
-from onnx_nets import Net
+from onnx_models.nets import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 

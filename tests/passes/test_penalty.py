@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from training_nets import Chain, Inverted, ResidualConcat
+from modules.training import Chain, Inverted, ResidualConcat
 
 from prunec.errors import BadInput
 from prunec.frontends.fx.frontend import trace

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from assertions import outputs_of, relative_error
+from modules.training import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn, trained_like
 from torch import nn
 from torch.nn import functional as F
-from training_nets import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn, trained_like
 
 from prunec.errors import BadInput, InternalError
 from prunec.frontends.fx.frontend import trace

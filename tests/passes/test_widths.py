@@ -11,7 +11,7 @@ from assertions import outputs_of, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked
-from strategies import IN_CHANNELS, SIZE, Spec, build, specs
+from modules.strategies import IN_CHANNELS, SIZE, Spec, build, specs
 from torch import Tensor, nn
 
 from prunec.api import prune_module

@@ -1,4 +1,4 @@
-"""Properties over networks with movements written by hand and weights that several layers read (handmade.py)."""
+"""Properties over networks of modules/handmade.py: movements written by hand, weights that several layers read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from assertions import TIGHT, assert_same_function, outputs_of, relative_error
-from handmade import BY_HAND, READS
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
-from strategies import Spec, Step, batch_of, build, specs
+from modules.handmade import BY_HAND, READS
+from modules.strategies import Spec, Step, batch_of, build, specs
 from torch import Tensor
 
 from prunec.api import prune_module

@@ -11,7 +11,7 @@ import networkx as nx
 import onnx
 import pytest
 import torch
-from dead_channels import WIDTH, Module, as_kind, message
+from onnx_models.dead_channels import WIDTH, Module, as_kind, message
 
 import prunec
 from prunec.cli.main import execute

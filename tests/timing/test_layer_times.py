@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graphs.tiny import Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modules.strategies import IN_CHANNELS, SIZE, Spec, specs
+from modules.strategies import build as build_spec
+from modules.training import Chain, Inverted
 from onnx import numpy_helper
-from strategies import IN_CHANNELS, SIZE, Spec, specs
-from strategies import build as build_spec
-from tiny import Tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training_bars import Stop, StopAt, config
-from training_nets import Chain, Inverted
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.ir.graph import Graph

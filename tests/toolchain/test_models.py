@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from dead_channels import SIZE, WIDTH, Module, as_bytes, as_kind, as_proto, dims, message
 from onnx import numpy_helper
+from onnx_models.dead_channels import SIZE, WIDTH, Module, as_bytes, as_kind, as_proto, dims, message
 
 import prunec
 from prunec.errors import BadInput, BadPlan

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_nets import Net
+from onnx_models.nets import Net
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.check.blame import judged

@@ -14,9 +14,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, ZERO_PASSES, Build, elementwise
-from onnx_masks import prune_at_random
-from onnx_nets import Net, run
+from onnx_models.cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, ZERO_PASSES, Build, elementwise
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import Net, run
 
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.pipeline.planning import gather_facts

@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
 from training_bars import Stop, StopAt, config
-from training_nets import tiny
 
 from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
@@ -51,7 +51,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def warmed_up(tmp_path: Path, bars: Path, optimizer: str) -> Live:
     """Return the tiny network after a few steps, a third of its penalised gammas then set to zero."""
-    settings = {"border": "exact", "optimizer": optimizer, "model": "training_nets:tiny"}
+    settings = {"border": "exact", "optimizer": optimizer, "model": "modules.training:tiny"}
     setup = prepare(config(tmp_path / "run", bars, **SETTINGS, **settings), Alone())
     module = setup.module
     module.get_submodule("dropout").p = 0.0  # its mask is drawn for as many channels as there are

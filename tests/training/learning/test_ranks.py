@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from modules.training import tiny
 from PIL import Image
 from safetensors.torch import save_file
-from training_nets import tiny
 
 from prunec.errors import MissingDependency
 from prunec.training.data.augment import NO_AUGMENT, pipeline
@@ -144,7 +144,17 @@ def test_two_ranks_that_are_killed_go_on_to_the_same_bits(tmp_path: Path, whole:
 @pytest.mark.slow
 def test_the_command_line_speaks_once_and_tells_an_error_once(tmp_path: Path, bars: Path) -> None:
     pytest.importorskip("accelerate")
-    command = ("-m", "prunec", "train-prune", "--model", "training_nets:tiny", "--data", str(bars), "--device", "cpu")
+    command = (
+        "-m",
+        "prunec",
+        "train-prune",
+        "--model",
+        "modules.training:tiny",
+        "--data",
+        str(bars),
+        "--device",
+        "cpu",
+    )
     options = ("--steps", "6", "--batch-size", "12", "-o", str(tmp_path / "run"))
     done = torchrun(*command, *options, "--json")
     assert done.returncode == 0, done.stderr

@@ -20,9 +20,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from training_bars import Stop, StopAt, config
-from training_nets import tiny
 
 from prunec.errors import (
     BadInput,
@@ -497,7 +497,7 @@ def pretrained(folder: Path, bars: Path, **given: Any) -> RunConfig:
     torch.manual_seed(0)
     weights = folder.parent / "weights.safetensors"
     save_file(tiny()[0].state_dict(), weights)
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
+    settings: dict[str, Any] = {"model": "modules.training:tiny", "data": str(bars), "weights": str(weights)}
     settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu", **given}
     return make_config(str(folder), preset="pretrained", **settings)
 
@@ -541,7 +541,7 @@ def spoilt(kind: str, folder: Path) -> Mapping[str, Any]:
     if kind == "too-many-classes":
         return {"data": "digits"}
     if kind == "no-such-model":
-        return {"model": "training_nets:nothing"}
+        return {"model": "modules.training:nothing"}
     return {"input_shape": (4, 8, 8)}
 
 
@@ -571,7 +571,7 @@ def test_a_network_without_class_scores_is_refused(tmp_path: Path, bars: Path) -
 
 def test_a_network_without_gammas_is_refused(tmp_path: Path, bars: Path) -> None:
     with pytest.raises(BadInput, match="no channel of the network can be trained away"):
-        train_prune(config(tmp_path / "run", bars, model="training_nets:without_norms", input_shape=(3, 8, 8)))
+        train_prune(config(tmp_path / "run", bars, model="modules.training:without_norms", input_shape=(3, 8, 8)))
     assert not (tmp_path / "run").exists()
 
 

@@ -21,7 +21,7 @@ from prunec.training.settings.presets import PRESETS, make_config, resume_config
 
 def config(output: Path, **given: Any) -> RunConfig:
     settings: dict[str, Any] = {
-        "model": "training_nets:masks",
+        "model": "modules.training:masks",
         "data": "digits-on-photos",
         "augment": "crop-flip",
         "batch_size": 8,
@@ -111,7 +111,7 @@ def test_a_segmentation_run_that_is_killed_ends_the_same(tmp_path: Path, finishe
     ("given", "error", "message"),
     [
         ({"data": "digits"}, UnsupportedModel, "give --data digits-on-photos"),
-        ({"model": "training_nets:tiny"}, UnsupportedModel, "not one score per image, class and pixel"),
+        ({"model": "modules.training:tiny"}, UnsupportedModel, "not one score per image, class and pixel"),
     ],
 )
 def test_a_network_and_data_of_different_kinds_are_refused(
@@ -139,7 +139,7 @@ def write_classes(folder: Path) -> None:
 
 def test_several_classes_with_void_are_learned(tmp_path: Path) -> None:
     write_classes(tmp_path / "data")
-    given = {"model": "training_nets:three_masks", "data": str(tmp_path / "data"), "augment": "none"}
+    given = {"model": "modules.training:three_masks", "data": str(tmp_path / "data"), "augment": "none"}
     result = train_prune(config(tmp_path / "run", **given, batch_size=3, steps=60))
     assert set(result.scores) == {"miou", "pixel_accuracy"}
     assert result.score["after"] > 0.8

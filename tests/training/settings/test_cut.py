@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
 from training_bars import Stop, StopAt, write_bars
 from training_bars import config as from_scratch
-from training_nets import tiny
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
 
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
+    settings: dict[str, Any] = {"model": "modules.training:tiny", "data": str(bars), "weights": str(weights)}
     settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
     settings |= {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
     return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})

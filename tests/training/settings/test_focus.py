@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from modules.training import Chain, tiny
 from safetensors.torch import save_file
 from training_bars import Stop, StopAt, write_bars
-from training_nets import Chain, tiny
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
     """Return the settings of a run from weights to half of the MACs, with most of its steps for ISTA."""
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
+    settings: dict[str, Any] = {"model": "modules.training:tiny", "data": str(bars), "weights": str(weights)}
     settings |= {"batch_size": 16, "steps": 100, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
     settings["shares"] = (0.0, 0.6, 0.4)
     return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
@@ -72,7 +72,7 @@ def test_it_is_for_runs_from_weights_to_a_budget_for_which_nothing_was_chosen(
 
 
 def test_a_run_from_scratch_has_none(tmp_path: Path, bars: Path) -> None:
-    settings = {"model": "training_nets:tiny", "data": str(bars), "target_macs": 0.5}
+    settings = {"model": "modules.training:tiny", "data": str(bars), "target_macs": 0.5}
     assert not make_config(str(tmp_path / "run"), **settings).focuses
 
 

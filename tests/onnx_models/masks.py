@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx_nets import assert_same_outputs, random_feeds
 
+from onnx_models.nets import assert_same_outputs, random_feeds
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx

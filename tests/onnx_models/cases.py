@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper
-from onnx_nets import Net
+
+from onnx_models.nets import Net
 
 SILENT = (1, 2, 5, 6)
 CHANNELS = 8

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx_nets import Array, Net
+
+from onnx_models.nets import Array, Net
 
 CHANNELS = 8
 HIDDEN = 6

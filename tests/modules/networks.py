@@ -2,7 +2,7 @@
 
 Owns the networks that tests/test_networks.py, test_golden.py and the frontend's and backend's tests run
 over. Each is written as its authors would, so that the spellings (module, function, method, slice,
-in-place) differ. Random ones are in strategies.py, graphs without weights in tiny.py.
+in-place) differ. Random ones are in strategies.py, graphs without weights in graphs/tiny.py.
 """
 
 from __future__ import annotations

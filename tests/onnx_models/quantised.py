@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx_nets import Array, Net
+
+from onnx_models.nets import Array, Net
 
 MICROSOFT = "com.microsoft"
 CHANNELS = 8

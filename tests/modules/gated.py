@@ -1,4 +1,4 @@
-"""Networks with squeeze-excite gates, and others that make training hard to start, by name: ``gated_nets:NAME``."""
+"""Networks with squeeze-excite gates, and others that make training hard to start, by name: ``modules.gated:NAME``."""
 
 from __future__ import annotations
 

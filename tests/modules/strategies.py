@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from handmade import BY_HAND, READS
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from modules.handmade import BY_HAND, READS
 
 IN_CHANNELS = 3
 SIZE = 12

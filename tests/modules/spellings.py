@@ -12,11 +12,12 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
-from networks import Head, Net, cbr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.prune import l1_unstructured, ln_structured
+
+from modules.networks import Head, Net, cbr
 
 
 class LowRank(nn.Module):

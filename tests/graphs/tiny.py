@@ -1,7 +1,7 @@
 """A few lines to write a Graph by hand, for tests of single rules.
 
 ``Tiny`` collects inputs, parameters and nodes; each ``node`` returns its output's name, so that graphs
-read from left to right. Networks with weights are in networks.py.
+read from left to right. Networks with weights are in modules/networks.py.
 """
 
 from __future__ import annotations
