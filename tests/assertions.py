@@ -64,3 +64,9 @@ def contraction_macs(module: nn.Module, batch: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return total // batch.shape[0]
+
+
+def assert_same_on_inputs(original: nn.Module, pruned: nn.Module, *inputs: Tensor, tolerance: float = 1e-5) -> None:
+    expected = outputs_of(original, *[i.clone() for i in inputs])
+    error = relative_error(expected, outputs_of(pruned, *[i.clone() for i in inputs]))
+    assert error <= tolerance, f"outputs differ by {error:.2e} on {[tuple(i.shape) for i in inputs]}"

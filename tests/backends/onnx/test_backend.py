@@ -1,10 +1,7 @@
-"""The ONNX backend: what goes, what stays as it was, and what is written."""
+"""The ONNX backend: which nodes and weights go, and that everything else stays as it was."""
 
 from __future__ import annotations
 
-import errno
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +9,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-import torch
-from hypothesis import assume, given, note, settings
-from hypothesis import strategies as st
-from modules.strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models.masks import some_classes, with_masks
-from onnx_models.nets import (
-    Net,
-    assert_pruned_agrees,
-    assert_same_outputs,
-    export_as_it_is,
-    num_removed,
-    prune,
-    random_feeds,
-    run,
-)
-from torch import Tensor
+from onnx_models.chain import CHANNELS, SILENT, chain
+from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
-from prunec.backends.onnx import save as onnx_save
-from prunec.backends.onnx.backend import apply_onnx
-from prunec.backends.onnx.save import model_bytes, save_onnx, staged_onnx
-from prunec.errors import WriteFailed
+from prunec.backends.onnx.save import model_bytes, save_onnx
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
-from prunec.ir.edits import CannotRewrite
-from prunec.passes.groups import group_classes
-from prunec.passes.lowering.lower import lower
-from prunec.passes.selection.select import plan, select
-from prunec.pipeline.planning import gather_facts
-from prunec.pipeline.reading import freed, read_module
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
-CHANNELS = 8
-SILENT = (1, 2, 5, 6)
-
-
-def chain(net: Net, shape: tuple[int | str, ...] = (1, 3, 6, 6)) -> onnx.ModelProto:
-    x = net.conv(net.input("x", list(shape)), 3, CHANNELS, silent=SILENT)
-    net.output(net.conv(net.op("Relu", x), CHANNELS, 4))
-    return net.model()
-
-
-# --- the three small networks of half-dead layers ----------------------------------------------------
 
 
 def norm(net: Net, x: str, channels_: int, dead: int) -> str:
@@ -136,9 +96,6 @@ def test_nothing_to_prune_writes_the_same_bytes(tmp_path: Path) -> None:
     save_onnx(pruned, tmp_path / "after.onnx")
     assert made.is_empty
     assert (tmp_path / "after.onnx").read_bytes() == before.read_bytes()
-
-
-# --- what stays as it was -----------------------------------------------------------------------------
 
 
 def test_everything_but_the_channels_is_kept(tmp_path: Path) -> None:
@@ -288,196 +245,3 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     assert pruned.ByteSize() < net.model().ByteSize()
     assert [node.op_type for node in pruned.graph.node].count("ConstantOfShape") == 1
     assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100
-
-
-# --- files ---------------------------------------------------------------------------------------------
-
-
-def test_big_weights_are_left_in_the_file_until_they_are_needed(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    onnx.save(chain(Net(13)), path)
-    source = load_onnx(path)
-    held = {tensor.name: tensor.data_location for tensor in source.model.graph.initializer}
-    assert held["w5"] == TensorProto.EXTERNAL, "1152 bytes: by reference"
-    assert held["b2"] == TensorProto.DEFAULT
-    original = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-    for tensor in source.model.graph.initializer:
-        assert np.array_equal(source.array(tensor), original[tensor.name])
-    assert model_bytes(source) == path.read_bytes()
-
-
-@pytest.mark.parametrize("field", ["raw_data", "float_data"])
-def test_both_forms_of_tensor_data_are_read(field: str, tmp_path: Path) -> None:
-    model = chain(Net(13))
-    expected = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    if field == "float_data":
-        for tensor, array in zip(model.graph.initializer, expected, strict=True):
-            tensor.ClearField("raw_data")
-            tensor.float_data.extend(array.ravel().tolist())
-    path = tmp_path / "model.onnx"
-    onnx.save(model, path)
-    source = load_onnx(path)
-    for tensor, array in zip(source.model.graph.initializer, expected, strict=True):
-        assert np.array_equal(source.array(tensor), array)
-    assert_same_outputs(path, model_bytes(source), random_feeds(model))
-
-
-def test_external_data_stay_external(tmp_path: Path) -> None:
-    model, before = chain(Net(13)), tmp_path / "before.onnx"
-    feeds = random_feeds(model)
-    onnx.save(model, before, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    _, made, pruned = prune(load_onnx(before))
-    after = tmp_path / "out" / "after.onnx"
-    after.parent.mkdir()
-    save_onnx(pruned, after)
-    assert num_removed(made) >= 2
-    assert sorted(file.name for file in after.parent.iterdir()) == ["after.onnx", "after.onnx.data"]
-    onnx.checker.check_model(str(after), full_check=True)
-    assert_same_outputs(before, after, feeds)
-    total = sum(file.stat().st_size for file in after.parent.iterdir())
-    assert total < before.stat().st_size + (tmp_path / "weights.bin").stat().st_size + 2 * 4096
-
-
-def test_failed_check_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "out.onnx"
-    path.write_bytes(b"old")
-    _, _, pruned = prune(chain(Net(13)))
-    with pytest.raises(RuntimeError, match="not good"), staged_onnx(pruned, path) as staged:
-        assert staged.stat().st_size > 1000
-        raise RuntimeError("not good")
-    assert [file.name for file in tmp_path.iterdir()] == ["out.onnx"]
-    assert path.read_bytes() == b"old"
-
-
-def test_a_full_disk_is_a_failed_write_of_the_named_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(onnx_save, "write_onnx", full)
-    with pytest.raises(WriteFailed, match=r"cannot write .*out\.onnx"):
-        save_onnx(prune(chain(Net(13)))[2], tmp_path / "out.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_large_model_streams(tmp_path: Path) -> None:
-    """A sparse file stands for the weights of a big model: none of it is read where nothing changes."""
-    net = Net(13)
-    x = net.conv(net.input("x", [1, 3, 6, 6]), 3, CHANNELS, silent=SILENT)
-    net.output(net.conv(net.op("Relu", x), CHANNELS, 4))
-    big = TensorProto(
-        name="big", data_type=TensorProto.FLOAT, dims=[600, 1024, 1024], data_location=TensorProto.EXTERNAL
-    )
-    for key, value in (("location", "big.bin"), ("length", str(600 * 2**22))):
-        entry = big.external_data.add()
-        entry.key, entry.value = key, value
-    net.initializers.append(big)
-    net.output(net.op("ReduceSum", "big", keepdims=0), shape=[])
-    with (tmp_path / "big.bin").open("wb") as file:
-        file.truncate(600 * 2**22)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(net.model().SerializeToString())
-    traced = trace_onnx(load_onnx(path))
-    assert traced.graph.params["big"].array.nbytes == 600 * 2**22
-
-
-# --- random networks ----------------------------------------------------------------------------------
-
-
-def random_model(spec: Spec, folder: Path, *, dynamic: bool) -> tuple[RandomNet, Tensor, onnx.ModelProto]:
-    """Return a random network, an input for it, and its ONNX form."""
-    module = build(spec, zeros=0.5).float()
-    x = torch.randn(2, IN_CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(spec.seed))
-    path = folder / "random.onnx"
-    export_as_it_is(module, x, path, dynamic=dynamic)
-    return module, x, onnx.load(path)
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all examples of a property: hypothesis does not renew function fixtures."""
-    return tmp_path_factory.mktemp("random")
-
-
-@given(specs(), st.booleans())
-@settings(max_examples=30)
-def test_exact_removal_computes_the_same_function(workshop: Path, spec: Spec, dynamic: bool) -> None:
-    net, _, model = random_model(spec, workshop, dynamic=dynamic)
-    sizes = [{"n": 2, "h": SIZE, "w": SIZE}]
-    if dynamic and net.any_size:
-        sizes.append({"n": 1, "h": 16, "w": 20})
-    _, made, source = prune(model)
-    note(f"{spec}\nremoved {num_removed(made)}")
-    pruned = onnx.load_from_string(model_bytes(source))
-    onnx.checker.check_model(pruned, full_check=True)
-    # InstanceNorm divides by the spread of what may be constant: there the original's own rounding shows.
-    normalised = any(("norm", "in") in step.options for step in spec.steps)
-    for number, chosen in enumerate(sizes):
-        assert_close(model, pruned, random_feeds(model, chosen, number), 1e-2 if normalised else 1e-4)
-
-
-@given(specs(), st.integers(0, 2**16))
-@settings(max_examples=30)
-def test_any_plan_equals_the_masked_network(workshop: Path, spec: Spec, seed: int) -> None:
-    """Channels are taken away at random; the reference reads them as zero instead."""
-    _, _, model = random_model(spec, workshop, dynamic=False)
-    traced = trace_onnx(model)
-    traced = replace(traced, graph=freed(traced.graph))
-    facts = gather_facts(traced.graph)
-    selection = select(facts, some_classes(facts, seed))
-    made = plan(facts, selection, ())
-    try:
-        source = apply_onnx(traced, lower(traced.graph, facts.classes, made, facts.constants))
-    except CannotRewrite:
-        return
-    note(f"{spec}\nremoved {int((~selection.keep).sum())} classes")
-    masked = with_masks(model, traced, facts, selection.keep)
-    pruned = onnx.load_from_string(model_bytes(source))
-    normalised = any(("norm", "in") in step.options for step in spec.steps)
-    assert_close(masked, pruned, random_feeds(model), 1e-2 if normalised else 1e-4)
-
-
-@given(specs())
-@settings(max_examples=20)
-def test_pruning_a_random_network_twice_changes_nothing_more(workshop: Path, spec: Spec) -> None:
-    _, _, model = random_model(spec, workshop, dynamic=False)
-    _, once, source = prune(model)
-    _, twice, _ = prune(onnx.load_from_string(model_bytes(source)))
-    note(f"{spec}\nremoved {num_removed(once)}, then {num_removed(twice)}")
-    assert num_removed(twice) == 0
-
-
-@given(specs())
-@settings(max_examples=30)
-def test_both_frontends_find_the_same_channels(workshop: Path, spec: Spec) -> None:
-    # What an ONNX file computes from constants is folded: standardised weights are plain weights there.
-    assume(not any(step.kind == "standardised" for step in spec.steps))
-    # PyTorch takes InstanceNorm apart with a reshape that merges batch and channels; ONNX has it whole.
-    assume(not any(("norm", "in") in step.options for step in spec.steps))
-    net, x, model = random_model(spec, workshop, dynamic=False)
-    found = []
-    for graph in (read_module(net, (x,)).graph, freed(trace_onnx(model).graph)):
-        facts = gather_facts(graph)
-        chosen = select(facts)
-        classes = facts.classes
-        found.append(
-            {
-                "channels": int(classes.is_channel.sum()),
-                "prunable": int((classes.is_channel & ~classes.pinned).sum()),
-                "removed": int((classes.is_channel & ~chosen.keep).sum()),
-                "coupled": sorted(len(group) for group in group_classes(classes)),
-                "balanced": sorted(balance.out_ids.shape for balance in classes.balances),
-            }
-        )
-    note(str(spec))
-    assert found[0] == found[1]
-
-
-def assert_close(
-    before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, Any], tolerance: float = 1e-4
-) -> None:
-    """Compare two models' outputs, relative to the largest value; random networks may have nothing to say."""
-    for expected, got in zip(*(run(model.SerializeToString(), feeds) for model in (before, after)), strict=True):
-        assert expected.shape == got.shape
-        scale = float(np.abs(expected).max(initial=0)) or 1.0
-        assert float(np.abs(expected - got).max(initial=0)) <= tolerance * scale
