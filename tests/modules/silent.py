@@ -9,7 +9,8 @@ from assertions import assert_same_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.networks import cbr, silence
+from modules.blocks import cbr
+from modules.networks import silence
 from prunec.api import Pruned, prune_module
 
 CHANNELS = 12

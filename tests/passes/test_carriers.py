@@ -10,7 +10,8 @@ import pytest
 import torch
 from assertions import assert_same_function
 from graphs.tiny import NAN, Tiny
-from modules.networks import cbr, silence
+from modules.blocks import cbr
+from modules.networks import silence
 from torch import nn
 
 from prunec.api import prune_module

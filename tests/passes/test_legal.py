@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from assertions import assert_same_function, outputs_of
 from graphs.tiny import Tiny
-from modules.networks import NETWORKS, cbr, make
+from modules.blocks import cbr
+from modules.networks import NETWORKS, make
 from torch import nn
 
 from prunec.api import Pruned, prune_module

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from assertions import assert_same_function, outputs_of
-from modules.networks import cbr, silence
+from modules.blocks import cbr
+from modules.networks import silence
 from torch import nn
 
 from prunec.api import prune_module

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from assertions import assert_same_function, parameter_elements
-from modules.networks import NETWORKS, Basic, Head, cbr, make, silence
+from modules.blocks import Basic, Head, cbr
+from modules.networks import NETWORKS, make, silence
 from torch import nn
 
 from prunec.api import prune_module

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function, outputs_of
-from modules.networks import cbr, silence
+from modules.blocks import cbr
+from modules.networks import silence
 from modules.silent import CHANNELS, REWRITTEN, Spelled, batch, prune
 from torch import Tensor, fx, nn
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from assertions import parameter_elements
-from modules.networks import cbr, silence
+from modules.blocks import cbr
+from modules.networks import silence
 from modules.silent import CHANNELS, REWRITTEN, Spelled, prune
 from torch import Tensor, nn
 from torch.nn import functional as F
