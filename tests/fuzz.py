@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
-from assertions import assert_same_function, outputs_of, relative_error
+from assertions import assert_same_function, in_time, outputs_of, relative_error
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
@@ -96,22 +92,6 @@ def _check_file(net: RandomNet, spec: Spec, batch: Tensor, path: Path) -> None:
 
 def _in_double(model: onnx.ModelProto) -> torch.nn.Module:
     return to_module(OnnxSource(model)).module.double()
-
-
-@contextmanager
-def in_time(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError where the work does not end."""
-
-    def out_of_time(*_: Any) -> None:
-        raise TimeoutError(f"no end after {seconds} s")
-
-    before = signal.signal(signal.SIGVTALRM, out_of_time)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # of processor time: other work on the machine does not count
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def failure_of(number: int, folder: Path | None, *, shrink: bool = False) -> str:

@@ -13,10 +13,10 @@ from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import make_config
 
 
-def write_bars(folder: Path) -> Path:
-    """Write images of bars, lying or standing, with noise: 2 x 40 to train on and 2 x 10 to test; return the folder."""
+def write_bars(folder: Path, train: int = 40, test: int = 10) -> Path:
+    """Write images of bars, lying or standing, with noise: ``train`` and ``test`` of each; return the folder."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("test", 10)):
+    for split, count in (("train", train), ("test", test)):
         for name in ("lying", "standing"):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
@@ -45,6 +45,23 @@ def config(output: Path, bars: Path, **given: Any) -> RunConfig:
         **given,
     }
     return make_config(str(output), preset="scratch", **settings)
+
+
+def from_weights(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
+    """Return the settings of a run of the tiny network from weights to half of its MACs."""
+    settings: dict[str, Any] = {
+        "model": "modules.training:tiny",
+        "data": str(bars),
+        "weights": str(weights),
+        "batch_size": 16,
+        "steps": 60,
+        "target_macs": 0.5,
+        "log_every": 4,
+        "checkpoint_every": 10,
+        "device": "cpu",
+        **given,
+    }
+    return make_config(str(output), preset="pretrained", **settings)
 
 
 class Stop(Exception):

@@ -46,6 +46,18 @@ class ResidualConcat(nn.Module):
         return scores
 
 
+class BareShortcut(nn.Module):
+    """A sum of a convolution with BatchNorm and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed, self.bare, self.head = conv_bn(3, 4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(F.relu(self.normed(x) + self.bare(x)))
+        return out
+
+
 class Dense(nn.Module):
     """Pre-activation BatchNorms over a growing concat; the stem's own BatchNorm reaches BatchNorms only."""
 

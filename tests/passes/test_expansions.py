@@ -17,13 +17,13 @@ from onnx_models.nets import Net, assert_same_outputs, random_feeds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunec import apply_plan
 from prunec.api import Pruned, prune_module, prune_onnx
 from prunec.cli.main import execute
 from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
 from prunec.ir.plan import PrunePlan
 from prunec.passes.rewrites import residuals
-from prunec.pipeline.apply import apply_plan
 from prunec.report.survivors import RESIDUAL
 
 WIDTH, SIZE = 32, 10

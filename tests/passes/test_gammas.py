@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from modules.training import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn
+from modules.training import BareShortcut, Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn
 from torch import nn
 from torch.nn import functional as F
 
@@ -60,15 +60,6 @@ def test_channels_that_reach_the_output_are_not_prunable() -> None:
 
 
 def test_a_class_with_a_producer_that_has_no_gamma_is_not_prunable() -> None:
-    class BareShortcut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.normed, self.bare, self.head = conv_bn(3, 4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.head(F.relu(self.normed(x) + self.bare(x)))
-            return out
-
     found, _ = find(BareShortcut())
     assert found["normed.1.weight"].decides.all()
     assert not found["normed.1.weight"].prunable.any()

@@ -7,7 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from assertions import outputs_of, relative_error
-from modules.training import Chain, Curved, Dense, Grouped, Inverted, ResidualConcat, conv_bn, trained_like
+from modules.training import (
+    BareShortcut,
+    Chain,
+    Curved,
+    Dense,
+    Grouped,
+    Inverted,
+    ResidualConcat,
+    conv_bn,
+    trained_like,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -100,15 +110,6 @@ def test_relu6_blocks_and_is_named() -> None:
 
 
 def test_a_residual_class_with_a_bare_producer_is_left_alone() -> None:
-    class BareShortcut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.normed, self.bare, self.head = conv_bn(3, 4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.head(F.relu(self.normed(x) + self.bare(x)))
-            return out
-
     module = BareShortcut()
     graph = trace(module, (torch.zeros(2, 3, 8, 8),)).graph
     classes = channels(graph)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
-from assertions import TIGHT, assert_same_function, outputs_of, relative_error
+from assertions import TIGHT, assert_same_function, in_time, outputs_of, relative_error
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from masking import Masked, some_classes
@@ -99,19 +94,3 @@ def assert_exact(spec: Spec, zeros: float) -> None:
     result = prune_module(net, (batch_of(spec),), validate=False)
     assert_same_function(net, result.module, batch_of(spec), tolerance=TIGHT)
     assert result.plan.exact
-
-
-@contextmanager
-def in_time(seconds: int = 60) -> Iterator[None]:
-    """Fail where the work does not end."""
-
-    def out_of_time(*_: Any) -> None:
-        raise TimeoutError(f"no end after {seconds} s")
-
-    before = signal.signal(signal.SIGVTALRM, out_of_time)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # of processor time: other work on the machine does not count
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -12,9 +12,9 @@ from modules.networks import NETWORKS, make
 from modules.pruned import NOTHING_TO_REMOVE, prune
 from safetensors.torch import load_file, save_file
 
+from prunec import apply_plan
 from prunec.errors import BadPlan, UnsupportedModel
 from prunec.ir.plan import PrunePlan
-from prunec.pipeline.apply import apply_plan
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - NOTHING_TO_REMOVE))

@@ -159,6 +159,11 @@ def test_lossy_pruning_takes_the_same_options(kind: str) -> None:
     assert found.report.model == "mine"
 
 
+def test_keep_may_be_one_pattern() -> None:
+    found = prunec.prune_model(message(dead=0), criterion="l1", target_macs=0.5, keep="sec*d")
+    assert found.report.after.macs <= 0.5 * found.report.before.macs
+
+
 def test_every_option_is_spelled_out() -> None:
     asked = set(inspect.signature(prunec.prune_model).parameters)
     assert {field.name for field in fields(Options)} <= asked

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from training_bars import Stop, StopAt, config
 
+from prunec import apply_plan
 from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.lower import sliced
-from prunec.pipeline.apply import apply_plan
 from prunec.training.budget.landing import GammaHistory
 from prunec.training.learning.ema import Ema
 from prunec.training.learning.ranks import Alone

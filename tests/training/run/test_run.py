@@ -24,6 +24,7 @@ from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from training_bars import Stop, StopAt, config
 
+from prunec import apply_plan
 from prunec.errors import (
     BadInput,
     BudgetNotMet,
@@ -36,7 +37,6 @@ from prunec.errors import (
 )
 from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
-from prunec.pipeline.apply import apply_plan
 from prunec.training.logs.progress import Silent
 from prunec.training.run import context as context_module
 from prunec.training.run import run as run_module

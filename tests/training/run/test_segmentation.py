@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from training_bars import Stop, StopAt
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import read_lines
-from prunec.training.logs.progress import Silent
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import PRESETS, make_config, resume_config
@@ -81,20 +81,6 @@ def test_the_report_shows_images_and_masks_before_and_after(finished: Path) -> N
     assert "data:image/png;base64," in document
     for caption in ("true mask", "right after removal", "mIoU, from"):
         assert caption in document
-
-
-class Stop(Exception):
-    """Stands for kill -9."""
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def step(self, done: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
 
 
 @pytest.mark.parametrize("step", [35, 77])

@@ -10,7 +10,7 @@ import torch
 from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_bars import Stop, StopAt, write_bars
+from training_bars import Stop, StopAt, from_weights
 from training_bars import config as from_scratch
 
 from prunec.errors import BadInput
@@ -21,29 +21,12 @@ from prunec.training.learning.objective import Classification
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
-from prunec.training.settings.presets import make_config, resume_config
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
-    """Return the weights of a network that tells the bars apart; nothing was removed from it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    result = train_prune(from_scratch(folder, bars, rho=0.0, normalise="imagenet"))
-    assert result.score["after"] >= 0.9
-    assert result.after == result.before
-    return folder / "pruned.safetensors"
+from prunec.training.settings.presets import resume_config
 
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
-    settings: dict[str, Any] = {"model": "modules.training:tiny", "data": str(bars), "weights": str(weights)}
-    settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings |= {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
-    return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
+    settings = {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
+    return from_weights(output, bars, weights, **{**settings, **given})
 
 
 # --- how steps are shared out -----------------------------------------------------------------------

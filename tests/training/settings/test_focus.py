@@ -13,7 +13,7 @@ import pytest
 import torch
 from modules.training import Chain, tiny
 from safetensors.torch import save_file
-from training_bars import Stop, StopAt, write_bars
+from training_bars import Stop, StopAt, from_weights
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
@@ -27,11 +27,6 @@ from prunec.training.sparsity.sparsify import Sparsity, build, gamma_values, pla
 
 
 @pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     module, _ = tiny()
@@ -42,10 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
     """Return the settings of a run from weights to half of the MACs, with most of its steps for ISTA."""
-    settings: dict[str, Any] = {"model": "modules.training:tiny", "data": str(bars), "weights": str(weights)}
-    settings |= {"batch_size": 16, "steps": 100, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings["shares"] = (0.0, 0.6, 0.4)
-    return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
+    return from_weights(output, bars, weights, **{"steps": 100, "shares": (0.0, 0.6, 0.4), **given})
 
 
 # --- when ---------------------------------------------------------------------------------------------
