@@ -1,7 +1,7 @@
 r"""What options of ``prunec train-prune`` do to its result: a run for each of them, and a markdown table of all.
 
     OMP_NUM_THREADS=1 python benchmarks/train_options.py --common "--epochs 12 --target-macs 0.3" -- \
-        "--penalty memory" "--penalty macs" "--penalty uniform" "--penalty latency"
+        "--penalty memory" "--penalty macs" "--penalty uniform"
 
 Each argument behind ``--`` is a string of options, "" the run without any; what every run is given is in ``--common``.
 With several ``--seeds`` each cell is the median of the runs, with the smallest and largest value behind it. Latencies

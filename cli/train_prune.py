@@ -63,19 +63,13 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")
-@click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs, uniform or latency.")
+@click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs or uniform.")
 @click.option("--residual", metavar="KIND", help="Residual streams: group (prune whole streams' channels) or keep.")
 @click.option("--border", metavar="KIND", help="Removed constants at zero padding: auto, exact or bias.")
 @click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
 @click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
 @click.option(
     "--multiple-of", type=click.IntRange(min=1), metavar="N", help="Layers keep a multiple of N channels; default 1."
-)
-@click.option(
-    "--shrink-after",
-    type=click.IntRange(min=0),
-    metavar="K",
-    help="Channels that are zero for K steps of ISTA leave while training goes on; default 0: all leave at the end.",
 )
 @click.option(
     "--target-latency",
@@ -89,9 +83,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     callback=lambda _context, _parameter, value: _fractions(value, "0.7,0.5,0.3"),
     help="Falling fractions of the MACs, 0.7,0.5,0.3: a pruned, fine-tuned network at each, from one run.",
 )
-@click.option(
-    "--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default), adjust or stop."
-)
+@click.option("--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default) or stop.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
 @click.option(
     "--precision", metavar="KIND", help="Of training steps: fp32 (default), bf16, or fp16 on CUDA; results are fp32."

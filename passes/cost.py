@@ -26,11 +26,6 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 ShapeOf = Callable[[str], Shape | None]
 
-Rates = Mapping[str, tuple[float, float]]
-"""What one MAC takes, by any clock, per contraction (IR node name): where the channels that it makes go, and where
-those that it reads go."""
-NO_RATES: Rates = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -62,7 +57,6 @@ class ClassCost:
             BatchNorm's output, and each contraction's where no BatchNorm follows it.
         macs: multiply-accumulates, for one sample, of the class's channels where they are computed
             and where they are read.
-        time: float64[num_classes], the same, each MAC times its rate.
 
     On a chain ``contraction_params + activations`` is the bracket of the paper's penalty.
     """
@@ -71,7 +65,6 @@ class ClassCost:
     contraction_params: Counts
     activations: Counts
     macs: Counts
-    time: Floats
 
 
 def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule] = COST_RULES) -> Cost:
@@ -108,13 +101,10 @@ def elements(graph: Graph, name: str) -> int:
     return _per_sample(math.prod(sizes), sizes, _batch(graph, graph.shape))
 
 
-def class_cost(graph: Graph, classes: ChannelClasses, rates: Rates = NO_RATES) -> ClassCost:
+def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
     """Share the cost of ``graph`` out among its channel classes.
 
     Cost: linear in nodes and ids. The counts are first-order: those of one channel removed alone.
-
-    Args:
-        rates: for ``time``. A contraction without any has the median of the others; with none at all a MAC takes 1.
     """
     weights = _contraction_weights(graph)
     read = set(_params_read(graph))
@@ -129,26 +119,15 @@ def class_cost(graph: Graph, classes: ChannelClasses, rates: Rates = NO_RATES) -
     for ids, per_index in _grouped_slices(graph, classes):
         slices.add(ids, per_index)
         weight_slices.add(ids, per_index)
-    maps, macs, time = _Tally(classes), _Tally(classes), _Tally(classes)
+    maps, macs = _Tally(classes), _Tally(classes)
     batch = _batch(graph, graph.shape)
     totals = cost(graph).macs_of
-    usual = _median(rates)
     for node in graph.nodes:
         if _makes_maps(graph, node):
             _add_maps(graph, classes, node.outputs[0], batch, maps)
         if node.op in CONTRACTIONS:
-            parts = _parts(graph, node, totals[node.name])
-            _share_out(graph, classes, node, parts, macs)
-            for_made, for_read = rates.get(node.name, usual)
-            _share_out(graph, classes, node, (parts[0] * for_made, parts[1] * for_read), time)
-    return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts(), time.totals())
-
-
-def _median(rates: Rates) -> tuple[float, float]:
-    if not rates:
-        return 1.0, 1.0
-    made, read = np.median(list(rates.values()), axis=0)
-    return float(made), float(read)
+            _share_out(graph, classes, node, _parts(graph, node, totals[node.name]), macs)
+    return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts())
 
 
 class _Tally:

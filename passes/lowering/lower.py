@@ -120,15 +120,6 @@ def _typed(graph: Graph, key: tuple[str, int], value: Array) -> Array:
     return value.astype(numpy_dtype(graph.values[node.inputs[key[1]]].dtype))
 
 
-def sliced(graph: Graph, classes: ChannelClasses, plan: PrunePlan, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return what a plan leaves of arrays that go with the parameters (an optimiser's memory): cut alike, no folds.
-
-    Args:
-        arrays: parameter name -> an array of its shape.
-    """
-    return _cut(graph, plan, _keeps(classes, keep_mask(graph, classes, plan)), arrays)
-
-
 def _cut(
     graph: Graph, plan: PrunePlan, keeps: Mapping[str, Mapping[int, Array]], arrays: Mapping[str, Array]
 ) -> dict[str, Array]:

@@ -15,9 +15,9 @@ import numpy as np
 from prunec.errors import BadInput
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
-from prunec.passes.cost import NO_RATES, ClassCost, Rates, class_cost
+from prunec.passes.cost import ClassCost, class_cost
 
-PenaltyKind = Literal["memory", "macs", "uniform", "latency"]
+PenaltyKind = Literal["memory", "macs", "uniform"]
 PENALTIES: tuple[PenaltyKind, ...] = get_args(PenaltyKind)
 
 Lambda = np.ndarray[Any, np.dtype[np.float64]]
@@ -26,9 +26,7 @@ Price = Callable[[ClassCost], np.ndarray[Any, Any]]
 """A penalty of the user's own: the counts of all classes -> what each costs, float[num_classes], 0 or more."""
 
 
-def penalty(
-    graph: Graph, classes: ChannelClasses, kind: PenaltyKind | Price = "memory", rates: Rates = NO_RATES
-) -> Lambda:
+def penalty(graph: Graph, classes: ChannelClasses, kind: PenaltyKind | Price = "memory") -> Lambda:
     """Return λ of each class, float64[num_classes]; 0 for classes that cannot be removed.
 
     ``memory`` is the penalty of Ye, Lu, Lin, Wang, ICLR 2018, section 3.3, for any graph: the weights of
@@ -37,19 +35,16 @@ def penalty(
 
         λ^l = [k_w^l·k_h^l·c^(l−1) + Σ_{l'∈T(l)} k_w^{l'}·k_h^{l'}·c^{l'} + I_w^l·I_h^l] / (I_w·I_h).
 
-    ``macs`` follows the multiply-accumulates of the class, ``latency`` their time by ``rates`` (all MACs take the
-    same where there are none), ``uniform`` is the same for all, and a function of yours (``Price``) says it itself.
-    These are scaled to the mean of ``memory``, so that a ρ found for one is of the right size for the others.
-
-    Args:
-        rates: what a MAC of each contraction takes, see passes/cost.py; only ``latency`` reads them.
+    ``macs`` follows the multiply-accumulates of the class, ``uniform`` is the same for all, and a function of yours
+    (``Price``) says it itself. These are scaled to the mean of ``memory``, so that a ρ found for one is of the right
+    size for the others.
 
     Raises:
         BadInput: no such kind; a function that raises, or does not return a number, 0 or more, per class.
     """
     if isinstance(kind, str) and kind not in _KINDS:
         raise BadInput(f"there is no penalty called {kind!r}", do=f"choose one of: {', '.join(PENALTIES)}")
-    counts = class_cost(graph, classes, rates)
+    counts = class_cost(graph, classes)
     removable = ~classes.pinned & classes.is_channel
     memory = (counts.contraction_params + counts.activations) / _input_pixels(graph)
     wanted = np.where(removable, _KINDS[kind](counts) if isinstance(kind, str) else _asked(kind, counts), 0.0)
@@ -77,7 +72,6 @@ _KINDS: Mapping[str, Price] = MappingProxyType(
         "memory": lambda counts: counts.contraction_params + counts.activations,
         "macs": lambda counts: counts.macs,
         "uniform": lambda counts: np.ones(counts.params.shape),
-        "latency": lambda counts: counts.time,
     }
 )
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from prunec.check.comparison import gap
 from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
 from prunec.frontends.onnx.loading.nodes import SourceNode, read_nodes
-from prunec.frontends.onnx.sizes.view import Facts, View
+from prunec.frontends.onnx.sizes.view import FileFacts, View
 from prunec.ir.graph import Value
 from prunec.runtime import sessions
 from prunec.runtime.probes import Array, Feed
@@ -177,7 +177,7 @@ def _by_row(node: SourceNode, read: Mapping[str, Any], fixed: frozenset[str], ro
     row, data = row_of(node), node.inputs[0] if node.inputs else ""
     if row is None or not data or data in fixed or any(isinstance(value, list) for value in read.values()):
         return None
-    facts = Facts()
+    facts = FileFacts()
     for name, value in (*read.items(), (node.outputs[0], rounded[0])):
         facts.values[name] = Value(name, tuple(value.shape), value.dtype.name)
     facts.known = {name: value for name, value in read.items() if name != data}

@@ -20,7 +20,7 @@ from prunec.errors import BadInput, UnsupportedModel
 from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
 from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.frontends.onnx.loading.nodes import SourceNode
-from prunec.frontends.onnx.sizes.view import Facts, View, type_shape
+from prunec.frontends.onnx.sizes.view import FileFacts, View, type_shape
 from prunec.importer import elementwise, layers, moves, reductions, resizing
 from prunec.importer.build import Builder, Origin, Row, Unconvertible
 
@@ -151,7 +151,7 @@ def to_module(source: OnnxSource, input_shapes: Mapping[str, Sequence[int]] = Ma
     """
     opened, batch = _with_open_batch(source, input_shapes)
     traced = trace_onnx(opened)
-    facts = Facts()
+    facts = FileFacts()
     facts.values, facts.known = dict(traced.graph.values), dict(traced.known)
     builder = Builder(batch)
     for name in traced.graph.inputs:
@@ -172,7 +172,7 @@ def to_module(source: OnnxSource, input_shapes: Mapping[str, Sequence[int]] = Ma
     )
 
 
-def _convert(node: SourceNode, facts: Facts, builder: Builder) -> None:
+def _convert(node: SourceNode, facts: FileFacts, builder: Builder) -> None:
     """Add one node; what is known without a run, and what no output needs, is left out."""
     if all(name in facts.known or name not in facts.values for name in node.outputs if name):
         return
@@ -207,7 +207,7 @@ def _cannot(node: SourceNode, op: str, why: str) -> UnsupportedModel:
     )
 
 
-def _result(name: str, builder: Builder, facts: Facts) -> fx.Node:
+def _result(name: str, builder: Builder, facts: FileFacts) -> fx.Node:
     found = builder.values.get(name)
     if found is not None:
         return found

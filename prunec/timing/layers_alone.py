@@ -1,6 +1,6 @@
 """A contraction of the network by itself: its sizes, other widths of it, and an ONNX model that holds nothing else.
 
-Owns what of a node decides how long it takes. Timing these models, and what follows from it, is layer_times.py's.
+Owns what of a node decides how long it takes. Timing these models, and what follows from it, is staircases.py's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from prunec.passes.rules.cost import Sizes
 
 _OPSET, _IR_VERSION = 17, 8
 """As prunec's own exports."""
-_BLOCK = 16
-"""Channels that ONNX Runtime's CPU kernels work on at once: time goes up in steps of so many."""
-
 _MOST_ELEMENTS = 1 << 28
 """Of a tensor of a layer's model: a file can hold no more than 2 GiB."""
 
@@ -46,16 +43,6 @@ class Layer:
     stored: tuple[bool, ...]
     window: tuple[tuple[str, tuple[int, ...]], ...] = ()
     groups: int = 1
-
-    @property
-    def volume(self) -> int:
-        """What its MACs are in proportion to, while only numbers of channels differ."""
-        if self.op == "attention":
-            query, keys, values = self.inputs
-            return math.prod(query[:-1]) * keys[-1] * (query[-1] + values[-1])
-        if self.op == "matmul":
-            return math.prod(self.inputs[0]) * (self.inputs[1][-1] if len(self.inputs[1]) > 1 else 1)
-        return math.prod(self.inputs[1])
 
 
 def layers_alone(graph: Graph) -> dict[str, Layer | None]:
@@ -115,17 +102,6 @@ def made(layer: Layer) -> Side | None:
 def read(layer: Layer) -> Side | None:
     """Return the channels that a layer sums over. Those of a grouped convolution come and go with its groups."""
     return _READ[layer.op](layer)
-
-
-def resized(layer: Layer, side: Side) -> Layer:
-    """Return the layer with about half the units of ``side`` gone; where less than a block would stay, with one added.
-
-    The step is whole blocks of channels, so that steps in time are averaged over. With less than a block to read,
-    convolutions run in another kernel, which says nothing of this one.
-    """
-    blocks = max(1, round(side.units * side.channels / (2 * _BLOCK)))
-    step = max(1, round(blocks * _BLOCK / side.channels))
-    return at(layer, side, side.units + (-step if (side.units - step) * side.channels >= _BLOCK else step))
 
 
 def at(layer: Layer, side: Side, units: int) -> Layer:

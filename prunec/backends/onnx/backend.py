@@ -23,7 +23,7 @@ from prunec.frontends.onnx.check import contradiction
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.frontends.onnx.loading.nodes import SourceNode, domain_of, read_nodes
 from prunec.frontends.onnx.sizes.infer import infer
-from prunec.frontends.onnx.sizes.view import Facts, View
+from prunec.frontends.onnx.sizes.view import FileFacts, View
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
@@ -103,8 +103,8 @@ def _anything(edits: Edits) -> bool:
     )
 
 
-def _facts(traced: TracedOnnx) -> Facts:
-    facts = Facts()
+def _facts(traced: TracedOnnx) -> FileFacts:
+    facts = FileFacts()
     facts.values = dict(traced.graph.values)
     facts.known = dict(traced.known)
     facts.roots = dict(traced.roots)

@@ -13,10 +13,10 @@ import onnx
 
 from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.frontends.onnx.loading.nodes import SourceNode, subgraphs
-from prunec.frontends.onnx.sizes.view import Facts
+from prunec.frontends.onnx.sizes.view import FileFacts
 
 
-def with_settled_branches(source: OnnxSource, nodes: Sequence[SourceNode], facts: Facts) -> OnnxSource | None:
+def with_settled_branches(source: OnnxSource, nodes: Sequence[SourceNode], facts: FileFacts) -> OnnxSource | None:
     """Return the model with the branch that runs in place of each If whose condition is known; None without any."""
     chosen = {_first(node.outputs): branch for node in nodes if (branch := _branch(node, facts)) is not None}
     if not chosen:
@@ -40,7 +40,7 @@ def _first(outputs: Iterable[str]) -> str:
     return next(filter(None, outputs), "")
 
 
-def _branch(node: SourceNode, facts: Facts) -> onnx.GraphProto | None:
+def _branch(node: SourceNode, facts: FileFacts) -> onnx.GraphProto | None:
     """Return the branch of an If of the main graph that always runs."""
     if node.op != "If" or node.domain or node.call >= 0 or not any(node.outputs):
         return None

@@ -32,7 +32,7 @@ from prunec.frontends.onnx.ops.table import teach_shape, translate
 from prunec.frontends.onnx.ops.unpool import learn_unpooled
 from prunec.frontends.onnx.sizes.infer import check_input_shapes, infer
 from prunec.frontends.onnx.sizes.refine import SHAPED_BY_CONTENTS, better, is_soft, refine
-from prunec.frontends.onnx.sizes.view import Array, Facts, View
+from prunec.frontends.onnx.sizes.view import Array, FileFacts, View
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.taught import NO_RULES, OpRules
 
@@ -53,7 +53,7 @@ class TracedOnnx:
             (object arrays of sizes/symbols.py items).
         roots, marks: for contents that follow from a number of channels: the values whose shapes are read
             for it, and bool per element: which do.
-        repeated: contents that are one element over and over, made so (``Facts`` of sizes/view.py).
+        repeated: contents that are one element over and over, made so (``FileFacts`` of sizes/view.py).
     """
 
     graph: Graph
@@ -129,15 +129,15 @@ def _walk(
     source: OnnxSource,
     nodes: Sequence[SourceNode],
     shapes: Mapping[str, Shape],
-    in_file: Facts | None,
+    in_file: FileFacts | None,
     rules: OpRules,
-) -> tuple[Facts, list[tuple[SourceNode, Sequence[Draft]]]]:
+) -> tuple[FileFacts, list[tuple[SourceNode, Sequence[Draft]]]]:
     """Fold and complete shapes node by node, then translate; return the facts and each node's drafts.
 
     With ``shapes`` that the user chose, contents that follow from them alone are not taken as
     constants: ``in_file`` tells what the file itself fixes.
     """
-    facts = Facts(fixed_sizes=not shapes)
+    facts = FileFacts(fixed_sizes=not shapes)
     facts.values, grown = infer(source.model, nodes, shapes)
     _add_initializers(source, facts)
     views = [View(node, facts) for node in nodes]
@@ -156,21 +156,21 @@ def _walk(
     return facts, drafts
 
 
-def _add_initializers(source: OnnxSource, facts: Facts) -> None:
+def _add_initializers(source: OnnxSource, facts: FileFacts) -> None:
     for tensor in source.model.graph.initializer:
         _add_tensor(tensor.name, source.array(tensor), facts)
     for sparse in source.model.graph.sparse_initializer:
         facts.known[sparse.values.name] = source.dense(sparse)
 
 
-def _add_tensor(name: str, array: Array, facts: Facts) -> None:
+def _add_tensor(name: str, array: Array, facts: FileFacts) -> None:
     if array.dtype == object:  # strings: no numbers to know
         facts.values[name] = Value(name, tuple(array.shape), "object")
     else:
         facts.known[name] = array
 
 
-def _learn(view: View, source: OnnxSource, facts: Facts, in_file: Facts | None) -> bool:
+def _learn(view: View, source: OnnxSource, facts: FileFacts, in_file: FileFacts | None) -> bool:
     """Record what the node's outputs hold, where that is known without a run; tell whether all of it is."""
     if view.op == "Constant" and not view.node.domain:
         return _learn_constant(view, source, facts)
@@ -192,7 +192,7 @@ def _learn(view: View, source: OnnxSource, facts: Facts, in_file: Facts | None) 
     return True
 
 
-def _learn_constant(view: View, source: OnnxSource, facts: Facts) -> bool:
+def _learn_constant(view: View, source: OnnxSource, facts: FileFacts) -> bool:
     name = view.outputs[0]
     for key, value in view.attrs.items():
         if key == "value":
@@ -206,7 +206,7 @@ def _learn_constant(view: View, source: OnnxSource, facts: Facts) -> bool:
     return name in facts.known
 
 
-def _mark(view: View, facts: Facts) -> None:
+def _mark(view: View, facts: FileFacts) -> None:
     """Record which elements of the outputs follow from a number of channels, and of which values."""
     if view.op in ("Shape", "Size"):
         roots = frozenset(view.inputs)
@@ -226,7 +226,7 @@ def _as_open(array: Array) -> Array:
     return items
 
 
-def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: set[str]) -> None:
+def _complete_shapes(view: View, model: onnx.ModelProto, facts: FileFacts, grown: set[str]) -> None:
     """Look again at the outputs' shapes where inference left sizes open and more is known by now.
 
     What only the file says of an output is looked at, too: it may be stale.
@@ -249,7 +249,7 @@ def _complete_shapes(view: View, model: onnx.ModelProto, facts: Facts, grown: se
         grown.add(name)
 
 
-def _drafts(view: View, facts: Facts, rules: OpRules) -> Sequence[Draft]:
+def _drafts(view: View, facts: FileFacts, rules: OpRules) -> Sequence[Draft]:
     """Translate one node; nothing where all of it is constant.
 
     Contents made of sizes stand as one node per value: it reads the values whose sizes matter, so that
@@ -272,7 +272,7 @@ def _drafts(view: View, facts: Facts, rules: OpRules) -> Sequence[Draft]:
         raise InternalError("the ONNX frontend", f"the row for {view.op} failed at {place}: {error!r}") from error
 
 
-def _sizes(name: str, facts: Facts) -> Draft:
+def _sizes(name: str, facts: FileFacts) -> Draft:
     roots = tuple(sorted(facts.roots.get(name, ())))
     if name not in facts.values:
         facts.values[name] = Value(name, facts.shape(name), "int64")
@@ -283,7 +283,10 @@ def _sizes(name: str, facts: Facts) -> Draft:
 
 
 def _assemble(
-    source: OnnxSource, nodes: Sequence[SourceNode], facts: Facts, drafts: Sequence[tuple[SourceNode, Sequence[Draft]]]
+    source: OnnxSource,
+    nodes: Sequence[SourceNode],
+    facts: FileFacts,
+    drafts: Sequence[tuple[SourceNode, Sequence[Draft]]],
 ) -> tuple[Graph, dict[int, tuple[str, ...]], dict[str, tuple[int, ...]]]:
     """Keep what the outputs need, and make the frozen graph of it."""
     outputs = tuple(value.name for value in source.model.graph.output)
@@ -320,7 +323,7 @@ def _assemble(
     return graph, parts_of, slots
 
 
-def _paddings(facts: Facts, nodes: Sequence[SourceNode], made: Sequence[Node]) -> list[Node]:
+def _paddings(facts: FileFacts, nodes: Sequence[SourceNode], made: Sequence[Node]) -> list[Node]:
     """Return a ``full`` node for each uniform tensor that is there to be concatenated only: it pads."""
     readers: dict[str, set[str]] = {}
     for node in made:
@@ -356,7 +359,7 @@ def tail_value(name: str) -> str:
 
 
 def _tensors(
-    facts: Facts, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
+    facts: FileFacts, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
 ) -> tuple[dict[str, Value], dict[str, Param], list[Node]]:
     """Return values, parameters, and an identity for each graph output that is a parameter."""
     values = {name: _value(name, facts) for name in inputs}
@@ -385,7 +388,7 @@ def _tensors(
     return values, params, tail
 
 
-def _follows_from_sizes(name: str, array: Array, facts: Facts) -> bool:
+def _follows_from_sizes(name: str, array: Array, facts: FileFacts) -> bool:
     """Tell whether contents are sizes, or uniform and made of them: what the backend writes out and never slices.
 
     A weight that is scaled by its own size (weight standardisation) is a weight.
@@ -393,7 +396,7 @@ def _follows_from_sizes(name: str, array: Array, facts: Facts) -> bool:
     return name in facts.roots and (array.dtype.kind != "f" or name in facts.repeated)
 
 
-def _value(name: str, facts: Facts) -> Value:
+def _value(name: str, facts: FileFacts) -> Value:
     value = facts.values.get(name)
     if value is None:
         return Value(name, facts.shape(name))

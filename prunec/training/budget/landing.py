@@ -101,38 +101,6 @@ class GammaHistory:
                 left[members] /= max(1e-30, float(left[members].mean()))
         return left
 
-    def zero_for(self, readings: int) -> Mask:
-        """Return bool[num_classes]: penalised, and zero at the last ``readings`` readings (at least the last one)."""
-        since = self.zero_since
-        zero: Mask = self._plan.penalised & (since > 0) & (self._readings - since + 1 >= readings)
-        return zero
-
-    def of_smaller(self, plan: Sparsity, kept: Mapping[str, Ids]) -> GammaHistory:
-        """Return what is remembered of a network that lost channels.
-
-        Args:
-            plan: the smaller network's.
-            kept: gamma parameter -> indices of the channels that stayed, where some went.
-        """
-        smaller = GammaHistory(plan)
-        smaller._readings = self._readings
-        before = {gamma.param: gamma for gamma in self._plan.gammas}
-        for gamma in plan.gammas:
-            index = kept.get(gamma.param, np.arange(before[gamma.param].classes.size))
-            if gamma.param in self.values:
-                smaller.values[gamma.param] = self.values[gamma.param][index]
-                smaller.start[gamma.param] = self.start[gamma.param][index]
-            smaller.zero_since[gamma.classes] = self.zero_since[before[gamma.param].classes[index]]
-        return smaller
-
-    def undo_last(self, module: nn.Module) -> int:
-        """Give the classes that are zero since the last reading only the gammas they had; return how many."""
-        back = self._plan.penalised & (self.zero_since == self._readings)
-        gone = self._plan.penalised & (self.zero_since > 0) & ~back
-        set_gammas(self._plan, module, self.values, gone)
-        self.zero_since[back] = 0
-        return int(back.sum())
-
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers, as tensors and numbers."""
         return {

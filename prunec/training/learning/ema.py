@@ -7,7 +7,7 @@ weights are judged with statistics of their own time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
@@ -59,28 +59,9 @@ class Ema:
         finally:
             _copy(self._live, live)
 
-    def change_both(self, change: Callable[[], None]) -> None:
-        """Carry out a change of the module's values on the averaged ones too."""
-        live = [value.detach().clone() for value in self._live]
-        self.copy_to_module()
-        change()
-        _copy(self._average, self._live)
-        _copy(self._live, live)
-        change()
-
     def copy_to_module(self) -> None:
         """Give the module the averaged values for good."""
         _copy(self._live, self._average)
-
-    def copied_to(self, module: nn.Module) -> nn.Module:
-        """Give another module of the same structure the averaged values, and return it."""
-        _copy(_values(module), self._average)
-        return module
-
-    def go_on(self, num_updates: int, average: nn.Module) -> None:
-        """Go on from an average that another module, of the same structure, holds."""
-        _copy(self._average, _values(average))
-        self.num_updates = num_updates
 
     def state_dict(self) -> EmaState:
         """Return what ``load_state_dict`` takes; the tensors are not copied."""

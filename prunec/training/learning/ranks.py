@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from prunec.errors import BadInput, MissingDependency, PrunecError
+from prunec.errors import MissingDependency, PrunecError
 
 T = TypeVar("T")
 
@@ -156,27 +156,6 @@ class Together:
 
         gathered: list[T] = gather_object([value])
         return gathered
-
-
-def from_first(work: Callable[[], T]) -> T:
-    """Return what ``work`` gives on rank 0, in a loop of someone's own, whose processes torch.distributed has joined.
-
-    Raises:
-        BadInput: there are several processes, and they have not joined yet: each would have its own answer.
-    """
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not there:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise BadInput(
-                "the latency of layers cannot be measured before the processes have joined",
-                why="each would measure other times, and their gammas would part",
-                do="call it after torch.distributed.init_process_group (or Accelerator()), or give rates",
-            )
-        return work()
-    told: list[Any] = [work() if torch.distributed.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(told, src=0)
-    result: T = told[0]
-    return result
 
 
 def _sendable(error: Exception | None) -> Exception | None:

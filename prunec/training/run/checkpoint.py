@@ -48,7 +48,7 @@ class Checkpoint(TypedDict):
     window: WindowState
     controller: dict[str, Any]
     history: dict[str, Any]
-    facts: dict[str, Any]
+    record: dict[str, Any]
     plan: str
     rng: list[dict[str, torch.Tensor]]
 

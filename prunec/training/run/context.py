@@ -27,6 +27,7 @@ from prunec.training.run import checkpoint as checkpoints
 from prunec.training.run.checkpoint import Checkpoint, rng_state, set_rng_state
 from prunec.training.run.evaluate import evaluate
 from prunec.training.run.loop import Interrupt, State, Tools, diverged, run_phase
+from prunec.training.run.record import Record
 from prunec.training.run.tasks import FineTune, Sparsify
 from prunec.training.settings.setup import Setup, try_step
 from prunec.training.sparsity.controller import Controller
@@ -58,7 +59,7 @@ class Context:
 
     def tell(self, sentence: str) -> None:
         """Show a sentence, and keep it among the reasons that the summary gives."""
-        self.state.facts.setdefault("reasons", []).append(sentence)
+        self.state.record.reasons.append(sentence)
         self.progress.note(sentence)
 
     def open_log(self) -> None:
@@ -68,8 +69,8 @@ class Context:
             file = MetricsFile(folder.metrics, step)
             self.metrics = Curves(file, folder.tensorboard, step) if self.config.tensorboard else file
 
-    def run_phase(self, task: Sparsify | FineTune) -> bool:
-        """Run the phase from where it is; return whether it is over, rather than paused by its task."""
+    def run_phase(self, task: Sparsify | FineTune) -> None:
+        """Run the phase from where it is to its end."""
         phase = self.setup.phases[self.state.phase]
         if phase.steps:
             tools = Tools(
@@ -85,22 +86,17 @@ class Context:
                 self.teacher,
             )
             reason = run_phase(tools, self.state, phase, task, self.interrupt)
-            if not reason and self.state.phase_step < phase.steps:
-                return False
             if reason:
-                self.state.facts.setdefault("reasons", []).append(
-                    f"{phase.name} ended at step {self.state.step}: {reason}"
-                )
+                self.state.record.reasons.append(f"{phase.name} ended at step {self.state.step}: {reason}")
                 self.progress.note(f"{phase.name} ended: {reason}")
         self.state.phase += 1
         self.state.phase_step = 0
-        return True
 
     def ready_forward(self) -> None:
         """Make the forward pass of training steps: on this device, with the same gradients on all ranks."""
         together = self.module
         if self.ranks.size > 1:
-            as_given = together is self.setup.original
+            as_given = together is self.setup.module
             unused = self.setup.has_unused if as_given else try_step(together, self.setup.batches, self.setup.objective)
             together = self.ranks.parallel(together, unused)
         self.forward = self.setup.execution.forward(together, self.progress.note)
@@ -111,10 +107,10 @@ class Context:
         data = setup.data
         self.ranks.copy_state(self.module)
         scores = evaluate(self.module, data.test, setup.pipeline, setup.objective, data.image_shape, self.ranks)
-        self.state.facts.setdefault("scores", {})[moment] = scores
+        self.state.record.scores[moment] = scores
         if isinstance(setup.objective, Segmentation):
             masks = found_masks(self.module, setup.data.test, setup.pipeline, setup.objective)
-            self.state.facts.setdefault("masks", {})[moment] = masks
+            self.state.record.masks[moment] = masks
 
     def settle_statistics(self) -> None:
         """Measure the BatchNorms' statistics afresh."""
@@ -149,7 +145,7 @@ class Context:
             "window": self.window.state_dict(),
             "controller": self.controller.state_dict() if self.controller is not None else {},
             "history": self.history.state_dict(),
-            "facts": self.state.facts,
+            "record": self.state.record.to_plain(),
             "plan": self.plan.to_json() if self.plan is not None else "",
             "rng": self.ranks.gather(rng_state(self.setup.device)),
         }
@@ -183,7 +179,7 @@ def state_of(checkpoint: Checkpoint) -> State:
         checkpoint["phase_step"],
         checkpoint["step"],
         checkpoint["milestone"],
-        checkpoint["facts"],
+        Record.of_plain(checkpoint["record"]),
     )
 
 

@@ -27,6 +27,7 @@ from prunec.training.learning.execution import Forward
 from prunec.training.logs.metrics import MetricsFile, NoMetrics, Window
 from prunec.training.logs.progress import Progress
 from prunec.training.logs.tensorboard import Curves
+from prunec.training.run.record import Record
 from prunec.training.settings.setup import Phase, Setup
 
 
@@ -39,14 +40,14 @@ class State:
         phase_step: steps done in that phase.
         step: steps done in all.
         milestone: number of the milestone that the run is on its way to; 0 where there are none.
-        facts: what was measured or chosen once (scores, ρ, α, reasons); plain data.
+        record: what was measured and chosen.
     """
 
     phase: int = 0
     phase_step: int = 0
     step: int = 0
     milestone: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
 
 
 class Task(Protocol):
@@ -60,9 +61,6 @@ class Task(Protocol):
 
     def stop_reason(self) -> str:
         """Return why the phase should end early; "" to go on."""
-
-    def pauses(self) -> bool:
-        """Tell whether something is to be done now before the phase goes on."""
 
     def advice(self) -> list[str]:
         """Return what to tell the user now."""
@@ -94,8 +92,6 @@ class Tools:
 def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: Interrupt) -> str:
     """Run a phase from where ``state`` says it is; return why it ended early, or "".
 
-    Where the task pauses, it returns "" with steps left to do.
-
     Raises:
         CheckFailed: the loss is no longer a number (the last good checkpoint stays), or the task says so.
         Interrupted: a stop was asked for; a checkpoint has been written.
@@ -114,7 +110,7 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
                 tools.save()
                 raise failure
             reason = task.stop_reason()
-            if reason or (task.pauses() and state.phase_step < phase.steps):
+            if reason:
                 return reason
         asked = _stop_asked(tools, state, log_every, interrupt)
         if asked or state.step % config.checkpoint_every == 0:
@@ -189,7 +185,7 @@ def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
     tools.metrics.append(row)
     tools.progress.row(row, tools.setup.full.params)
     for sentence in task.advice():
-        state.facts.setdefault("advice", []).append(sentence)
+        state.record.advice.append(sentence)
         tools.progress.note(f"advice: {sentence}")
 
 

@@ -6,7 +6,6 @@ Owns which of the two removals it is (removal.py has both) and the images that o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +19,11 @@ from prunec.training.budget.footprint import Size
 from prunec.training.budget.goals import in_words
 from prunec.training.data.batches import sampled_batches
 from prunec.training.run.context import Context
-from prunec.training.run.shrinking import combined
 from prunec.training.settings.removal import enough_images, remove_by_data, remove_constant
 
 
-def remove(context: Context, finetune_steps: int, earlier: Sequence[PrunePlan]) -> dict[str, Any]:
-    """Replace the network, which is on the CPU, by the pruned one, and set the plan; return the report as plain data.
-
-    Args:
-        earlier: by which channels have left the network while it was trained.
-    """
+def remove(context: Context, finetune_steps: int) -> dict[str, Any]:
+    """Replace the network, which is on the CPU, by the pruned one, and set the plan; return the report as data."""
     found: list[nn.Module] = []
 
     def work() -> tuple[str, dict[str, Any], str]:
@@ -43,14 +37,14 @@ def remove(context: Context, finetune_steps: int, earlier: Sequence[PrunePlan]) 
     plan = PrunePlan.from_json(text)
     context.module = found[0] if found else apply_plan(context.module, plan)
     # Training goes on from the fitted weights, and ends with others, which are in a file of their own.
-    context.plan = replace(plan, refits=()).after(*earlier)
-    return combined((entry["report"] for entry in context.state.facts.get("shrinkings", ())), report)
+    context.plan = replace(plan, refits=())
+    return report
 
 
 def _pruned(context: Context, finetune_steps: int) -> tuple[api.Pruned, str]:
     """Remove what is constant and, where the budget asks for more, what images show; return a sentence on that."""
     setup, config = context.setup, context.config
-    if not context.state.facts.get("by_data"):
+    if not context.state.record.by_data:
         return remove_constant(context.module, setup.example_inputs, config, finetune_steps), ""
     images = _images(context)
     context.progress.note(f"choosing channels, and fitting those that stay, on {len(images)} training images")

@@ -23,6 +23,7 @@ from prunec.report.run_page import write_run_page
 from prunec.timing.pairs import PROVIDER
 from prunec.training.logs.pictures import write_sheet
 from prunec.training.logs.progress import Progress
+from prunec.training.run.record import LatencyBudget, Record
 from prunec.training.run.time_budget import TOLERANCE, stopwatch
 from prunec.training.settings.setup import Setup
 
@@ -81,15 +82,13 @@ class RunResult:
         return {"format": "prunec-summary", "version": 1, **document, "validation": self.validation.to_json_dict()}
 
 
-def write_results(
-    setup: Setup, module: nn.Module, plan: PrunePlan, facts: Mapping[str, Any], progress: Progress
-) -> RunResult:
+def write_results(setup: Setup, module: nn.Module, plan: PrunePlan, record: Record, progress: Progress) -> RunResult:
     """Write the run folder's results.
 
     Args:
         module: the pruned network, on the CPU, in eval mode.
         plan: how it came from the original.
-        facts: what the run measured and chose.
+        record: what the run measured and chose.
 
     Raises:
         ValidationFailed: ONNX Runtime does not agree with ``module``.
@@ -110,12 +109,12 @@ def write_results(
         output_names=(names.output_name,),
         open_axes=names.open_axes,
     )
-    with stopwatch(setup.original.to("cpu"), one_image, names) as watch:
+    with stopwatch(setup.module.to("cpu"), one_image, names) as watch:
         was, now = watch.time(folder.onnx, _slowest(setup))
     validation = dataclasses.replace(validation, latency_a_ms=was, latency_b_ms=now)
-    if "masks" in facts:
-        write_sheet(folder.pictures, setup.data.test, _in_order(facts["masks"]))
-    result = _result(setup, facts, validation)
+    if record.masks:
+        write_sheet(folder.pictures, setup.data.test, _in_order(record.masks))
+    result = _result(setup, record, validation)
     write_json(folder.summary, result.to_json_dict())
     write_run_page(folder)
     progress.note(f"wrote {folder.path}")
@@ -145,15 +144,15 @@ def save_weights(module: nn.Module, path: Path) -> None:
         aside.chmod(mode)  # safetensors makes files that only their owner can read
 
 
-def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> RunResult:
-    folder, report = setup.folder, facts["report"]
-    measured: Mapping[str, Mapping[str, float]] = facts["scores"]
+def _result(setup: Setup, record: Record, validation: Validation) -> RunResult:
+    folder, report = setup.folder, record.report
+    measured = record.scores
     scores = {
         name: {moment: measured[moment][name] for moment in MOMENTS if moment in measured} for name in measured["after"]
     }
     files = [folder.onnx, folder.weights, folder.plan, folder.metrics, folder.summary, folder.report, folder.config]
-    files += [folder.pictures] * ("masks" in facts)
-    latency = _against_target(facts, validation)
+    files += [folder.pictures] * bool(record.masks)
+    latency = _against_target(record.latency, validation)
     return RunResult(
         model=setup.config.model_spec,
         output=str(folder.path),
@@ -163,24 +162,23 @@ def _result(setup: Setup, facts: Mapping[str, Any], validation: Validation) -> R
         scores=scores,
         layers=tuple(report["layers"]),
         validation=validation,
-        reasons=(*facts.get("reasons", ()), *_latency_in_words(latency)),
-        advice=tuple(facts.get("advice", ())),
+        reasons=(*record.reasons, *_latency_in_words(latency)),
+        advice=tuple(record.advice),
         blocked=tuple(report["blocked"]),
         files=tuple(file.name for file in files),
         latency=latency,
     )
 
 
-def _against_target(facts: Mapping[str, Any], validation: Validation) -> Mapping[str, Any] | None:
-    chosen = facts.get("latency")
+def _against_target(chosen: LatencyBudget | None, validation: Validation) -> Mapping[str, Any] | None:
     if chosen is None or validation.latency_a_ms is None or validation.latency_b_ms is None:
         return None
     return {
-        "asked": chosen["asked"],
+        "asked": chosen.asked,
         "measured": validation.latency_b_ms / validation.latency_a_ms,
         "provider": PROVIDER,
-        "macs_budget": chosen["macs"],
-        "probes": chosen["probes"],
+        "macs_budget": chosen.macs,
+        "probes": [dataclasses.asdict(point) for point in chosen.probes],
     }
 
 

@@ -18,7 +18,6 @@ from prunec.errors import Interrupted, WriteFailed
 from prunec.files import RunFolder
 from prunec.ir.plan import PrunePlan
 from prunec.pipeline.apply import apply_plan
-from prunec.timing import layer_times
 from prunec.training.budget.footprint import check_alive, keep_mask, zero_gammas
 from prunec.training.budget.goals import Goal
 from prunec.training.budget.landing import GammaHistory
@@ -32,7 +31,6 @@ from prunec.training.run.checkpoint import Checkpoint
 from prunec.training.run.context import Context, state_of
 from prunec.training.run.loop import Interrupt, resume_command
 from prunec.training.run.results import RunResult, write_results
-from prunec.training.run.shrinking import shrunk
 from prunec.training.run.sparsifying import train_sparse
 from prunec.training.run.tasks import FineTune
 from prunec.training.settings.config import RunConfig
@@ -45,7 +43,6 @@ from prunec.training.settings.setup import (
     continue_run_folder,
     prepare,
     start_run_folder,
-    weighed,
 )
 from prunec.training.sparsity.controller import restarted
 from prunec.training.sparsity.sparsify import gamma_values
@@ -113,8 +110,6 @@ class _Run(Context):
             self.progress.note(sentence)
         resumed = self._resumed()
         if resumed is None:
-            self._measure_layers()
-            self._weigh()
             self._measure_latency()
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
@@ -137,53 +132,33 @@ class _Run(Context):
         return None
 
     def _take_up(self, resumed: Checkpoint) -> None:
-        """Go on from a checkpoint: with the network as small as it was, and with the settings given anew."""
+        """Go on from a checkpoint, with the settings given anew."""
         self.state = state_of(resumed)
-        facts = self.state.facts
-        self._weigh()
-        entries = facts.get("focus", ())
-        self.setup = focused(self.setup, entries, 0)
-        for done, plan in enumerate(self._left_in_training(), 1):
-            self.setup = focused(shrunk(self.setup, plan), entries, done)
-        self.module, self.history = self.setup.module, GammaHistory(self.setup.sparsity)
+        record = self.state.record
+        self.setup = focused(self.setup, record.focus)
+        self.history = GammaHistory(self.setup.sparsity)
         self.ranks.on_main(lambda: continue_run_folder(self.setup.folder, self.config))
         changed = checkpoints.changed_settings(resumed, self.config)
         if "rho" in changed and self.config.rho is not None:
-            facts["rho"] = self.config.rho
+            record.rho = self.config.rho
         late = self.state.phase >= FINETUNE and self.state.milestone + 1 >= len(self.config.milestones)
         for name in changed:
             said = f"{name.replace('_', '-')} {getattr(self.config, name)} from step {self.state.step} on: given"
             without_effect = late and name in ("lr", "gamma_lr", "rho")
             self.tell(f"{said}, without effect: fine-tuning goes by finetune-lr" if without_effect else said)
 
-    def _left_in_training(self) -> tuple[PrunePlan, ...]:
-        """Return the plans by which channels have left the network while it was trained."""
-        return tuple(PrunePlan.from_json(entry["plan"]) for entry in self.state.facts.get("shrinkings", ()))
-
     def _goals(self) -> tuple[Goal, ...]:
         """Return the budget that the run is on its way to."""
-        if "latency" in self.state.facts:
-            return time_budget.goals(self.state.facts["latency"])
+        if self.state.record.latency is not None:
+            return time_budget.goals(self.state.record.latency)
         return milestones.goals_at(self.config, self.state.milestone)
-
-    def _measure_layers(self) -> None:
-        """Find out what λ is to follow; it is kept, so that a resumed run has the same."""
-        if self.config.penalty == "latency":
-            self.progress.note("measuring how long each layer takes, in ONNX Runtime on this machine's CPU")
-            found = self.ranks.on_main(lambda: layer_times.measure(self.setup.sparsity.graph))
-            self.state.facts["layers"] = {"rates": found.rates, "said": found.said}
-
-    def _weigh(self) -> None:
-        if "layers" in self.state.facts:
-            self.setup = weighed(self.setup, self.state.facts["layers"]["rates"])
-            self.history = GammaHistory(self.setup.sparsity)
 
     def _measure_latency(self) -> None:
         """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""
         asked = self.config.target_latency
         if asked is not None:
             self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
-            self.state.facts["latency"] = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
+            self.state.record.latency = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
         """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
@@ -202,13 +177,13 @@ class _Run(Context):
         """Write a milestone's result, and return the state from which ISTA goes on to the next one."""
         self._finish_milestone()
         kept = checkpoints.load(self.setup.folder, self.config, milestone=True)
-        reached = self.state.facts["milestones"]
+        reached = self.state.record.milestones
         step = self.state.step
         self.state = state_of(kept)
         self.state.phase, self.state.phase_step, self.state.step = ISTA, 0, step
         self.state.milestone += 1
-        self.state.facts["milestones"] = reached
-        self.state.facts["rho"] = kept["facts"]["rho_reached"]
+        self.state.record.milestones = reached
+        self.state.record.rho = self.state.record.rho_reached
         kept["controller"] = restarted(kept["controller"])
         self.plan = self.teacher = None
         self.module = self.setup.execution.place(self.setup.module)
@@ -217,7 +192,7 @@ class _Run(Context):
     def _finish_milestone(self) -> RunResult:
         share = self.config.milestones[self.state.milestone]
         result = self._settled_result(lambda: milestones.open_folder(self.setup, self.state.milestone))
-        self.state.facts.setdefault("milestones", []).append(milestones.entry(result, share))
+        self.state.record.milestones.append(milestones.entry(result, share))
         return result
 
     # --- removal ------------------------------------------------------------------------------------
@@ -226,17 +201,17 @@ class _Run(Context):
         setup = self.setup
         plan = setup.sparsity
         keep = keep_mask(plan, zero_gammas(plan, gamma_values(plan, self.module)))
-        check_alive(plan.graph, plan.classes, keep, self.state.facts["rho"])
+        check_alive(plan.graph, plan.classes, keep, self.state.record.rho)
         finetune_steps = setup.phases[FINETUNE].steps
         if not finetune_steps:
             self.settle_statistics()
         self.module.to("cpu")
-        report = removing.remove(self, finetune_steps, self._left_in_training())
+        report = removing.remove(self, finetune_steps)
         setup.execution.place(self.module)
         if finetune_steps:
             # Constants folded into biases shift what the BatchNorms behind them see at the borders.
             self.settle_statistics()
-        self.state.facts["report"] = report
+        self.state.record.report = report
         self.score("removed")
         left = report["after"]["params"] / report["before"]["params"]
         self.progress.note(f"removed {report['removed_channels']} channels: {left:.1%} of the parameters are left")
@@ -245,7 +220,7 @@ class _Run(Context):
 
     def _rebuild(self, resumed: Checkpoint) -> None:
         self.plan = PrunePlan.from_json(resumed["plan"])
-        self.module = self.setup.execution.place(apply_plan(self.setup.original.to("cpu"), self.plan))
+        self.module = self.setup.execution.place(apply_plan(self.setup.module.to("cpu"), self.plan))
 
     # --- fine-tuning --------------------------------------------------------------------------------
 
@@ -257,12 +232,12 @@ class _Run(Context):
         self.ready_forward()
         if resumed is None:
             self.save()
-        weight = self.state.facts.get("distill", 0.0)
+        weight = self.state.record.distill
         if weight and self.setup.phases[FINETUNE].steps:
             execution = self.setup.execution
-            module = execution.place(checkpoints.load_teacher(self.setup.folder, self.setup.original))
+            module = execution.place(checkpoints.load_teacher(self.setup.folder, self.setup.module))
             self.teacher = Teacher(execution.forward(module, self.progress.note), weight, self.setup.objective)
-        after = self.state.facts["report"]["after"]
+        after = self.state.record.report["after"]
         self.run_phase(FineTune(self.setup, self.optimizer, after["params"], after["macs"]))
 
     # --- the end ------------------------------------------------------------------------------------
@@ -270,7 +245,7 @@ class _Run(Context):
     def _finish(self) -> RunResult:
         if self.config.milestones:
             last = self._finish_milestone()
-            entries = self.state.facts["milestones"]
+            entries = self.state.record.milestones
             return self.ranks.on_main(lambda: milestones.conclude(self.setup, last, entries))
         return self._settled_result(lambda: self.setup)
 
@@ -281,8 +256,8 @@ class _Run(Context):
         self.settle_statistics()
         self.score("after")
         assert self.plan is not None, "removal comes before the end"
-        module, plan, facts = self.module.to("cpu").eval(), self.plan, self.state.facts
-        return self.ranks.on_main(lambda: write_results(setup(), module, plan, facts, self.progress))
+        module, plan, record = self.module.to("cpu").eval(), self.plan, self.state.record
+        return self.ranks.on_main(lambda: write_results(setup(), module, plan, record, self.progress))
 
 
 _NOTHING_REMOVED = "no channel was removed: no gamma reached zero; raise rho, lower alpha or train longer"

@@ -6,7 +6,7 @@ Owns the two ``Task``s of loop.py. The decisions are controller.py's, the sizes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from prunec.passes.sparsity.gammas import Mask
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.budget.goals import excess
 from prunec.training.budget.landing import GammaHistory
-from prunec.training.run.shrinking import due
-from prunec.training.settings.setup import ISTA, Setup
+from prunec.training.run.record import Record
+from prunec.training.settings.setup import Setup
 from prunec.training.sparsity.controller import Controller
 from prunec.training.sparsity.ista import Ista
 from prunec.training.sparsity.sparsify import gamma_values, named_parameters
-from prunec.training.sparsity.symptoms import SPARSITY, OnSymptom, Reading, Symptom
+from prunec.training.sparsity.symptoms import Reading, Symptom
 
 NUM_BINS = 24
 
@@ -33,8 +33,7 @@ class Sparsify:
 
     Args:
         history: what the gammas were before they became zero.
-        rescale: multiplies α by a factor.
-        facts: of the run: ``top``, the right end of the histogram of |γ|, and ``mu`` where it was chosen.
+        record: of the run; ``top`` and ``mu`` are read.
     """
 
     def __init__(
@@ -44,26 +43,21 @@ class Sparsify:
         ista: Ista,
         controller: Controller | None,
         history: GammaHistory,
-        rescale: Callable[[float], None],
-        facts: Mapping[str, Any],
+        record: Record,
     ) -> None:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
-        self._history, self._rescale = history, rescale
+        self._history = history
         self._emptied = ""
         self._found: list[Symptom] = []
         self._lr = setup.config.lr
-        self._gamma_lr = setup.config.gamma_lr or facts.get("mu") or setup.config.lr
-        self._edges = np.linspace(0.0, facts["top"], NUM_BINS + 1)
-        self._gone = setup.num_gammas - setup.sparsity.num_gammas
-        self._log_every = setup.log_every(setup.phases[ISTA])
-        self.due: Mask | None = None
+        self._gamma_lr = setup.config.gamma_lr or record.mu or setup.config.lr
+        self._edges = np.linspace(0.0, record.top, NUM_BINS + 1)
 
     def before_step(self, progress: float) -> None:
         for group in self._ista.param_groups:
             group["lr"] = self._lr
-        controller = self._controller
-        self._ista.param_groups[-1]["lr"] = self._gamma_lr * (controller.mu_factor if controller is not None else 1.0)
-        self._ista.rho = controller.rho_at(progress) if controller is not None else 0.0
+        self._ista.param_groups[-1]["lr"] = self._gamma_lr
+        self._ista.rho = self._controller.rho_at(progress) if self._controller is not None else 0.0
 
     def measure(self, progress: float, loss: float) -> Mapping[str, Any]:
         plan = self._setup.sparsity
@@ -86,26 +80,14 @@ class Sparsify:
             left = excess(goals, size, self._setup.full) if goals else 1.0
             self._controller.observe(Reading(progress, loss, sparsity, lasso, left))
             self._found = self._controller.symptoms(emptied)
-            row["symptoms"] = [self._told(symptom) for symptom in self._found]
-            if self._setup.config.shrink_after:
-                self.due = due(self._setup, self._history, self._log_every)
+            row["symptoms"] = [symptom.name for symptom in self._found]
         return row
 
     def _sparsity(self, values: Mapping[str, np.ndarray[Any, Any]]) -> float:
-        """Return the share of the network's prunable gammas that are zero, those that have left among them."""
+        """Return the share of the prunable gammas that are zero."""
         plan = self._setup.sparsity
         zero = sum(int((values[g.param][plan.channels_of(g)] == 0).sum()) for g in plan.gammas)
-        return (self._gone + zero) / self._setup.num_gammas
-
-    def _told(self, symptom: Symptom) -> str:
-        """Return a symptom's name, with what is done about it."""
-        if self._setup.config.on_symptom != "adjust":
-            return symptom.name
-        if symptom.alpha != 1:
-            self._rescale(symptom.alpha)
-        if symptom is SPARSITY:
-            self._history.undo_last(self._module)
-        return f"{symptom.name}: {symptom.adjustment}"
+        return zero / plan.num_gammas
 
     def _size(self, values: Mapping[str, np.ndarray[Any, Any]], keep: Mask) -> Size:
         """Return what is left if pruned now: counted as removal counts under a budget, else estimated quickly."""
@@ -117,7 +99,7 @@ class Sparsify:
         return self._setup.sizer.size({**values, **betas})
 
     def _is_emptied(self, keep: Mask) -> bool:
-        """Refuse to empty the network; adjusting takes it as a symptom, and under a budget the phase ends."""
+        """Refuse to empty the network; where the run stops at symptoms it is one, and under a budget the phase ends."""
         plan = self._setup.sparsity
         try:
             check_alive(plan.graph, plan.classes, keep, self._ista.rho)
@@ -133,7 +115,6 @@ class Sparsify:
         plan = self._setup.sparsity
         chosen = [np.abs(values[gamma.param][plan.channels_of(gamma)]) for gamma in plan.gammas]
         counts, _ = np.histogram(np.minimum(np.concatenate(chosen), self._edges[-1]), self._edges)
-        counts[0] += self._gone
         return {"edges": self._edges.round(6).tolist(), "counts": counts.tolist()}
 
     def stop_reason(self) -> str:
@@ -141,11 +122,8 @@ class Sparsify:
             return ""
         return self._controller.is_done() or self._emptied
 
-    def pauses(self) -> bool:
-        return self.due is not None
-
     def advice(self) -> list[str]:
-        return [_advice(symptom, self._setup.config.on_symptom) for symptom in self._found]
+        return [symptom.sentence for symptom in self._found]
 
     def failure(self) -> CheckFailed | None:
         if not self._found or self._setup.config.on_symptom != "stop":
@@ -155,10 +133,6 @@ class Sparsify:
             why="the run was to stop at a symptom (--on-symptom stop)",
             do=f"{self._found[0].sentence.partition('; ')[2]}; or go on from the checkpoint with --resume",
         )
-
-
-def _advice(symptom: Symptom, on_symptom: OnSymptom) -> str:
-    return f"{symptom.sentence}; adjusted: {symptom.adjustment}" if on_symptom == "adjust" else symptom.sentence
 
 
 class FineTune:
@@ -183,9 +157,6 @@ class FineTune:
 
     def stop_reason(self) -> str:
         return ""
-
-    def pauses(self) -> bool:
-        return False
 
     def advice(self) -> list[str]:
         return []

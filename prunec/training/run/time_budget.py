@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +25,11 @@ from prunec.pipeline.export import export_onnx
 from prunec.timing.pairs import PROVIDER, middle, ratio, timed
 from prunec.training.budget.goals import Arrays, Goal, Sizer
 from prunec.training.budget.landing import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
+from prunec.training.run.record import LatencyBudget, Point
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.removal import remove_constant
 from prunec.training.settings.setup import Setup
 from prunec.training.sparsity.sparsify import Sparsity, gamma_values
-
-Facts = Mapping[str, Any]
-"""What a run keeps of it, as plain data: ``asked``, ``macs`` (the budget's share) and ``probes``."""
 
 TOLERANCE = 0.05
 """Share of the target by which a measurement may miss it: two measurements of one network differ by about as much."""
@@ -41,14 +38,6 @@ _PROBES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _CORRECTIONS = 4
 _AIM = 0.98
 _LARGEST = 0.99
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Point:
-    """A pruned network: its MACs and its latency, as shares of the original's."""
-
-    macs: float
-    latency: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +103,7 @@ def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Poin
     none = np.zeros(plan.classes.num_classes, dtype=bool)
     try:
         set_gammas(plan, module, arrays, none)
-        with stopwatch(setup.original.to("cpu"), setup.example_inputs, setup.interface) as watch:
+        with stopwatch(setup.module.to("cpu"), setup.example_inputs, setup.interface) as watch:
 
             def measure(gone: Mask) -> Point:
                 set_gammas(plan, module, arrays, gone)
@@ -127,7 +116,7 @@ def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Poin
         setup.execution.place(module)
 
 
-def begin(setup: Setup, asked: float) -> Facts:
+def begin(setup: Setup, asked: float) -> LatencyBudget:
     """Find the MACs budget with which a run towards the share ``asked`` of the latency begins.
 
     Raises:
@@ -137,42 +126,38 @@ def begin(setup: Setup, asked: float) -> Facts:
     least = min(points, key=lambda point: point.latency)
     if least.latency > asked * (1 + TOLERANCE):
         raise _out_of_reach(asked, least)
-    return _facts(asked, min(_LARGEST, macs_for(points, _AIM * asked)), points)
+    return LatencyBudget(asked, min(_LARGEST, macs_for(points, _AIM * asked)), tuple(points))
 
 
-def correct(setup: Setup, history: GammaHistory, sizer: Sizer, facts: Facts) -> tuple[Facts, str]:
+def correct(setup: Setup, history: GammaHistory, sizer: Sizer, before: LatencyBudget) -> tuple[LatencyBudget, str]:
     """Move the MACs budget to where the network that fits it takes the time asked for; say so in a sentence."""
-    points = [Point(**point) for point in facts["probes"]]
+    points = list(before.probes)
     least = smallest(sizer, history.values).macs / setup.full.macs
     with pruned_timer(setup, history.values) as measure:
 
         def fitted(budget: float) -> Point:
             return measure(fit(history, sizer, (Goal("macs", budget),), setup.full).gone)
 
-        budget, found = corrected(points, facts["asked"], facts["macs"], least, fitted)
+        budget, found = corrected(points, before.asked, before.macs, least, fitted)
     said = (
-        f"latency: a budget of {budget:.1%} of the MACs ({facts['macs']:.1%} before training) stands for "
+        f"latency: a budget of {budget:.1%} of the MACs ({before.macs:.1%} before training) stands for "
         f"{found.latency:.1%} of the original's time, measured"
     )
-    return _facts(facts["asked"], budget, points), said
+    return LatencyBudget(before.asked, budget, tuple(points)), said
 
 
-def goals(facts: Facts) -> tuple[Goal, ...]:
+def goals(budget: LatencyBudget) -> tuple[Goal, ...]:
     """Return the budget that stands for the latency."""
-    return (Goal("macs", facts["macs"]),)
+    return (Goal("macs", budget.macs),)
 
 
-def in_words(facts: Facts) -> str:
+def in_words(budget: LatencyBudget) -> str:
     """Say what was measured before training."""
-    probes = ", ".join(f"{point['latency']:.1%} at {point['macs']:.1%} of the MACs" for point in facts["probes"][1:])
+    probes = ", ".join(f"{point.latency:.1%} at {point.macs:.1%} of the MACs" for point in budget.probes[1:])
     return (
-        f"latency {facts['asked']:.1%} of the original's: a budget of {facts['macs']:.1%} of the MACs to begin with; "
+        f"latency {budget.asked:.1%} of the original's: a budget of {budget.macs:.1%} of the MACs to begin with; "
         f"measured in ONNX Runtime ({PROVIDER}) on this machine: {probes}"
     )
-
-
-def _facts(asked: float, macs: float, points: Sequence[Point]) -> Facts:
-    return {"asked": asked, "macs": macs, "probes": [asdict(point) for point in points]}
 
 
 def probe(setup: Setup) -> tuple[Point, ...]:

@@ -73,9 +73,7 @@ class RunConfig:
             machine's CPU; it becomes a share of the MACs, see run/time_budget.py.
         milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
             folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
-        shrink_after: channels that have been zero for this many steps of ISTA leave the network while it is trained,
-            where that saves enough (shrinking.py); 0: all leave at the end.
-        on_symptom: what is done about a symptom of wrong settings: ``warn``, ``adjust`` or ``stop``; see symptoms.py.
+        on_symptom: what is done about a symptom of wrong settings: ``warn`` or ``stop``; see symptoms.py.
         stop_on_plateau: end the ISTA phase early when loss, sparsity and lasso have settled.
         ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
         seed: of everything random.
@@ -128,7 +126,6 @@ class RunConfig:
     target_params: float | None = None
     target_latency: float | None = None
     milestones: tuple[float, ...] = ()
-    shrink_after: int = 0
     on_symptom: OnSymptom = "warn"
     stop_on_plateau: bool = True
     ema_decay: float = 0.999
@@ -224,7 +221,7 @@ _POSITIVE = (
     "checkpoint_every",
     "multiple_of",
 )
-_NOT_NEGATIVE = ("momentum", "shrink_after", "weight_decay", "rho", "rho_warmup", "ema_decay", "seed")
+_NOT_NEGATIVE = ("momentum", "weight_decay", "rho", "rho_warmup", "ema_decay", "seed")
 
 
 def check(config: RunConfig) -> RunConfig:

@@ -9,32 +9,22 @@ via Growing Regularization" (ICLR 2021). The proximal steps are ista.py's, how f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from prunec.passes.sparsity.gammas import Mask
 from prunec.training.settings.setup import Setup
 
 
-def entry(gone: Mask, shrinkings: int) -> dict[str, Any]:
-    """Return a focus as plain data.
+def focused(setup: Setup, entries: Sequence[Sequence[int]]) -> Setup:
+    """Return the setup with the last focus of the run: ids of classes, of which each milestone adds a list.
 
-    Args:
-        gone: bool[num_classes] of the network as it is.
-        shrinkings: how often channels have left it while it was trained.
+    Without one it stays.
     """
-    return {"shrinkings": shrinkings, "classes": np.flatnonzero(gone).tolist()}
-
-
-def focused(setup: Setup, entries: Sequence[Mapping[str, Any]], shrinkings: int) -> Setup:
-    """Return the setup with the last focus that was made after so many shrinkings; without one it stays."""
-    made = [each for each in entries if each["shrinkings"] == shrinkings]
-    if not made:
+    if not entries:
         return setup
     focus = np.zeros_like(setup.sparsity.penalised)
-    focus[made[-1]["classes"]] = True
+    focus[list(entries[-1])] = True
     sparsity = replace(setup.sparsity, focus=focus)
     return replace(setup, sparsity=sparsity, sizer=replace(setup.sizer, plan=sparsity))

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from prunec.files import RunFolder, check_folder, check_name, check_space, clear
 from prunec.frontends.fx.tracing.failures import refuse_unreadable
 from prunec.lookup import resolve
 from prunec.passes.channels import channels
-from prunec.passes.cost import NO_RATES, Rates
-from prunec.passes.sparsity.penalty import penalty
 from prunec.passes.sparsity.scaling import Scaling, scalable
 from prunec.pipeline.reading import read_module
 from prunec.runtime.modules import evaluating
@@ -68,18 +66,15 @@ class Setup:
         device: where it trains.
         execution: how its steps are computed there.
         has_unused: some trainable parameter gets no gradient.
-        original: the network as it was given, all its channels there.
-        module: what is trained towards sparsity, on the device, in training mode: ``original`` itself, or what is
-            left of it once channels have left while training (shrinking.py).
+        module: what is trained towards sparsity, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
         objective: loss and scores.
         pipeline, batches: how images become inputs.
         phases: warm-up, ISTA, fine-tuning.
         sparsity: which gammas of ``module`` are penalised, and λ.
-        num_gammas: how many are in ``original``.
         scaling: where γ–W rescaling of ``module`` is possible.
-        full: the size of ``original``.
+        full: the size of ``module``.
         interface: names and open axes of the exported file.
         notes: sentences about how the network was made ready.
         goals: the budget, the last of several; () where there is none.
@@ -92,7 +87,6 @@ class Setup:
     device: torch.device
     execution: Execution
     has_unused: bool
-    original: nn.Module
     module: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
     data: ImageSet
@@ -101,7 +95,6 @@ class Setup:
     batches: Batches
     phases: tuple[Phase, Phase, Phase]
     sparsity: Sparsity
-    num_gammas: int
     scaling: Scaling
     full: Size
     goals: tuple[Goal, ...]
@@ -142,7 +135,6 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
     if network is not None:
         module, notes = prepared_network(network, data, images, config, tell)
     graph = read_module(module, example_inputs, config.model_spec).graph
-    # What layers take is measured, or read from the checkpoint, once the run begins: see weighed.
     sparsity = plan_sparsity(
         graph,
         channels(graph, config.keep),
@@ -150,7 +142,6 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
         kind=config.penalty,
         residual=config.residual,
         drive_all=config.drive_beta,
-        rates=NO_RATES,
     )
     require_some(sparsity)
     data = data.to(device)
@@ -179,7 +170,6 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
         device=device,
         execution=execution,
         has_unused=has_unused,
-        original=module,
         module=module,
         example_inputs=example_inputs,
         data=data,
@@ -188,7 +178,6 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
         batches=batches,
         phases=phases,
         sparsity=sparsity,
-        num_gammas=sparsity.num_gammas,
         scaling=scalable(graph, sparsity.classes, sparsity.gammas, sparsity.penalised),
         full=full,
         goals=goals,
@@ -196,13 +185,6 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
         interface=network.interface if network is not None else Interface(),
         notes=notes,
     )
-
-
-def weighed(setup: Setup, rates: Rates) -> Setup:
-    """Return ``setup`` with the λ that follows from what the layers were measured to take."""
-    plan = setup.sparsity
-    plan = replace(plan, penalty=penalty(plan.graph, plan.classes, setup.config.penalty, rates))
-    return replace(setup, sparsity=plan, sizer=replace(setup.sizer, plan=plan))
 
 
 def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:

@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class GammaFacts:
+class GammaSummary:
     """What the rules look at.
 
     Args:
@@ -74,21 +74,21 @@ def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
         values: each gamma parameter's float[C].
     """
     config, chance_loss = setup.config, setup.objective.chance_loss
-    facts, steps = gamma_facts(setup.sparsity, values), setup.phases[ISTA].steps
+    gammas, steps = gamma_summary(setup.sparsity, values), setup.phases[ISTA].steps
     if setup.sparsity.focus is not None:
-        return _with_focus(facts, config, steps)
+        return _with_focus(gammas, config, steps)
     if config.pretrained and config.alpha is None and config.gamma_lr is None:
-        return _with_own_step(facts, config, chance_loss, steps)
+        return _with_own_step(gammas, config, chance_loss, steps)
     mu = config.gamma_lr or config.lr
     if config.alpha is not None:
         alpha = Choice(config.alpha, f"given{_too_fast(config)}")
     elif config.pretrained:
-        alpha = choose_alpha(facts, mu, config.lr, config.rho, chance_loss)
+        alpha = choose_alpha(gammas, mu, config.lr, config.rho, chance_loss)
     else:
         alpha = Choice(1.0, "training starts from scratch")
     if config.rho is not None:
         return Chosen(alpha, Choice(config.rho, "given"))
-    return Chosen(alpha, choose_rho_in_time(facts, alpha.value, chance_loss, mu, steps))
+    return Chosen(alpha, choose_rho_in_time(gammas, alpha.value, chance_loss, mu, steps))
 
 
 def _too_fast(config: RunConfig) -> str:
@@ -100,11 +100,11 @@ def _too_fast(config: RunConfig) -> str:
     return f", but betas then learn as with a rate of {rate:g} (lr/α²): lower lr, or raise alpha"
 
 
-def _with_focus(facts: GammaFacts, config: RunConfig, steps: int) -> Chosen:
+def _with_focus(gammas: GammaSummary, config: RunConfig, steps: int) -> Chosen:
     """Let the gammas that the penalty is on reach zero in time, by ρ alone: it does not have to tell them apart."""
     mu = _two_digits(config.lr / (1 - config.momentum) if config.momentum < 1 else config.lr)
     reach = max(1, round(FOCUS_SHARE * steps))
-    rho = _two_digits(facts.reach / (mu * reach))
+    rho = _two_digits(gammas.reach / (mu * reach))
     in_time = f"half of the gammas that it is on then reach zero within about {reach} of the {steps} steps of ISTA"
     return Chosen(
         Choice(1.0, "gammas have a step size of their own"),
@@ -113,31 +113,31 @@ def _with_focus(facts: GammaFacts, config: RunConfig, steps: int) -> Chosen:
     )
 
 
-def _with_own_step(facts: GammaFacts, config: RunConfig, chance_loss: float, steps: int) -> Chosen:
+def _with_own_step(gammas: GammaSummary, config: RunConfig, chance_loss: float, steps: int) -> Chosen:
     """Leave a trained network's scales alone, and give its gammas a step size of their own.
 
     A small α lets gammas reach zero in fewer steps, but multiplies the learning rate of betas by 1/α² and that of the
     weights behind them by α²: the network is wrecked before it is sparse. A larger μ does the same to gammas alone.
     """
     alpha = Choice(1.0, "gammas have a step size of their own")
-    rho = choose_rho(facts, 1.0, chance_loss) if config.rho is None else Choice(config.rho, "given")
-    mu = choose_mu(facts, rho.value, config.lr, steps)
+    rho = choose_rho(gammas, 1.0, chance_loss) if config.rho is None else Choice(config.rho, "given")
+    mu = choose_mu(gammas, rho.value, config.lr, steps)
     if config.rho is None:
-        rho = choose_rho_in_time(facts, 1.0, chance_loss, mu.value, steps)
-        mu = Choice(mu.value, _in_time(round(facts.reach / (mu.value * rho.value)), steps))
+        rho = choose_rho_in_time(gammas, 1.0, chance_loss, mu.value, steps)
+        mu = Choice(mu.value, _in_time(round(gammas.reach / (mu.value * rho.value)), steps))
     return Chosen(alpha, rho, mu)
 
 
-def choose_mu(facts: GammaFacts, rho: float, lr: float, steps: int) -> Choice:
+def choose_mu(gammas: GammaSummary, rho: float, lr: float, steps: int) -> Choice:
     """Choose μ so that a gamma without use reaches zero within a third of ``steps``; from ``lr`` to 1."""
     if rho == 0:
         return Choice(lr, "there is no penalty")
-    needed = facts.reach / (rho * REACH_SHARE * max(1, steps))
+    needed = gammas.reach / (rho * REACH_SHARE * max(1, steps))
     mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
-    return Choice(mu, _in_time(round(facts.reach / (mu * rho)), steps))
+    return Choice(mu, _in_time(round(gammas.reach / (mu * rho)), steps))
 
 
-def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
+def gamma_summary(plan: Sparsity, values: Mapping[str, Floats]) -> GammaSummary:
     """Measure the penalised gammas; ``values`` has each gamma parameter's float[C]."""
     squares = np.zeros(plan.classes.num_classes)
     magnitudes: list[Floats] = []
@@ -150,7 +150,7 @@ def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
     used = plan.penalised & (weights > 0)
     alive = used & (norms > 0)
     every = np.concatenate(magnitudes)
-    return GammaFacts(
+    return GammaSummary(
         weighted=float((weights * norms).sum()),
         mean=float(every.mean()),
         mean_penalty=float(weights[used].mean()),
@@ -158,26 +158,26 @@ def gamma_facts(plan: Sparsity, values: Mapping[str, Floats]) -> GammaFacts:
     )
 
 
-def choose_rho(facts: GammaFacts, alpha: float, chance_loss: float) -> Choice:
+def choose_rho(gammas: GammaSummary, alpha: float, chance_loss: float) -> Choice:
     """Choose ρ so that loss and regulariser are comparable at the start."""
-    weighted = max(alpha * facts.weighted, 1e-12)
+    weighted = max(alpha * gammas.weighted, 1e-12)
     rho = REGULARISER_SHARE * chance_loss / weighted
     share = f"{REGULARISER_SHARE:g} of the loss of guessing ({chance_loss:.3g})"
     return Choice(_two_digits(rho), f"the penalty starts at {share}; Σλ|γ| is {weighted:.3g}")
 
 
-def choose_rho_in_time(facts: GammaFacts, alpha: float, chance_loss: float, mu: float, steps: int) -> Choice:
+def choose_rho_in_time(gammas: GammaSummary, alpha: float, chance_loss: float, mu: float, steps: int) -> Choice:
     """Choose ρ as ``choose_rho``, or larger where gammas without use would not reach zero within a third of ``steps``.
 
     The paper's ρ are made for tens of thousands of steps. At most ten times its rule: beyond that the
     penalty drowns the loss, and a longer run is the answer.
     """
-    comparable = choose_rho(facts, alpha, chance_loss)
-    needed = alpha * facts.reach / (mu * REACH_SHARE * max(1, steps))
+    comparable = choose_rho(gammas, alpha, chance_loss)
+    needed = alpha * gammas.reach / (mu * REACH_SHARE * max(1, steps))
     if needed <= comparable.value:
         return comparable
     rho = _two_digits(min(needed, MOST_TIMES * comparable.value))
-    return Choice(rho, _in_time(round(alpha * facts.reach / (mu * rho)), steps))
+    return Choice(rho, _in_time(round(alpha * gammas.reach / (mu * rho)), steps))
 
 
 def _in_time(reach: int, steps: int) -> str:
@@ -187,7 +187,7 @@ def _in_time(reach: int, steps: int) -> str:
     return f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA"
 
 
-def choose_alpha(facts: GammaFacts, mu: float, lr: float, rho: float | None, chance_loss: float) -> Choice:
+def choose_alpha(gammas: GammaSummary, mu: float, lr: float, rho: float | None, chance_loss: float) -> Choice:
     """Choose α of 1, 0.1, 0.01, 0.001 so that mean |αγ| is nearest to 100·μ·λ·ρ: zero within a few hundred steps.
 
     Gammas then learn as with μ/α², and betas as with lr/α²: values of α for which one of these is above 1 would wreck
@@ -197,8 +197,8 @@ def choose_alpha(facts: GammaFacts, mu: float, lr: float, rho: float | None, cha
         return Choice(1.0, "there is no penalty")
 
     def mismatch(alpha: float) -> float:
-        weight = choose_rho(facts, alpha, chance_loss).value if rho is None else rho
-        steps = alpha * facts.mean / max(mu * facts.mean_penalty * weight, 1e-30)
+        weight = choose_rho(gammas, alpha, chance_loss).value if rho is None else rho
+        steps = alpha * gammas.mean / max(mu * gammas.mean_penalty * weight, 1e-30)
         return float(abs(np.log(max(steps, 1e-30) / 100)))
 
     fastest = max(mu, lr)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from prunec.training.sparsity.symptoms import SPARSITY, WINDOW, OnSymptom, Reading, Symptom, find_symptoms
+from prunec.training.sparsity.symptoms import SPARSITY, WINDOW, Reading, Symptom, find_symptoms
 
 _LOSS_SETTLED = 0.01
 _LASSO_SETTLED = 0.01
@@ -35,8 +35,6 @@ class Controller:
         stop_on_plateau: end when loss, sparsity and lasso have settled at the last factor.
         chance_loss: the loss of guessing, ln(number of classes).
         committed: what the penalty is on has to go, whatever that does to the loss: ρ never falls below its base.
-        on_symptom: ``warn`` tells of each symptom once; ``adjust`` applies its factors, again after a while where
-            it lasts; ``stop`` makes the run end.
     """
 
     rho: float
@@ -45,20 +43,16 @@ class Controller:
     budgeted: bool = False
     stop_on_plateau: bool = True
     chance_loss: float = math.inf
-    on_symptom: OnSymptom = "warn"
     committed: bool = False
     readings: list[Reading] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     budget_factor: float = 1.0
-    rho_factor: float = 1.0
-    mu_factor: float = 1.0
-    resting: int = 0
 
     def rho_at(self, progress: float) -> float:
         """Return ρ at a share of the phase, in [0, 1)."""
         stage = min(int(progress * len(self.factors)), len(self.factors) - 1)
         rise = 1.0 if self.warmup <= 0 else min(1.0, progress / self.warmup)
-        return self.rho * self.factors[stage] * rise * self.budget_factor * self.rho_factor
+        return self.rho * self.factors[stage] * rise * self.budget_factor
 
     def observe(self, reading: Reading) -> None:
         """Take in a log line; under a budget, move ρ towards the planned course."""
@@ -100,26 +94,16 @@ class Controller:
         )
 
     def symptoms(self, emptied: bool = False) -> list[Symptom]:
-        """Return the symptoms to tell of now. Adjusting moves ρ and μ here; α is the caller's to move.
+        """Return the symptoms to tell of now, each once.
 
         Args:
             emptied: a layer has lost its last channel, whatever the others have.
         """
-        self.resting = max(0, self.resting - 1)
         found = find_symptoms(self.readings, self.warmup, self.chance_loss)
         if emptied and SPARSITY not in found:
             found.append(SPARSITY)
-        if self.on_symptom == "adjust":
-            # What was adjusted needs time to show; a layer without channels cannot wait.
-            found = [s for s in found if not self.resting or (emptied and s is SPARSITY)]
-        else:
-            found = [symptom for symptom in found if symptom.name not in self.told]
-        for symptom in found:
-            self.told.append(symptom.name)
-            if self.on_symptom == "adjust":
-                self.resting = WINDOW
-                self.rho_factor *= symptom.rho
-                self.mu_factor *= symptom.mu
+        found = [symptom for symptom in found if symptom.name not in self.told]
+        self.told += [symptom.name for symptom in found]
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,22 +113,18 @@ class Controller:
             "readings": [asdict(reading) for reading in [*self.readings[:1], *self.readings[1:][-4 * WINDOW :]]],
             "told": list(self.told),
             "budget_factor": self.budget_factor,
-            "rho_factor": self.rho_factor,
-            "mu_factor": self.mu_factor,
-            "resting": self.resting,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.readings = [Reading(**reading) for reading in state["readings"]]
         self.told = list(state["told"])
-        for name in ("budget_factor", "rho_factor", "mu_factor", "resting"):
-            setattr(self, name, state[name])
+        self.budget_factor = state["budget_factor"]
 
 
 def restarted(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a controller's state for a phase that goes on to the next goal: what it did to ρ is in ρ by now."""
-    return {**state, "readings": state["readings"][:1], "budget_factor": 1.0, "rho_factor": 1.0}
+    return {**state, "readings": state["readings"][:1], "budget_factor": 1.0}
 
 
 def planned_excess(progress: float) -> float:

@@ -23,12 +23,9 @@ from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
-from prunec.passes.cost import NO_RATES, Rates
 from prunec.passes.sparsity.gammas import Gamma, Mask, gammas, gated_classes, residual_classes
 from prunec.passes.sparsity.penalty import PenaltyKind, Price, penalty
 from prunec.pipeline.reading import read_module
-from prunec.timing.layer_times import measure
-from prunec.training.learning.ranks import from_first
 from prunec.training.sparsity.betas import Driven
 from prunec.training.sparsity.ista import Ista, Penalised
 
@@ -82,7 +79,6 @@ def sparsify(
     residual: Residual = "group",
     keep: Sequence[str] = (),
     lr: float | None = None,
-    rates: Rates | None = None,
     rules: OpRules = NO_RULES,
 ) -> Ista:
     """Wrap ``optimizer`` so that it also drives the gammas of removable channels to zero.
@@ -92,23 +88,20 @@ def sparsify(
         example_inputs: what ``module`` is called with, for the trace: a sequence by position, or a dict by name.
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
-        penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or ``latency`` (what its
-            MACs take in ONNX Runtime on this machine's CPU); or a function of yours, see docs/extending.md.
+        penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or a function of yours, see
+            docs/extending.md.
         residual: ``group`` prunes residual streams with a group penalty over all their gammas;
             ``keep`` leaves them alone, as the paper does for ResNet-20.
         keep: shell patterns over parameter and node names whose channels must stay.
         lr: μ, the gammas' step size; by default the optimiser's.
-        rates: for ``latency``, what layer_times.measure has returned before; by default it is measured now, and
-            processes that train together take those of rank 0.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
 
     Raises:
-        BadInput: no gamma can be pruned, or the optimiser does not hold one that can; or rates would be measured
-            while the processes that train together have not joined yet.
+        BadInput: no gamma can be pruned, or the optimiser does not hold one that can.
         UntraceableModel: the module cannot be read.
     """
     graph = read_module(module, example_inputs, rules=rules).graph
-    plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual, rates=rates)
+    plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual)
     return build(plan, module, optimizer, rho=rho, lr=lr)
 
 
@@ -119,7 +112,6 @@ def plan_sparsity(
     *,
     kind: PenaltyKind | Price = "memory",
     residual: Residual = "group",
-    rates: Rates | None = None,
     drive_all: bool = False,
 ) -> Sparsity:
     """Work out which classes of ``module`` can be trained away, and their λ.
@@ -127,11 +119,9 @@ def plan_sparsity(
     A class with a frozen gamma (``requires_grad`` False) is left alone: it could never go as a whole.
 
     Args:
-        kind, residual, rates: see ``sparsify``.
+        kind, residual: see ``sparsify``.
         drive_all: the betas of all penalised classes follow their gammas to zero, not of those behind gates only.
     """
-    if rates is None:
-        rates = from_first(lambda: measure(graph).rates) if kind == "latency" else NO_RATES
     found = gammas(graph, classes)
     penalised = np.zeros(classes.num_classes, dtype=bool)
     for gamma in found:
@@ -143,7 +133,7 @@ def plan_sparsity(
     if residual == "keep":
         penalised &= ~residual_classes(graph, classes)
     driven = penalised.copy() if drive_all else gated_classes(found, classes) & penalised
-    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind, rates), driven)
+    return Sparsity(graph, classes, found, penalised, penalty(graph, classes, kind), driven)
 
 
 def build(

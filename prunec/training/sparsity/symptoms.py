@@ -1,7 +1,7 @@
-"""The three symptoms by which a run shows that its settings are wrong, and what undoes each.
+"""The three symptoms by which a run shows that its settings are wrong.
 
-Owns their detection, on plain numbers, and the factors that ``--on-symptom adjust`` applies. They are those of Ye,
-Lu, Lin, Wang, ICLR 2018, section 3.4. When they are looked for, and what is done about them, is controller.py's.
+Owns their detection, on plain numbers. They are those of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4. When they are
+looked for is controller.py's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-OnSymptom = Literal["warn", "adjust", "stop"]
+OnSymptom = Literal["warn", "stop"]
 
 WINDOW = 10
 """Readings that are compared with the same number before them."""
@@ -42,36 +42,21 @@ class Symptom:
     Args:
         name: ``lasso``, ``sparsity`` or ``loss``.
         sentence: what it means and what to do.
-        rho, mu, alpha: the factors that adjusting applies.
     """
 
     name: str
     sentence: str
-    rho: float = 1.0
-    mu: float = 1.0
-    alpha: float = 1.0
-
-    @property
-    def adjustment(self) -> str:
-        """What adjusting does, in words: "rho x 0.25"."""
-        factors = (("rho", self.rho), ("mu", self.mu), ("alpha", self.alpha))
-        return ", ".join(f"{name} x {factor:g}" for name, factor in factors if factor != 1)
 
 
 LASSO = Symptom(
     "lasso",
     "the lasso falls in a straight line while no gamma reaches zero, and will not get there in this phase: the gammas "
     "are large for this step size; lower alpha (or train longer)",
-    alpha=0.1,
 )
-SPARSITY = Symptom(
-    "sparsity", "almost every gamma has reached zero, or all of some layer: rho is too large; lower rho", rho=0.25
-)
+SPARSITY = Symptom("sparsity", "almost every gamma has reached zero, or all of some layer: rho is too large; lower rho")
 LOSS = Symptom(
     "loss",
     "the loss has risen to that of guessing: the gammas move too fast; lower their learning rate (mu) or rho",
-    rho=0.5,
-    mu=0.5,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from modules.training import Chain, Inverted, ResidualConcat
+from modules.training import Chain, ResidualConcat
 
 from prunec.errors import BadInput
 from prunec.frontends.fx.frontend import trace
@@ -68,47 +68,6 @@ def test_uniform_is_uniform_and_macs_follows_the_larger_map() -> None:
     macs = penalty_by_gamma(Chain(), image, "macs")
     first, second = 9 * 3 * 64 + 9 * 6 * 16, 9 * 4 * 16 + 16 * 2
     assert macs["first.1.weight"][0] / macs["second.1.weight"][0] == pytest.approx(first / second)
-
-
-def test_latency_weighs_macs_with_the_time_they_take() -> None:
-    graph = trace(Chain(), (torch.zeros(2, 3, 8, 8),)).graph
-    classes = channels(graph)
-    rates = {"first_0": (2.0, 3.0), "second_0": (5.0, 7.0), "head": (11.0, 13.0)}
-    values = penalty(graph, classes, "latency", rates)
-    first, second = (values[gamma.classes] for gamma in gammas(graph, classes))
-    # What makes a channel, at the rate of channels made, and what reads it, at that of channels read.
-    by_hand = 2 * 9 * 3 * 64 + 7 * 9 * 6 * 16, 5 * 9 * 4 * 16 + 13 * 16 * 2
-    np.testing.assert_allclose(first / second[0], by_hand[0] / by_hand[1])
-    assert values.sum() == pytest.approx(penalty(graph, classes).sum())
-
-
-def test_a_layer_without_a_rate_has_the_median_of_the_others() -> None:
-    graph = trace(ResidualConcat(), (torch.zeros(2, 3, 8, 8),)).graph
-    classes = channels(graph)
-    known = {"stem_0": (1.0, 20.0), "inner_0": (2.0, 30.0), "outer_0": (4.0, 90.0)}
-    filled = known | dict.fromkeys(("left_0", "right_0", "head"), (2.0, 30.0))
-    np.testing.assert_allclose(
-        penalty(graph, classes, "latency", known), penalty(graph, classes, "latency", filled), rtol=1e-12
-    )
-    assert not np.allclose(penalty(graph, classes, "latency", known), penalty(graph, classes, "macs"))
-
-
-def test_without_any_rates_latency_is_macs() -> None:
-    graph = trace(ResidualConcat(), (torch.zeros(2, 3, 8, 8),)).graph
-    classes = channels(graph)
-    np.testing.assert_allclose(penalty(graph, classes, "latency"), penalty(graph, classes, "macs"), rtol=1e-12)
-
-
-def test_a_depthwise_layer_that_is_slow_per_mac_makes_its_channels_dearer() -> None:
-    graph = trace(Inverted(), (torch.zeros(2, 3, 8, 8),)).graph
-    classes = channels(graph)
-    rates = dict.fromkeys(("stem_0", "expand_0", "project_0", "head"), (1.0, 1.0)) | {"depthwise_0": (3.0, 3.0)}
-    macs, time = penalty(graph, classes, "macs"), penalty(graph, classes, "latency", rates)
-    of = {gamma.param: gamma.classes[0] for gamma in gammas(graph, classes)}
-    hidden, stream = of["depthwise.1.weight"], of["project.1.weight"]
-    # Per hidden channel 4 MACs in, 9 depthwise and 4 out at each position; a stream's are read and made outside of it.
-    grown = (4 + 3 * 9 + 4) / (4 + 9 + 4)
-    assert (time[hidden] / time[stream]) / (macs[hidden] / macs[stream]) == pytest.approx(grown)
 
 
 def test_pinned_classes_cost_nothing() -> None:

@@ -85,22 +85,6 @@ def test_nothing_is_forgotten_where_there_is_no_data() -> None:
     assert torch.equal(module[0].running_mean, before)
 
 
-def test_a_change_of_the_module_can_be_made_to_the_average_too() -> None:
-    module = nn.Linear(2, 1)
-    ema = Ema(module, 0.5)
-    with torch.no_grad():
-        module.weight.add_(1)
-    ema.update()
-    live = module.weight.detach().clone()
-    with ema.swapped_in():
-        averaged = module.weight.detach().clone()
-    with torch.no_grad():
-        ema.change_both(lambda: module.weight.mul_(3))
-    assert torch.equal(module.weight, 3 * live)
-    with ema.swapped_in():
-        assert torch.equal(module.weight, 3 * averaged)
-
-
 def test_statistics_are_measured_on_fewer_batches_of_large_images() -> None:
     assert enough_batches(125, (3, 32, 32)) == enough_batches(64, (3, 224, 224)) == 20
     assert enough_batches(64, (3, 512, 512)) == 4

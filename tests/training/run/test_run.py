@@ -338,26 +338,6 @@ def test_a_rho_that_would_empty_the_network_is_refused_before_it_does(tmp_path: 
     assert not (tmp_path / "run" / "pruned.onnx").exists()
 
 
-def test_adjusting_brings_a_rho_that_would_empty_the_network_to_a_result(tmp_path: Path, bars: Path) -> None:
-    given = {"rho": 2.0, "on_symptom": "adjust", "log_every": 1}
-    result = train_prune(config(tmp_path / "run", bars, **given))
-    rows = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "ista"]
-    assert any("sparsity: rho x 0.25" in row["symptoms"] for row in rows)
-    assert any("adjusted: rho x 0.25" in sentence for sentence in result.advice)
-    assert 0 < result.after["params"] < result.before["params"]
-
-
-def test_adjusting_alpha_in_the_middle_keeps_the_function_and_can_be_resumed(tmp_path: Path, bars: Path) -> None:
-    given = {"rho": 1e-3, "gamma_lr": 0.1, "on_symptom": "adjust", "log_every": 2, "stop_on_plateau": False}
-    result = train_prune(config(tmp_path / "whole", bars, **given))
-    assert any("adjusted: alpha x 0.1" in sentence for sentence in result.advice)
-    with pytest.raises(Stop):
-        train_prune(config(tmp_path / "run", bars, **given), StopAt(88))
-    train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
 def test_stopping_at_a_symptom_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, bars: Path) -> None:
     given = {"rho": 1e-3, "gamma_lr": 0.1, "on_symptom": "stop", "log_every": 2, "stop_on_plateau": False}
     with pytest.raises(CheckFailed, match="the lasso falls in a straight line") as error:

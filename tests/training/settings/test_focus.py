@@ -19,10 +19,9 @@ from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
-from prunec.training.run.shrinking import inherited
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import make_config, resume_config
-from prunec.training.settings.tuning import gamma_facts
+from prunec.training.settings.tuning import gamma_summary
 from prunec.training.sparsity.sparsify import Sparsity, build, gamma_values, plan_sparsity
 
 
@@ -107,23 +106,7 @@ def test_rho_is_chosen_for_the_gammas_in_the_focus() -> None:
         module.second[1].weight.fill_(3.0)  # type: ignore[operator]
     plan = on(plan, "second.1.weight", 1)
     (owner,) = np.flatnonzero(plan.focus)
-    assert gamma_facts(plan, gamma_values(plan, module)).reach == pytest.approx(3 / plan.penalty[owner])
-
-
-def test_a_network_that_lost_channels_keeps_the_focus() -> None:
-    _, plan = chain()
-    plan = on(plan, "first.1.weight", 2)
-    smaller = Chain()
-    smaller.first[0] = torch.nn.Conv2d(3, 3, 3, padding=1, bias=False)
-    smaller.first[1], smaller.second[0] = torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 6, 3, padding=1, bias=False)
-    graph = read_module(smaller, (torch.zeros(2, 3, 8, 8),)).graph
-    found = plan_sparsity(graph, channels(graph), smaller)
-    kept = {"first.1.weight": np.array([0, 2, 3])}
-    after = inherited(plan, found, kept)
-    by_name = {gamma.param: gamma.classes for gamma in after.gammas}
-    assert after.focus is not None
-    assert np.flatnonzero(after.focus).tolist() == [by_name["first.1.weight"][1]]
-    assert inherited(replace(plan, focus=None), found, kept).focus is None
+    assert gamma_summary(plan, gamma_values(plan, module)).reach == pytest.approx(3 / plan.penalty[owner])
 
 
 # --- runs ---------------------------------------------------------------------------------------------
@@ -159,22 +142,10 @@ def test_a_killed_run_goes_on_with_its_focus(
     assert_same_run(tmp_path / "run", Path(finished.output))
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"target_macs": None, "milestones": (0.7, 0.45)},
-        {"target_macs": 0.35, "shrink_after": 4, "steps": 160},
-        {"target_macs": None, "milestones": (0.7, 0.35), "shrink_after": 4, "steps": 160},
-    ],
-    ids=["milestones", "shrinking", "both"],
-)
-def test_milestones_and_shrinking_networks_take_it_along(
-    tmp_path: Path, bars: Path, weights: Path, given: dict[str, Any]
-) -> None:
+def test_each_milestone_has_a_focus_of_its_own(tmp_path: Path, bars: Path, weights: Path) -> None:
+    given = {"target_macs": None, "milestones": (0.7, 0.45)}
     whole = train_prune(config(tmp_path / "whole", bars, weights, **given))
-    told = [reason for reason in whole.reasons if reason.startswith("the penalty is on")]
-    assert len(told) == len(given.get("milestones", (1,)))
-    assert ("shrink_after" in given) == any("have left" in reason for reason in whole.reasons)
+    assert sum(reason.startswith("the penalty is on") for reason in whole.reasons) == 2
     steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "killed", bars, weights, **given), StopAt(int(0.65 * steps[-1])))

@@ -1,7 +1,7 @@
 """Sequences that are made to be taken apart: SplitToSequence whose pieces are picked by number.
 
 Exporters write torch.split and torch.chunk like this before they optimise. Owns what is known of the
-pieces (``Facts.pieces``) and the two rows of the table in table.py: to the passes it is a Split.
+pieces (``FileFacts.pieces``) and the two rows of the table in table.py: to the passes it is a Split.
 Sequences that anything else reads are left alone.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.frontends.onnx.ops.draft import Draft, one, opaque
-from prunec.frontends.onnx.sizes.view import Facts, View, at, ints
+from prunec.frontends.onnx.sizes.view import FileFacts, View, at, ints
 from prunec.ir.graph import Dim, Value
 
 SEQUENCE = "it makes or reads a sequence of tensors"
@@ -26,7 +26,7 @@ def taken_apart(nodes: Sequence[SourceNode], outputs: Iterable[str]) -> frozense
     return frozenset(made.difference(outputs, others, *(node.captured for node in nodes)))
 
 
-def learn_pieces(view: View, facts: Facts, followed: frozenset[str]) -> str:
+def learn_pieces(view: View, facts: FileFacts, followed: frozenset[str]) -> str:
     """Record the pieces of a sequence, or the shape of one that is picked; return the name that is known now."""
     if view.op == "SplitToSequence" and view.outputs[0] in followed:
         _name_pieces(view, facts)
@@ -39,7 +39,7 @@ def learn_pieces(view: View, facts: Facts, followed: frozenset[str]) -> str:
     return ""
 
 
-def _name_pieces(view: View, facts: Facts) -> None:
+def _name_pieces(view: View, facts: FileFacts) -> None:
     shape, axis = view.shape(0), view.axis(0)
     sizes = _sizes(view, at(shape, axis))
     if shape is None or axis is None or sizes is None:

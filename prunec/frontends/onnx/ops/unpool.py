@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.frontends.onnx.ops.compute import window
 from prunec.frontends.onnx.ops.draft import Draft, one, opaque
-from prunec.frontends.onnx.sizes.view import Facts, View
+from prunec.frontends.onnx.sizes.view import FileFacts, View
 
 _ACROSS = "its Indices output numbers positions across channels"
 _OTHERWISE = "its indices number positions across channels, of a map that may have another size than this one"
 
 
-def learn_unpooled(nodes: Sequence[SourceNode], outputs: Iterable[str], facts: Facts) -> None:
+def learn_unpooled(nodes: Sequence[SourceNode], outputs: Iterable[str], facts: FileFacts) -> None:
     """Record the indices that are only unpooled with, to the size that they were made at."""
     own = [node for node in nodes if not node.domain]
     made = {node.outputs[1]: node for node in own if node.op == "MaxPool" and len(node.outputs) > 1}

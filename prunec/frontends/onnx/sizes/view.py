@@ -17,7 +17,7 @@ from prunec.ir.graph import Dim, Shape, Value
 Array = np.ndarray[Any, Any]
 
 
-class Facts:
+class FileFacts:
     """What is known of the values so far; grows while the frontend walks the nodes.
 
     Attributes:
@@ -77,7 +77,7 @@ class View:
 
     __slots__ = ("attrs", "facts", "inputs", "node", "op", "outputs")
 
-    def __init__(self, node: SourceNode, facts: Facts) -> None:
+    def __init__(self, node: SourceNode, facts: FileFacts) -> None:
         self.node = node
         self.facts = facts
         self.op = node.op
