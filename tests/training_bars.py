@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,17 @@ from PIL import Image
 from prunec.training.logs.progress import Silent
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import make_config
+
+RESULTS = {
+    "pruned.onnx",
+    "pruned.safetensors",
+    "plan.json",
+    "metrics.jsonl",
+    "summary.json",
+    "report.html",
+    "config.json",
+}
+"""What a run leaves, beside its checkpoint."""
 
 
 def write_bars(folder: Path, train: int = 40, test: int = 10) -> Path:
@@ -78,3 +90,15 @@ class StopAt(Silent):
         self.left -= 1
         if self.left < 0:
             raise Stop
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return what a run says of itself."""
+    document: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return document
+
+
+def assert_same_run(one: Path, other: Path, *more: str) -> None:
+    """Two runs left the same network, log and plan, to the bit, and whatever else is named."""
+    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json", *more):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name

@@ -11,7 +11,7 @@ import torch
 from modules.training import Chain, Dense, Grouped, Inverted, ResidualConcat, tiny, trained_like
 from safetensors.torch import load_file
 from torch import nn
-from training_bars import Stop, StopAt, from_weights
+from training_bars import Stop, StopAt, assert_same_run, from_weights
 
 from prunec import apply_plan, prune_module
 from prunec.errors import BadInput, BudgetNotMet
@@ -135,8 +135,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, trained), StopAt(step))
     train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (Path(finished.output) / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", Path(finished.output))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +176,7 @@ def test_milestones_are_cut_from_the_given_network_one_by_one(tmp_path: Path, ba
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "killed", bars, trained, **given), StopAt(25))
     train_prune(resume_config(str(tmp_path / "killed")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_budget_that_cannot_be_met_is_refused(tmp_path: Path, bars: Path, trained: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from modules.training import Chain, tiny
 from safetensors.torch import save_file
-from training_bars import Stop, StopAt, from_weights
+from training_bars import Stop, StopAt, assert_same_run, from_weights
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
@@ -125,11 +125,6 @@ def test_the_channels_that_the_budget_takes_reach_zero(finished: RunResult) -> N
     assert "half of the gammas that it is on then reach zero within about 30 of the 60 steps" in reasons
     went, forced = re.search(r"of (\d+) channel classes that go, (\d+) had not reached zero", reasons).groups()  # type: ignore[union-attr]
     assert int(forced) <= 0.2 * int(went)
-
-
-def assert_same_run(one: Path, other: Path, *more: str) -> None:
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json", *more):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("step", [0, 25, 70])
