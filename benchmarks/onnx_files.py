@@ -4,7 +4,7 @@
 
 The questions: what does the analysis see; what is removed of the file as it is (convolution filters that
 are all zero, by a count of this script's own, and why the others stay); what is removed when 30% of the
-channels of every convolution are made constant (tests/onnx_inject.py says how), how far the outputs then
+channels of every convolution are made constant (tests/onnx_models/inject.py says how), how far the outputs then
 differ, and what more goes with sums expanded and gates folded; does pruning by score give the MACs that were
 asked for; is any output larger than its input; how long does it take, against loading, inferring the shapes of,
 and saving the file. Errors are measured in ONNX Runtime without graph optimisation, on several kinds of input and
@@ -28,7 +28,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from onnx_inject import inject_alive, randomize, zero_filters
+from onnx_models.inject import inject_alive, randomize, zero_filters
 from onnx_prune import measure
 
 from prunec.api import analyze_onnx, prune_onnx

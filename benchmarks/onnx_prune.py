@@ -89,7 +89,7 @@ def measure(path: Path, repeats: int, options: Mapping[str, Any]) -> dict[str, A
 def with_random_weights(path: Path, folder: Path) -> Path:
     """Write the file again with random weights where ConstantOfShape made them."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from onnx_inject import randomize
+    from onnx_models.inject import randomize
 
     model = onnx.load(path)
     randomize(model)

@@ -2,7 +2,7 @@
 
     python benchmarks/rewrites.py [--seconds S] [FILE.onnx | timm:NAME | torchvision:NAME ...]
 
-With files: 30% of the channels of every convolution are made constant (tests/onnx_inject.py; of networks half of
+With files: 30% of the channels of every convolution are made constant (tests/onnx_models/inject.py; of networks half of
 the gammas are zero), and both results of ``prunec prune``, without and with the two options, run in turns. ``time``
 is the median of the ratios of neighbouring runs on one core, rewritten over tied; ``macs`` is the ratio of their
 MACs, and ``error`` the largest difference from the file that went in, over its output's largest magnitude.
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from assertions import outputs_of, relative_error
-from onnx_inject import inject_alive
+from onnx_models.inject import inject_alive
 
 from prunec.api import analyze_onnx, prune_module, prune_onnx
 from prunec.check.validate import validate_onnx

@@ -79,7 +79,7 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
 
 def _show(report: BenchReport) -> None:
     from prunec.cli.render import console, row, table, tell
-    from prunec.report.findings import readable
+    from prunec.report.wording import readable
 
     out = console()
     shapes = ", ".join("x".join(map(str, shape)) for shape in report.inputs.values())

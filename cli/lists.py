@@ -16,7 +16,7 @@ def archs(as_json: bool) -> None:
     """List the built-in architectures."""
     from prunec.cli.render import show_json, show_rows
     from prunec.models import ARCHITECTURES, count_macs, count_parameters
-    from prunec.report.findings import readable
+    from prunec.report.wording import readable
 
     found: list[dict[str, Any]] = [
         {

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunec.report.findings import MOMENT_NAMES, SCORE_NAMES, Cost, constant_in, percent, readable
+from prunec.report.findings import Cost
+from prunec.report.wording import MOMENT_NAMES, SCORE_NAMES, constant_in, percent, readable
 
 if TYPE_CHECKING:
     from prunec.check.health import Findings

@@ -123,7 +123,7 @@ def sweep(
 
 def _show(report: SweepReport, output: Path) -> None:
     from prunec.cli.render import console, row, table, tell
-    from prunec.report.findings import percent, readable
+    from prunec.report.wording import percent, readable
     from prunec.sweep.findings import headline
 
     out = console()

@@ -1,7 +1,8 @@
 """Constants: which elements of which values do not depend on the network's input, and what they are.
 
-Owns the forward sweep and its result. What each op does is in passes/rules/constants/table.py, how values
-are kept in passes/rules/arrays.py. passes/liveness.py reads the result next; together they are a
+Owns the forward sweep and its result. What each op does is in passes/rules/constants/table.py (a ReLU that provably
+never fires is a row of it, one that never fires on data is prunec/data/calibration.py's), how values are kept in
+passes/rules/arrays.py. passes/liveness.py reads the result next; together they are a
 fixpoint after one round each: a constant never depends on an element that nothing reads.
 """
 

@@ -1,8 +1,10 @@
-"""Shared checks: each is named assert_… and raises."""
+"""Shared checks: each is named assert_… and raises; work that must end in time, and numbers to compare."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,3 +66,25 @@ def contraction_macs(module: nn.Module, batch: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return total // batch.shape[0]
+
+
+def assert_same_on_inputs(original: nn.Module, pruned: nn.Module, *inputs: Tensor, tolerance: float = 1e-5) -> None:
+    expected = outputs_of(original, *[i.clone() for i in inputs])
+    error = relative_error(expected, outputs_of(pruned, *[i.clone() for i in inputs]))
+    assert error <= tolerance, f"outputs differ by {error:.2e} on {[tuple(i.shape) for i in inputs]}"
+
+
+@contextmanager
+def in_time(seconds: int = 60) -> Iterator[None]:
+    """Raise TimeoutError where the work does not end."""
+
+    def out_of_time(*_: Any) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGVTALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # of processor time: other work on the machine does not count
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

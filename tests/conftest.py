@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from onnx_files import save_conv
+from onnx_models.conv import save_conv
 
 # Derandomised in CI: a failure there is the same failure here. No deadlines: first calls compile and load.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -2,47 +2,40 @@
 
     python tests/fuzz.py 1000 [--first SEED] [--no-onnx] [--shrink]
 
-Each seed is a network of strategies.py, half of them with movements by hand and weights read twice (handmade.py). For
-each: exact removal computes the same function, a random plan equals the masked network, its ONNX export is pruned
-exactly, and no analysis takes longer than a minute. The seeds that fail are printed with the network; --shrink lets
-hypothesis look for a smaller one.
+Each seed is a network of modules/strategies.py, half of them with movements by hand and weights read twice
+(modules/handmade.py). For each: exact removal computes the same function, a random plan equals the masked network, its
+ONNX export is pruned exactly, and no analysis takes longer than a minute. The seeds that fail are printed with the
+network; --shrink lets hypothesis look for a smaller one.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
-from assertions import assert_same_function, outputs_of, relative_error
+from assertions import assert_same_function, in_time, outputs_of, relative_error
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from masking import Masked, some_classes
-from onnx_nets import export_as_it_is, prune, random_feeds, run
-from strategies import RandomNet, Spec, batch_of, build, specs
+from masking import error_of_a_plan
+from modules.strategies import RandomNet, Spec, batch_of, build, specs
+from onnx_models.nets import export_as_it_is, prune, random_feeds, run
 from torch import Tensor
 
 from prunec.api import prune_module
-from prunec.backends.fx.backend import apply_edits
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.importer.module import to_module
 from prunec.ir.edits import CannotRewrite
-from prunec.passes.lowering.lower import lower
-from prunec.passes.selection.select import plan, select
 from prunec.pipeline.planning import gather_facts
-from prunec.pipeline.reading import input_specs, read_module
+from prunec.pipeline.reading import read_module
 
 TIGHT, SINGLE = 1e-9, 1e-3
 """Relative errors allowed in float64, and in float32 before the comparison is made again in float64."""
@@ -68,15 +61,10 @@ def check(spec: Spec, zeros: float, folder: Path | None) -> None:
 def _check_any_plan(net: RandomNet, spec: Spec, batch: Tensor) -> None:
     traced = read_module(net, (batch,))
     facts = gather_facts(traced.graph)
-    selection = select(facts, some_classes(facts, spec.seed))
-    made = plan(facts, selection, input_specs(traced.graph, (batch,)))
     try:
-        pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
+        error, _ = error_of_a_plan(traced, facts, batch, spec.seed)
     except CannotRewrite:
         return  # what a backend cannot write is pinned and planned anew
-    with torch.no_grad():
-        leaves = torch.utils._pytree.tree_leaves(Masked(traced, facts, selection.keep).run(batch.clone()))
-    error = relative_error([leaf for leaf in leaves if isinstance(leaf, Tensor)], outputs_of(pruned, batch))
     assert error <= TIGHT, f"a random plan differs from the masked network by {error:.2e}"
 
 
@@ -96,22 +84,6 @@ def _check_file(net: RandomNet, spec: Spec, batch: Tensor, path: Path) -> None:
 
 def _in_double(model: onnx.ModelProto) -> torch.nn.Module:
     return to_module(OnnxSource(model)).module.double()
-
-
-@contextmanager
-def in_time(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError where the work does not end."""
-
-    def out_of_time(*_: Any) -> None:
-        raise TimeoutError(f"no end after {seconds} s")
-
-    before = signal.signal(signal.SIGVTALRM, out_of_time)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # of processor time: other work on the machine does not count
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def failure_of(number: int, folder: Path | None, *, shrink: bool = False) -> str:

@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from assertions import outputs_of, relative_error
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
+from prunec.backends.fx.backend import apply_edits
 from prunec.frontends.fx.traced import Traced
+from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import Read
-from prunec.passes.selection.select import Facts
+from prunec.passes.selection.select import Facts, plan, select
+from prunec.pipeline.reading import input_specs
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -67,3 +72,18 @@ def some_classes(facts: Facts, seed: int) -> Mask:
             constant = facts.classes.class_of[other.ids[~np.isnan(other.constant)]]
             wish[np.intersect1d(owners[varies], constant)] = True
     return wish
+
+
+def error_of_a_plan(traced: Traced, facts: Facts, batch: Tensor, seed: int) -> tuple[float, int]:
+    """Return how far the network of a random plan is from the masked one, relative, and how many classes left it.
+
+    Raises:
+        CannotRewrite: a call of the network cannot follow; it would be pinned and planned anew.
+    """
+    selection = select(facts, some_classes(facts, seed))
+    made = plan(facts, selection, input_specs(traced.graph, (batch,)))
+    pruned = apply_edits(traced, lower(traced.graph, facts.classes, made, facts.constants))
+    with torch.no_grad():
+        found = Masked(traced, facts, selection.keep).run(batch.clone())
+    expected = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+    return relative_error(expected, outputs_of(pruned, batch)), int((~selection.keep).sum())

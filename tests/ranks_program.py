@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from modules.training import tiny
 from torch import nn
-from training_nets import tiny
 
 import prunec
 from prunec.passes.sparsity.penalty import PenaltyKind
@@ -50,7 +50,7 @@ def train(output: Path, data: str, *arguments: str) -> None:
                 os.kill(os.getpid(), 9)
 
     run_module._Run = Watched  # type: ignore[misc]
-    given: dict[str, Any] = {"model": "training_nets:tiny", "augment": "shift", "steps": 60, "batch_size": 15}
+    given: dict[str, Any] = {"model": "modules.training:tiny", "augment": "shift", "steps": 60, "batch_size": 15}
     given |= {"shares": (0.2, 0.55, 0.25), "gamma_lr": 0.3, "rho": 0.03, "ema_decay": 0.9, "log_every": 5}
     given |= {"checkpoint_every": 10, "device": "cpu", "data": data}
     for settings in (json.loads(argument) for argument in arguments if argument.startswith("{")):

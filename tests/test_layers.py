@@ -166,6 +166,14 @@ def test_no_room_holds_too_many_files() -> None:
     assert {str(path): count for path, count in rooms.items() if count > MOST_FILES} == {}
 
 
+def test_tests_stand_in_folders_named_like_the_rooms() -> None:
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    rooms = {path.parent.relative_to(ROOT) for name, path in MODULES.items() if is_room(name)}
+    mirrored = {Path(*room.parts[room.parts[0] == "prunec" :]) for room in rooms}
+    assert folders - mirrored == {Path("frontends/onnx/refused")}
+
+
 def test_the_page_lists_the_rooms_in_this_order() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `([a-z_/]+)/` \|", page, flags=re.MULTILINE)

@@ -1,5 +1,6 @@
 """Data alone: which channels go where the others make up for them, and what those compute with from then on.
 
-Owns Grams, the staged runs of a network and the least-squares fits. The order and the algebra are
-prunec.passes.fitting's; samples are read in prunec.data. Read ``reconstruct.py`` first.
+Owns Grams (``grams.py``), the staged runs of a network (``stages.py``) and the fit of what stays, by least squares
+(``refit.py``; ``solving.py`` is its arithmetic). The order and the algebra are prunec.passes.fitting's; samples are
+read in prunec.data. Read ``reconstruct.py`` first.
 """

@@ -1,7 +1,7 @@
 """What the rows of the ONNX-to-torch table build with: a torch.fx graph that grows, and its modules.
 
 Owns names, constants and the record of which tensor of the file became which parameter. Knows no op; the
-rows are in layers.py and ops.py, the walk in module.py.
+rows and the walk are in module.py.
 """
 
 from __future__ import annotations

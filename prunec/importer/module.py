@@ -1,8 +1,8 @@
 """An ONNX file as a torch module that can be trained: the importer.
 
 Owns the table from op type to row, the walk over the file's nodes, and the check that the module computes
-what the file does. The rows are in layers.py and ops.py. The batch is open in the module
-whatever the file says; other sizes are as the file, or the user, fixes them.
+what the file does. The rows are in layers.py, elementwise.py, moves.py, resizing.py and reductions.py. The batch is
+open in the module whatever the file says; other sizes are as the file, or the user, fixes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
 from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.frontends.onnx.loading.nodes import SourceNode
 from prunec.frontends.onnx.sizes.view import FileFacts, View, type_shape
-from prunec.importer import layers, ops
+from prunec.importer import elementwise, layers, moves, reductions, resizing
 from prunec.importer.build import Builder, Origin, Row, Unconvertible
 
 _BATCH = "prunec_batch"
@@ -42,81 +42,81 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "GlobalAveragePool": layers.global_average_pool,
         "GlobalMaxPool": layers.global_max_pool,
         # elementwise
-        "Relu": ops.unary(F.relu),
-        "LeakyRelu": ops.unary(F.leaky_relu, alpha=0.01),
-        "Elu": ops.unary(F.elu, alpha=1.0),
-        "Celu": ops.unary(F.celu, alpha=1.0),
-        "Selu": ops.unary(F.selu),
-        "Sigmoid": ops.unary(torch.sigmoid),
-        "Tanh": ops.unary(torch.tanh),
-        "Softplus": ops.unary(F.softplus),
-        "Softsign": ops.unary(F.softsign),
-        "HardSwish": ops.unary(F.hardswish),
-        "Mish": ops.unary(F.mish),
-        "HardSigmoid": ops.hard_sigmoid,
-        "Exp": ops.unary(torch.exp),
-        "Log": ops.unary(torch.log),
-        "Sqrt": ops.unary(torch.sqrt),
-        "Abs": ops.unary(torch.abs),
-        "Neg": ops.unary(torch.neg),
-        "Reciprocal": ops.unary(torch.reciprocal),
-        "Floor": ops.unary(torch.floor),
-        "Ceil": ops.unary(torch.ceil),
-        "Erf": ops.unary(torch.erf),
-        "Sin": ops.unary(torch.sin),
-        "Cos": ops.unary(torch.cos),
-        "Not": ops.unary(torch.logical_not),
-        "Gelu": ops.unary(F.gelu),
-        "ImageScaler": ops.image_scaler,
-        "Affine": ops.affine,
-        "ScaledTanh": ops.scaled_tanh,
-        "Clip": ops.clip,
-        "PRelu": ops.prelu,
-        "Add": ops.binary(torch.add, trained=True),
-        "Sub": ops.binary(torch.sub),
-        "Mul": ops.binary(torch.mul, trained=True),
-        "Div": ops.divide,
-        "Pow": ops.binary(torch.pow),
-        "Equal": ops.binary(torch.eq),
-        "Less": ops.binary(torch.lt),
-        "Greater": ops.binary(torch.gt),
-        "Sum": ops.variadic(torch.add),
-        "Mean": ops.variadic(torch.add, mean=True),
-        "Max": ops.variadic(torch.maximum),
-        "Min": ops.variadic(torch.minimum),
-        "Cast": ops.cast,
-        **dict.fromkeys(("Identity", "Dropout"), ops.identity),
-        "Softmax": ops.softmax(F.softmax),
-        "LogSoftmax": ops.softmax(F.log_softmax),
+        "Relu": elementwise.unary(F.relu),
+        "LeakyRelu": elementwise.unary(F.leaky_relu, alpha=0.01),
+        "Elu": elementwise.unary(F.elu, alpha=1.0),
+        "Celu": elementwise.unary(F.celu, alpha=1.0),
+        "Selu": elementwise.unary(F.selu),
+        "Sigmoid": elementwise.unary(torch.sigmoid),
+        "Tanh": elementwise.unary(torch.tanh),
+        "Softplus": elementwise.unary(F.softplus),
+        "Softsign": elementwise.unary(F.softsign),
+        "HardSwish": elementwise.unary(F.hardswish),
+        "Mish": elementwise.unary(F.mish),
+        "HardSigmoid": elementwise.hard_sigmoid,
+        "Exp": elementwise.unary(torch.exp),
+        "Log": elementwise.unary(torch.log),
+        "Sqrt": elementwise.unary(torch.sqrt),
+        "Abs": elementwise.unary(torch.abs),
+        "Neg": elementwise.unary(torch.neg),
+        "Reciprocal": elementwise.unary(torch.reciprocal),
+        "Floor": elementwise.unary(torch.floor),
+        "Ceil": elementwise.unary(torch.ceil),
+        "Erf": elementwise.unary(torch.erf),
+        "Sin": elementwise.unary(torch.sin),
+        "Cos": elementwise.unary(torch.cos),
+        "Not": elementwise.unary(torch.logical_not),
+        "Gelu": elementwise.unary(F.gelu),
+        "ImageScaler": elementwise.image_scaler,
+        "Affine": elementwise.affine,
+        "ScaledTanh": elementwise.scaled_tanh,
+        "Clip": elementwise.clip,
+        "PRelu": elementwise.prelu,
+        "Add": elementwise.binary(torch.add, trained=True),
+        "Sub": elementwise.binary(torch.sub),
+        "Mul": elementwise.binary(torch.mul, trained=True),
+        "Div": elementwise.divide,
+        "Pow": elementwise.binary(torch.pow),
+        "Equal": elementwise.binary(torch.eq),
+        "Less": elementwise.binary(torch.lt),
+        "Greater": elementwise.binary(torch.gt),
+        "Sum": elementwise.variadic(torch.add),
+        "Mean": elementwise.variadic(torch.add, mean=True),
+        "Max": elementwise.variadic(torch.maximum),
+        "Min": elementwise.variadic(torch.minimum),
+        "Cast": elementwise.cast,
+        **dict.fromkeys(("Identity", "Dropout"), elementwise.identity),
         # movement
-        **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), ops.reshape),
-        "Transpose": ops.transpose,
-        "Slice": ops.slice_,
-        "Split": ops.split,
-        "Concat": ops.concat,
-        "Gather": ops.gather,
-        "Pad": ops.pad,
-        "Expand": ops.expand,
-        "Tile": ops.tile,
-        "DepthToSpace": ops.depth_to_space,
-        "SpaceToDepth": ops.space_to_depth,
-        "Crop": ops.crop,
-        **dict.fromkeys(("Resize", "Upsample"), ops.resize),
-        # reductions
-        "ReduceMean": ops.reduce(torch.mean),
-        "ReduceSum": ops.reduce(torch.sum),
-        "ReduceMax": ops.reduce(torch.amax),
-        "ReduceMin": ops.reduce(torch.amin),
-        "ReduceSumSquare": ops.reduce(torch.sum, before=torch.square),
-        "ReduceL2": ops.reduce(torch.sum, before=torch.square, after=torch.sqrt),
-        "ArgMax": ops.arg_reduce(torch.argmax),
-        "ArgMin": ops.arg_reduce(torch.argmin),
+        **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), moves.reshape),
+        "Transpose": moves.transpose,
+        "Slice": moves.slice_,
+        "Split": moves.split,
+        "Concat": moves.concat,
+        "Gather": moves.gather,
+        "Pad": moves.pad,
+        "Expand": moves.expand,
+        "Tile": moves.tile,
+        "DepthToSpace": moves.depth_to_space,
+        "SpaceToDepth": moves.space_to_depth,
+        "Crop": moves.crop,
+        **dict.fromkeys(("Resize", "Upsample"), resizing.resize),
+        # along axes
+        "Softmax": reductions.softmax(F.softmax),
+        "LogSoftmax": reductions.softmax(F.log_softmax),
+        "ReduceMean": reductions.reduce(torch.mean),
+        "ReduceSum": reductions.reduce(torch.sum),
+        "ReduceMax": reductions.reduce(torch.amax),
+        "ReduceMin": reductions.reduce(torch.amin),
+        "ReduceSumSquare": reductions.reduce(torch.sum, before=torch.square),
+        "ReduceL2": reductions.reduce(torch.sum, before=torch.square, after=torch.sqrt),
+        "ArgMax": reductions.arg_reduce(torch.argmax),
+        "ArgMin": reductions.arg_reduce(torch.argmin),
     }
 )
 """ONNX's own ops that can be trained through."""
 
 MICROSOFT_ROWS: Mapping[str, Row] = MappingProxyType(
-    {"FusedConv": layers.fused_conv, "FusedGemm": layers.gemm, "Gelu": ops.unary(F.gelu)}
+    {"FusedConv": layers.fused_conv, "FusedGemm": layers.gemm, "Gelu": elementwise.unary(F.gelu)}
 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Literal, overload
 
 import torch
 from torch import fx, nn
@@ -37,88 +36,55 @@ def example_inputs_of(plan: PrunePlan) -> Example:
     return example_of(plan.example, [zeros(spec.shape, spec.dtype) for spec in plan.inputs])
 
 
-def _read(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None = None) -> Traced:
-    """Trace a module, its graph rewritten as the plan's was."""
-    traced = read_module(module, example_inputs_of(plan) if example_inputs is None else example_inputs, rules=rules)
-    return replace(traced, graph=rewritten(traced.graph, plan))
-
-
-@overload
 def apply_plan(
-    module: nn.Module,
-    plan: PrunePlan,
-    example_inputs: Example | None = None,
-    *,
-    keep_class: Literal[False] = False,
-    rules: OpRules = NO_RULES,
-) -> fx.GraphModule: ...
-
-
-@overload
-def apply_plan(
-    module: nn.Module,
-    plan: PrunePlan,
-    example_inputs: Example | None = None,
-    *,
-    keep_class: bool,
-    rules: OpRules = NO_RULES,
-) -> nn.Module: ...
-
-
-def apply_plan(
-    module: nn.Module,
-    plan: PrunePlan,
-    example_inputs: Example | None = None,
-    *,
-    keep_class: bool = False,
-    rules: OpRules = NO_RULES,
-) -> nn.Module:
-    """Return what a plan makes of a module; the way back from plan.json and a fresh architecture.
-
-    Args:
-        module: of the architecture that the plan was made of, with any weights; left as it is.
-        plan: what to do.
-        example_inputs: what the network is called with, of the shapes that the plan was made with; only needed where
-            it takes objects that a plan cannot hold (it holds tensors, numbers, text and None, in dicts, tuples and
-            lists).
-        keep_class: return a pruned copy of the user's own class instead of a GraphModule. That is possible
-            where the plan leaves the forward as it is written.
-        rules: those that the plan was made with.
-
-    Raises:
-        BadPlan: the plan does not fit the module.
-        UnsupportedModel: with ``keep_class``, the plan changes the forward itself (a block that vanished, a
-            written-out size); the message names the place.
-    """
-    if keep_class and not isinstance(module, fx.GraphModule):
-        return _pruned_copy(module, plan, rules, example_inputs)
+    module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, rules: OpRules = NO_RULES
+) -> fx.GraphModule:
+    """Return what a plan makes of a module, as a GraphModule; see ``prunec.apply_plan``."""
     for earlier in plan.earlier:
         module = apply_plan(module, earlier, example_inputs, rules=rules)
-    traced = _read(module, plan, rules, example_inputs)
-    edits = lower(traced.graph, channels(traced.graph), plan)
+    traced, edits = _lowered(module, plan, example_inputs, rules)
     try:
         return apply_edits(traced, edits)
     except CannotRewrite as error:
         raise BadPlan(f"the plan does not fit the model: {error.origin}", why=error.reason) from error
 
 
-def _pruned_copy(module: nn.Module, plan: PrunePlan, rules: OpRules, example_inputs: Example | None) -> nn.Module:
-    """Return a pruned copy of the user's own class, for forwards without hard-coded sizes."""
+def pruned_copy(
+    module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, rules: OpRules = NO_RULES
+) -> nn.Module:
+    """Return a pruned copy of the user's own class, for forwards without hard-coded sizes; see ``prunec.apply_plan``.
+
+    Raises:
+        UnsupportedModel: the plan changes the forward itself.
+    """
     for earlier in plan.earlier:
-        module = _pruned_copy(module, earlier, rules, example_inputs)
-    traced = _read(module, plan, rules, example_inputs)
-    edits = lower(traced.graph, channels(traced.graph), plan)
+        module = pruned_copy(module, earlier, example_inputs, rules=rules)
+    traced, edits = _lowered(module, plan, example_inputs, rules)
     _refuse_changed_forward(traced, edits)
     pruned = copy.deepcopy(module)
     set_parameters(pruned, edits.params)
     _apply_module_attributes(traced, edits, pruned)
     refresh_modules(pruned)
     try:
-        check_shapes(traced, edits, read_module(pruned, example_inputs_of(plan), rules=rules).module)
+        check_shapes(traced, edits, _read(pruned, plan, example_inputs, rules).module)
     except (CannotRewrite, BadInput) as error:
         where, why = (error.origin, error.reason) if isinstance(error, CannotRewrite) else ("forward", error.why)
         raise _changed(where, why) from error
     return pruned
+
+
+def _lowered(
+    module: nn.Module, plan: PrunePlan, example_inputs: Example | None, rules: OpRules
+) -> tuple[Traced, Edits]:
+    """Return a module, its graph rewritten as the plan's was, and what the plan does to it."""
+    traced = _read(module, plan, example_inputs, rules)
+    traced = replace(traced, graph=rewritten(traced.graph, plan))
+    return traced, lower(traced.graph, channels(traced.graph), plan)
+
+
+def _read(module: nn.Module, plan: PrunePlan, example_inputs: Example | None, rules: OpRules) -> Traced:
+    given = example_inputs_of(plan) if example_inputs is None else example_inputs
+    return read_module(module, given, rules=rules)
 
 
 def _changed(where: str, why: str) -> UnsupportedModel:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from prunec.report.charts import stacked_bar, text
 from prunec.report.drawing import drawing
-from prunec.report.findings import Analysis, Blocked, LayerSummary, PinReport, constant_in, percent, readable
+from prunec.report.findings import Analysis, Blocked, LayerSummary, PinReport
 from prunec.report.run_page import html_table, name_cell, page, section, tiles
+from prunec.report.wording import constant_in, percent, readable
 
 _NEUTRAL = "var(--c0)"
 _GOLDEN_ANGLE = 137.508

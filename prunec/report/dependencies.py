@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
-def graph_text(graph: nx.DiGraph, path: Path) -> str:
-    """Return a graph in the form that the ending of ``path`` asks for.
-
-    Raises:
-        BadInput: another ending.
-    """
-    return writer(path)(graph)
-
-
 def writer(path: Path) -> Callable[[nx.DiGraph], str]:
     """Return what makes the text for a file of this name.
 

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from prunec.errors import BadInput
 from prunec.files import RunFolder, read_json, read_lines, write_text
 from prunec.report.charts import Series, Span, heatmap, kept_bars, line_chart, pareto_chart, stacked_bar, text
-from prunec.report.findings import MOMENT_NAMES, PHASE_NAMES, SCORE_NAMES, percent, readable
+from prunec.report.wording import MOMENT_NAMES, PHASE_NAMES, SCORE_NAMES, percent, readable
 
 Rows = Sequence[Mapping[str, Any]]
 

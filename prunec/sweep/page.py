@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from prunec.report.charts import pareto_chart, stacked_bar, text
-from prunec.report.findings import percent, readable
 from prunec.report.run_page import html_table, name_cell, page, section, tiles
+from prunec.report.wording import percent, readable
 from prunec.sweep.findings import GroupCost, Point, Step, SweepReport, headline
 
 

@@ -65,7 +65,7 @@ def prune_model(
     border: Border = "exact",
     residual: Residual = "tie",
     gates: Gates = "tie",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     criterion: Criterion | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
@@ -101,7 +101,7 @@ def prune_model(
         "border": border,
         "residual": residual,
         "gates": gates,
-        "keep": tuple(keep),
+        "keep": keep,
         "criterion": criterion,
         "target_macs": target_macs,
         "target_params": target_params,
@@ -206,7 +206,9 @@ def apply_plan(
     Args:
         model: any kind that ``prune_model`` takes, of the architecture that the plan was made of, with any weights;
             left as it is. For files there is ``apply_plan_onnx``.
-        example_inputs: for an nn.Module that takes objects which a plan cannot hold: what it is called with.
+        plan: what to do.
+        example_inputs: for an nn.Module that takes objects which a plan cannot hold: what it is called with, of the
+            shapes that the plan was made with. (It holds tensors, numbers, text and None, in dicts, tuples and lists.)
         keep_class: for an nn.Module, return a pruned copy of the user's own class instead of a GraphModule. That is
             possible where the plan leaves the forward as it is written.
         rules: those that the plan was made with.
@@ -221,9 +223,13 @@ def apply_plan(
 
         return apply_to_program(model, plan, rules)
     if of_torch(model):
-        from prunec.pipeline.apply import apply_plan as apply_to_module
+        from torch import fx
 
-        return apply_to_module(model, plan, example_inputs, keep_class=keep_class, rules=rules)
+        from prunec.pipeline import apply
+
+        copies = keep_class and not isinstance(model, fx.GraphModule)
+        made = apply.pruned_copy if copies else apply.apply_plan
+        return made(model, plan, example_inputs, rules=rules)
     kind = _kind(model)
     with _laid_down(model, kind, "") as path:
         out = path.with_name("pruned.onnx")

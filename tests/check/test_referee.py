@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from onnx_nets import Net
-from single_nodes import CASES, model_of
+from onnx_models.nets import Net
+from onnx_models.single_nodes import CASES, model_of
 from torch import nn
 from torch.nn import functional as F
 

@@ -14,8 +14,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import save_conv
-from onnx_nets import Net
+from onnx_models.conv import save_conv
+from onnx_models.nets import Net
 from torch import nn
 
 from prunec.check import pair

@@ -10,10 +10,10 @@ import onnx
 import pytest
 import torch
 from assertions import outputs_of, relative_error
-from dependent import copy_channels
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
-from strategies import IN_CHANNELS, SIZE, Spec, build, specs
+from modules.dependent import copy_channels
+from modules.strategies import IN_CHANNELS, SIZE, Spec, build, specs
 from torch import nn
 
 from prunec.api import prune_module, prune_onnx

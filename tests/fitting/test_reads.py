@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import outputs_of, relative_error
-from dependent import copy_channels
+from modules.dependent import copy_channels
 from torch import nn
 
 from prunec.api import analyze_module

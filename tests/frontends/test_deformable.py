@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 from assertions import outputs_of, relative_error
-from networks import Head, cbr, silence
+from modules.blocks import Head, cbr
+from modules.networks import silence
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from single_nodes import CASES, RNG, model_of, weights
+from onnx_models.single_nodes import CASES, RNG, model_of, weights
 from torch import nn
 
 from prunec.errors import PrunecError, UnsupportedModel

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function, outputs_of, relative_error
+from modules.training import trained_like
 from torch import nn
 from torch.nn import functional as F
-from training_nets import trained_like
 
 from prunec.api import Pruned, prune_module
 from prunec.frontends.fx.frontend import trace

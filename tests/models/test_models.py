@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from modules.training import trained_like
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from training_nets import trained_like
 
 from prunec.api import prune_module
 from prunec.errors import BadInput

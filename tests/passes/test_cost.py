@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Tiny
+from graphs.tiny import Tiny
 
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses

@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 from assertions import assert_same_function
-from onnx_masks import prune_at_random
-from onnx_nets import num_removed, prune
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import num_removed, prune
 from torch import Tensor, nn
 
 from prunec.api import prune_module

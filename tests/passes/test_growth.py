@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_nets import Net
+from onnx_models.nets import Net
 
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx

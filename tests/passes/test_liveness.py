@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import NAN, Tiny
-from traced import run, silenced
+from graphs.tiny import NAN, Tiny
+from graphs.traced import run, silenced
 
 from prunec.passes.constants import constants
 from prunec.passes.liveness import liveness

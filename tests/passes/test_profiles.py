@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 from assertions import assert_same_function
-from onnx_nets import Net, assert_pruned_agrees, num_removed
-from tiny import Tiny
+from graphs.tiny import Tiny
+from onnx_models.nets import Net, assert_pruned_agrees, num_removed
 from torch import nn
 
 from prunec.api import prune_module

@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 from assertions import contraction_macs
-from onnx_masks import prune_at_random
-from onnx_nets import Net, assert_pruned_agrees, prune
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import Net, assert_pruned_agrees, prune
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
-from onnx_nets import random_feeds, run
+from onnx_models.nets import random_feeds, run
 
 import prunec
 from prunec.cli.main import main

@@ -11,12 +11,12 @@ import networkx as nx
 import onnx
 import pytest
 import torch
-from dead_channels import WIDTH, Module, as_kind, message
+from onnx_models.dead_channels import WIDTH, Module, as_kind, message
 
 import prunec
 from prunec.cli.main import execute
 from prunec.errors import BadInput
-from prunec.report.dependencies import graph_text
+from prunec.report.dependencies import writer
 
 
 def graph_of_message() -> nx.DiGraph:
@@ -52,15 +52,15 @@ def test_files_and_modules_are_taken(tmp_path: Path) -> None:
 
 def test_each_text_can_be_read_back(tmp_path: Path) -> None:
     graph = graph_of_message()
-    (tmp_path / "g.graphml").write_text(graph_text(graph, tmp_path / "g.graphml"), encoding="utf-8")
+    (tmp_path / "g.graphml").write_text(writer(tmp_path / "g.graphml")(graph), encoding="utf-8")
     again = nx.read_graphml(tmp_path / "g.graphml")
     assert set(again.edges) == set(graph.edges)
     assert again.nodes["first"]["op"] == "conv"
-    document = json.loads(graph_text(graph, tmp_path / "g.json"))
+    document = json.loads(writer(tmp_path / "g.json")(graph))
     linked = nx.node_link_graph(document, edges="edges")
     assert set(linked.edges) == set(graph.edges)
     assert linked.nodes["first"]["makes"] == graph.nodes["first"]["makes"]
-    dot = graph_text(graph, tmp_path / "g.dot")
+    dot = writer(tmp_path / "g.dot")(graph)
     assert len(re.findall(r"^  \".*\" -> \".*\"", dot, re.MULTILINE)) == graph.number_of_edges()
 
 
@@ -69,12 +69,12 @@ def test_odd_names_do_not_break_the_texts(tmp_path: Path) -> None:
     for index, name in enumerate(('a "quoted" \\ name', "line\nbreak", "<tag> & \x01", "ünïcode/層")):
         model.graph.node[index].name = name
     graph = prunec.dependency_graph(model)
-    (tmp_path / "g.graphml").write_text(graph_text(graph, tmp_path / "g.graphml"), encoding="utf-8")
+    (tmp_path / "g.graphml").write_text(writer(tmp_path / "g.graphml")(graph), encoding="utf-8")
     assert nx.read_graphml(tmp_path / "g.graphml").number_of_nodes() == graph.number_of_nodes()
-    assert json.loads(graph_text(graph, tmp_path / "g.json"))
-    assert "\nbreak" not in graph_text(graph, tmp_path / "g.dot")
+    assert json.loads(writer(tmp_path / "g.json")(graph))
+    assert "\nbreak" not in writer(tmp_path / "g.dot")(graph)
     if subprocess.run(["sh", "-c", "command -v dot"], capture_output=True, check=False).returncode == 0:
-        subprocess.run(["dot", "-Tsvg"], input=graph_text(graph, tmp_path / "g.dot").encode(), check=True)
+        subprocess.run(["dot", "-Tsvg"], input=writer(tmp_path / "g.dot")(graph).encode(), check=True)
 
 
 def test_the_command_writes_one(
@@ -91,4 +91,4 @@ def test_the_command_writes_one(
 
 def test_another_ending_is_told() -> None:
     with pytest.raises(BadInput, match=r"\.graphml"):
-        graph_text(nx.DiGraph(), Path("deps"))
+        writer(Path("deps"))

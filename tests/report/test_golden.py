@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from networks import NETWORKS, make
+from modules.networks import NETWORKS, make
 
 from prunec.api import analyze_module
 from prunec.report.findings import Analysis

@@ -32,11 +32,10 @@ from prunec.report.findings import (
     PruneReport,
     Removable,
     Validation,
-    percent,
-    readable,
 )
 from prunec.report.prune_page import prune_page
 from prunec.report.run_page import run_page, write_run_page
+from prunec.report.wording import percent, readable
 
 _EVIL = '<script>alert("x")</script>&'
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx_nets import Net
+from onnx_models.nets import Net
 
 from prunec.api import analyze_onnx
 from prunec.report.findings import Blocked, LayerChannels

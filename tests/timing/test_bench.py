@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx_nets import Net
+from onnx_models.nets import Net
 
 from prunec.bench import BenchReport, BenchRow, bench
 from prunec.cli.main import execute

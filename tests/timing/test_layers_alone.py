@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graphs.tiny import Tiny
 from hypothesis import given, settings
+from modules.strategies import IN_CHANNELS, SIZE, Spec, specs
+from modules.strategies import build as build_spec
 from onnx import numpy_helper
-from strategies import IN_CHANNELS, SIZE, Spec, specs
-from strategies import build as build_spec
-from tiny import Tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 

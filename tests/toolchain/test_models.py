@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from dead_channels import SIZE, WIDTH, Module, as_bytes, as_kind, as_proto, dims, message
 from onnx import numpy_helper
+from onnx_models.dead_channels import SIZE, WIDTH, Module, as_bytes, as_kind, as_proto, dims, message
 
 import prunec
 from prunec.errors import BadInput, BadPlan
@@ -157,6 +157,11 @@ def test_lossy_pruning_takes_the_same_options(kind: str) -> None:
     assert dims(as_proto(found.model))["w1"][0] % 8 == 0
     assert found.report.after.macs <= 0.5 * found.report.before.macs
     assert found.report.model == "mine"
+
+
+def test_keep_may_be_one_pattern() -> None:
+    found = prunec.prune_model(message(dead=0), criterion="l1", target_macs=0.5, keep="sec*d")
+    assert found.report.after.macs <= 0.5 * found.report.before.macs
 
 
 def test_every_option_is_spelled_out() -> None:

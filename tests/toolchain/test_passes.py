@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from dead_channels import WIDTH, Module, as_kind, as_proto, dims, message
+from modules import networks
+from onnx_models.dead_channels import WIDTH, Module, as_kind, as_proto, dims, message
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim

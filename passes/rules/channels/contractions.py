@@ -47,13 +47,14 @@ def conv(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], t
             ties.pin([in_ids, out_ids], OPEN_GROUPS)
         else:
             ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
-    ties.channel(out_ids)
+    return [_made(outputs[0], out_ids, bias, ties)]
+
+
+def _made(shape: Shape | None, ids: Ids, bias: Label, ties: Ties) -> Label:
+    """Return the label of channels that a convolution makes; its bias has one element for each."""
+    ties.channel(ids)
     if bias.shape is not None:
-        ties.unify(vector(bias, 0, ties), out_ids)
-    return [_made(outputs[0], out_ids, ties)]
-
-
-def _made(shape: Shape | None, ids: Ids, ties: Ties) -> Label:
+        ties.unify(vector(bias, 0, ties), ids)
     if shape is None:
         ties.pin(ids, NO_RANK)
         return Label(None)
@@ -84,10 +85,7 @@ def conv_transpose(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape 
                 ties.pin([in_ids, out_ids], OPEN_GROUPS)
             else:
                 ties.balance(in_ids.reshape(groups, -1), out_ids.reshape(groups, -1))
-    ties.channel(out_ids)
-    if bias.shape is not None:
-        ties.unify(vector(bias, 0, ties), out_ids)
-    return [_made(outputs[0], out_ids, ties)]
+    return [_made(outputs[0], out_ids, bias, ties)]
 
 
 def matmul(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

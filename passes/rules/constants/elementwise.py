@@ -8,7 +8,10 @@ from prunec.passes.rules.constants.call import Call, Known
 
 
 def unary(call: Call) -> Known:
-    """Apply the function to what is known. Further inputs are the bounds of a clip."""
+    """Apply the function to what is known: a ReLU that never fires, as its input is a negative constant, gives 0.
+
+    Further inputs are the bounds of a clip.
+    """
     if call.known[0] is None or (call.node.op == "not" and call.out_dtype != "bool"):
         return [None]
     x = numeric.unary(call.node.op, call.known[0], call.node.attrs)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from prunec.report.findings import PHASE_NAMES, SCORE_NAMES
+from prunec.report.wording import PHASE_NAMES, SCORE_NAMES
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -115,16 +114,6 @@ def load_network(path: Path, input_shape: Sequence[int] = ()) -> OnnxNetwork:
     _check_batch(imported.module, (channels, height, width), path)
     network = OnnxNetwork(_ending_in_logs(imported.module), (channels, height, width), interface, path)
     return network if _follows_size(network) else _with_fixed_size(network)
-
-
-def _interface(graph: onnx.GraphProto, input_name: str, output_name: str) -> Interface:
-    """Return the names, and the axes that the file leaves open."""
-    axes: dict[str, dict[int, str]] = {}
-    for value in (*graph.input, *graph.output):
-        if value.name in (input_name, output_name):
-            sizes = enumerate(type_shape(value.type) or ())
-            axes[value.name] = {axis: size or f"size_{axis}" for axis, size in sizes if not isinstance(size, int)}
-    return Interface(input_name, output_name, MappingProxyType(axes))
 
 
 def prepared_network(

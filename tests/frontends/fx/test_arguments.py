@@ -138,6 +138,9 @@ def test_a_value_that_a_plan_cannot_hold_is_asked_for() -> None:
     again = prunec.apply_plan(OfAnObject().eval(), plan, example)
     again.load_state_dict(pruned.module.state_dict())
     assert torch.allclose(call(again, example), call(pruned.module, example), atol=1e-6)
+    own = prunec.apply_plan(OfAnObject().eval(), plan, example, keep_class=True)
+    assert type(own) is OfAnObject
+    assert own.get_parameter("a.0.weight").shape == again.get_parameter("a.0.weight").shape
 
 
 def test_arguments_that_do_not_fit_are_named() -> None:

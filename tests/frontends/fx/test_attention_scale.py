@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 from assertions import assert_same_function
-from onnx_masks import prune_at_random
-from onnx_nets import Net, assert_pruned_agrees, num_removed
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import Net, assert_pruned_agrees, num_removed
 from torch import Tensor, nn
 from torch.nn import functional as F
 

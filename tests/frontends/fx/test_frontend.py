@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function
-from networks import NETWORKS, make, shuffle
+from modules.blocks import shuffle
+from modules.networks import NETWORKS, make
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 

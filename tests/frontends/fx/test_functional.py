@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from assertions import assert_same_function
+from modules.training import trained_like
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_nets import trained_like
 
 from prunec.api import analyze_module, prune_module
 from prunec.frontends.fx.frontend import trace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from dead_channels import Module
+from onnx_models.dead_channels import Module
 from torch import Tensor, nn
 
 import prunec

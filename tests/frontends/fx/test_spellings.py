@@ -9,8 +9,9 @@ import pytest
 import torch
 from assertions import assert_same_function, parameter_elements, relative_error
 from masking import Masked
-from networks import silence
-from spellings import SPELLINGS, ByHand, with_layer
+from modules.computed_weights import ByHand, with_layer
+from modules.networks import silence
+from modules.spellings import SPELLINGS
 from torch import nn
 from torch.nn import functional as F
 

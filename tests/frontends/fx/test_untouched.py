@@ -9,13 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import hostile
 import numpy as np
 import pytest
 import torch
-from hostile import HANDED_OUT, HOSTILE, outside
 from hypothesis import HealthCheck, given, settings
-from strategies import SIZE, Spec, build, specs
+from modules import side_effects as hostile
+from modules.side_effects import HANDED_OUT, HOSTILE, outside
+from modules.strategies import SIZE, Spec, build, specs
 from torch import Tensor, nn
 
 import prunec
@@ -154,7 +154,7 @@ def test_a_write_past_torch_is_refused_or_noted_with_the_users_line(name: str) -
         notes = prunec.analyze_module(HANDED_OUT[name]().eval(), (torch.randn(2, 3, 8, 8),)).notes
     except PrunecError as error:
         notes = (str(error),)
-    assert any("hostile.py:" in note for note in notes)
+    assert any("side_effects.py:" in note for note in notes)
 
 
 def test_memory_that_is_only_looked_at_by_numpy_says_nothing() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx_nets import Net, assert_pruned_agrees, num_removed, prune
+from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
 SILENT, CHANNELS = (1, 2, 5, 6), 8
 Build = Callable[[Net, str], str]

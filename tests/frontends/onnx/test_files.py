@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx_inject import inject_alive, zero_filters
-from onnx_nets import Array, prune, run, unknown_reasons
+from onnx_models.inject import inject_alive, zero_filters
+from onnx_models.nets import Array, prune, run, unknown_reasons
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.save import save_onnx

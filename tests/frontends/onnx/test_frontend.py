@@ -13,8 +13,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, SILENT, ZERO_PASSES
-from onnx_nets import Net, assert_pruned_agrees, assert_same_outputs, num_removed, prune, reasons, unknown_reasons
+from onnx_models.cases.computed_sizes import COMPUTED
+from onnx_models.cases.passes import DEAD_PASSES, PASSES, ZERO_PASSES
+from onnx_models.cases.refused import REFUSED
+from onnx_models.cases.writing import CHANNELS, SILENT
+from onnx_models.nets import (
+    Net,
+    assert_pruned_agrees,
+    assert_same_outputs,
+    num_removed,
+    prune,
+    reasons,
+    unknown_reasons,
+)
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.save import save_onnx

@@ -14,9 +14,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from onnx_cases import CHANNELS, COMPUTED, DEAD_PASSES, PASSES, REFUSED, ZERO_PASSES, Build, elementwise
-from onnx_masks import prune_at_random
-from onnx_nets import Net, run
+from onnx_models.cases.computed_sizes import COMPUTED
+from onnx_models.cases.passes import DEAD_PASSES, PASSES, ZERO_PASSES
+from onnx_models.cases.refused import REFUSED
+from onnx_models.cases.writing import CHANNELS, Build, elementwise
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import Net, run
 
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.pipeline.planning import gather_facts

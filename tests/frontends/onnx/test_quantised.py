@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_masks import with_masks
-from onnx_nets import Net, assert_pruned_agrees, num_removed, prune, run
-from onnx_quantised_nets import CHANNELS, QUANTISED, SILENT, IntegerNet, noise, quantised_cnn
+from onnx_models.masks import with_masks
+from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune, run
+from onnx_models.quantised import CHANNELS, QUANTISED, SILENT, IntegerNet, noise, quantised_cnn
 
 from prunec.api import analyze_onnx, prune_onnx
 from prunec.backends.onnx.backend import apply_onnx

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from onnx_nets import Array, Net, num_removed, prune, random_feeds, run
+from onnx_models.nets import Array, Net, num_removed, prune, random_feeds, run
 from torch.nn import functional as F
 
 from prunec.backends.onnx.save import save_onnx

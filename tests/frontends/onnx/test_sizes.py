@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from click.testing import CliRunner
-from onnx_nets import Net, run
+from onnx_models.nets import Net, run
 
 from prunec.api import prune_onnx
 from prunec.cli.main import main

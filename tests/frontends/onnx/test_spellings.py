@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_masks import prune_at_random
-from onnx_nets import Net, assert_pruned_agrees, prune
-from onnx_spellings import CHANNELS, HIDDEN, SILENT, SPELLINGS, plain
+from onnx_models.masks import prune_at_random
+from onnx_models.nets import Net, assert_pruned_agrees, prune
+from onnx_models.spellings import CHANNELS, HIDDEN, SILENT, SPELLINGS, plain
 
 from prunec.frontends.onnx.frontend import trace_onnx
 from prunec.passes.cost import cost

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from modules.training import Chain, ResidualConcat
 from torch import nn
-from training_nets import Chain, ResidualConcat
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module

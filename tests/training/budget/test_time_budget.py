@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from training_bars import Stop, StopAt, config
+from training_bars import Stop, StopAt, assert_same_run, config
 
 from prunec.errors import BudgetNotMet
 from prunec.training.run import time_budget
@@ -138,8 +138,7 @@ def test_a_killed_run_ends_the_same_without_measuring_its_first_budget_anew(
     assert _checkpoint(tmp_path / "run")["phase"] == phase
     monkeypatch.setattr(time_budget, "begin", lambda *_: pytest.fail("measured anew"))
     train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (Path(finished.output) / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", Path(finished.output))
 
 
 def _checkpoint(run: Path) -> dict[str, Any]:

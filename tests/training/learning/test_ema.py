@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from modules.training import ResidualConcat
 from torch import nn
-from training_nets import ResidualConcat
 
 from prunec.training.learning.batchnorm import enough_batches, reestimate
 from prunec.training.learning.ema import Ema

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from modules.training import tiny
 from safetensors.torch import load_file
 from torch import nn
 from training_bars import Stop, StopAt
-from training_nets import tiny
 
 from prunec.errors import BadInput
 from prunec.training.data.augment import PAPER_AUGMENT, pipeline
@@ -41,7 +41,12 @@ class Notes(Silent):
 
 def run(output: Path, progress: Silent | None = None, **given: Any) -> Path:
     """Train on noise for a moment: what is looked at is how, not how well."""
-    settings: dict[str, Any] = {"model": "training_nets:tiny_digits", "data": "digits", "steps": 12, "batch_size": 32}
+    settings: dict[str, Any] = {
+        "model": "modules.training:tiny_digits",
+        "data": "digits",
+        "steps": 12,
+        "batch_size": 32,
+    }
     settings |= {"rho": 0.01, "device": "cpu", "log_every": 4, "checkpoint_every": 4, **given}
     train_prune(make_config(str(output), preset="scratch", **settings), progress)
     return output

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from modules.training import tiny
 from safetensors.torch import save_file
-from training_nets import tiny
+from training_bars import assert_same_run, write_bars
 
 from prunec.errors import MissingDependency
 from prunec.training.data.augment import NO_AUGMENT, pipeline
@@ -46,18 +45,7 @@ def of_ranks(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of bars, lying or standing: 2 x 30 to train on and 2 x 6 to test."""
-    folder = tmp_path_factory.mktemp("bars")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 30), ("test", 6)):
-        for name in ("lying", "standing"):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                image = rng.integers(0, 60, (8, 8, 3))
-                image[rng.integers(1, 7)] += 150
-                pixels = (image if name == "lying" else image.transpose(1, 0, 2)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
-    return folder
+    return write_bars(tmp_path_factory.mktemp("bars"), 30, 6)
 
 
 @pytest.mark.parametrize("options", [[], ["--latency"]], ids=["memory", "latency"])
@@ -135,14 +123,23 @@ def test_two_ranks_that_are_killed_go_on_to_the_same_bits(tmp_path: Path, whole:
     assert not (output / "pruned.onnx").exists()
     resumed = torchrun(program, "run", str(output), str(bars), "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    assert_same_run(output, whole)
 
 
 @pytest.mark.slow
 def test_the_command_line_speaks_once_and_tells_an_error_once(tmp_path: Path, bars: Path) -> None:
     pytest.importorskip("accelerate")
-    command = ("-m", "prunec", "train-prune", "--model", "training_nets:tiny", "--data", str(bars), "--device", "cpu")
+    command = (
+        "-m",
+        "prunec",
+        "train-prune",
+        "--model",
+        "modules.training:tiny",
+        "--data",
+        str(bars),
+        "--device",
+        "cpu",
+    )
     options = ("--steps", "6", "--batch-size", "12", "-o", str(tmp_path / "run"))
     done = torchrun(*command, *options, "--json")
     assert done.returncode == 0, done.stderr

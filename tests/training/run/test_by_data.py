@@ -8,11 +8,10 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 import torch
+from modules.training import Chain, Dense, Grouped, Inverted, ResidualConcat, tiny, trained_like
 from safetensors.torch import load_file
 from torch import nn
-from training_bars import Stop, StopAt, write_bars
-from training_bars import config as from_scratch
-from training_nets import Chain, Dense, Grouped, Inverted, ResidualConcat, tiny, trained_like
+from training_bars import Stop, StopAt, assert_same_run, from_weights
 
 from prunec import apply_plan, prune_module
 from prunec.errors import BadInput, BudgetNotMet
@@ -24,29 +23,14 @@ from prunec.training.budget.goals import Goal
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
-from prunec.training.settings.presets import make_config, resume_config
+from prunec.training.settings.presets import resume_config
 from prunec.training.settings.removal import enough_images, remove_by_data
 from prunec.training.sparsity.sparsify import plan_sparsity
 
 
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    result = train_prune(from_scratch(folder, bars, rho=0.0, normalise="imagenet"))
-    assert result.score["after"] >= 0.9
-    return folder / "pruned.safetensors"
-
-
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
-    settings |= {"batch_size": 16, "steps": 40, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings |= {"augment": "shift", "ema_decay": 0.9, "criterion": "reconstruct", "target_macs": 0.5}
-    return make_config(str(output), preset="pretrained", **{**settings, **given})
+    settings = {"steps": 40, "augment": "shift", "ema_decay": 0.9, "criterion": "reconstruct"}
+    return from_weights(output, bars, weights, **{**settings, **given})
 
 
 # --- the removal ------------------------------------------------------------------------------------
@@ -151,8 +135,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, trained), StopAt(step))
     train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (Path(finished.output) / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", Path(finished.output))
 
 
 @pytest.mark.parametrize(
@@ -193,8 +176,7 @@ def test_milestones_are_cut_from_the_given_network_one_by_one(tmp_path: Path, ba
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "killed", bars, trained, **given), StopAt(25))
     train_prune(resume_config(str(tmp_path / "killed")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_budget_that_cannot_be_met_is_refused(tmp_path: Path, bars: Path, trained: Path) -> None:

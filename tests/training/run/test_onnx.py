@@ -13,6 +13,7 @@ import torch
 from assertions import assert_same_function
 from safetensors.torch import load_file
 from torch import fx, nn
+from training_bars import Stop, StopAt
 
 from prunec.cli.main import execute
 from prunec.errors import BadInput, UnsupportedModel
@@ -178,20 +179,6 @@ def test_without_batchnorms_there_is_nothing_to_train_sparse(
     assert execute(["train-prune", "--onnx", str(trained), *options]) == 2
     assert "BatchNorm" in capfd.readouterr().err
     assert not (tmp_path / "run" / "pruned.onnx").exists()
-
-
-class Stop(Exception):
-    """Ends a run from within."""
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def step(self, done: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
 
 
 @pytest.mark.parametrize("step", [14, 26])  # in ISTA and in fine-tuning

@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from training_bars import Stop, StopAt, assert_same_run
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import read_lines
-from prunec.training.logs.progress import Silent
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import PRESETS, make_config, resume_config
@@ -21,7 +21,7 @@ from prunec.training.settings.presets import PRESETS, make_config, resume_config
 
 def config(output: Path, **given: Any) -> RunConfig:
     settings: dict[str, Any] = {
-        "model": "training_nets:masks",
+        "model": "modules.training:masks",
         "data": "digits-on-photos",
         "augment": "crop-flip",
         "batch_size": 8,
@@ -83,35 +83,20 @@ def test_the_report_shows_images_and_masks_before_and_after(finished: Path) -> N
         assert caption in document
 
 
-class Stop(Exception):
-    """Stands for kill -9."""
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def step(self, done: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-
-
 @pytest.mark.parametrize("step", [35, 77])
 def test_a_segmentation_run_that_is_killed_ends_the_same(tmp_path: Path, finished: Path, step: int) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Stop):
         train_prune(config(folder), StopAt(step))
     train_prune(resume_config(str(folder)))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json", "masks.png"):
-        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert_same_run(folder, finished, "masks.png")
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
         ({"data": "digits"}, UnsupportedModel, "give --data digits-on-photos"),
-        ({"model": "training_nets:tiny"}, UnsupportedModel, "not one score per image, class and pixel"),
+        ({"model": "modules.training:tiny"}, UnsupportedModel, "not one score per image, class and pixel"),
     ],
 )
 def test_a_network_and_data_of_different_kinds_are_refused(
@@ -139,7 +124,7 @@ def write_classes(folder: Path) -> None:
 
 def test_several_classes_with_void_are_learned(tmp_path: Path) -> None:
     write_classes(tmp_path / "data")
-    given = {"model": "training_nets:three_masks", "data": str(tmp_path / "data"), "augment": "none"}
+    given = {"model": "modules.training:three_masks", "data": str(tmp_path / "data"), "augment": "none"}
     result = train_prune(config(tmp_path / "run", **given, batch_size=3, steps=60))
     assert set(result.scores) == {"miou", "pixel_accuracy"}
     assert result.score["after"] > 0.8

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from modules.training import tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_bars import Stop, StopAt, write_bars
+from training_bars import Stop, StopAt, assert_same_run, from_weights
 from training_bars import config as from_scratch
-from training_nets import tiny
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
@@ -21,29 +21,12 @@ from prunec.training.learning.objective import Classification
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
-from prunec.training.settings.presets import make_config, resume_config
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
-    """Return the weights of a network that tells the bars apart; nothing was removed from it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    result = train_prune(from_scratch(folder, bars, rho=0.0, normalise="imagenet"))
-    assert result.score["after"] >= 0.9
-    assert result.after == result.before
-    return folder / "pruned.safetensors"
+from prunec.training.settings.presets import resume_config
 
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
-    settings |= {"batch_size": 16, "steps": 60, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings |= {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
-    return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
+    settings = {"augment": "shift", "ema_decay": 0.9, "criterion": "l1"}
+    return from_weights(output, bars, weights, **{**settings, **given})
 
 
 # --- how steps are shared out -----------------------------------------------------------------------
@@ -158,8 +141,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, trained), StopAt(step))
     train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (Path(finished.output) / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", Path(finished.output))
 
 
 def test_milestones_are_cut_from_the_given_network_one_by_one(tmp_path: Path, bars: Path, trained: Path) -> None:
@@ -172,8 +154,7 @@ def test_milestones_are_cut_from_the_given_network_one_by_one(tmp_path: Path, ba
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "killed", bars, trained, **given), StopAt(45))
     train_prune(resume_config(str(tmp_path / "killed")))
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 # --- who teaches ------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from modules.training import Chain, tiny
 from safetensors.torch import save_file
-from training_bars import Stop, StopAt, write_bars
-from training_nets import Chain, tiny
+from training_bars import Stop, StopAt, assert_same_run, from_weights
 
 from prunec.passes.channels import channels
 from prunec.pipeline.reading import read_module
@@ -23,11 +23,6 @@ from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import make_config, resume_config
 from prunec.training.settings.tuning import gamma_summary
 from prunec.training.sparsity.sparsify import Sparsity, build, gamma_values, plan_sparsity
-
-
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
     """Return the settings of a run from weights to half of the MACs, with most of its steps for ISTA."""
-    settings: dict[str, Any] = {"model": "training_nets:tiny", "data": str(bars), "weights": str(weights)}
-    settings |= {"batch_size": 16, "steps": 100, "log_every": 4, "checkpoint_every": 10, "device": "cpu"}
-    settings["shares"] = (0.0, 0.6, 0.4)
-    return make_config(str(output), preset="pretrained", **{**settings, "target_macs": 0.5, **given})
+    return from_weights(output, bars, weights, **{"steps": 100, "shares": (0.0, 0.6, 0.4), **given})
 
 
 # --- when ---------------------------------------------------------------------------------------------
@@ -71,7 +63,7 @@ def test_it_is_for_runs_from_weights_to_a_budget_for_which_nothing_was_chosen(
 
 
 def test_a_run_from_scratch_has_none(tmp_path: Path, bars: Path) -> None:
-    settings = {"model": "training_nets:tiny", "data": str(bars), "target_macs": 0.5}
+    settings = {"model": "modules.training:tiny", "data": str(bars), "target_macs": 0.5}
     assert not make_config(str(tmp_path / "run"), **settings).focuses
 
 
@@ -133,11 +125,6 @@ def test_the_channels_that_the_budget_takes_reach_zero(finished: RunResult) -> N
     assert "half of the gammas that it is on then reach zero within about 30 of the 60 steps" in reasons
     went, forced = re.search(r"of (\d+) channel classes that go, (\d+) had not reached zero", reasons).groups()  # type: ignore[union-attr]
     assert int(forced) <= 0.2 * int(went)
-
-
-def assert_same_run(one: Path, other: Path, *more: str) -> None:
-    for name in ("pruned.safetensors", "metrics.jsonl", "plan.json", *more):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("step", [0, 25, 70])

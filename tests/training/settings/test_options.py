@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training_bars import Stop, StopAt, config
+from training_bars import Stop, StopAt, assert_same_run, config
 
 from prunec.errors import BadInput
 from prunec.files import read_lines
@@ -40,8 +40,7 @@ def test_a_run_with_an_option_prunes_and_ends_the_same_when_it_is_killed(
     with pytest.raises(Stop):
         train_prune(config(tmp_path / "run", bars, **given), StopAt(100))
     train_prune(resume_config(str(tmp_path / "run")))
-    for name in ("pruned.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_accumulated_batches_are_one_large_batch_where_there_is_no_batchnorm_in_training(

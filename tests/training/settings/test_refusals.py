@@ -30,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str, model: str = "tiny") -> str:
     """Run the command line, which must refuse, and return what it says."""
-    network = ("--model", f"training_nets:{model}", "--device", "cpu", "--steps", "6", "-o", str(output))
+    network = ("--model", f"modules.training:{model}", "--device", "cpu", "--steps", "6", "-o", str(output))
     status = execute(["train-prune", *network, *arguments])
     said = capsys.readouterr()
     assert status == 2, said.err
@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str, m
 @pytest.mark.parametrize(
     ("model", "options", "says"),
     [
-        ("raising", (), "training_nets:raising failed\n  why: ValueError: no such backbone"),
+        ("raising", (), "modules.training:raising failed\n  why: ValueError: no such backbone"),
         ("without_norms", ("--input-shape", "1x3x8x8"), "why: it has no BatchNorm with a scale"),
         ("frozen_gammas", (), "no channel of the network can be trained away"),
         ("only_evaluates", (), "why: RuntimeError: this network was made for inference"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from training_nets import Chain
+from modules.training import Chain
 
 from prunec.frontends.fx.frontend import trace
 from prunec.passes.channels import channels

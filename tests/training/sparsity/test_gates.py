@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_same_function
-from gated_nets import gated
+from modules.gated import gated
 from torch import nn
 from torch.nn import functional as F
 from training_bars import config
@@ -22,7 +22,7 @@ from prunec.training.run.run import train_prune
 from prunec.training.sparsity.betas import BetaDrive, Driven
 from prunec.training.sparsity.sparsify import plan_sparsity
 
-NETWORK = {"model": "gated_nets:gated", "input_shape": (3, 8, 8)}
+NETWORK = {"model": "modules.gated:gated", "input_shape": (3, 8, 8)}
 
 
 def test_only_classes_behind_the_gate_need_a_constant_of_zero() -> None:
@@ -85,9 +85,9 @@ def test_a_budget_counts_on_betas_that_follow(tmp_path: Path, bars: Path) -> Non
 
 def test_a_lazy_network_that_never_ran_is_refused_with_what_to_do(tmp_path: Path, bars: Path) -> None:
     with pytest.raises(PrunecError, match="run the network once"):
-        train_prune(config(tmp_path / "run", bars, **{**NETWORK, "model": "gated_nets:lazy"}))
+        train_prune(config(tmp_path / "run", bars, **{**NETWORK, "model": "modules.gated:lazy"}))
 
 
 def test_a_state_with_settings_beside_its_tensors_is_no_obstacle(tmp_path: Path, bars: Path) -> None:
-    given = {**NETWORK, "model": "gated_nets:remembering", "shares": (0.1, 0.9, 0.0), "steps": 6}
+    given = {**NETWORK, "model": "modules.gated:remembering", "shares": (0.1, 0.9, 0.0), "steps": 6}
     assert "pruned.safetensors" in train_prune(config(tmp_path / "run", bars, **given)).files

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from modules.training import Chain, Dense, Inverted, ResidualConcat, without_norms
 from torch import nn
 from torch.nn import functional as F
-from training_nets import Chain, Dense, Inverted, ResidualConcat, without_norms
 
 from prunec import prune_module
 from prunec.errors import BadInput, EmptyNetwork

@@ -1,0 +1,46 @@
+"""Words and numbers for people: names of scores, moments and phases, counts, shares, lists of channels.
+
+Owns what tables and pages say alike. What they show is findings.py's.
+"""
+
+from __future__ import annotations
+
+from prunec.report.findings import Blocked
+
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "foreground_iou": "foreground IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""What people read for each score's key in summary.json and metrics.jsonl."""
+
+MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
+"""What people read for the moments of a run at which its network is scored."""
+
+PHASE_NAMES = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
+"""What people read for the phases of a run."""
+
+
+def readable(value: float) -> str:
+    """Write a count for people: 1,234 or 41.2 M."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def percent(part: float, whole: float) -> str:
+    """Write a share for people: 37.2%."""
+    return f"{100 * part / whole:.1f}%" if whole else "0%"
+
+
+def constant_in(item: Blocked, max_layers: int | None = None, max_channels: int | None = None) -> str:
+    """Write the layers in which blocked channels are constant, with the channels' indices."""
+    parts = []
+    for layer in item.layers[:max_layers]:
+        rest = len(layer.channels) - len(layer.channels[:max_channels])
+        indices = ", ".join(map(str, layer.channels[:max_channels]))
+        parts.append(f"{layer.node}: {indices}" + (f" and {rest} more" if rest else ""))
+    layers = len(item.layers) - len(parts)
+    return "; ".join(parts) + (f"; {layers} more layers" if layers else "")
