@@ -21,6 +21,8 @@ from prunec.runtime.probes import Array, Feed
 _MOST_CLASSES = 100_000
 _LEAST_SIDE = 8
 """Pixels of a side from which two axes of an output are taken for a picture."""
+_MOST_ASPECT = 8
+"""Its longer side over its shorter one."""
 
 _LEAST_FOREGROUND = 1e-3
 """Share of the original's pixels below which its mask is empty, and the overlap with it says nothing."""
@@ -80,7 +82,12 @@ def num_classes(outputs: Iterable[Array]) -> int | None:
 
 
 def _is_scores(a: Array) -> bool:
-    """Tell whether an output has a number per class: [rows, classes], further axes of size 1."""
+    """Tell whether an output has a number per class: [rows, classes], [rows, 1, classes] or [rows, classes, 1, 1].
+
+    [rows, n, 1] is taken for n anchors of a detector, which compete for nothing.
+    """
+    if a.ndim == 3 and a.shape[2] == 1:
+        return False
     sizes = [size for size in a.shape[1:] if size != 1]
     return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
 
@@ -104,7 +111,8 @@ def _mask_of(a: Array, middle: float) -> Array | None:
         return np.asarray(a.argmax(axis=3))
     single = a.ndim == 3 or 1 in (a.shape[1], a.shape[3])
     sides = sorted(a.shape[1:])[-2:]
-    if not single or sides[0] < _LEAST_SIDE:
+    # A picture is not so narrow: [rows, anchors, 16] holds the boxes of a detector.
+    if not single or sides[0] < _LEAST_SIDE or sides[1] > _MOST_ASPECT * sides[0]:
         return None
     found: Array = (a > middle).astype(np.int64)
     return found

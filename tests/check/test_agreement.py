@@ -77,6 +77,14 @@ def test_masks_of_one_channel_are_told_by_their_overlap(shape: tuple[int, ...]) 
     assert told(*logits)[2] == 0.5
 
 
+@pytest.mark.parametrize("shape", [(2, 512, 1), (2, 384, 16), (2, 16, 384)])
+def test_anchors_of_a_detector_are_neither_classes_nor_pictures(shape: tuple[int, ...]) -> None:
+    a = np.random.default_rng(0).random(shape)
+    error, argmax, iou = told(a, a + 0.1)
+    assert error > 0
+    assert (argmax, iou) == (None, None)
+
+
 def test_masks_of_classes_leave_the_background_out() -> None:
     a, b = np.zeros((2, 3, 8, 8)), np.zeros((2, 3, 8, 8))
     a[:, 0, :4], a[:, 1, 4:] = 1, 1
@@ -170,7 +178,15 @@ def test_labels_that_cannot_be_matched_with_scores_are_refused(
 
 @pytest.mark.parametrize(
     ("shapes", "known"),
-    [([(4, 10)], 10), ([(4, 10, 1, 1)], 10), ([(4, 3, 8, 8), (4, 7)], 7), ([(4, 3, 8, 8)], None), ([(4, 1)], None)],
+    [
+        ([(4, 10)], 10),
+        ([(4, 10, 1, 1)], 10),
+        ([(4, 1, 10)], 10),
+        ([(4, 896, 1)], None),
+        ([(4, 3, 8, 8), (4, 7)], 7),
+        ([(4, 3, 8, 8)], None),
+        ([(4, 1)], None),
+    ],
 )
 def test_classes_are_counted_where_an_output_scores_them(shapes: list[tuple[int, ...]], known: int | None) -> None:
     assert num_classes([np.zeros(shape, np.float32) for shape in shapes]) == known
