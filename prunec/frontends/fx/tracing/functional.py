@@ -197,10 +197,12 @@ class Tracer(fx.Tracer):
             write_with_finally(graph)
         return graph
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""
         self.regions.catch_up(self.graph)
-        return super().create_node(*args, **kwargs)
+        if (kind, target) == ("call_method", "__setitem__"):  # into a tensor that is none of the trace's
+            kind, target = "call_function", operator.setitem
+        return super().create_node(kind, target, *args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self) if self.sizes is None else _Sized(node, self)
