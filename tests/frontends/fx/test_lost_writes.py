@@ -1,4 +1,4 @@
-"""Writes into a module's own tensors while it is read: none reaches the user's network, none is lost in the pruned one."""
+"""Writes into a module's own tensors while it is read: none reaches the user's network, none is lost after it."""
 
 from __future__ import annotations
 
