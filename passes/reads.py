@@ -1,7 +1,7 @@
 """Reads: where channels end, and what is known of them there.
 
-A scale that spans all values of a tensor (dynamic quantisation) reads its channels, too: what leaves must have
-been zero.
+A scale that spans all values of a tensor (dynamic quantisation) reads its channels, too, as does a sum over channels:
+what leaves must have been zero.
 
 Owns the list of contraction operands with the state of each channel (dead, constant, varying) and the
 rule that follows from it: a class can be removed exactly when every read of it is dead or absorbable.
@@ -24,11 +24,12 @@ from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
 from prunec.passes.profiles import Profile, profiles
+from prunec.passes.rules.channels.label_tools import summed
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-READERS = (*CONTRACTIONS, "dynamic_quantize")
+READERS = (*CONTRACTIONS, "dynamic_quantize", "reduce")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +158,8 @@ def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:
         return []
     if node.op == "dynamic_quantize":
         return [(varying(ids)[0], ids) for ids in label.fields]
+    if node.op == "reduce":
+        return summed(node, label)
     axis = contracted_axis(node, index, label.rank)
     return [] if axis is None else [(axis, ids) for ids in label.on(axis)[:1]]
 

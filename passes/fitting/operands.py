@@ -91,7 +91,7 @@ def operands(facts: Facts) -> tuple[Operand, ...]:
     return tuple(
         _operand(facts, read)
         for read in facts.reads
-        if free[facts.classes.class_of[read.ids]].any() and read.node.op != "dynamic_quantize"
+        if free[facts.classes.class_of[read.ids]].any() and read.node.op not in ("dynamic_quantize", "reduce")
     )
 
 

@@ -183,6 +183,18 @@ def _num_groups(at: _Where) -> _Changes:
         yield "num_groups", int(index.size) * at.node.attrs["num_groups"] // at.size(at.x, axis)
 
 
+def _mean(at: _Where) -> _Changes:
+    """A mean that zeros have left is larger by what is left of their number."""
+    if not at.node.attrs.get("sums") or at.node.attrs["kind"] != "mean":
+        return
+    scale = 1.0
+    for axis in at.node.attrs["axes"]:
+        index = at.kept(at.x, axis)
+        scale *= 1.0 if index is None else index.size / at.size(at.x, axis)
+    if scale != 1.0:
+        yield "scale", scale
+
+
 _ATTRS: Mapping[str, Callable[[_Where], _Changes]] = MappingProxyType(
     {
         "conv": _conv_groups,
@@ -197,5 +209,6 @@ _ATTRS: Mapping[str, Callable[[_Where], _Changes]] = MappingProxyType(
         "gather": _gather,
         "pad": _pad,
         "group_norm": _num_groups,
+        "reduce": _mean,
     }
 )

@@ -85,6 +85,15 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
         gone = np.ones(axis_keep.size, dtype=bool)
         gone[list(axis_keep.keep)] = False
         keep[classes.class_of[member.ids[gone]]] = False
+    for axis_keep in plan.keeps:
+        left = int(keep[classes.class_of[members[axis_keep.param, axis_keep.axis].ids]].sum())
+        if left != len(axis_keep.keep):
+            raise BadPlan(
+                f"the plan keeps {len(axis_keep.keep)} channels on axis {axis_keep.axis} of {axis_keep.param}, "
+                f"and of this model {left} would stay",
+                why="other channels go together here: a buffer that picks or orders channels holds other numbers",
+                do="load the original's weights before the plan is applied",
+            )
     grouped = {item.param: item.keep for item in plan.grouped}
     for balance in classes.balances:
         # Channels that only a grouped weight reads (padding) lie on no parameter axis of their own.

@@ -109,6 +109,8 @@ def _refuse_changed_forward(traced: Traced, edits: Edits) -> None:
     for name in edits.attrs:
         if by_name[name].op == "gather":
             raise _changed(by_name[name].origin, "channels are picked by constant indices")
+        if by_name[name].op == "reduce":
+            raise _changed(by_name[name].origin, "it takes the mean over channels of which some are gone")
 
 
 def _apply_module_attributes(traced: Traced, edits: Edits, pruned: nn.Module) -> None:

@@ -16,6 +16,7 @@ from prunec.ir.plan import InputSpec
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.rewrites.paddings import fuse_paddings
 from prunec.passes.rewrites.permutations import fuse_permutations
+from prunec.passes.rewrites.sums import mark_sums
 from prunec.passes.rewrites.weight_norms import free_weight_norms
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 def freed(graph: Graph) -> Graph:
     """Return a graph as the passes see it.
 
-    Channel shuffles are Gathers, zero paddings stand in the convolutions, norms of weights are freed.
+    Channel shuffles are Gathers, zero paddings stand in the convolutions, norms of weights are freed, sums over
+    channels are marked.
     """
-    return free_weight_norms(fuse_paddings(fuse_permutations(graph)))
+    return mark_sums(free_weight_norms(fuse_paddings(fuse_permutations(graph))))
 
 
 def read_module(module: nn.Module, example_inputs: Example, name: str = "", rules: OpRules = NO_RULES) -> Traced:

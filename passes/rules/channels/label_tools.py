@@ -130,6 +130,14 @@ def across(x: Label, axes: Sequence[int], ties: Ties, reason: str) -> tuple[Ids,
     return tuple(ties.tie_along(f, [axis for axis in range(x.rank) if axis not in axes]) for f in passed)
 
 
+def summed(node: Node, x: Label) -> list[tuple[int, Ids]]:
+    """Return the axes that a marked reduction (passes/rewrites/sums.py) sums over, each with its channels."""
+    if not node.attrs.get("sums") or x.shape is None:
+        return []
+    fields = [(axis, x.on(axis)) for axis in node.attrs["axes"]]
+    return [(axis, on[0]) for axis, on in fields if len(on) == 1 and varying(on[0]) == (axis,)]
+
+
 def known(shape: Shape | None) -> Shape:
     """Return a shape that is there: rules whose op is not in ``RANKLESS`` are given ranks only."""
     assert shape is not None, "the rule was reached with a value of unknown rank"

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunec.ir.graph import Node, Shape
 from prunec.ir.labels import Label, Ties
-from prunec.passes.rules.channels.label_tools import NO_RANK, across, pin_all
+from prunec.passes.rules.channels.label_tools import NO_RANK, across, pin_all, summed
 
 
 def mixes(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -27,7 +27,8 @@ def mixes(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], 
 def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
     """Refuse the axes that are reduced away; channels on the others pass.
 
-    The norm of a weight whose gain is rescaled (passes/weight_norms.py) can give up elements: nothing is refused.
+    The norm of a weight whose gain is rescaled (passes/weight_norms.py) can give up elements: nothing is refused. A sum
+    that zeros can leave (passes/rewrites/sums.py) contracts: such channels end here.
     """
     x = inputs[0]
     axes = sorted(node.attrs["axes"])
@@ -35,6 +36,7 @@ def reduces(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None]
     if node.attrs.get("rescaled"):
         fields = tuple(field for field in x.fields if all(field.shape[axis] == 1 for axis in axes))
     else:
+        x = x.without(field for _, field in summed(node, x))
         fields = across(x, axes, ties, node.attrs.get("reason") or f"{kind} runs over its channels")
     if not node.attrs.get("keepdims", True):
         fields = tuple(np.squeeze(field, axis=tuple(axes)) for field in fields)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunec.backends.fx.origin import ORIGIN
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.graph import Node, Shape
 
@@ -324,6 +325,16 @@ def _group_norm(site: Site) -> None:
         n.args = (n.args[0], groups, *n.args[2:])
 
 
+def _mean(site: Site) -> None:
+    n = site.fx_node
+    if len(site.siblings) != 1 or site.producers(site.node.outputs[0]) is not n:
+        raise site.refuse()
+    with n.graph.inserting_after(n):
+        scaled = n.graph.call_function(operator.mul, (n, site.attrs["scale"]))
+    n.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+    scaled.meta[ORIGIN] = ""
+
+
 def _scatter_slice(site: Site) -> None:
     n = site.fx_node
     start, end = (site.attrs.get(key, site.node.attrs[key]) for key in ("start", "end"))
@@ -349,5 +360,6 @@ REWRITES: Mapping[str, Callable[[Site], None]] = MappingProxyType(
         "conv_transpose": _conv_groups,
         "group_norm": _group_norm,
         "scatter_slice": _scatter_slice,
+        "reduce": _mean,
     }
 )

@@ -348,6 +348,16 @@ def _attention(site: Site) -> Sequence[int]:
     return ()
 
 
+def _mean(site: Site) -> Sequence[int]:
+    value = site.node.outputs[0]
+    if value not in site.view.outputs:
+        raise site.cannot("its result is not the node's own")
+    dtype = np.dtype(site.view.facts.values[value].dtype)
+    factor = site.surgeon.store(np.asarray(site.attrs["scale"], dtype), f"{value}_scale")
+    site.surgeon.add_after(site.place, list(site.view.outputs).index(value), "Mul", factor, f"{value}_scaled")
+    return ()
+
+
 _BY_SHAPE = ("resize", "slice", "attention", "scatter_slice")
 """Ops whose settings follow from shapes alone: lowering gives no attribute for them."""
 
@@ -367,5 +377,6 @@ REWRITES: Mapping[str, Callable[[Site], Sequence[int]]] = MappingProxyType(
         "pad": _pad,
         "resize": _resize,
         "attention": _attention,
+        "reduce": _mean,
     }
 )

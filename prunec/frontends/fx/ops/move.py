@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from prunec.frontends.fx.ops.call import Call, Emitter, Operand, Row, first_tensor, opaque, positive, positive_axes
 
@@ -147,6 +148,18 @@ def index(call: Call, to: Emitter) -> None:
         return opaque(call, to)
     size = x.shape[given[0]]
     to.emit("gather", [x], call.results, axis=given[0], indices=np.where(known < 0, known + size, known))
+
+
+def index_put(call: Call, to: Emitter) -> None:
+    """Translate a number put where a mask over the first axes says so."""
+    x, indices, values = call["self"], call["indices"], call["values"]
+    mask = indices[0] if len(indices) == 1 else None
+    if mask is None or mask.dtype != torch.bool or values.numel() != 1 or call.get("accumulate"):
+        return opaque(call, to)
+    shape = (*mask.shape, *(1,) * (x.dim() - mask.dim()))
+    (mask,) = to.emit("reshape", [mask], [shape], shape=list(shape))
+    (number,) = to.emit("reshape", [values], [()], shape=[])
+    to.emit("where", [mask, number, x], call.results)
 
 
 def im2col(call: Call, to: Emitter) -> None:

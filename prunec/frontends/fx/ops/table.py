@@ -162,6 +162,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         "roll": move.roll,
         "index_select": move.index_select,
         "index": move.index,
+        **dict.fromkeys(("index_put", "_unsafe_index_put"), move.index_put),
         "im2col": move.im2col,
         "slice_scatter": move.slice_scatter,
         "select_scatter": move.select_scatter,

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunec.frontends.fx.running.handed_out import storage_of, watched
 from prunec.frontends.fx.running.places import place
@@ -52,14 +53,15 @@ class Untouched:
         self._caches = list(_caches(self._found))
         self.checkpoints = self._found.checkpoints
         self.written_past_torch: dict[str, None] = {}
+        self._last = _Tensors(())
 
     @contextmanager
     def block(self, *, on_shapes: bool = False) -> Iterator[None]:
         """Put everything back at the end of the block.
 
         Args:
-            on_shapes: nothing in the block writes into real memory: it runs on the meta device or on fake tensors,
-                which do not bear other modes around them, or in blocks of its own.
+            on_shapes: the block runs on the meta device, or on fake tensors, which do not bear dispatch modes around
+                them and compute for real where all operands are real; or in blocks of its own.
         """
         tensors = _Tensors(self._found.tensors)
         undo = [*_containers(self._found), *_namespaces(self._found), *_random_state(self._found.generators)]
@@ -69,13 +71,18 @@ class Untouched:
             at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
-            if not on_shapes:
-                at_exit.enter_context(tensors)
+            at_exit.enter_context(_Calls(tensors) if on_shapes else tensors)
             yield
 
     def _put_back(self, tensors: _Tensors) -> None:
+        self._last = tensors
         self.written_past_torch |= tensors.written_past_torch()
         tensors.put_back()
+
+    def lost_write(self, held: Sequence[Tensor]) -> str:
+        """Return where the last block wrote into memory that it read, too, or that ``held`` shows; "" if nowhere."""
+        seen = {_memory(tensor) for tensor in held if _has_memory(tensor)} | self._last.read
+        return next((where for key, where in self._last.written.items() if key in seen), "")
 
 
 @contextmanager
@@ -247,18 +254,25 @@ class _Tensors(TorchDispatchMode):
         self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
         self._contents: dict[int, torch.UntypedStorage] = {}
         self._handed_out: dict[int, str] = {}
+        self.written: dict[int, str] = {}
+        self.read: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._memory:
-            for tensor in _written(func, args, kwargs):
-                self._keep(tensor)
+            written = list(_written(func, args, kwargs))
+            for tensor in written:
+                if self.keep(tensor) and _memory(tensor) not in self.written:
+                    self.written[_memory(tensor)] = place()
+            if not _is_view(func):
+                read = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+                self.read.update(_memory(t) for t in read if _has_memory(t) and not any(t is w for w in written))
         return func(*args, **kwargs)
 
     def hand_out(self, where: Callable[[], str], tensor: Any) -> None:
         """Keep the content of memory that somebody gets hold of, and where that is."""
         if isinstance(tensor, Tensor) and _has_memory(tensor):
-            self._keep(tensor)
+            self.keep(tensor)
             self._handed_out.setdefault(_memory(tensor), where())
 
     def written_past_torch(self) -> dict[str, None]:
@@ -270,12 +284,14 @@ class _Tensors(TorchDispatchMode):
         )
         return dict.fromkeys(changed)
 
-    def _keep(self, tensor: Tensor) -> None:
-        if not _has_memory(tensor):
-            return
-        key = _memory(tensor)
-        if key in self._memory and key not in self._contents:
+    def keep(self, tensor: Tensor) -> bool:
+        """Keep what a tensor's memory holds; return whether that is memory of the module's."""
+        key = _memory(tensor) if _has_memory(tensor) else None
+        if key not in self._memory:
+            return False
+        if key not in self._contents:
             self._contents[key] = storage_of(self._memory[key]).clone()
+        return True
 
     def put_back(self) -> None:
         for key, content in self._contents.items():
@@ -289,6 +305,34 @@ class _Tensors(TorchDispatchMode):
                 tensor.grad = grad
 
 
+class _Calls(TorchFunctionMode):
+    """Keeps the content of memory that a call of torch's Python functions writes into."""
+
+    def __init__(self, tensors: _Tensors) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(getattr(func, "__name__", ""))
+        in_place = name.endswith("_") and not name.endswith("__")
+        written = [kwargs.get("out")]
+        if args and (in_place or name in _WRITING or kwargs.get("inplace")):
+            written.append(args[0])
+        with _disable_current_modes():
+            for tensor in pytree.tree_leaves(written):
+                if isinstance(tensor, Tensor):
+                    self._tensors.keep(tensor)
+        return func(*args, **kwargs)
+
+
+_WRITING = frozenset(
+    {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow"))}
+    | {f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")}
+)
+"""Methods that write into their tensor, besides those whose names end in an underscore."""
+
+
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """Yield the tensors that an op writes into. Batch norms update their statistics without saying so."""
     schema = func._schema
@@ -299,6 +343,11 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
                 yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _is_view(func: Any) -> bool:
+    """Tell whether what an op returns is its operand's memory."""
+    return any(result.alias_info is not None for result in func._schema.returns)
 
 
 def _has_memory(tensor: Tensor) -> bool:

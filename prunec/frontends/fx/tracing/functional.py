@@ -1,8 +1,9 @@
 """FX graphs without writes into views or circular padding: the same function from operators that prunec follows.
 
-Owns two rewrites of a symbolic trace: ``z[:, :k] = y`` into a slice_scatter, where nothing else can see z's memory,
-and circular padding, alone or inside a convolution, into a concatenation of slices. What it does not recognise it
-leaves as it is; frontends/fx/frontend.py then pins what is written. Read next: frontends/fx/frontend.py.
+Owns the rewrites of a symbolic trace: ``z[:, :k] = y`` into a slice_scatter and ``z[z < 1] = 0`` into a masked_fill,
+where nothing else can see z's memory, and circular padding, alone or inside a convolution, into a concatenation of
+slices. What it does not recognise it leaves as it is; frontends/fx/frontend.py then pins what is written. Read next:
+frontends/fx/frontend.py.
 """
 
 from __future__ import annotations
@@ -36,9 +37,16 @@ _FRESH_FUNCTIONS = frozenset(
         torch.full_like,
         torch.clone,
         torch.slice_scatter,
+        torch.masked_fill,
     }
 )
 _FRESH_METHODS = frozenset({"clone", "new_zeros", "new_ones", "new_full"})
+_LIKE = frozenset({torch.zeros_like, torch.ones_like, torch.full_like, torch.clone, "clone"})
+_COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "less", "greater", "less_equal", "greater_equal"})
+_COMPUTED = frozenset(
+    {"add", "sub", "mul", "truediv", "div", "abs", "exp", "sigmoid", "grid_sample", "avg_pool2d", "conv2d"}
+)
+"""Operators, functions and methods whose results share no memory with anything else, either."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CIRCULAR_PADS = (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 
@@ -197,10 +205,12 @@ class Tracer(fx.Tracer):
             write_with_finally(graph)
         return graph
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""
         self.regions.catch_up(self.graph)
-        return super().create_node(*args, **kwargs)
+        if (kind, target) == ("call_method", "__setitem__"):  # into a tensor that is none of the trace's
+            kind, target = "call_function", operator.setitem
+        return super().create_node(kind, target, *args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self) if self.sizes is None else _Sized(node, self)
@@ -321,6 +331,8 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> bool:
 def _scatter(node: fx.Node) -> bool:
     """``base[index] = source`` becomes ``slice_scatter(base, source)``, which later readers of ``base`` read."""
     base, index, source = node.args
+    if isinstance(base, fx.Node) and isinstance(index, fx.Node) and isinstance(source, int | float):
+        return _masked_fill(node, base, index, source)
     where = _single_slice(index)
     if where is None or not isinstance(source, fx.Node) or not isinstance(base, fx.Node) or not _is_unseen(base, node):
         return False
@@ -334,6 +346,34 @@ def _scatter(node: fx.Node) -> bool:
     base.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after and user is not node)
     node.graph.erase_node(node)
     return True
+
+
+def _masked_fill(node: fx.Node, base: fx.Node, mask: fx.Node, value: float) -> bool:
+    """``base[base < 1] = value`` becomes a masked_fill; the mask is a comparison of a tensor of base's shape."""
+    compared = mask.args[0] if _name(mask) in _COMPARED else None
+    same = compared is base or (base.target in _LIKE and bool(base.args) and base.args[0] is compared)
+    before = _before(node)
+    seen = [user for user in base.users if user in before]
+    if not same or not (_is_fresh(base) or _name(base) in _COMPUTED):
+        return False
+    if not all(_name(user) in _COMPARED | _COMPUTED for user in seen):
+        return False
+    with node.graph.inserting_before(node):
+        after = node.graph.call_function(torch.masked_fill, (base, mask, value))
+    base.replace_all_uses_with(after, delete_user_cb=lambda user: user not in (after, node, *seen))
+    node.graph.erase_node(node)
+    return True
+
+
+def _name(node: fx.Node) -> str:
+    """Return what a function or method is called; "" for everything else."""
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
+
+
+def _before(node: fx.Node) -> set[fx.Node]:
+    return set(itertools.takewhile(lambda other: other is not node, node.graph.nodes))
 
 
 def _single_slice(index: Any) -> tuple[int, slice] | None:
@@ -355,11 +395,12 @@ def _single_slice(index: Any) -> tuple[int, slice] | None:
 
 def _is_unseen(base: fx.Node, write: fx.Node) -> bool:
     """Tell whether ``base`` is memory of its own that nobody has looked at before the write."""
-    fresh = (base.op == "call_function" and base.target in _FRESH_FUNCTIONS) or (
-        base.op == "call_method" and base.target in _FRESH_METHODS
-    )
-    before = itertools.takewhile(lambda node: node is not write, write.graph.nodes)
-    return fresh and not any(node in base.users for node in before)
+    return _is_fresh(base) and _before(write).isdisjoint(base.users)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    made = _FRESH_FUNCTIONS if node.op == "call_function" else _FRESH_METHODS if node.op == "call_method" else ()
+    return node.target in made
 
 
 def _pad_call(node: fx.Node) -> bool:

@@ -11,8 +11,9 @@ import contextlib
 import inspect
 import itertools
 import logging
+import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -26,6 +27,10 @@ from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import NOTES, Sizes
 
 _LOG = logging.getLogger("prunec")
+
+
+class _Lost(Exception):
+    """A write into the module's memory that happened while its forward was traced, and is not in the graph."""
 
 
 def candidates(module: fx.GraphModule | None, inputs: Sequence[Any]) -> list[fx.GraphModule]:
@@ -53,10 +58,12 @@ def symbolic_trace(
         return module, None
     reason: BaseException | None = None
     writes = False
-    ways = (True, False) if _reads_buffers(module) else (False,)
+    ways = (True, False) if _reads_buffers(module) else (False, True)
     for sized, buffers in itertools.product((False, True), ways):
         if sized and writes:
             break  # it can be traced; numbers in place of sizes change nothing
+        if buffers and not ways[0] and not isinstance(reason, _Lost):
+            continue
         try:
             made = _traced(module, inputs, untouched, buffers=buffers, sized=sized)
             if not has_writes(made):
@@ -89,6 +96,9 @@ def _traced(
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
         graph = tracer.trace(module, concrete_args=concrete or None)
         made = {n.target: _plain_constant(getattr(module, n.target)) for n in graph.nodes if _is_made(n, module)}
+    lost = untouched.lost_write(_held(graph, module, made))
+    if lost:
+        raise _Lost(f"torch.fx would lose a write into a tensor of the module ({lost})")
     again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
     places = [*(tracer.regions.checkpoints | again.regions.checkpoints)]
@@ -129,6 +139,13 @@ def _plain_constant(value: Any) -> Any:
 def _is_made(n: fx.Node, module: nn.Module) -> bool:
     """Tell whether a node reads a constant that torch.fx has hung on the module for the time of the trace."""
     return n.op == "get_attr" and str(n.target).startswith("_tensor_constant") and hasattr(module, str(n.target))
+
+
+def _held(graph: fx.Graph, module: nn.Module, made: Mapping[Any, Any]) -> list[Tensor]:
+    """Return the tensors that a graph reads off a module, and the constants that were made."""
+    reads = {n.target for n in graph.find_nodes(op="get_attr")} - set(made)
+    found = [*made.values(), *(operator.attrgetter(str(name))(module) for name in reads)]
+    return [value for value in found if isinstance(value, Tensor)]
 
 
 def _with_constants(module: nn.Module, constants: dict[Any, Any]) -> nn.Module:

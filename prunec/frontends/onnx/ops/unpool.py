@@ -18,7 +18,7 @@ _OTHERWISE = "its indices number positions across channels, of a map that may ha
 
 
 def learn_unpooled(nodes: Sequence[SourceNode], outputs: Iterable[str], facts: FileFacts) -> None:
-    """Record the indices that are only unpooled with, to the size that they were made at."""
+    """Record the indices that are only unpooled with, to the size that they were made at, or that nobody reads."""
     own = [node for node in nodes if not node.domain]
     made = {node.outputs[1]: node for node in own if node.op == "MaxPool" and len(node.outputs) > 1}
     if not made:
@@ -35,7 +35,7 @@ def learn_unpooled(nodes: Sequence[SourceNode], outputs: Iterable[str], facts: F
             used[id(node)] = node.inputs[:1]
     elsewhere = {name for names in used.values() for name in names}.union(outputs, *(n.captured for n in nodes))
     column_major = {name for name, node in made.items() if node.attrs.get("storage_order", 0)}
-    facts.unpooled = frozenset(fitting - elsewhere - column_major)
+    facts.unpooled = frozenset(made.keys() - elsewhere - column_major)
 
 
 def _same_size(before: Sequence[object] | None, after: Sequence[object] | None) -> bool:
