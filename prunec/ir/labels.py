@@ -298,6 +298,12 @@ class _Laid:
     starts: Ids
     place: Mapping[int, int]
 
+    def touched(self, classes: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return bool[fields]: those that have an id of one of the classes (bool[number of classes])."""
+        if not self.starts.size:
+            return np.zeros(0, dtype=bool)
+        return np.logical_or.reduceat(classes[self.owners], self.starts)
+
     @classmethod
     def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
         fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
@@ -369,6 +375,7 @@ class Kept:
         laid = classes.laid
         counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
         self._counts: list[int] = counts.tolist()
+        self._empty = bool((counts == 0).any())
 
     def count(self, ids: Ids) -> int:
         """Return how many ids of a field of some label stay.
@@ -383,6 +390,8 @@ class Kept:
 
     def empty(self) -> set[int]:
         """Return the identities of the fields of which nothing stays."""
+        if not self._empty:
+            return set()
         return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
 
     def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:

@@ -11,7 +11,7 @@ import copy
 import operator
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # torch's own, about the pytrees that torch.export leaves in a module
-        module = copy.deepcopy(traced.module, computed(traced.module))
+        module = copy.deepcopy(traced.module, computed(traced.module) | _replaced(traced, edits))
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
         n.meta[ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
@@ -70,6 +70,18 @@ def computed(module: nn.Module) -> dict[int, Any]:
 _DICTS = (dict, OrderedDict)
 
 
+def _to_set(traced: Traced, edits: Edits) -> Iterator[str]:
+    """Yield the parameters of the module that get new contents; those of inserted nodes are no module's."""
+    put_back = {name for node in traced.graph.nodes if node.attrs.get("inserted") for name in node.inputs}
+    return (name for name in edits.params if name not in put_back)
+
+
+def _replaced(traced: Traced, edits: Edits) -> dict[int, Any]:
+    """Return a memo for deepcopy, which need not copy what is replaced by new contents first of all."""
+    tensors = (traced.parameters.get(name) for name in _to_set(traced, edits))
+    return {id(tensor): tensor for tensor in tensors if tensor is not None and tensor.is_leaf}
+
+
 class _Surgery:
     """The steps of ``apply_edits`` over one copy."""
 
@@ -86,8 +98,7 @@ class _Surgery:
     def run(self) -> None:
         self._freeze_sizes()
         self._freeze_scales()
-        put_back = {name for node in self.traced.graph.nodes if node.attrs.get("inserted") for name in node.inputs}
-        set_parameters(self.module, {k: array for k, array in self.edits.params.items() if k not in put_back})
+        set_parameters(self.module, {name: self.edits.params[name] for name in _to_set(self.traced, self.edits)})
         self._rewrite_attributes()
         self._insert()
         self._add_biases()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,9 +84,9 @@ def _compute_anew(sub: nn.Module) -> None:
 def delete_unused_tensors(module: fx.GraphModule) -> None:
     """Drop parameters and buffers of the root that no node reads any more."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    called = tuple(str(n.target) for n in module.graph.nodes if n.op == "call_module")
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         owner_name, _, attribute = name.rpartition(".")
-        if name in read or any(owner_name == c or owner_name.startswith(f"{c}.") for c in called):
-            continue
-        delattr(module.get_submodule(owner_name), attribute)
+        around = itertools.accumulate(owner_name.split("."), "{}.{}".format)
+        if name not in read and called.isdisjoint(around):
+            delattr(module.get_submodule(owner_name), attribute)

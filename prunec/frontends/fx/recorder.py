@@ -23,6 +23,7 @@ from prunec.frontends.fx.ops.call import Call, Operand
 from prunec.frontends.fx.ops.table import translate
 from prunec.frontends.fx.running.arguments import path_of, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.handed_out import array_of
 from prunec.frontends.fx.running.meta import MetaMode
 from prunec.frontends.fx.traced import Ref
 from prunec.frontends.fx.tracing.switches import is_cast
@@ -318,7 +319,4 @@ def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the content as a read-only array, shared where it can be; bfloat16 becomes float32."""
     with _disable_current_modes():
         plain = tensor.detach().cpu()
-        array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
-    array = array.view()
-    array.flags.writeable = False
-    return array
+        return array_of(plain.float() if plain.dtype == torch.bfloat16 else plain)
