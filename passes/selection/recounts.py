@@ -6,14 +6,15 @@ alone is counted by ``select.recount``, to the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from prunec.ir.graph import Graph, Node, Shape
-from prunec.ir.labels import Kept
+from prunec.ir.labels import Kept, varying
 from prunec.ir.ops import CONTRACTIONS
-from prunec.passes.cost import batch_of, node_cost, num_elements, params_read
+from prunec.passes.cost import batch_of, node_cost, params_read
 from prunec.passes.reads import Mask, Read
 from prunec.passes.selection.carriers import folds
 from prunec.passes.selection.needs import Needs
@@ -46,12 +47,14 @@ class Recounts:
         self._kept = Kept(classes, self._keep)
         self._per_group = left_per_group(classes, self._grouped, self._keep)
         self._shapes: dict[str, Shape | None] = {}
+        self._plain = dict(self._plainly())
+        self._counted = set(params_read(graph))
         self._batch = batch_of(graph, self._shape)
         self._macs: dict[str, int] = {}
         self._elements: dict[str, int] = {}
-        self._count_anew(self._contractions.values(), graph.params)
+        self._count_anew(self._contractions.values(), self._counted)
         self._wanted: Needs | None = None
-        self._rest, self._params_read = graph, tuple(params_read(graph))
+        self._rest, self._params_read = graph, tuple(self._counted)
 
     def count(self, selection: Selection) -> tuple[int, int]:
         """Return the MACs and the parameters that a selection leaves, as ``select.recount`` counts them."""
@@ -78,11 +81,11 @@ class Recounts:
         if batch != self._batch:
             self._batch, names = batch, set(self._around)
         nodes = {node.name: node for name in names for node in self._around.get(name, ())}
-        self._count_anew(nodes.values(), names & self._elements.keys())
+        self._count_anew(nodes.values(), names & self._counted)
 
     def _count_anew(self, nodes: Iterable[Node], params: Iterable[str]) -> None:
         self._macs.update({node.name: node_cost(node, self._shape, self._batch)[0] for node in nodes})
-        self._elements.update({name: num_elements(self._shape, name) for name in params})
+        self._elements.update({name: math.prod(self._shape(name) or ()) for name in params})
 
     def _run(self, wanted: Needs) -> None:
         """Note what still runs; a sweep returns the same object where it is the same."""
@@ -95,5 +98,23 @@ class Recounts:
 
     def _shape(self, name: str) -> Shape | None:
         if name not in self._shapes:
-            self._shapes[name] = shape_left(self._facts.graph, self._kept, name, self._per_group.get(name))
+            plain = self._plain.get(name)
+            if plain is None:
+                self._shapes[name] = shape_left(self._facts.graph, self._kept, name, self._per_group.get(name))
+            else:
+                sizes = list(plain[0])
+                for axis, place in plain[1]:
+                    sizes[axis] = self._kept.counts[place]
+                self._shapes[name] = tuple(sizes)
         return self._shapes[name]
+
+    def _plainly(self) -> Iterator[tuple[str, tuple[Shape, tuple[tuple[int, int], ...]]]]:
+        """Yield what is as wide as ids of its fields stay, almost all: its shape, and the place of each axis' field."""
+        graph, laid = self._facts.graph, self._facts.classes.laid
+        for name, label in self._facts.classes.labels.items():
+            fields, shape = [field for field in label.fields if field.size], graph.shape(name)
+            axes = [varying(field) for field in fields]
+            alone = all(len(each) == 1 for each in axes) and len(set(axes)) == len(axes)
+            if shape is not None and alone and name not in self._per_group:
+                places = (laid.place[id(field)] for field in fields)
+                yield name, (shape, tuple((axis, place) for (axis,), place in zip(axes, places, strict=True)))

@@ -367,6 +367,9 @@ class Kept:
 
     Args:
         keep: bool[num_classes].
+
+    Attributes:
+        counts: how many ids stay of each field, by its place in ``ChannelClasses.laid``.
     """
 
     def __init__(self, classes: ChannelClasses, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
@@ -374,7 +377,7 @@ class Kept:
         self.keep = keep
         laid = classes.laid
         counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
-        self._counts: list[int] = counts.tolist()
+        self.counts: list[int] = counts.tolist()
         self._empty = bool((counts == 0).any())
 
     def count(self, ids: Ids) -> int:
@@ -386,13 +389,13 @@ class Kept:
         place = self.classes.laid.place.get(id(ids))
         if place is None and ids.size:
             raise InternalError("labels", f"a field of {ids.size} ids that no label holds was asked for")
-        return 0 if place is None else self._counts[place]
+        return 0 if place is None else self.counts[place]
 
     def empty(self) -> set[int]:
         """Return the identities of the fields of which nothing stays."""
         if not self._empty:
             return set()
-        return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
+        return {key for key, place in self.classes.laid.place.items() if not self.counts[place]}
 
     def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """Return what ``ChannelClasses.keep_along`` does."""

@@ -23,7 +23,11 @@ def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Paramet
 
 
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
+    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared.
+
+    Args:
+        contents: handed over: an array that has memory of its own becomes the tensor's.
+    """
     tensors: dict[str, Tensor] = {}
     names: dict[int, list[str]] = {}
     for name, tensor in (
@@ -32,9 +36,13 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
     ):
         tensors[name] = tensor
         names.setdefault(id(tensor), []).append(name)
+    taken: set[int] = set()
     for name, content in contents.items():
         old = tensors[name]
-        new: Tensor = torch.from_numpy(np.array(content)).to(device=old.device, dtype=old.dtype)
+        own = content.flags.owndata and content.flags.writeable and content.flags.c_contiguous
+        array = content if own and id(content) not in taken else np.array(content)
+        taken.add(id(content))
+        new: Tensor = torch.from_numpy(array).to(device=old.device, dtype=old.dtype)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in names[id(old)]:
