@@ -325,6 +325,7 @@ class ChannelClasses:
         pins: every pin, in graph order.
         balances: the grouped convolutions' demands.
         laid: the fields of the labels end to end; see ``Kept``.
+        groups: see passes/groups.py, which finds them once.
     """
 
     class_of: Ids
@@ -335,6 +336,7 @@ class ChannelClasses:
     pins: tuple[Pin, ...]
     balances: tuple[Balance, ...]
     laid: _Laid = dataclasses.field(init=False, repr=False)
+    groups: tuple[tuple[int, ...], ...] | None = dataclasses.field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "laid", _Laid.out(self.labels, self.class_of))
