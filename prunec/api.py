@@ -285,6 +285,7 @@ def prune_onnx(
             job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
+        job = replace(job, result=None)  # it is in the file now: the check needs the memory
         if shown.fit is not None:
             report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:

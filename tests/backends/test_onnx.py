@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +31,18 @@ from onnx_nets import (
 from strategies import IN_CHANNELS, SIZE, RandomNet, Spec, build, specs
 from torch import Tensor
 
+from prunec.api import prune_onnx
 from prunec.backends.onnx import save as onnx_save
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx, staged_onnx
 from prunec.errors import WriteFailed
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
+from prunec.frontends.onnx.loading.load import OnnxSource
 from prunec.ir.edits import CannotRewrite
 from prunec.passes.groups import group_classes
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan, select
+from prunec.pipeline import checking
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed, read_module
 
@@ -481,3 +485,23 @@ def assert_close(
         assert expected.shape == got.shape
         scale = float(np.abs(expected).max(initial=0)) or 1.0
         assert float(np.abs(expected - got).max(initial=0)) <= tolerance * scale
+
+
+def test_a_pruned_model_is_out_of_memory_while_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    net.output(net.op("Conv", net.input("x", [1, 3, 8, 8]), net.const(net.weight(4, 3, 3, 3))))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    alive: list[int] = []
+
+    def noting(function: Any) -> Any:
+        def called(*given: Any) -> Any:
+            alive.append(sum(type(each) is OnnxSource for each in gc.get_objects()))
+            return function(*given)
+
+        return called
+
+    monkeypatch.setattr(onnx_save, "write_onnx", noting(onnx_save.write_onnx))
+    monkeypatch.setattr(checking, "checked_files", noting(checking.checked_files))
+    prune_onnx(tmp_path / "net.onnx", tmp_path / "out.onnx")
+    written, checked = alive
+    assert checked == written - 1
