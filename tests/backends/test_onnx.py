@@ -489,7 +489,10 @@ def assert_close(
 
 def test_a_pruned_model_is_out_of_memory_while_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
-    net.output(net.op("Conv", net.input("x", [1, 3, 8, 8]), net.const(net.weight(4, 3, 3, 3))))
+    weight = net.weight(64, 3, 3, 3)
+    weight[:32] = 0
+    x = net.op("Conv", net.input("x", [1, 3, 8, 8]), net.const(weight))
+    net.output(net.op("Conv", x, net.const(net.weight(4, 64, 3, 3))))
     onnx.save(net.model(), tmp_path / "net.onnx")
     alive: list[int] = []
 
