@@ -69,7 +69,7 @@ def _copied(traced: Traced, edits: Edits) -> fx.GraphModule:
     for name in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr"):
         if name in held:  # neither a parameter nor a buffer: the copy gets what its graph reads
             bare.get_attr(name)
-    module = copy.deepcopy(traced.module, copies(traced.module) | _replaced(traced, edits) | {id(graph): bare})
+    module = copy.deepcopy(traced.module, copies(traced.module, _replaced(traced, edits) | {id(graph): bare}))
     module._graph = copy.deepcopy(graph)
     module._graph.owning_module = module
     return module

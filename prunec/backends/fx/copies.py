@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 
-def copies(module: nn.Module) -> dict[int, Any]:
+def copies(module: nn.Module, known: Mapping[int, Any] = MappingProxyType({})) -> dict[int, Any]:
     """Return a memo for the deepcopy of a module: what it need not, or cannot, copy by itself.
 
     Tensors with a history (the weight that weight_norm's hook makes) are refused by deepcopy. It takes longest for the
     dozen empty dicts that each module has for hooks, and for looking at each number that a module holds.
+
+    Args:
+        known: what stands for others already, by their identities.
     """
     values = [value for sub in module.modules() for value in vars(sub).values()]
     memo: dict[int, Any] = {id(value): type(value)() for value in values if type(value) in _DICTS and not value}
     memo.update({id(value): value.detach().clone() for value in values if _is_computed(value)})
+    memo.update(known)
     plain = [sub for sub in module.modules() if sub is not module and _is_plain(type(sub))]
     memo.update({id(sub): type(sub).__new__(type(sub)) for sub in plain})
     for sub in plain:
