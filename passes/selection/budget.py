@@ -134,7 +134,7 @@ class _Search:
         free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
         order = free[np.argsort(scores[free], kind="stable")]
         self._order = order[_not_last(demands.facts, order)]
-        self._recounts = Recounts(demands.facts, demands.absorbing)
+        self._recounts = Recounts(demands)
         self._known: dict[bytes, _Left] = {}
 
     def left(self, selection: Selection) -> _Left:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.graph import Node
-from prunec.ir.labels import Balance, ChannelClasses, Ids, Kept, distinct
+from prunec.ir.labels import Balance, ChannelClasses, Ids, distinct
 from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.widths import ANY, Widths
 
@@ -39,7 +39,7 @@ def legalise(sweep: Sweep, keep: Mask, priority: Floats, widths: Widths = ANY) -
         before = keep.copy()
         for balance in classes.balances:
             _record(given, balance.node.name, _balance(balance, classes, keep, priority, widths))
-        kept = Kept(classes, keep)
+        kept = sweep.kept(keep)
         wanted, empty = sweep(kept), kept.empty()
         for node in reversed(graph.nodes if empty else ()):  # what a reader gets back, its source need not, too
             if node.name in wanted.nodes:

@@ -89,6 +89,13 @@ class Sweep:
         self._starts = np.cumsum([0, *(owners.size for owners in plain)])[:-1]
         self._others = [question for question, owners in asked.items() if owners is None]
         self._known: dict[tuple[bytes, tuple[bool, ...]], Needs] = {}
+        self._last: Kept | None = None
+
+    def kept(self, keep: Mask) -> Kept:
+        """Return what a mask leaves of every field, counted once where several ask one after another."""
+        if self._last is None or not np.array_equal(self._last.keep, keep):
+            self._last = Kept(self.classes, keep.copy())
+        return self._last
 
     def __call__(self, kept: Kept) -> Needs:
         """Return what ``needs`` does; the same object where it is the same."""

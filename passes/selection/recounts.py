@@ -7,18 +7,18 @@ alone is counted by ``select.recount``, to the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from prunec.ir.graph import Graph, Node, Shape
-from prunec.ir.labels import Kept, varying
+from prunec.ir.labels import varying
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import batch_of, node_cost, params_read
-from prunec.passes.reads import Mask, Read
+from prunec.passes.reads import Mask
 from prunec.passes.selection.carriers import folds
 from prunec.passes.selection.needs import Needs
-from prunec.passes.selection.select import Facts, Selection, new_biases
+from prunec.passes.selection.select import Demands, Selection, new_biases
 from prunec.passes.selection.shapes import grouped, left_per_group, running, shape_left
 
 
@@ -26,12 +26,13 @@ class Recounts:
     """Counts MACs and parameters of selections; a step of a search changes a few layers, and only these are counted.
 
     Args:
-        found: the reads that have a constant to fold, see ``carriers.absorbing``.
+        demands: what the selections have to meet.
     """
 
-    def __init__(self, facts: Facts, found: Sequence[Read]) -> None:
+    def __init__(self, demands: Demands) -> None:
+        facts = demands.facts
         graph, classes = facts.graph, facts.classes
-        self._facts, self._found = facts, found
+        self._facts, self._found, self._sweep = facts, demands.absorbing, demands.sweep
         self._contractions = {node.name: node for node in graph.nodes if node.op in CONTRACTIONS}
         self._around: dict[str, list[Node]] = {}
         for node in self._contractions.values():
@@ -44,7 +45,7 @@ class Recounts:
                     self._names[classes.laid.place[id(field)]].append(name)
         self._grouped = grouped(graph, classes)
         self._keep: Mask = np.ones(classes.num_classes, dtype=bool)
-        self._kept = Kept(classes, self._keep)
+        self._kept = self._sweep.kept(self._keep)
         self._per_group = left_per_group(classes, self._grouped, self._keep)
         self._shapes: dict[str, Shape | None] = {}
         self._plain = dict(self._plainly())
@@ -74,7 +75,7 @@ class Recounts:
         per_group = left_per_group(classes, self._grouped, keep)
         names = {name for place in places for name in self._names[place]}
         names.update(name for name, count in per_group.items() if count != self._per_group[name])
-        self._keep, self._kept, self._per_group = keep, Kept(classes, keep), per_group
+        self._keep, self._kept, self._per_group = keep, self._sweep.kept(keep), per_group
         for name in names:
             self._shapes.pop(name, None)
         batch = batch_of(self._facts.graph, self._shape)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.graph import Graph, Shape
-from prunec.ir.labels import ChannelClasses, Kept
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
 from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import Constants
@@ -147,7 +147,7 @@ def carried_out(demands: Demands, keep: Mask) -> Selection:
             given[name] = given.get(name, False) | mask
         if demands.widths.steps:
             current = round_up(demands.widths.steps, current, demands.order)
-            wanted = demands.sweep(Kept(classes, current))
+            wanted = demands.sweep(demands.sweep.kept(current))
         chosen = _carriers(demands, wanted, current) & ~current
         carriers |= chosen
         current |= chosen

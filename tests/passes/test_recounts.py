@@ -41,7 +41,7 @@ def wishes(facts: Facts, count: int, seed: int = 0) -> list[Mask]:
 def test_a_search_counts_what_a_whole_recount_does(name: str) -> None:
     facts = gather_facts(read_module(make(name), NETWORKS[name].inputs()).graph)
     demands = demands_on(facts)
-    counted = Recounts(facts, demands.absorbing)
+    counted = Recounts(demands)
     for wish in wishes(facts, 12):
         selection = carried_out(demands, wish)
         whole = recount(facts, selection)
@@ -71,7 +71,7 @@ def chain(depth: int) -> Facts:
 def test_a_step_of_a_search_counts_the_layers_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = chain(40)
     demands = demands_on(facts)
-    counted, wish = Recounts(facts, demands.absorbing), np.ones(facts.classes.num_classes, dtype=bool)
+    counted, wish = Recounts(demands), np.ones(facts.classes.num_classes, dtype=bool)
     counted.count(carried_out(demands, wish))
     seen: list[str] = []
     count = recounts.node_cost

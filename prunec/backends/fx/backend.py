@@ -25,11 +25,13 @@ from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.backends.fx.parameters import delete_unused_tensors, parameter_like, refresh_modules, set_parameters
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
+from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
 
+@collected_later()
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     """Carry out edits on a copy of the traced module.
 
