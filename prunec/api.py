@@ -278,6 +278,7 @@ def prune_onnx(
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
     make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    job: Job[Any]
     if chosen.target_latency is None:
         job, took = make(None), None
     else:

@@ -86,7 +86,8 @@ class Recounts:
 
     def _count_anew(self, nodes: Iterable[Node], params: Iterable[str]) -> None:
         self._macs.update({node.name: node_cost(node, self._shape, self._batch)[0] for node in nodes})
-        self._elements.update({name: math.prod(self._shape(name) or ()) for name in params})
+        for name in params:
+            self._elements[name] = math.prod(size for size in self._shape(name) or () if isinstance(size, int))
 
     def _run(self, wanted: Needs) -> None:
         """Note what still runs; a sweep returns the same object where it is the same."""

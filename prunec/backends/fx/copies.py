@@ -30,7 +30,7 @@ def copies(module: nn.Module, known: Mapping[int, Any] = MappingProxyType({})) -
     plain = [sub for sub in module.modules() if sub is not module and _is_plain(type(sub))]
     memo.update({id(sub): type(sub).__new__(type(sub)) for sub in plain})
     for sub in plain:
-        state = sub.__getstate__()  # type: ignore[no-untyped-call]  # torch's, as deepcopy calls it
+        state = sub.__getstate__()
         held = {name: value if _is_constant(value) else copy.deepcopy(value, memo) for name, value in state.items()}
         memo[id(sub)].__setstate__(held)
     return memo
