@@ -46,7 +46,12 @@ def calls(func: Any, x: Tensor) -> list[tuple[Any, ...]]:
     vector = vector_of(8, x)
     if func is ATEN.native_batch_norm.default:
         own = meta(8, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return [(x, own, own, own, own, False, 0.1, 1e-5)]
+        trained = [(x, None, None), (x, own, own), (x, own, None)]
+        return [
+            (x, own, own, own, own, False, 0.1, 1e-5),
+            *((*given, None, None, True, 0.1, 1e-5) for given in trained),
+            (x, own, own, own, own, True, 0.1, 1e-5),
+        ]
     if func in (ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.mul.Tensor, ATEN.div.Tensor):
         others = [x, x.clone(), x[:1], x[..., :1], x[0], vector_of(x.shape[-1], x), 2, 0.5, x.double(), x.unsqueeze(0)]
         return [(x, other) for other in [*others, x.transpose(0, -1).contiguous().transpose(0, -1)]]

@@ -36,14 +36,17 @@ def _first(args: Sequence[Any]) -> Any:
 
 
 def _batch_norm(args: Sequence[Any]) -> Any:
-    """Evaluation with the statistics of the network, all in the precision in which torch computes."""
+    """In evaluation with the network's statistics, all in the precision in which torch computes; or in training."""
     x, weight, bias, mean, var, training, *_ = args
     computed = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if training or mean is None or var is None or not mean.dtype == var.dtype == computed or x.dim() < 2:
+    vectors = [each for each in (weight, bias, mean, var) if each is not None]
+    if x.dim() < 2 or any(tuple(each.shape) != (x.shape[1],) for each in vectors):
         return None
-    if any(each is not None and tuple(each.shape) != (x.shape[1],) for each in (weight, bias, mean, var)):
+    if training and (not _plain(x) or any(each.dtype != computed for each in (x, *vectors))):
         return None
-    return _like(x), _like(mean), _like(var)
+    if not training and (mean is None or var is None or not mean.dtype == var.dtype == computed):
+        return None
+    return _like(x), *(torch.empty((x.shape[1],), dtype=computed, device="meta") for _ in range(2))
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -57,14 +60,13 @@ def _plain(tensor: Tensor) -> bool:
 def _binary(args: Sequence[Any]) -> Any:
     """A number, or a tensor of the same precision that is spread over the first."""
     x, other = args
-    if not _plain(x) or isinstance(other, complex):
+    if isinstance(other, int | float):
+        return _like_first(args)
+    if not _plain(x) or not isinstance(other, Tensor):
         return None
-    if isinstance(other, Tensor):
-        spread = x.shape[x.dim() - other.dim() :] if other.dim() <= x.dim() else ()
-        over = other.dim() <= x.dim() and all(b in (a, 1) for a, b in zip(spread, other.shape, strict=True))
-        if not over or other.dtype != x.dtype or not other.is_contiguous():
-            return None
-    return _like(x)
+    spread = x.shape[x.dim() - other.dim() :] if other.dim() <= x.dim() else ()
+    over = other.dim() <= x.dim() and all(b in (a, 1) for a, b in zip(spread, other.shape, strict=True))
+    return _like(x) if over and other.dtype == x.dtype and other.is_contiguous() else None
 
 
 def _softmax(args: Sequence[Any]) -> Any:
