@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -52,8 +53,13 @@ for _command in (analyze, prune, sweep, train_prune, validate, bench, report, ar
     main.add_command(_command)
 
 
+_COLLECT_AFTER = 50_000
+"""New objects between two looks for garbage: what a command makes in its first second stays to its end."""
+
+
 def run() -> None:
     """Run the command line and leave with its exit status: the ``prunec`` script."""
+    gc.set_threshold(_COLLECT_AFTER)
     _open_streams()
     sys.exit(execute(sys.argv[1:]))
 

@@ -74,17 +74,22 @@ def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule
         shape_of: the shape of each value and parameter, where it is not the graph's (a pruned network's).
     """
     shapes = shape_of or graph.shape
-    batch = _batch(graph, shapes)
+    batch = batch_of(graph, shapes)
     macs_of: dict[str, int] = {}
     activations = 0
     for node in graph.nodes:
         if node.op in CONTRACTIONS:
-            outs = [_sizes(shapes, name) for name in node.outputs]
-            macs = rules[node.op](node, [_sizes(shapes, name) for name in node.inputs], outs)
-            macs_of[node.name] = _per_sample(macs, outs[0], batch)
-            activations += _per_sample(math.prod(outs[0]), outs[0], batch)
-    params = sum(math.prod(_sizes(shapes, name)) for name in _params_read(graph))
+            macs_of[node.name], elements = node_cost(node, shapes, batch, rules)
+            activations += elements
+    params = sum(math.prod(_sizes(shapes, name)) for name in params_read(graph))
     return Cost(params, sum(macs_of.values()), activations, MappingProxyType(macs_of))
+
+
+def node_cost(node: Node, shapes: ShapeOf, batch: int, rules: Mapping[str, Rule] = COST_RULES) -> tuple[int, int]:
+    """Return the MACs of a contraction and the elements of its output, for one sample."""
+    outs = [_sizes(shapes, name) for name in node.outputs]
+    macs = rules[node.op](node, [_sizes(shapes, name) for name in node.inputs], outs)
+    return _per_sample(macs, outs[0], batch), _per_sample(math.prod(outs[0]), outs[0], batch)
 
 
 def as_it_came(graph: Graph) -> Graph:
@@ -98,7 +103,7 @@ def as_it_came(graph: Graph) -> Graph:
 def elements(graph: Graph, name: str) -> int:
     """Count the elements of a value, for one sample."""
     sizes = _sizes(graph.shape, name)
-    return _per_sample(math.prod(sizes), sizes, _batch(graph, graph.shape))
+    return _per_sample(math.prod(sizes), sizes, batch_of(graph, graph.shape))
 
 
 def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
@@ -107,7 +112,7 @@ def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
     Cost: linear in nodes and ids. The counts are first-order: those of one channel removed alone.
     """
     weights = _contraction_weights(graph)
-    read = set(_params_read(graph))
+    read = set(params_read(graph))
     slices, weight_slices = _Tally(classes), _Tally(classes)
     for member in classes.members:
         if member.param not in read:
@@ -120,7 +125,7 @@ def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
         slices.add(ids, per_index)
         weight_slices.add(ids, per_index)
     maps, macs = _Tally(classes), _Tally(classes)
-    batch = _batch(graph, graph.shape)
+    batch = batch_of(graph, graph.shape)
     totals = cost(graph).macs_of
     for node in graph.nodes:
         if _makes_maps(graph, node):
@@ -159,16 +164,16 @@ class _Tally:
 
 def _sizes(shapes: ShapeOf, name: str) -> Sizes:
     shape = shapes(name) if name else None
-    return tuple(size if isinstance(size, int) else 1 for size in shape or ())
+    return tuple([size if isinstance(size, int) else 1 for size in shape or ()])  # a list is faster than a generator
 
 
 def sample_sizes(graph: Graph, name: str, *, batched: bool = True) -> Sizes:
     """Return the sizes of a value for one sample; of one that does not depend on the inputs (not ``batched``), all."""
-    sizes, batch = _sizes(graph.shape, name), _batch(graph, graph.shape)
+    sizes, batch = _sizes(graph.shape, name), batch_of(graph, graph.shape)
     return (sizes[0] // batch, *sizes[1:]) if batched and sizes and sizes[0] % batch == 0 else sizes
 
 
-def _batch(graph: Graph, shapes: ShapeOf) -> int:
+def batch_of(graph: Graph, shapes: ShapeOf) -> int:
     """Return the batch that the graph was traced with: axis 0 of its first input, 1 where that is open."""
     sizes = _sizes(shapes, graph.inputs[0]) if graph.inputs else ()
     return max(1, sizes[0]) if len(sizes) > 1 else 1
@@ -179,7 +184,8 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
     return count // batch if sizes and sizes[0] % batch == 0 else count
 
 
-def _params_read(graph: Graph) -> Iterator[str]:
+def params_read(graph: Graph) -> Iterator[str]:
+    """Yield the parameters that count: learned, and read by some node."""
     others = _statistics(graph) | _put_back(graph)
     for name, param in graph.params.items():
         counted = param.learned and not param.literal and name not in others

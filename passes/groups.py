@@ -23,6 +23,13 @@ def group_classes(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
 
     Groups follow the first parameter that they touch; classes within a group follow its indices.
     """
+    if classes.groups is None:  # many ask
+        object.__setattr__(classes, "groups", _groups(classes))
+    assert classes.groups is not None
+    return classes.groups
+
+
+def _groups(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
     members = classes.members
     owners = classes.class_of[np.concatenate([np.zeros(0, np.int64), *(member.ids.ravel() for member in members)])]
     numbers = np.repeat(np.arange(len(members)), [member.ids.size for member in members])

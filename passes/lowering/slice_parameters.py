@@ -37,10 +37,26 @@ def slice_params(
         if name in grouped:
             array = _slice_grouped(array, axes.get(0), grouped[name])
             axes = {axis: index for axis, index in axes.items() if axis not in (0, 1)}
+        result[name] = np.ascontiguousarray(_cut_out(array, axes), dtype=param.array.dtype)
+    return result
+
+
+_AT_ONCE = 1 << 20
+"""Elements that are cut along several axes at a time: what lies between the cuts stays in the cache."""
+
+
+def _cut_out(array: Array, axes: Mapping[int, Array]) -> Array:
+    """Return what the indices of each axis leave of an array."""
+    if len(axes) < 2 or 0 not in axes or array.size <= _AT_ONCE:
         for axis, index in axes.items():
             array = array.take(index, axis=axis)
-        result[name] = np.ascontiguousarray(array, dtype=param.array.dtype)
-    return result
+        return array
+    rows, rest = axes[0], {axis: index for axis, index in axes.items() if axis}
+    shape = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(array.shape))
+    made, step = np.empty(shape, array.dtype), max(1, _AT_ONCE * len(array) // array.size)
+    for at in range(0, len(rows), step):
+        made[at : at + step] = _cut_out(array.take(rows[at : at + step], axis=0), rest)
+    return made
 
 
 def _slice_grouped(weight: Array, rows: Array | None, slots: Sequence[Sequence[int]]) -> Array:

@@ -17,7 +17,8 @@ from prunec.ir.labels import distinct
 from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
 from prunec.passes.reads import Mask
-from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of, recount
+from prunec.passes.selection.recounts import Recounts
+from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of
 from prunec.passes.selection.shares import Shares, shares, sides
 from prunec.passes.selection.staircase import stepped
 from prunec.passes.selection.widths import AUTO, MultipleOf, divisors, in_step, in_words, widths
@@ -133,6 +134,7 @@ class _Search:
         free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
         order = free[np.argsort(scores[free], kind="stable")]
         self._order = order[_not_last(demands.facts, order)]
+        self._recounts = Recounts(demands)
         self._known: dict[bytes, _Left] = {}
 
     def left(self, selection: Selection) -> _Left:
@@ -143,10 +145,10 @@ class _Search:
         return self._known[key]
 
     def _counted(self, selection: Selection) -> _Left:
-        facts, clock = self._demands.facts, self._target.clock
-        count = recount(facts, selection, self._demands.absorbing)
+        clock = self._target.clock
+        macs, params = self._recounts.count(selection)
         time = 1.0 if clock is None else clock(shares(self._sides, selection.keep, selection.wanted.nodes))
-        return _Left(count.macs / max(1, self._whole.macs), count.params / max(1, self._whole.params), time)
+        return _Left(macs / max(1, self._whole.macs), params / max(1, self._whole.params), time)
 
     def at(self, count: int) -> Selection:
         """Return what is left when the first channels of the order have gone."""

@@ -11,27 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import Balance, ChannelClasses, Ids, Kept, distinct
-from prunec.passes.constants import Constants
-from prunec.passes.selection.needs import Needs, needs
+from prunec.ir.graph import Node
+from prunec.ir.labels import Balance, ChannelClasses, Ids, distinct
+from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.widths import ANY, Widths
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def legalise(
-    graph: Graph,
-    classes: ChannelClasses,
-    constants: Constants,
-    keep: Mask,
-    priority: Floats,
-    widths: Widths = ANY,
-) -> tuple[Mask, dict[str, Mask], Needs]:
+def legalise(sweep: Sweep, keep: Mask, priority: Floats, widths: Widths = ANY) -> tuple[Mask, dict[str, Mask], Needs]:
     """Return the smallest superset of ``keep`` found that can be carried out, and what each demand gave back.
 
     Args:
+        sweep: of the graph that is pruned.
         keep: bool[num_classes].
         priority: float64[num_classes]; of channels that would do, the highest is given back.
         widths: in which steps the groups of a grouped convolution change.
@@ -39,14 +32,15 @@ def legalise(
     Returns:
         The mask; node name -> bool[num_classes] of the classes given back at that node; what still runs then.
     """
+    graph, classes = sweep.graph, sweep.classes
     keep = keep.copy()
     given: dict[str, Mask] = {}
     while True:
         before = keep.copy()
         for balance in classes.balances:
             _record(given, balance.node.name, _balance(balance, classes, keep, priority, widths))
-        kept = Kept(classes, keep)
-        wanted, empty = needs(graph, kept, constants), kept.empty()
+        kept = sweep.kept(keep)
+        wanted, empty = sweep(kept), kept.empty()
         for node in reversed(graph.nodes if empty else ()):  # what a reader gets back, its source need not, too
             if node.name in wanted.nodes:
                 _record(given, node.name, _fill(node, wanted, classes, keep, priority, empty))

@@ -2,19 +2,19 @@
 
 Owns the backward sweep over what survives of a keep mask: inputs that became constant are cut (a
 residual branch that vanished turns its Add into an addition of a stored vector), operands of a concat
-that became empty are dropped, and what nothing reads any more goes.
+that became empty are dropped, and what nothing reads any more goes. ``Sweep`` is for many masks of one graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from prunec.ir.graph import Graph, Node, Shape
-from prunec.ir.labels import Kept, varying
+from prunec.ir.labels import ChannelClasses, Ids, Kept, varying
 from prunec.ir.ops import BINARY
 from prunec.passes.constants import Constants
 
@@ -71,6 +71,83 @@ def needs(
     return Needs(frozenset(nodes), cuts, dropped)
 
 
+class Sweep:
+    """``needs`` for many masks of one graph: it sweeps anew only where a mask answers one of its questions otherwise.
+
+    All that a mask decides is whether an operand of a concat is empty, and whether a value is constant on what stays of
+    it. Both are almost always: does none of these classes stay? That is one numpy call for all of them.
+    """
+
+    _MOST = 16
+    """So many answers are known at a time: a search asks about masks that are alike one after another."""
+
+    def __init__(self, graph: Graph, classes: ChannelClasses, constants: Constants) -> None:
+        self.graph, self.classes, self.constants = graph, classes, constants
+        asked = dict(_questions(graph, classes, constants))
+        plain = [owners for owners in asked.values() if owners is not None and owners.size]
+        self._owners = np.concatenate([*plain, np.zeros(0, dtype=np.int64)])
+        self._starts = np.cumsum([0, *(owners.size for owners in plain)])[:-1]
+        self._others = [question for question, owners in asked.items() if owners is None]
+        self._known: dict[tuple[bytes, tuple[bool, ...]], Needs] = {}
+        self._last: Kept | None = None
+
+    def kept(self, keep: Mask) -> Kept:
+        """Return what a mask leaves of every field, counted once where several ask one after another."""
+        if self._last is None or not np.array_equal(self._last.keep, keep):
+            self._last = Kept(self.classes, keep.copy())
+        return self._last
+
+    def __call__(self, kept: Kept) -> Needs:
+        """Return what ``needs`` does; the same object where it is the same."""
+        stays = np.logical_or.reduceat(kept.keep[self._owners], self._starts) if self._starts.size else self._starts
+        answers = (stays.tobytes(), tuple(self._answer(question, kept) for question in self._others))
+        if answers not in self._known:
+            if len(self._known) == self._MOST:
+                self._known.pop(next(iter(self._known)))
+            self._known[answers] = needs(self.graph, kept, self.constants)
+        return self._known[answers]
+
+    def _answer(self, question: _Question, kept: Kept) -> bool:
+        name, axis = question
+        return _kept_known(name, kept, self.constants) is not None if axis is None else _is_empty(name, axis, kept)
+
+
+_Question = tuple[str, int | None]
+"""A value, and the axis along which it may be empty; None: whether it is constant on what stays."""
+
+
+def _questions(graph: Graph, classes: ChannelClasses, constants: Constants) -> Iterator[tuple[_Question, Ids | None]]:
+    """Yield what ``needs`` asks of a mask, with the classes of which none may stay; None where it is not as simple."""
+    for node in graph.nodes:
+        if node.op == "concat":
+            for name in node.inputs:
+                yield (name, node.attrs["axis"]), _all_of(name, node.attrs["axis"], classes)
+        elif any(True for _ in _operands_to_cut(graph, node)):
+            for name in (node.outputs[0], *node.inputs):
+                yield (name, None), _varying_of(name, classes, constants)
+
+
+def _all_of(name: str, axis: int, classes: ChannelClasses) -> Ids | None:
+    fields = classes.labels[name].on(axis)
+    if len(fields) > 1:
+        return None
+    return classes.class_of[fields[0].ravel()] if fields else _NONE
+
+
+def _varying_of(name: str, classes: ChannelClasses, constants: Constants) -> Ids | None:
+    """Return the classes of the channels on which a value varies; no classes where the mask has no say."""
+    known, label = constants.known.get(name), classes.labels.get(name)
+    if known is None or label is None or label.shape is None or len(axes := varying(known)) != 1:
+        return _NONE
+    fields = label.on(axes[0])
+    if len(fields) > 1 or any(varying(field) != axes for field in fields):
+        return None
+    return classes.class_of[fields[0].ravel()][np.isnan(known.ravel())] if fields else _NONE
+
+
+_NONE: Ids = np.zeros(0, dtype=np.int64)
+
+
 def _has_effects(node: Node) -> bool:
     return node.op == "opaque" and not any(node.outputs)
 
@@ -82,20 +159,28 @@ def _is_empty(name: str, axis: int, kept: Kept) -> bool:
 
 def _cut(graph: Graph, node: Node, kept: Kept, constants: Constants) -> tuple[int, np.ndarray[Any, Any]] | None:
     """Return (input index, constant) where one operand of a binary op is constant and the other spans the output."""
-    if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
+    if node.op not in BINARY:
         return None
-    out = graph.values[node.outputs[0]].shape
-    if _kept_known(node.outputs[0], kept, constants) is not None:
-        return None  # what reads this node's output will cut there, if it can
-    fixed = graph.fixed_values()
+    for index in _operands_to_cut(graph, node):
+        if _kept_known(node.outputs[0], kept, constants) is not None:
+            return None  # what reads this node's output will cut there, if it can
+        known = _kept_known(node.inputs[index], kept, constants)
+        if known is not None:
+            return index, known
+    return None
+
+
+def _operands_to_cut(graph: Graph, node: Node) -> Iterator[int]:
+    """Yield the operands of a binary op that may be cut where they are constant: the other one spans the output."""
+    if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
+        return
+    out, fixed = graph.values[node.outputs[0]].shape, graph.fixed_values()
     for index, name in enumerate(node.inputs):
         other = node.inputs[1 - index]
         if name in fixed or name in graph.inputs or other in graph.params:
             continue
-        known = _kept_known(name, kept, constants)
-        if known is not None and out is not None and _spans(graph.shape(other), out):
-            return index, known
-    return None
+        if out is not None and _spans(graph.shape(other), out):
+            yield index
 
 
 def _kept_known(name: str, kept: Kept, constants: Constants) -> np.ndarray[Any, Any] | None:

@@ -97,8 +97,21 @@ def _slices(facts: Facts, members: set[tuple[str, int]]) -> Iterator[tuple[Ids, 
     """Yield the classes along each chosen parameter axis, and the mean magnitude of each slice."""
     for member in facts.classes.members:
         if (member.param, member.axis) in members:
-            magnitude = np.abs(facts.graph.params[member.param].array.astype(np.float64))
-            yield facts.classes.class_of[member.ids], magnitude.mean(axis=_others(magnitude.ndim, member.axis))
+            yield facts.classes.class_of[member.ids], _magnitudes(facts.graph.params[member.param].array, member.axis)
+
+
+_AT_ONCE = 1 << 18
+"""Elements that are summed up at a time: in double precision they stay in the cache."""
+
+
+def _magnitudes(array: np.ndarray[Any, Any], axis: int) -> Floats:
+    """Return the mean magnitude of each slice along an axis."""
+    others = _others(array.ndim, axis)
+    if axis or not array.size or not array.flags.c_contiguous:
+        return np.abs(array.astype(np.float64)).mean(axis=others)  # type: ignore[no-any-return]  # of a slice each
+    rows = max(1, _AT_ONCE * len(array) // array.size)
+    parts = (array[at : at + rows].astype(np.float64) for at in range(0, len(array), rows))
+    return np.concatenate([np.abs(part, out=part).mean(axis=others) for part in parts])
 
 
 def computed(facts: Facts) -> Iterator[tuple[Ids, Floats]]:

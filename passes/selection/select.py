@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.graph import Graph, Shape
-from prunec.ir.labels import ChannelClasses, Kept
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
 from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import Constants
@@ -23,7 +23,7 @@ from prunec.passes.liveness import Liveness
 from prunec.passes.reads import Mask, Read, exactly_removable
 from prunec.passes.selection.carriers import absorbing, absorptions, choose_carriers, clashes, folds, sharing
 from prunec.passes.selection.legal import legalise
-from prunec.passes.selection.needs import Needs, needs
+from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.shapes import pruned_shapes
 from prunec.passes.selection.widths import MultipleOf, Widths, round_up, widths
 
@@ -102,6 +102,7 @@ class Demands:
         widths: in which steps widths change.
         order: float64[num_classes], the priority.
         absorbing, sharing: the reads that need a second look, see passes/selection/carriers.py.
+        sweep: tells what still runs.
     """
 
     facts: Facts
@@ -111,6 +112,7 @@ class Demands:
     order: Floats
     absorbing: tuple[Read, ...]
     sharing: tuple[tuple[Read, Read], ...]
+    sweep: Sweep
 
 
 def demands_of(facts: Facts, border: str, found: Widths, priority: Floats | None) -> Demands:
@@ -124,12 +126,13 @@ def demands_of(facts: Facts, border: str, found: Widths, priority: Floats | None
         order=np.zeros(classes.num_classes) if priority is None else priority,
         absorbing=absorbing(facts.reads),
         sharing=sharing(facts.graph, facts.reads),
+        sweep=Sweep(facts.graph, classes, facts.constants),
     )
 
 
 def carried_out(demands: Demands, keep: Mask) -> Selection:
     """Return the smallest superset of a wish found that meets all demands."""
-    facts, classes, exact = demands.facts, demands.facts.classes, demands.exact
+    classes, exact = demands.facts.classes, demands.exact
     current = keep | classes.pinned
     carriers = np.zeros_like(current)
     clashed: dict[str, Mask] = {}
@@ -139,12 +142,12 @@ def carried_out(demands: Demands, keep: Mask) -> Selection:
         for node, mask in clashes(classes, demands.sharing, current):
             clashed[node.name] = clashed.get(node.name, False) | (mask & ~current)
             current |= mask
-        current, back, wanted = legalise(facts.graph, classes, facts.constants, current, demands.order, demands.widths)
+        current, back, wanted = legalise(demands.sweep, current, demands.order, demands.widths)
         for name, mask in back.items():
             given[name] = given.get(name, False) | mask
         if demands.widths.steps:
             current = round_up(demands.widths.steps, current, demands.order)
-            wanted = needs(facts.graph, Kept(classes, current), facts.constants)
+            wanted = demands.sweep(demands.sweep.kept(current))
         chosen = _carriers(demands, wanted, current) & ~current
         carriers |= chosen
         current |= chosen
@@ -227,14 +230,14 @@ def recount(
         wanted, keep, exact = selection.wanted, selection.keep, selection.exact
         at = facts.reads if found is None else found
         folded = folds(facts.graph, facts.classes, at, wanted, keep, selection.border, exact)
-    return replace(count, params=count.params + _new_biases(folded, rest, shape_of))
+    return replace(count, params=count.params + new_biases(folded, rest, shape_of))
 
 
-def _new_biases(folded: Sequence[Fold], rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
+def new_biases(folded: Sequence[Fold], rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
     """Count the elements of the biases that contractions without one get; shared weights share theirs."""
     made = {fold.node for fold in folded if fold.kind == "bias" and not fold.target}
     sizes: dict[str, int] = {}
-    for node in rest.nodes:
+    for node in rest.nodes if made else ():
         shape = shape_of(node.outputs[0]) if node.name in made else None
         size = shape[-1 if node.op == "matmul" else 1] if shape else None
         if isinstance(size, int):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.backends.fx.backend import computed
+from prunec.backends.fx.copies import copies
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
@@ -47,7 +47,7 @@ class ModuleStages:
     """
 
     def __init__(self, traced: Traced, module: fx.GraphModule, feeds: Sequence[Feed]) -> None:
-        self._module = copy.deepcopy(module, computed(module)).eval()
+        self._module = copy.deepcopy(module, copies(module)).eval()
         for was, n in zip(module.graph.nodes, self._module.graph.nodes, strict=True):
             n.meta[ORIGIN] = origin_of(was)
         self._in_order = _without_in_place(self._module)

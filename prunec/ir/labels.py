@@ -298,6 +298,12 @@ class _Laid:
     starts: Ids
     place: Mapping[int, int]
 
+    def touched(self, classes: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return bool[fields]: those that have an id of one of the classes (bool[number of classes])."""
+        if not self.starts.size:
+            return np.zeros(0, dtype=bool)
+        return np.logical_or.reduceat(classes[self.owners], self.starts)
+
     @classmethod
     def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
         fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
@@ -319,6 +325,7 @@ class ChannelClasses:
         pins: every pin, in graph order.
         balances: the grouped convolutions' demands.
         laid: the fields of the labels end to end; see ``Kept``.
+        groups: see passes/groups.py, which finds them once.
     """
 
     class_of: Ids
@@ -329,6 +336,7 @@ class ChannelClasses:
     pins: tuple[Pin, ...]
     balances: tuple[Balance, ...]
     laid: _Laid = dataclasses.field(init=False, repr=False)
+    groups: tuple[tuple[int, ...], ...] | None = dataclasses.field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "laid", _Laid.out(self.labels, self.class_of))
@@ -361,6 +369,9 @@ class Kept:
 
     Args:
         keep: bool[num_classes].
+
+    Attributes:
+        counts: how many ids stay of each field, by its place in ``ChannelClasses.laid``.
     """
 
     def __init__(self, classes: ChannelClasses, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
@@ -368,7 +379,8 @@ class Kept:
         self.keep = keep
         laid = classes.laid
         counts = np.add.reduceat(keep[laid.owners], laid.starts, dtype=np.int64) if laid.starts.size else _NO_IDS
-        self._counts: list[int] = counts.tolist()
+        self.counts: list[int] = counts.tolist()
+        self._empty = bool((counts == 0).any())
 
     def count(self, ids: Ids) -> int:
         """Return how many ids of a field of some label stay.
@@ -379,11 +391,13 @@ class Kept:
         place = self.classes.laid.place.get(id(ids))
         if place is None and ids.size:
             raise InternalError("labels", f"a field of {ids.size} ids that no label holds was asked for")
-        return 0 if place is None else self._counts[place]
+        return 0 if place is None else self.counts[place]
 
     def empty(self) -> set[int]:
         """Return the identities of the fields of which nothing stays."""
-        return {key for key, place in self.classes.laid.place.items() if not self._counts[place]}
+        if not self._empty:
+            return set()
+        return {key for key, place in self.classes.laid.place.items() if not self.counts[place]}
 
     def along(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """Return what ``ChannelClasses.keep_along`` does."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import distinct
+from prunec.ir.labels import ChannelClasses, distinct
 from prunec.ir.plan import PrunePlan
 from prunec.passes.cost import Cost as PassCost
 from prunec.passes.cost import as_it_came, class_cost, cost
@@ -183,20 +183,19 @@ def _readers(facts: Facts) -> Mapping[str, Node]:
 def _groups(facts: Facts) -> Iterator[Group]:
     costs = class_cost(facts.graph, facts.classes)
     readers = _readers(facts)
-    counts: dict[int, list[tuple[int, int]]] = {}
-    for number, member in enumerate(facts.classes.members):
-        owners, times = np.unique(facts.classes.class_of[member.ids], return_counts=True)
-        for owner, count in zip(owners.tolist(), times.tolist(), strict=True):
-            counts.setdefault(owner, []).append((number, count))
+    members, group_of = facts.classes.members, _group_of(facts.classes)
+    # How often each group lies on each parameter axis: pairs of group and member, each once, sorted.
+    owners = facts.classes.class_of[np.concatenate([_NO_IDS, *(member.ids.ravel() for member in members)])]
+    numbers = np.repeat(np.arange(len(members)), [member.ids.size for member in members])
+    pairs, times = np.unique(group_of[owners] * len(members) + numbers, return_counts=True)
+    lies_on: dict[int, list[tuple[int, int]]] = {}
+    for pair, count in zip(pairs.tolist(), times.tolist(), strict=True):
+        lies_on.setdefault(pair // len(members), []).append((pair % len(members), count))
     for number, group in enumerate(group_classes(facts.classes)):
-        members = np.asarray(group)
-        totals: dict[int, int] = {}
-        for channel in group:
-            for member_number, count in counts.get(channel, []):
-                totals[member_number] = totals.get(member_number, 0) + count
+        channels = np.asarray(group)
         listed = []
-        for member_number, count in totals.items():
-            member = facts.classes.members[member_number]
+        for member_number, count in lies_on[number]:
+            member = members[member_number]
             reader = readers.get(member.param)
             listed.append(
                 GroupMember(
@@ -205,12 +204,23 @@ def _groups(facts: Facts) -> Iterator[Group]:
             )
         yield Group(
             id=number,
-            channels=members.size,
-            prunable=not bool(facts.classes.pinned[members].any()),
-            params_per_channel=float(costs.params[members].mean()),
-            macs_per_channel=float(costs.macs[members].mean()),
+            channels=channels.size,
+            prunable=not bool(facts.classes.pinned[channels].any()),
+            params_per_channel=float(costs.params[channels].mean()),
+            macs_per_channel=float(costs.macs[channels].mean()),
             members=tuple(listed),
         )
+
+
+def _group_of(classes: ChannelClasses) -> Ints:
+    """Return the number of each class' group, int64[num_classes]; -1 for what is in none."""
+    found = np.full(classes.num_classes, -1, dtype=np.int64)
+    for number, group in enumerate(group_classes(classes)):
+        found[np.asarray(group)] = number
+    return found
+
+
+_NO_IDS: Ints = np.zeros(0, dtype=np.int64)
 
 
 # --- layers -------------------------------------------------------------------------------------------
@@ -219,7 +229,7 @@ def _groups(facts: Facts) -> Iterator[Group]:
 def _layers(facts: Facts) -> Iterator[LayerSummary]:
     constant, dead = states(facts.classes, facts.reads)
     macs_of = cost(facts.graph).macs_of
-    group_of = {channel: number for number, group in enumerate(group_classes(facts.classes)) for channel in group}
+    group_of = _group_of(facts.classes)
     notes = _notes(facts)
     origins = _sources(facts)
     for node, owners in layer_channels(facts):
@@ -235,7 +245,7 @@ def _layers(facts: Facts) -> Iterator[LayerSummary]:
             dead=int(dead[owners].sum()),
             params=sum(facts.graph.params[name].array.size for name in node.inputs[1:] if name in facts.graph.params),
             macs=macs_of.get(node.name, 0),
-            groups=tuple(sorted({group_of[c] for c in owners.tolist() if c in group_of})),
+            groups=tuple(number for number in distinct(group_of[owners]).tolist() if number >= 0),
             inputs=origins[node.name],
             note=first,
         )

@@ -10,26 +10,28 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunec.backends.fx.check import check_shapes
+from prunec.backends.fx.copies import copies
 from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.backends.fx.parameters import delete_unused_tensors, parameter_like, refresh_modules, set_parameters
 from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
+from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
 
+@collected_later()
 def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     """Carry out edits on a copy of the traced module.
 
@@ -43,7 +45,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # torch's own, about the pytrees that torch.export leaves in a module
-        module = copy.deepcopy(traced.module, computed(traced.module))
+        module = _copied(traced, edits)
     for original, n in zip(traced.module.graph.nodes, module.graph.nodes, strict=True):
         n.meta[ORIGIN] = original.name  # copying a graph may rename its nodes
     surgery = _Surgery(traced, edits, module)
@@ -56,18 +58,29 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     return module
 
 
-def computed(module: nn.Module) -> dict[int, Any]:
-    """Return a memo for deepcopy, which refuses tensors with a history (the weight that weight_norm's hook makes).
-
-    The dozen empty dicts that each module has for hooks are in it too: deepcopy takes longest for them.
-    """
-    values = [value for sub in module.modules() for value in vars(sub).values()]
-    made: dict[int, Any] = {id(value): type(value)() for value in values if type(value) in _DICTS and not value}
-    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    return made | {id(value): value.detach().clone() for value in computed}
+def _to_set(traced: Traced, edits: Edits) -> Iterator[str]:
+    """Yield the parameters of the module that get new contents; those of inserted nodes are no module's."""
+    put_back = {name for node in traced.graph.nodes if node.attrs.get("inserted") for name in node.inputs}
+    return (name for name in edits.params if name not in put_back)
 
 
-_DICTS = (dict, OrderedDict)
+def _copied(traced: Traced, edits: Edits) -> fx.GraphModule:
+    """Copy the traced module, but for the code of its graph: that is written once, when the graph has changed."""
+    graph, held = traced.module.graph, vars(traced.module)
+    bare = fx.Graph(tracer_cls=graph._tracer_cls, tracer_extras=graph._tracer_extras)
+    for name in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr"):
+        if name in held:  # neither a parameter nor a buffer: the copy gets what its graph reads
+            bare.get_attr(name)
+    module = copy.deepcopy(traced.module, copies(traced.module, _replaced(traced, edits) | {id(graph): bare}))
+    module._graph = copy.deepcopy(graph)
+    module._graph.owning_module = module
+    return module
+
+
+def _replaced(traced: Traced, edits: Edits) -> dict[int, Any]:
+    """Return a memo for deepcopy, which need not copy what is replaced by new contents first of all."""
+    tensors = (traced.parameters.get(name) for name in _to_set(traced, edits))
+    return {id(tensor): tensor for tensor in tensors if tensor is not None and tensor.is_leaf}
 
 
 class _Surgery:
@@ -86,8 +99,7 @@ class _Surgery:
     def run(self) -> None:
         self._freeze_sizes()
         self._freeze_scales()
-        put_back = {name for node in self.traced.graph.nodes if node.attrs.get("inserted") for name in node.inputs}
-        set_parameters(self.module, {k: array for k, array in self.edits.params.items() if k not in put_back})
+        set_parameters(self.module, {name: self.edits.params[name] for name in _to_set(self.traced, self.edits)})
         self._rewrite_attributes()
         self._insert()
         self._add_biases()

@@ -52,8 +52,9 @@ class _Check(fx.Interpreter):
             return None
         if is_assignment(n):
             return self._assigned(n, *self.fetch_args_kwargs_from_env(n)[0])
-        try:
-            result = super().run_node(n)
+        try:  # less than the base class does, which keeps stack traces for compilers
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = getattr(self, n.op)(n.target, args, kwargs)
         except Exception as error:  # whatever a call with wrong sizes raises
             first = next(iter(str(error).splitlines()), type(error).__name__)
             reason = f"it does not run with fewer channels ({first[:120]})"
@@ -81,13 +82,16 @@ class _Check(fx.Interpreter):
         return origin_of(n)
 
     def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
-        wanted = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Ref)]
-        found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if n.op == "get_attr":
             return
+        wanted, found = _leaves(expected, Ref), _leaves(result, Tensor)
         for ref, tensor in zip(wanted, found, strict=False):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
             if shape is not None and tuple(tensor.shape) != shape:
                 raise CannotRewrite(
                     origin_of(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
                 )
+
+
+def _leaves(tree: Any, kind: type) -> list[Any]:
+    return [tree] if isinstance(tree, kind) else [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, kind)]

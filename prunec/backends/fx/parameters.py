@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,11 @@ def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Paramet
 
 
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared."""
+    """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared.
+
+    Args:
+        contents: handed over: an array that has memory of its own becomes the tensor's.
+    """
     tensors: dict[str, Tensor] = {}
     names: dict[int, list[str]] = {}
     for name, tensor in (
@@ -31,9 +36,13 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
     ):
         tensors[name] = tensor
         names.setdefault(id(tensor), []).append(name)
+    taken: set[int] = set()
     for name, content in contents.items():
         old = tensors[name]
-        new: Tensor = torch.from_numpy(np.array(content)).to(device=old.device, dtype=old.dtype)
+        own = content.flags.owndata and content.flags.writeable and content.flags.c_contiguous
+        array = content if own and id(content) not in taken else np.array(content)
+        taken.add(id(content))
+        new: Tensor = torch.from_numpy(array).to(device=old.device, dtype=old.dtype)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in names[id(old)]:
@@ -83,9 +92,9 @@ def _compute_anew(sub: nn.Module) -> None:
 def delete_unused_tensors(module: fx.GraphModule) -> None:
     """Drop parameters and buffers of the root that no node reads any more."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    called = tuple(str(n.target) for n in module.graph.nodes if n.op == "call_module")
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         owner_name, _, attribute = name.rpartition(".")
-        if name in read or any(owner_name == c or owner_name.startswith(f"{c}.") for c in called):
-            continue
-        delattr(module.get_submodule(owner_name), attribute)
+        around = itertools.accumulate(owner_name.split("."), "{}.{}".format)
+        if name not in read and called.isdisjoint(around):
+            delattr(module.get_submodule(owner_name), attribute)

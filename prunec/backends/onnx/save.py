@@ -46,6 +46,7 @@ def staged_onnx(source: OnnxSource, path: str | Path) -> Iterator[Path]:
     try:
         staged = folder / final.name
         write_onnx(source, staged)
+        del source  # a block may have need of the memory
         yield staged
         # The data go first: a model never stands without them.
         for file in sorted(folder.iterdir(), key=lambda file: file == staged):

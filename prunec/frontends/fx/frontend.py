@@ -20,6 +20,7 @@ from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableMo
 from prunec.frontends.fx.recorder import WRITTEN, Recorder
 from prunec.frontends.fx.running.arguments import widened, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.running.untouched import Untouched, eval_mode
 from prunec.frontends.fx.traced import Traced
@@ -35,6 +36,7 @@ from prunec.ir.taught import NO_RULES, OpRules
 _LOG = logging.getLogger("prunec")
 
 
+@collected_later()
 def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rules: OpRules = NO_RULES) -> Traced:
     """Read a module into the IR.
 

@@ -23,6 +23,7 @@ from prunec.frontends.fx.ops.call import Call, Operand
 from prunec.frontends.fx.ops.table import translate
 from prunec.frontends.fx.running.arguments import path_of, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.handed_out import array_of, storage_of
 from prunec.frontends.fx.running.meta import MetaMode
 from prunec.frontends.fx.traced import Ref
 from prunec.frontends.fx.tracing.switches import is_cast
@@ -116,7 +117,8 @@ class Recorder(MetaMode):
         return result
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        tensors = tuple(item for item in pytree.tree_leaves(result) if isinstance(item, Tensor))
+        leaves = [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
+        tensors = tuple(item for item in leaves if isinstance(item, Tensor))
         schema = func._schema
         if not tensors or schema.name in _LAYOUT_OPS:
             return
@@ -239,7 +241,7 @@ class Recorder(MetaMode):
     def _place(self, tensor: Tensor) -> tuple[Any, ...]:
         """Return the memory that a tensor shows, and how: parameters are real, and are written into as their twins."""
         if tensor.device.type != "meta" and not isinstance(tensor, FakeTensor):
-            with _disable_current_modes():
+            with _disable_current_modes() if not self.has_twin(tensor) else contextlib.nullcontext():
                 tensor = self.twin(tensor) if self._fake is None else self._fake.from_tensor(tensor)
         return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
 
@@ -273,9 +275,12 @@ class Recorder(MetaMode):
                     self._inputs.append(name)
         elif n.op == "output":
             self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
-        self.results[n.name] = pytree.tree_map(
-            lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result
-        )
+        if isinstance(result, Tensor):
+            self.results[n.name] = Ref(self._name(result))
+        else:
+            self.results[n.name] = pytree.tree_map(
+                lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result
+            )
 
     def _mark_inner(self) -> None:
         """Mark binary nodes inside a larger call: their operands are no arguments of the FX node."""
@@ -311,14 +316,11 @@ def is_assignment(n: fx.Node) -> bool:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(storage_of(tensor)._cdata)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the content as a read-only array, shared where it can be; bfloat16 becomes float32."""
     with _disable_current_modes():
         plain = tensor.detach().cpu()
-        array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
-    array = array.view()
-    array.flags.writeable = False
-    return array
+        return array_of(plain.float() if plain.dtype == torch.bfloat16 else plain)

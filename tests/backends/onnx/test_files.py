@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +15,13 @@ from onnx import TensorProto, numpy_helper
 from onnx_models.chain import CHANNELS, SILENT, chain
 from onnx_models.nets import Net, assert_same_outputs, num_removed, prune, random_feeds
 
+from prunec.api import prune_onnx
 from prunec.backends.onnx import save as onnx_save
 from prunec.backends.onnx.save import model_bytes, save_onnx, staged_onnx
 from prunec.errors import WriteFailed
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
+from prunec.frontends.onnx.loading.load import OnnxSource
+from prunec.pipeline import checking
 
 
 def test_big_weights_are_left_in_the_file_until_they_are_needed(tmp_path: Path) -> None:
@@ -105,3 +110,26 @@ def test_large_model_streams(tmp_path: Path) -> None:
     path.write_bytes(net.model().SerializeToString())
     traced = trace_onnx(load_onnx(path))
     assert traced.graph.params["big"].array.nbytes == 600 * 2**22
+
+
+def test_a_pruned_model_is_out_of_memory_while_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    weight = net.weight(64, 3, 3, 3)
+    weight[:32] = 0
+    x = net.op("Conv", net.input("x", [1, 3, 8, 8]), net.const(weight))
+    net.output(net.op("Conv", x, net.const(net.weight(4, 64, 3, 3))))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    alive: list[int] = []
+
+    def noting(function: Any) -> Any:
+        def called(*given: Any) -> Any:
+            alive.append(sum(type(each) is OnnxSource for each in gc.get_objects()))
+            return function(*given)
+
+        return called
+
+    monkeypatch.setattr(onnx_save, "write_onnx", noting(onnx_save.write_onnx))
+    monkeypatch.setattr(checking, "checked_files", noting(checking.checked_files))
+    prune_onnx(tmp_path / "net.onnx", tmp_path / "out.onnx")
+    written, checked = alive
+    assert checked == written - 1

@@ -15,6 +15,7 @@ from torch import nn
 from prunec.api import Pruned, prune_module
 from prunec.ir.graph import Graph
 from prunec.passes.selection.legal import legalise
+from prunec.passes.selection.needs import Sweep
 from prunec.passes.selection.select import Facts, select
 from prunec.pipeline.planning import gather_facts
 
@@ -54,7 +55,7 @@ def without(facts: Facts, *gone: int) -> Mask:
 
 def legal(facts: Facts, keep: Mask, priority: Any = None) -> tuple[Mask, dict[str, Mask]]:
     order = np.zeros(facts.classes.num_classes) if priority is None else priority
-    return legalise(facts.graph, facts.classes, facts.constants, keep, order)[:2]
+    return legalise(Sweep(facts.graph, facts.classes, facts.constants), keep, order)[:2]
 
 
 def stays(facts: Facts, keep: Mask, number: int) -> list[bool]:

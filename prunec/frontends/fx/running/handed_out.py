@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,4 +55,14 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     return _UNTYPED_STORAGE(tensor)
 
 
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor's content as a read-only array of the same memory, asked for past ``watched``."""
+    # A mode around the call would call the method of that name, which may be watched.
+    with torch._C.DisableTorchFunction():
+        array = _NUMPY(tensor).view()
+    array.flags.writeable = False
+    return array
+
+
 _UNTYPED_STORAGE: Callable[[Tensor], torch.UntypedStorage] = Tensor.untyped_storage
+_NUMPY: Callable[[Tensor], np.ndarray[Any, Any]] = Tensor.numpy

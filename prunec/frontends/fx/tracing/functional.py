@@ -308,7 +308,8 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
 def _concerns(module: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a rewrite may change a node: most networks have none, and their graph need not be copied."""
     if node.op == "call_function":
-        return node.target in (operator.setitem, F.pad)
+        circular = "circular" in (*node.args[2:3], node.kwargs.get("mode"))
+        return node.target is operator.setitem or (node.target is F.pad and circular)
     layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     return isinstance(layer, _CIRCULAR_PADS) or (isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "circular")
 
