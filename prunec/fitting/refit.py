@@ -17,6 +17,7 @@ import numpy as np
 
 from prunec.errors import BadInput
 from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
+from prunec.fitting.makers import only_reader, towards_reader
 from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
 from prunec.ir.graph import Graph, Node
@@ -34,10 +35,12 @@ class Fitting:
     Args:
         ridge: of the mean of a Gram's diagonal.
         rounds: so often a fit is made again where a ReLU follows, towards what its errors below zero leave open.
+        readers: fit what has one reader towards what that makes of it as well (makers.py).
     """
 
     ridge: float = 1e-2
     rounds: int = 3
+    readers: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +193,7 @@ class Layer:
         targets, held = list[tuple[Array, Array | None]](), list[Array]()
         holds = self.way is not None and 4 * columns_for(width) * groups * width <= _HELD
         for seen, batch, picked in self._seen():
-            targets.append((self._target(batch, picked), self._end(batch, picked)))
+            targets.append((self.target(batch, picked), self._end(batch, picked)))
             equations.add(seen, targets[-1][0])
             held += [seen] if holds else []
         start = combined_start(self.place)
@@ -272,7 +275,7 @@ class Layer:
             count = self.view.num_places(self.now.value(value, batch))
             yield batch, spread_places(count, max(1, -(-columns_for(self.matrix.shape[2]) // samples)), batch)
 
-    def _target(self, batch: int, picked: Any) -> Array:
+    def target(self, batch: int, picked: Any) -> Array:
         """Return the original's output, and what the streams that it joins are off; of what stays."""
         place = self.place
         wanted = self.view.outputs(self.before.value(place.operand.output, batch), picked, place.outputs)
@@ -326,6 +329,12 @@ def refits(
         is_last = upstream.get(way.end, frozenset()) <= done | {name}
         layer = Layer(place, known, before, now, way if is_last else None)
         matrix, constant = layer.fit(how)
+        reader = by_node.get(only_reader(graph, place.operand, way)) if how.readers else None
+        if reader is not None:
+            joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
+            joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)
+            onward = Layer(reader, joined, before, now)
+            matrix, constant = towards_reader(layer, onward, way, matrix, constant, combined_start(reader))
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(
                 f"on these data {place.node.origin} computes what is not a number",
