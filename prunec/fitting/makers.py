@@ -10,6 +10,7 @@ is fitted in its turn (refit.py), on all that there is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,10 @@ _MOST = 10.0
 _RIDGE, _WORTH, _NOTHING = 1e-2, 0.01, 1e-6
 """The reader's ridge; the part of the error that a step has to take away for another one to follow; and the error, as
 a part of what is wanted, that nothing is done about."""
-_PER_WEIGHT, _MANY, _FEWEST = 100, 192, 16
+_PER_WEIGHT, _MANY, _FEWEST = 100, 192, 32
 _WORK, _FLOATS = 700_000_000, 24_000_000
 """Samples that are looked at: as many as give a hundred targets for each weight, and 192 at least, but no more than
-keep a product of the maker, and what is held of it, below so much. Below 16 there is no fit."""
+keep a product of the maker, and what is held of it, below so much. Below 32 there is no fit."""
 
 
 def only_reader(graph: Graph, maker: Operand, way: Stream) -> str:
@@ -51,7 +52,7 @@ def only_reader(graph: Graph, maker: Operand, way: Stream) -> str:
 
 
 def towards_reader(
-    layer: Layer, reader: Layer, way: Stream, matrix: Floats, constant: Floats, start: Floats
+    layer: Layer, reader: Layer, way: Stream, matrix: Floats, constant: Floats, start: Callable[[], Floats]
 ) -> tuple[Floats, Floats]:
     """Return (weight as a matrix, float64[outputs] constant) of a maker that serves its reader better.
 
@@ -73,7 +74,7 @@ def towards_reader(
     if pair is None:
         return matrix, constant
     weight = np.hstack([matrix[0] * scale[:, None], (constant * scale + shift)[:, None]])
-    found = fitted_to_reader(pair, weight, start[0])
+    found = fitted_to_reader(pair, weight, start()[0])
     return found[None, :, :-1] / scale[:, None], (found[:, -1] - shift) / scale
 
 
@@ -261,10 +262,11 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
     first = eased(rest)
     way, size = first, float((rest * first).sum())
     for _ in range(_INNER):
-        if size <= 0:
-            break
         onward = applied(way)
-        length = size / float((way * onward).sum())
+        bent = float((way * onward).sum())
+        if size <= 0 or bent <= 0:
+            break
+        length = size / bent
         found += length * way
         rest = rest - length * onward
         next_ = eased(rest)

@@ -3,7 +3,8 @@
 Owns the least-squares fits and the order in which they are made; the sums come from prunec/fitting/grams.py, the
 networks run in stages (prunec/fitting/stages.py). Where an output is added to a stream, what that stream is off by
 now is part of the target, so that errors do not add up over blocks (passes/fitting/streams.py). Ridge regression,
-towards the weights that are there: what data do not show stays as it was.
+towards the weights that are there: what data do not show stays as it was. What has one reader is fitted towards that
+as well (makers.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +37,10 @@ class Fitting:
     Args:
         ridge: of the mean of a Gram's diagonal.
         rounds: so often a fit is made again where a ReLU follows, towards what its errors below zero leave open.
-        readers: fit what has one reader towards what that makes of it as well (makers.py).
     """
 
     ridge: float = 1e-2
     rounds: int = 3
-    readers: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -329,18 +329,18 @@ def refits(
         is_last = upstream.get(way.end, frozenset()) <= done | {name}
         layer = Layer(place, known, before, now, way if is_last else None)
         matrix, constant = layer.fit(how)
-        reader = by_node.get(only_reader(graph, place.operand, way)) if how.readers else None
-        if reader is not None:
-            joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
-            joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)
-            onward = Layer(reader, joined, before, now)
-            matrix, constant = towards_reader(layer, onward, way, matrix, constant, combined_start(reader))
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(
                 f"on these data {place.node.origin} computes what is not a number",
                 why="nothing can be fitted to that",
                 do="check that the inputs are prepared as the network reads them (--normalise)",
             )
+        reader = by_node.get(only_reader(graph, place.operand, way))
+        if reader is not None:
+            joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
+            joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)
+            onward = Layer(reader, joined, before, now)
+            matrix, constant = towards_reader(layer, onward, way, matrix, constant, partial(combined_start, reader))
         weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
         vector = place.vector_for(constant) if place.operand.biased else None
         now.set_tensors(tensors(place, weight, vector))
