@@ -3,7 +3,7 @@
 Trains a small SegNet (prunec.models) on nuclei for a few epochs, exports it, prunes the file with some training images
 (no masks), and counts foreground pixels on the test images in ONNX Runtime: intersection over union, over all pixels.
 
-    OMP_NUM_THREADS=1 python benchmarks/data_alone_masks.py DATA/nuclei [--epochs 8] [--size 96] [--images 200]
+    OMP_NUM_THREADS=1 python benchmarks/data_alone_masks.py DATA/nuclei [--epochs 6] [--size 96] [--images 200]
 
 The folder holds images/SPLIT/* and masks/SPLIT/*.
 """
@@ -82,7 +82,7 @@ def main() -> None:
     """Print the table, a line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--size", type=int, default=96, help="Pixels of a side, a multiple of 32.")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--images", type=int, default=200, help="Images without masks that pruning is given.")

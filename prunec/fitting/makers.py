@@ -25,7 +25,7 @@ from prunec.runtime.probes import Array
 if TYPE_CHECKING:
     from prunec.fitting.refit import Layer
 
-STEPS, _INNER = 5, 8
+STEPS, _INNER = 8, 8
 _DAMPING = 0.1
 """What a change of the maker's outputs costs at first, against what it does to the reader's on the average; it falls
 while steps succeed, and rises where one does not."""
@@ -33,10 +33,11 @@ _MOST = 10.0
 _RIDGE, _WORTH, _NOTHING = 1e-2, 0.01, 1e-6
 """The reader's ridge; the part of the error that a step has to take away for another one to follow; and the error, as
 a part of what is wanted, that nothing is done about."""
-_PER_WEIGHT, _MANY, _FEWEST = 100, 192, 32
-_WORK, _FLOATS = 700_000_000, 24_000_000
-"""Samples that are looked at: as many as give a hundred targets for each weight, and 192 at least, but no more than
-keep a product of the maker, and what is held of it, below so much. Below 32 there is no fit."""
+_PER_WEIGHT, _MANY, _FEWEST, _LEAST = 100, 384, 40, 16
+_WORK, _FLOATS = 1_400_000_000, 24_000_000
+"""Samples that are looked at: as many as give a hundred targets for each weight, and 384 at least, but no more than
+keep a product of the maker, and what is held of it, below so much. Fewer than 40, where there are more, or than 16
+are no fit."""
 
 
 def only_reader(graph: Graph, maker: Operand, way: Stream) -> str:
@@ -95,7 +96,7 @@ def _gathered(layer: Layer, reader: Layer, way: Stream) -> Pair | None:
     targets = places.shape[1] * reader.matrix.shape[1]
     enough = max(_MANY, _PER_WEIGHT * rows * width // targets)
     samples = min(total, enough, _WORK // (num * width * rows), _FLOATS // max(num * width, places.size * rows))
-    if samples < _FEWEST or samples * targets < 4 * rows * width:
+    if samples < max(_LEAST, min(_FEWEST, total)) or samples * targets < 4 * rows * width:
         return None
     each = -(-samples // len(batches))
     seen, wanted = [], []
@@ -105,8 +106,8 @@ def _gathered(layer: Layer, reader: Layer, way: Stream) -> Pair | None:
         seen.append(found.reshape(len(found), -1, num))
         target = reader.target(batch, np.arange(places.shape[1]))[0]
         wanted.append(target.reshape(len(target), -1, places.shape[1])[:, : seen[-1].shape[1]])
-    last = (np.ascontiguousarray(np.concatenate(parts, axis=1).swapaxes(1, 2)) for parts in (seen, wanted))
-    return Pair(*last, places, *way.passes)
+    columns, aims = (np.ascontiguousarray(np.concatenate(parts, axis=1).swapaxes(1, 2)) for parts in (seen, wanted))
+    return Pair(columns, aims, places, *way.passes)
 
 
 @dataclass(slots=True, eq=False)
@@ -247,7 +248,8 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
 
     def back(errors: Array) -> Floats:
         through = (pair.gathered(known @ errors, channels) * open_).reshape(channels, -1)
-        return (through @ pair.seen.reshape(len(pair.seen), -1).T).astype(np.float64)
+        found: Floats = (through @ pair.seen.reshape(len(pair.seen), -1).T).astype(np.float64)
+        return found
 
     def applied(change: Floats) -> Floats:
         moved = pair.spread(_made(pair, change) * open_)
