@@ -253,7 +253,8 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
 
     def applied(change: Floats) -> Floats:
         moved = pair.spread(_made(pair, change) * open_)
-        return back(known.T @ moved) + damping * (change @ gram)
+        total: Floats = back(known.T @ moved) + damping * (change @ gram)
+        return total
 
     def eased(g: Floats) -> Floats:
         solved: Floats = cho_solve(factor, g.T).T
