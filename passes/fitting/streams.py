@@ -24,6 +24,7 @@ class Stream:
 
     Args:
         scale: float64[outputs]: what BatchNorms have multiplied it with at the end.
+        shift: float64[outputs]: what they have added to it then.
         others: (value, sign, float64[outputs] scale when it is added) for each operand of the sums on the way.
         end: the value that comes out at the end.
         passes: (lowest, highest): all that reads the end takes any value below for the lowest, above for the highest
@@ -31,6 +32,7 @@ class Stream:
     """
 
     scale: Floats
+    shift: Floats
     others: tuple[tuple[str, float, Floats], ...]
     end: str
     passes: tuple[float, float]
@@ -38,7 +40,7 @@ class Stream:
 
 def stream(graph: Graph, node: Node, size: int) -> Stream:
     """Follow a contraction's output of ``size`` channels."""
-    at, scale = node.outputs[0], np.ones(size)
+    at, scale, shift = node.outputs[0], np.ones(size), np.zeros(size)
     others: list[tuple[str, float, Floats]] = []
     fixed = graph.fixed_values()
     while True:
@@ -50,7 +52,7 @@ def stream(graph: Graph, node: Node, size: int) -> Stream:
             factor = _factor(graph, reader, size)
             if factor is None:
                 break
-            scale = scale * factor
+            scale, shift = scale * factor, (shift - _param(graph, reader, 3)) * factor + _param(graph, reader, 2)
         elif reader.op in ("add", "sub") and len(reader.inputs) == 2 and reader.inputs.count(at) == 1:
             other = reader.inputs[1 - reader.inputs.index(at)]
             if graph.shape(reader.outputs[0]) != graph.shape(at) or reader.attrs.get("alpha", 1) != 1:
@@ -64,7 +66,7 @@ def stream(graph: Graph, node: Node, size: int) -> Stream:
         elif reader.op != "identity":
             break
         at = reader.outputs[0]
-    return Stream(scale, tuple(others), at, _passed(graph, at))
+    return Stream(scale, shift, tuple(others), at, _passed(graph, at))
 
 
 def _passed(graph: Graph, value: str) -> tuple[float, float]:
@@ -91,7 +93,15 @@ def _factor(graph: Graph, norm: Node, size: int) -> Floats | None:
     names = (*norm.inputs, "", "", "", "")[1:5]
     if norm.attrs.get("training") or norm.attrs.get("axis", 1) != 1 or names[3] not in graph.params:
         return None
-    gamma = graph.params[names[0]].array if names[0] in graph.params else np.ones(size)
+    if any(name and name not in graph.params for name in names):
+        return None
+    gamma = graph.params[names[0]].array if names[0] else np.ones(size)
     deviation = np.sqrt(graph.params[names[3]].array.astype(np.float64) + norm.attrs.get("eps", 1e-5))
     factor: Floats = gamma.astype(np.float64) / deviation
     return factor if factor.size == size and bool((factor != 0).all()) else None
+
+
+def _param(graph: Graph, norm: Node, slot: int) -> Floats | float:
+    """Return what a BatchNorm's parameter holds, 0 where it has none."""
+    name = norm.inputs[slot] if len(norm.inputs) > slot else ""
+    return graph.params[name].array.astype(np.float64) if name else 0.0

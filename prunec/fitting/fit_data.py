@@ -1,23 +1,28 @@
 """Samples -> what is fitted on and what is held out, in batches worth running.
 
-Owns the split (every fourth sample is held out, and never fitted on) and the joining of small batches. Reading and
-checking of files is samples.py's.
+Owns the split (every fourth sample is held out, and never fitted on), the joining of small batches, and where they
+are while they are needed: decoded once, in memory or on disk. Reading and checking of files is samples.py's.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from prunec.data.samples import MAX_ROWS, Samples, first_that_runs, num_rows
 from prunec.errors import BadInput
+from prunec.fitting.stages import Store
 from prunec.runtime.probes import Feed
 
 HELD_OUT_EVERY = 4
 LEAST_FOR_HOLDING_OUT = 8
+_HELD = 128 << 20
+"""Bytes of inputs kept in memory, of what is fitted on and of what is held out; the rest lies on disk."""
 _ROWS = 128
 _ELEMENTS = 1 << 20
 """A batch has at most so many rows, and so many elements of its largest input; a single row may have more."""
@@ -37,8 +42,8 @@ class FitData:
     """
 
     name: str
-    fitted: tuple[Feed, ...]
-    held_out: tuple[Feed, ...]
+    fitted: Sequence[Feed]
+    held_out: Sequence[Feed]
     num_fitted: int
     num_held_out: int
     rows_held_out: tuple[int, ...]
@@ -80,24 +85,82 @@ def fit_data(
     Raises:
         BadInput: all samples are the same, or one cannot be read; see samples.py.
     """
-    singles = list(_singles(samples))
-    count = sum(rows for _, rows in singles)
-    holds = count >= LEAST_FOR_HOLDING_OUT
-    parts: tuple[list[Feed], list[Feed]] = ([], [])
-    held_rows, at = [], 0
-    for number, (feed, rows) in enumerate(singles):
-        held = holds and number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        parts[held].append(feed)
+    holds = _enough_to_hold_out(samples)
+    joined = _joinable(samples) and _runs(run, samples, holds)
+    parts = _Batches(joined=joined), _Batches(joined=joined)
+    changes, held_rows, at = _Changes(), list[int](), 0
+    for number, (feed, rows) in enumerate(_singles(samples)):
+        held = holds and _is_held_out(number)
+        parts[held].add(feed)
         held_rows += list(range(at, at + rows)) if held else []
         at += rows
-    _refuse_constant(samples.name, parts[0])
-    joined = _joinable(samples) and _runs(run, parts[0])
-    fitted, held_out = (tuple(_joined(part)) if joined else tuple(part) for part in parts)
-    counts = [sum(map(num_rows, part)) for part in (fitted, held_out)]
-    known = None if labels is None else labels(samples, count)
-    return FitData(
-        samples.name, fitted, held_out, counts[0], counts[1], tuple(held_rows), known, MAX_ROWS if joined else 0
-    )
+        if not held:
+            changes.add(feed)
+    if not changes.any:
+        raise BadInput(
+            f"the data in {samples.name} are constant",
+            why="all samples are the same: they do not show which channels make up for which",
+            do="give inputs as the network meets them, some hundred of them",
+        )
+    fitted, held_out = (part.closed() for part in parts)
+    known = None if labels is None else labels(samples, at)
+    counts = at - len(held_rows), len(held_rows)
+    return FitData(samples.name, fitted, held_out, *counts, tuple(held_rows), known, MAX_ROWS if joined else 0)
+
+
+class _Batches(Sequence[Feed]):
+    """Batches in the making, then held: in memory up to a limit, on disk beyond it.
+
+    Args:
+        joined: samples of one shape become one batch.
+    """
+
+    def __init__(self, *, joined: bool) -> None:
+        self._joined, self._waiting = joined, list[Feed]()
+        self._store, self._names = Store(_HELD), list[tuple[str, ...]]()
+
+    def add(self, feed: Feed) -> None:
+        waiting = self._waiting
+        if waiting and (_shapes(feed) != _shapes(waiting[0]) or len(waiting) >= (_most(feed) if self._joined else 1)):
+            self.closed()
+        self._waiting.append(feed)
+
+    def closed(self) -> _Batches:
+        """Take what is waiting for a batch; return these."""
+        if self._waiting:
+            for name, value in _stacked(self._waiting).items():
+                self._store.put(name, len(self._names), value)
+            self._names.append(tuple(self._waiting[0]))
+            self._waiting = []
+        return self
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        number = range(len(self))[at]
+        return {name: self._store.get(name, number) for name in self._names[number]}
+
+
+class _Changes:
+    """Whether samples differ from each other, or within the only one."""
+
+    def __init__(self) -> None:
+        self._first: Feed | None = None
+        self._differ, self._count = False, 0
+
+    def add(self, feed: Feed) -> None:
+        self._count += 1
+        first = self._first = self._first or feed
+        self._differ = self._differ or any(not np.array_equal(value, first[key]) for key, value in feed.items())
+
+    @property
+    def any(self) -> bool:
+        if self._count > 1 or self._first is None:
+            return self._differ
+        return not all(value.size > 1 and bool((value == value.flat[0]).all()) for value in self._first.values())
 
 
 def _singles(samples: Samples) -> Iterator[tuple[Feed, int]]:
@@ -116,27 +179,31 @@ def _joinable(samples: Samples) -> bool:
     return all(slot.shape and not isinstance(slot.shape[0], int) for slot in samples.slots)
 
 
-def _runs(run: Callable[[Feed], object], feeds: Sequence[Feed]) -> bool:
+def _enough_to_hold_out(samples: Samples) -> bool:
+    counts = itertools.accumulate(rows for _, rows in _singles(samples))
+    return any(count >= LEAST_FOR_HOLDING_OUT for count in counts)
+
+
+def _is_held_out(number: int) -> bool:
+    return number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
+def _runs(run: Callable[[Feed], object], samples: Samples, holds: bool) -> bool:
     """Tell whether the model takes batches: a batch size that is written into a reshape shows only here."""
-    first = next(_joined(feeds), None)
-    if first is None or num_rows(first) == 1:
+    first = _Batches(joined=True)
+    for number, (feed, _) in enumerate(_singles(samples)):
+        if not (holds and _is_held_out(number)):
+            first.add(feed)
+        if len(first):
+            break
+    batch = first.closed()[0]
+    if num_rows(batch) == 1:
         return False
     try:
-        run(first)
+        run(batch)
     except Exception:  # noqa: BLE001 - runtimes and user modules raise anything
         return False
     return True
-
-
-def _joined(feeds: Iterable[Feed]) -> Iterator[Feed]:
-    waiting: list[Feed] = []
-    for feed in feeds:
-        if waiting and (_shapes(feed) != _shapes(waiting[0]) or len(waiting) >= _most(feed)):
-            yield _stacked(waiting)
-            waiting = []
-        waiting.append(feed)
-    if waiting:
-        yield _stacked(waiting)
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
@@ -150,17 +217,3 @@ def _most(feed: Feed) -> int:
 
 def _stacked(feeds: Sequence[Feed]) -> Feed:
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-
-
-def _refuse_constant(name: str, feeds: Sequence[Feed]) -> None:
-    first = feeds[0]
-    flat = all(value.size > 1 and bool((value == value.flat[0]).all()) for value in first.values())
-    for feed in feeds[1:]:
-        if any(value.shape != first[key].shape or not np.array_equal(value, first[key]) for key, value in feed.items()):
-            return
-    if len(feeds) > 1 or flat:
-        raise BadInput(
-            f"the data in {name} are constant",
-            why="all samples are the same: they do not show which channels make up for which",
-            do="give inputs as the network meets them, some hundred of them",
-        )

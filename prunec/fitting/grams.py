@@ -67,6 +67,13 @@ class Window:
         stretched = [(size - 1) * by + 1 for size, by in zip(sizes, self.stretch, strict=True)]
         return [size + b + e for size, b, e in zip(stretched, self.begin, self.end, strict=True)]
 
+    def indices(self, sizes: Sequence[int]) -> Places:
+        """Return int64[taps, outputs]: the flat place of an input of ``sizes`` at each tap; one past all: beyond it."""
+        count = math.prod(sizes)
+        numbers = np.arange(1, count + 1).reshape(1, 1, *sizes)
+        seen = self.patches(numbers, np.arange(math.prod(self.outputs(sizes))))[0] - 1
+        return np.where(seen < 0, count, seen)
+
     def patches(self, x: Array, places: Places) -> Array:
         """Return number[C, taps, batch · places]: what the window sees at some of its places (flat indices)."""
         sizes = x.shape[2:]

@@ -3,7 +3,8 @@
 Owns the least-squares fits and the order in which they are made; the sums come from prunec/fitting/grams.py, the
 networks run in stages (prunec/fitting/stages.py). Where an output is added to a stream, what that stream is off by
 now is part of the target, so that errors do not add up over blocks (passes/fitting/streams.py). Ridge regression,
-towards the weights that are there: what data do not show stays as it was.
+towards the weights that are there: what data do not show stays as it was. What has one reader is fitted towards that
+as well (makers.py).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from prunec.errors import BadInput
 from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
+from prunec.fitting.makers import only_reader, towards_reader
 from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
 from prunec.ir.graph import Graph, Node
@@ -190,7 +193,7 @@ class Layer:
         targets, held = list[tuple[Array, Array | None]](), list[Array]()
         holds = self.way is not None and 4 * columns_for(width) * groups * width <= _HELD
         for seen, batch, picked in self._seen():
-            targets.append((self._target(batch, picked), self._end(batch, picked)))
+            targets.append((self.target(batch, picked), self._end(batch, picked)))
             equations.add(seen, targets[-1][0])
             held += [seen] if holds else []
         start = combined_start(self.place)
@@ -272,7 +275,7 @@ class Layer:
             count = self.view.num_places(self.now.value(value, batch))
             yield batch, spread_places(count, max(1, -(-columns_for(self.matrix.shape[2]) // samples)), batch)
 
-    def _target(self, batch: int, picked: Any) -> Array:
+    def target(self, batch: int, picked: Any) -> Array:
         """Return the original's output, and what the streams that it joins are off; of what stays."""
         place = self.place
         wanted = self.view.outputs(self.before.value(place.operand.output, batch), picked, place.outputs)
@@ -332,6 +335,12 @@ def refits(
                 why="nothing can be fitted to that",
                 do="check that the inputs are prepared as the network reads them (--normalise)",
             )
+        reader = by_node.get(only_reader(graph, place.operand, way))
+        if reader is not None:
+            joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
+            joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)
+            onward = Layer(reader, joined, before, now)
+            matrix, constant = towards_reader(layer, onward, way, matrix, constant, partial(combined_start, reader))
         weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
         vector = place.vector_for(constant) if place.operand.biased else None
         now.set_tensors(tensors(place, weight, vector))

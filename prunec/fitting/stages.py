@@ -6,7 +6,9 @@ places are looked at, and weights ahead may change between stretches. Who runs i
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -63,7 +65,7 @@ class Store:
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self._count = limit, 0, 0
         self._arrays: dict[str, dict[int, Array | Path]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -93,13 +95,10 @@ class Store:
 
     def _path(self) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="prunec-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # at the exit, too
         self._count += 1
-        return Path(self._folder.name) / f"{self._count}.npy"
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        return self._folder / f"{self._count}.npy"
 
 
 _SMALL = 1 << 16

@@ -107,9 +107,6 @@ class OnnxStages:
         at = self._maker.get(value)
         return None if at is None else self._nodes[at]
 
-    def close(self) -> None:
-        self._store.close()
-
     def _is_read_ahead(self, name: str) -> bool:
         return any(not self._done[at] for at in self._readers.get(name, ()))
 

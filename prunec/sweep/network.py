@@ -60,7 +60,7 @@ class Compared:
         notes: what a person must know besides.
     """
 
-    feeds: tuple[Feed, ...]
+    feeds: Sequence[Feed]
     labels: tuple[int, ...] | None
     words: str
     notes: tuple[str, ...] = ()

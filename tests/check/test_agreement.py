@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from prunec.data.labelled import labels_of
 from prunec.data.sample_files import read_samples
 from prunec.data.samples import Samples, Slot
 from prunec.errors import BadInput
+from prunec.fitting import fit_data as fit_data_module
 from prunec.fitting.fit_data import fit_data
 from prunec.runtime.probes import Array, Feed
 
@@ -49,7 +51,24 @@ def test_a_model_that_takes_no_batches_gets_samples_one_by_one(tmp_path: Path) -
 
 def test_few_samples_are_all_fitted(tmp_path: Path) -> None:
     found = fit_data(samples(tmp_path, 7), lambda feed: feed)
-    assert (found.num_fitted, found.num_held_out, found.held_out) == (7, 0, ())
+    assert (found.num_fitted, found.num_held_out, len(found.held_out)) == (7, 0, 0)
+
+
+def test_inputs_beyond_the_memory_lie_on_disk_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_data_module, "_HELD", 1 << 16)
+    wide = np.random.default_rng(0).standard_normal((24, 20_000)).astype(np.float32)
+    np.save(tmp_path / "wide.npy", wide)
+    found = fit_data(read_samples(tmp_path, [Slot("x", (None, 20_000), "float32")]), lambda feed: feed)
+    assert isinstance(found.fitted, fit_data_module._Batches)
+    folder = found.fitted._store._folder
+    assert folder is not None
+    assert list(folder.iterdir())
+    rows = [row for row in range(24) if row not in found.rows_held_out]
+    assert np.array_equal(np.concatenate([feed["x"] for feed in found.fitted]), wide[rows])
+    assert np.array_equal(np.concatenate([feed["x"] for feed in found.held_out]), wide[list(found.rows_held_out)])
+    del found
+    gc.collect()
+    assert not folder.exists()
 
 
 def told(a: Array, b: Array, labels: list[int] | None = None) -> tuple[float, float | None, float | None]:

@@ -176,7 +176,7 @@ def test_agreement_is_measured_on_samples_that_nothing_else_looked_at(
         whole = getattr(module, name)
 
         def watched(*given: Any, whole: Any = whole) -> Any:
-            feeds = next(each for each in given if isinstance(each, FitData | tuple))
+            feeds = next(each for each in reversed(given) if isinstance(each, FitData | Sequence))
             looked.append(held_out_among(feeds, data))
             return whole(*given)
 
