@@ -1,7 +1,7 @@
 """Files on disk: checks before the work, atomic writes after it, and the names inside a run folder.
 
 Owns the promise that no input is overwritten, no output is replaced unasked and no half-written file is
-ever left under its final name. Does not know what is in the files.
+ever left under its final name. Of what is in files it only knows kinds that people give for ONNX models.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,3 +314,59 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- files that are no ONNX models, given as such ---------------------------------------------------------
+
+_TF2ONNX = "convert it: python -m tf2onnx.convert"
+
+_STARTS = (
+    (b"\x89HDF", "a Keras file (HDF5)", f"{_TF2ONNX} --keras {{path}} --output model.onnx"),
+    (b"SQLite format", "a database", "give the path of an .onnx file"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the model", "run git lfs pull"),
+)
+
+_MODULE = (
+    "give the network itself, package.module:factory, and this file as --weights; or export it with torch.onnx.export"
+)
+
+
+def kind_of(path: Path, start: bytes) -> tuple[str, str] | None:
+    """Return what a file is and what to do with it, from its first bytes; None where nothing is known of it."""
+    for magic, what, do in _STARTS:
+        if start.startswith(magic):
+            return what, do.format(path=path)
+    if start[4:8] == b"TFL3":
+        return "a TensorFlow Lite model", f"{_TF2ONNX} --tflite {path} --output model.onnx"
+    if path.suffix == ".safetensors":
+        return "a file of weights (safetensors)", _MODULE
+    if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+        return _kind_of_archive(path)
+    if start.startswith(b"\x80") and path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+        return "a file of PyTorch's, in its older form", _MODULE
+    return None
+
+
+def _kind_of_archive(path: Path) -> tuple[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+        do = "export the module that it was made from with torch.onnx.export, and give that file"
+        return "a TorchScript archive", do
+    if any(name.endswith("data.pkl") for name in names):
+        return "a file of PyTorch's (torch.save)", _MODULE
+    models = [name for name in names if name.lower().endswith(".onnx")]
+    return "a zip archive", f"unpack it and give {models[0] if models else 'the .onnx file in it'}"
+
+
+def kind_of_folder(path: Path) -> tuple[str, str]:
+    """Return what a folder holds, and what to do."""
+    if (path / "saved_model.pb").is_file():
+        return "a SavedModel of TensorFlow", f"{_TF2ONNX} --saved-model {path} --output model.onnx"
+    models = sorted(path.glob("*.onnx"))
+    if models:
+        return (
+            f"a folder with {len(models)} .onnx file{'s' if len(models) > 1 else ''}",
+            f"give one of them: {models[0]}",
+        )
+    return "a folder without an .onnx file", "give the path of an .onnx file"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.errors import BadInput, PrunecError
-from prunec.files import check_name
+from prunec.files import check_name, kind_of_folder
 from prunec.lookup.libraries import LIBRARIES, build_from
 from prunec.runtime.model_inputs import name_shapes
 from prunec.runtime.sessions import first_line
@@ -133,6 +133,9 @@ def _module(spec: str) -> tuple[torch.nn.Module, Any]:
     architecture = find(spec)
     if architecture is not None:
         return architecture.build(), architecture.input_shape
+    if Path(spec).is_dir():
+        what, do = kind_of_folder(Path(spec))
+        raise BadInput(f"{spec} is not a model", why=f"it is {what}", do=do)
     near = difflib.get_close_matches(spec, ARCHITECTURES, n=3, cutoff=0.5)
     raise BadInput(
         f"there is no model {spec!r}",

@@ -23,7 +23,7 @@ from prunec.backends.fx.copies import copies
 from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.backends.fx.parameters import delete_unused_tensors, parameter_like, refresh_modules, set_parameters
-from prunec.backends.fx.rewrite import REWRITES, Site, add_buffer, call
+from prunec.backends.fx.rewrite import LIKE, REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
 from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.traced import Ref, Traced
@@ -157,19 +157,22 @@ class _Surgery:
         for origin, nodes in self.ir_of.items():
             changes = [(node, self.edits.attrs.get(node.name, {})) for node in nodes]
             for node, attrs in changes:
-                if attrs and node.name not in self.edits.removed and node.op in REWRITES:
-                    REWRITES[node.op](
-                        Site(
-                            self.module,
-                            self.nodes[origin],
-                            node,
-                            attrs,
-                            changes,
-                            self._new_shape,
-                            self.traced.graph.shape,
-                            self._maker,
-                        )
-                    )
+                if node.name in self.edits.removed or node.op not in REWRITES:
+                    continue
+                site = Site(
+                    self.module,
+                    self.nodes[origin],
+                    node,
+                    attrs,
+                    changes,
+                    self._new_shape,
+                    self.traced.graph.shape,
+                    self._maker,
+                    self.traced.results,
+                )
+                # What is made like another tensor changes with that one, though nothing of its own does.
+                if attrs or (node.op == "full" and site.target in LIKE):
+                    REWRITES[node.op](site)
 
     def _new_shape(self, name: str) -> Shape | None:
         return self.edits.shapes.get(name, self.traced.graph.shape(name))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunec.backends.fx.origin import ORIGIN
+from prunec.backends.fx.origin import ORIGIN, origin_of
+from prunec.frontends.fx.traced import Ref
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.graph import Node, Shape
 
@@ -27,7 +28,8 @@ class Site:
     """One IR node with changed attributes, at the FX node that it came from.
 
     ``siblings`` are all IR nodes of the FX node, in order, with the changed attributes of each.
-    ``new_shape`` tells the shape of an IR value after pruning, ``producers`` the FX node of one.
+    ``new_shape`` tells the shape of an IR value after pruning, ``producers`` the FX node of one, ``results`` what the
+    FX nodes gave.
     """
 
     module: fx.GraphModule
@@ -38,6 +40,14 @@ class Site:
     new_shape: Callable[[str], Shape | None]
     old_shape: Callable[[str], Shape | None]
     producers: Callable[[str], fx.Node | None]
+    results: Mapping[str, Any]
+
+    @property
+    def like(self) -> Shape | None:
+        """The shape after pruning of the call's first argument; None where that is no tensor of the graph."""
+        first = self.fx_node.args[0] if self.fx_node.args else self.fx_node.kwargs.get("input")
+        found = self.results.get(origin_of(first)) if isinstance(first, fx.Node) else None
+        return self.new_shape(found.name) if isinstance(found, Ref) else None
 
     @property
     def source(self) -> fx.Node:
@@ -130,7 +140,9 @@ def _expand(site: Site) -> None:
 
 
 def _full(site: Site) -> None:
-    if site.target in ("zeros", "ones"):
+    if site.target in LIKE:
+        _full_like(site)
+    elif site.target in ("zeros", "ones"):
         _sizes(site, 0)
     elif site.target in ("new_zeros", "new_ones"):
         _sizes(site, 1)
@@ -142,6 +154,30 @@ def _full(site: Site) -> None:
         for axis, size in site.changed_axes().items():
             sizes[axis] = size
         n.args = (*n.args[:at], sizes, *n.args[at + 1 :])
+
+
+LIKE = MappingProxyType({"zeros_like": "new_zeros", "ones_like": "new_ones", "full_like": "new_full"})
+"""Functions that make a tensor of another's size, and the methods that make one of a size that is told."""
+
+
+def _full_like(site: Site) -> None:
+    """Tell the sizes in which a tensor no longer is like another: a state begins as zeros like what is added to it."""
+    n, wanted = site.fx_node, site.new_shape(site.node.outputs[0])
+    source = n.args[0] if n.args else n.kwargs["input"]
+    like = site.like
+    if wanted is None or like is None or like == wanted:
+        return
+    if not isinstance(source, fx.Node) or len(like) != len(wanted):
+        raise site.refuse()
+    with n.graph.inserting_before(n):
+        sizes = [
+            after if after != before else n.graph.call_method("size", (source, axis))
+            for axis, (before, after) in enumerate(zip(like, wanted, strict=True))
+        ]
+    fill = [n.kwargs["fill_value"] if "fill_value" in n.kwargs else n.args[1]] if site.target == "full_like" else []
+    kept = {key: value for key, value in n.kwargs.items() if key in ("dtype", "device") and value is not None}
+    target = LIKE[site.target]
+    n.op, n.target, n.args, n.kwargs = "call_method", target, (source, sizes, *fill), kept
 
 
 def _tile(site: Site) -> None:

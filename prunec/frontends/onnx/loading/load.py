@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, helper, numpy_helper
 
 from prunec.errors import BadInput
+from prunec.files import kind_of
 from prunec.frontends.onnx.loading.wire import DamagedMessage, cut
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -157,6 +158,9 @@ def _parse(path: Path, data: mmap.mmap) -> onnx.ModelProto:
     try:
         model.ParseFromString(cut(memoryview(data), path.name))
     except (DamagedMessage, DecodeError, RecursionError) as error:
+        other = kind_of(path, data[:64])
+        if other is not None:
+            raise BadInput(f"{path} is not an ONNX model", why=f"it is {other[0]}", do=other[1]) from error
         raise BadInput(
             f"{path} is not an ONNX model, or it is damaged",
             why=str(error) or "its bytes are not a protobuf message of that kind",
