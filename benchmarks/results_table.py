@@ -2,13 +2,15 @@ r"""The rows of docs/results.md: runs one, or prints the table of those that wer
 
     export OMP_NUM_THREADS=1
     python benchmarks/results_table.py run resnet20-50-cut-l1-2400 --weights WEIGHTS --data CIFAR_FOLDER --seed 0
+    python benchmarks/results_table.py statistics resnet20 --weights WEIGHTS --data CIFAR_FOLDER
     python benchmarks/results_table.py table
 
 WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
 train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
-does: the same batches, teacher, cosine, average and statistics. ``--answers FOLDER`` keeps what the unpruned network
-answers to each batch, which is the same for all rows of a seed and a third of the time; ONNX Runtime answers then, so
-that a figure can move as much as it does on another machine.
+does: the same batches, teacher, cosine, average and statistics. All train in bfloat16, compiled; scores are those of
+float32. ``--answers FOLDER`` keeps what the unpruned network answers to each batch, which is the same for all rows of
+a seed and a third of the time; ONNX Runtime answers then, so that a figure can move as much as on another machine.
+``statistics`` scores an unpruned network with BatchNorm statistics from three places.
 Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
 """
 
@@ -94,11 +96,10 @@ def _rows() -> dict[str, Row]:
     )
     rows: dict[str, Row] = {}
     for macs in (0.5, 0.3):
-        for steps in (2400, 12000):
+        for steps in (600, 2400, 12000):
             rows[f"resnet20-{macs * 100:.0f}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
-            rows[f"resnet20-{macs * 100:.0f}-reconstruct-{steps}"] = Row(
-                "train-prune", "resnet20", macs, steps, "--criterion reconstruct"
-            )
+            by_l1 = Row("train-prune", "resnet20", macs, steps, "--criterion l1")
+            rows[f"resnet20-{macs * 100:.0f}-l1-{steps}"] = by_l1
             for cut in cuts:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
     short = {"batch_size": 50}
@@ -143,6 +144,7 @@ class Answers(nn.Module):
         self.known: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
         self.fresh = 0
 
+    @torch.compiler.disable
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         key = hashlib.blake2b(inputs.contiguous().numpy().tobytes(), digest_size=12).hexdigest()
         if key not in self.known:
@@ -170,7 +172,8 @@ def _teaching(folder: Path | None, row: Row, seed: int) -> Callable[[nn.Module],
 def command(row: Row, weights: Path, data: Path, seed: int, output: Path) -> list[str]:
     """Return the arguments of ``prunec`` that make the row."""
     given = f"--arch {row.network} --weights {weights}/cifar10-{row.network}.safetensors --data {data} --seed {seed} "
-    given += f"--target-macs {row.macs} --steps {row.steps} --batch-size {row.batch_size} --channels-last "
+    given += f"--target-macs {row.macs} --steps {row.steps} --batch-size {row.batch_size} "
+    given += "--precision bf16 --channels-last --compile "
     return ["train-prune", "-o", str(output), *shlex.split(given + row.options)]
 
 
@@ -191,13 +194,31 @@ def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | 
     }
 
 
+def statistics(network: str, weights: Path, data: Path) -> str:
+    """Return what a network scores with the statistics it came with, and with those of 2,500 training images."""
+    row = Row("train-prune", network, 1.0, 20)
+    setup = _setup(row, weights, data, 0)
+    setup.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = {"as given": _score(setup.module, setup)}
+    for name, augmented in (("plain images", False), ("augmented images", True)):
+        _settle(setup.module, setup, augmented=augmented)
+        found[name] = _score(setup.module, setup)
+    return "\n".join(f"{name}: {score:.2%}" for name, score in found.items())
+
+
+def _setup(row: Row, weights: Path, data: Path, seed: int) -> Setup:
+    given: dict[str, Any] = {"arch": row.network, "weights": f"{weights}/cifar10-{row.network}.safetensors"}
+    given |= {"data": str(data), "seed": seed, "steps": row.steps, "batch_size": row.batch_size}
+    given |= {"precision": "bf16", "channels_last": True, "compile": True, "device": "cpu"}
+    if row.macs < 1:
+        given["target_macs"] = row.macs
+    with tempfile.TemporaryDirectory() as unused:
+        return prepare(make_config(f"{unused}/run", **given), Alone())
+
+
 def single_cut(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
     """Cut the row's network and fine-tune it; return sizes and scores."""
-    given: dict[str, Any] = {"arch": row.network, "weights": f"{weights}/cifar10-{row.network}.safetensors"}
-    given |= {"data": str(data), "seed": seed, "steps": row.steps, "target_macs": row.macs, "channels_last": True}
-    with tempfile.TemporaryDirectory() as unused:
-        config = make_config(f"{unused}/run", device="cpu", batch_size=row.batch_size, **given)
-        setup = prepare(config, Alone())
+    setup = _setup(row, weights, data, seed)
     given_module = setup.module.eval()
     teacher = _teaching(answers, row, seed)(copy.deepcopy(given_module))
     before = _cost(given_module, setup)
@@ -282,23 +303,25 @@ def fine_tune(module: nn.Module, setup: Setup, teacher: Teacher, lr: float) -> N
     """Train in place as train-prune fine-tunes."""
     config, steps = setup.config, sum(phase.steps for phase in setup.phases)
     optimizer, ema = base_optimizer(module, config, lr), Ema(module, config.ema_decay)
+    forward = setup.execution.forward(module, print)
     module.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         inputs, targets = setup.batches.at(step)
         optimizer.zero_grad()
-        logits = setup.objective.logits(module(inputs.contiguous(memory_format=torch.channels_last)))
-        teacher.loss(inputs, logits, targets).backward()
+        with setup.execution.autocast():
+            loss = teacher.loss(inputs, setup.objective.logits(forward(inputs)).float(), targets)
+        loss.backward()
         optimizer.step()
         ema.update()
     ema.copy_to_module()
     _settle(module, setup)
 
 
-def _settle(module: nn.Module, setup: Setup) -> None:
+def _settle(module: nn.Module, setup: Setup, *, augmented: bool = True) -> None:
     config = setup.config
-    batches = sampled_batches(setup.data.train, setup.pipeline, config.batch_size, 20, config.seed)
+    batches = sampled_batches(setup.data.train, setup.pipeline, config.batch_size, 20, config.seed, augmented=augmented)
     reestimate(module, (inputs for inputs, _ in batches))
 
 
@@ -401,13 +424,19 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     running = verbs.add_parser("run", help="run a row")
     running.add_argument("row", choices=sorted(ROWS))
-    running.add_argument("--weights", type=Path, required=True, help="folder of cifar10-NETWORK.safetensors")
-    running.add_argument("--data", type=Path, required=True, help="CIFAR-10, as train-prune takes it")
+    scoring = verbs.add_parser("statistics", help="score a network with other BatchNorm statistics")
+    scoring.add_argument("network")
+    for verb in (running, scoring):
+        verb.add_argument("--weights", type=Path, required=True, help="folder of cifar10-NETWORK.safetensors")
+        verb.add_argument("--data", type=Path, required=True, help="CIFAR-10, as train-prune takes it")
     running.add_argument("--seed", type=int, default=0)
     running.add_argument("--answers", type=Path, help="folder that keeps what the unpruned network answers")
     running.add_argument("--scratch", type=Path, default=Path("runs"), help="where run folders are made; default: runs")
     verbs.add_parser("table", help="print the rows that were run, and draw them")
     given = parser.parse_args()
+    if given.verb == "statistics":
+        print(statistics(given.network, given.weights, given.data))
+        return
     if given.verb == "run":
         run(given.row, given.weights, given.data, given.seed, given.answers, given.scratch)
         return

@@ -59,7 +59,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--criterion",
     metavar="KIND",
     help="How a budget is met where too few gammas are zero: l1 (smallest filters) or reconstruct (what the rest makes "
-    "up for best on training images, and is fitted to).",
+    "up for best on training images, and is fitted to); default: l1, and from weights to a budget of MACs or of "
+    "parameters reconstruct.",
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")

@@ -75,21 +75,24 @@ def plain_batches(
     Of ``size`` processes, ``rank`` takes every ``size``-th batch.
     """
     order = torch.arange(len(images), device=images.index_device)
-    return _without_augmentation(images, pipeline, order.split(batch_size)[rank::size])
+    for pixels, targets in _taken(images, order.split(batch_size)[rank::size]):
+        yield pipeline.test(pixels), targets
 
 
 def sampled_batches(
-    images: Source, pipeline: Pipeline, batch_size: int, most: int, seed: int
+    images: Source, pipeline: Pipeline, batch_size: int, most: int, seed: int, *, augmented: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield at most ``most`` batches of random images: a folder's first ones are of one class. No augmentation."""
+    """Yield at most ``most`` batches of random images: a folder's first ones are of one class."""
     order = torch.randperm(len(images), generator=generator(seed, "sample", 0))[: most * batch_size]
-    return _without_augmentation(images, pipeline, send(order, images.index_device).split(batch_size))
+    batches = send(order, images.index_device).split(batch_size)
+    for index, (pixels, targets) in enumerate(_taken(images, batches)):
+        if augmented:
+            yield pipeline.train(pixels, targets, generator(seed, "augment sample", index))
+        else:
+            yield pipeline.test(pixels), targets
 
 
-def _without_augmentation(
-    images: Source, pipeline: Pipeline, batches: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _taken(images: Source, batches: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for index, batch in enumerate(batches):
         images.expect(list(batches[index : index + _AHEAD + 1]))
-        pixels, targets = images.take(batch)
-        yield pipeline.test(pixels), targets
+        yield images.take(batch)

@@ -113,10 +113,10 @@ class Context:
             self.state.record.masks[moment] = masks
 
     def settle_statistics(self) -> None:
-        """Measure the BatchNorms' statistics afresh."""
+        """Measure the BatchNorms' statistics afresh, on images as training sees them: the weights fit no others."""
         config, data = self.config, self.setup.data
         most = enough_batches(config.batch_size, data.image_shape)
-        batches = sampled_batches(data.train, self.setup.pipeline, config.batch_size, most, config.seed)
+        batches = sampled_batches(data.train, self.setup.pipeline, config.batch_size, most, config.seed, augmented=True)
         reestimate(self.module, (inputs for inputs, _ in batches))
 
     def save(self, *, milestone: bool = False) -> None:

@@ -316,10 +316,12 @@ _BATCH = 125
 def _to_a_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run from weights to a budget does unless told otherwise; docs/training.md has what it was worth.
 
-    Every step is fine-tuning's; and small batches make smaller steps, in proportion: with the rate of large ones they
-    wreck what the network still knows.
+    Every step is fine-tuning's, of what the channels that stay make up for best; and small batches make smaller steps,
+    in proportion: with the rate of large ones they wreck what the network still knows.
     """
     found: dict[str, Any] = {"shares": (0.0, 0.0, 1.0)}
+    if not settings.get("target_latency"):
+        found["criterion"] = "reconstruct"
     images = settings.get("batch_size", _BATCH) * settings.get("accumulate", 1)
     if settings.get("optimizer") != "adamw" and 0 < images < _BATCH:
         found["finetune_lr"] = float(f"{settings['finetune_lr'] * images / _BATCH:.2g}")

@@ -54,16 +54,19 @@ def test_from_weights_to_a_budget_all_steps_are_fine_tunings_unless_something_wa
 @pytest.mark.parametrize(
     ("given", "criterion"),
     [
-        ({}, "l1"),
+        ({}, "reconstruct"),
+        ({"target_params": 0.4}, "reconstruct"),
+        ({"target_macs": None, "milestones": (0.7, 0.5)}, "reconstruct"),
+        ({"shares": (0.0, 0.2, 0.8)}, "reconstruct"),
         ({"target_macs": None, "target_latency": 0.6}, "l1"),
-        ({"criterion": "reconstruct"}, "reconstruct"),
-        ({"criterion": "reconstruct", "target_macs": None, "milestones": (0.7, 0.5)}, "reconstruct"),
+        ({"rho": 0.01}, "l1"),
+        ({"target_macs": None}, "l1"),
     ],
 )
-def test_the_smallest_filters_go_unless_the_data_are_asked(
+def test_what_goes_is_chosen_by_data_unless_a_clock_has_to_be_watched(
     tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], criterion: str
 ) -> None:
-    assert config(tmp_path / "run", bars, trained, **{"criterion": None, **given}).criterion == criterion
+    assert config(tmp_path / "run", bars, trained, criterion=None, **given).criterion == criterion
 
 
 @pytest.mark.parametrize(
