@@ -175,7 +175,9 @@ def _full_like(site: Site) -> None:
             for axis, (before, after) in enumerate(zip(like, wanted, strict=True))
         ]
     fill = [n.kwargs["fill_value"] if "fill_value" in n.kwargs else n.args[1]] if site.target == "full_like" else []
-    kept = {key: value for key, value in n.kwargs.items() if key in ("dtype", "device") and value is not None}
+    kept: dict[str, Any] = {
+        key: value for key, value in n.kwargs.items() if key in ("dtype", "device") and value is not None
+    }
     target = LIKE[site.target]
     n.op, n.target, n.args, n.kwargs = "call_method", target, (source, sizes, *fill), kept
 
