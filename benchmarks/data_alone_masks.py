@@ -22,13 +22,13 @@ import torch
 
 from prunec.api import prune_onnx
 from prunec.data.calibration import Calibration
+from prunec.ir.arrays import Array
 from prunec.models.segnet import SegNet
 from prunec.pipeline.export import export_onnx
 from prunec.training.data.sets import ImageSet, load
 from prunec.training.data.sources import Source
 from prunec.training.learning.objective import Segmentation
 
-Array = np.ndarray[Any, Any]
 BATCH, RATE = 16, 2e-3
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from prunec.errors import BadInput, InternalError
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import Balance, ChannelClasses, Ids, Label, Member, Ties, spread, varying
+from prunec.ir.labels import Balance, ChannelClasses, Label, Member, Ties, spread, varying
 from prunec.passes.rules.channels.label_tools import Rule
 from prunec.passes.rules.channels.refusals import unranked
 from prunec.passes.rules.channels.table import CHANNEL_RULES, RANKLESS

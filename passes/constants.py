@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node, Param
 from prunec.ir.ops import MOVEMENTS, OPS
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift, tidy
 from prunec.passes.rules.constants.call import Call, Rule
 from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.weights import Weight, weight_of
-
-Array = np.ndarray[Any, Any]
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "matmul"})
 

@@ -11,19 +11,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids, Ints
 from prunec.ir.graph import Graph, Node, Shape
-from prunec.ir.labels import ChannelClasses, Ids, Label
+from prunec.ir.labels import ChannelClasses, Label
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import made_of_params
 from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
 
-Counts = np.ndarray[Any, np.dtype[np.int64]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 ShapeOf = Callable[[str], Shape | None]
 
 
@@ -61,10 +59,10 @@ class ClassCost:
     On a chain ``contraction_params + activations`` is the bracket of the paper's penalty.
     """
 
-    params: Counts
-    contraction_params: Counts
-    activations: Counts
-    macs: Counts
+    params: Ints
+    contraction_params: Ints
+    activations: Ints
+    macs: Ints
 
 
 def cost(graph: Graph, shape_of: ShapeOf | None = None, rules: Mapping[str, Rule] = COST_RULES) -> Cost:
@@ -147,7 +145,7 @@ class _Tally:
         self._ids.append(ids.ravel())
         self._amounts.append(amount)
 
-    def counts(self) -> Counts:
+    def counts(self) -> Ints:
         """Return int64[num_classes]."""
         return np.rint(self.totals()).astype(np.int64)
 

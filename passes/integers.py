@@ -9,14 +9,11 @@ passes/reads.py asks here; passes/lowering/bias_folds.py rounds to whole steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from prunec.ir.arrays import Floats
 from prunec.ir.graph import Graph, Node, summed_axis
 from prunec.passes.constants import Constants
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SAME = 1e-5
 """Relative difference up to which a stored bias scale is the product of the operands' scales, rounded to float32."""

@@ -10,16 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import Constants, made_of_params
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift
 from prunec.passes.rules.liveness import LIVENESS_RULES, Rule, Step
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids, Label, varying
+from prunec.ir.labels import ChannelClasses, Label, varying
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.columns import columns
 from prunec.passes.constants import Constants
@@ -25,9 +25,6 @@ from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
 from prunec.passes.profiles import Profile, profiles
 from prunec.passes.rules.channels.label_tools import summed
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 READERS = (*CONTRACTIONS, "dynamic_quantize", "reduce")
 

@@ -12,12 +12,11 @@ from torch.utils import _pytree as pytree
 
 from prunec.backends.fx.backend import apply_edits
 from prunec.frontends.fx.traced import Traced
+from prunec.ir.arrays import Mask
 from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import Read
 from prunec.passes.selection.select import Facts, plan, select
 from prunec.pipeline.reading import input_specs
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Masked(fx.Interpreter):

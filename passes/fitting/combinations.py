@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import cost
 from prunec.passes.fitting.elimination import Elimination, Matrix
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _PARTS = 48
 """A coupled group goes in so many parts, at most: of 2,048 channels some forty at a time, the cheapest of four times

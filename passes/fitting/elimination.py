@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from prunec.ir.labels import Ids
-
-Array = np.ndarray[Any, Any]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+from prunec.ir.arrays import Array, Floats, Ids
 
 _COMPACT_BELOW = 0.75
 """The part of a matrix's columns that is left when those that went are cut out of it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats
 from prunec.ir.graph import Graph, Node
 from prunec.ir.ops import UNARY
 from prunec.ir.plan import Fold, PrunePlan
@@ -21,7 +22,6 @@ from prunec.passes.rules.numeric import unary
 from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.select import Facts
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Moments = tuple[Floats, Floats]
 """Mean and deviation per channel of axis 1, float64[C] each."""
 

@@ -12,19 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from prunec.ir.arrays import Array, Floats, Ids
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.passes.integers import is_integer
 from prunec.passes.reads import Read, is_flat
 from prunec.passes.rules.weights import weight_of
 from prunec.passes.selection.select import Facts
-
-Array = np.ndarray[Any, Any]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 Takes = Literal["weights", "bias", "nothing"]
 """What of a read can make up for a channel: its weights and bias, its bias only (weights that are computed or that

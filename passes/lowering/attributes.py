@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array, Mask
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
-
-Array = np.ndarray[Any, Any]
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def changed_attrs(

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadPlan
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.columns import Column, columns
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
-
-Array = np.ndarray[Any, Any]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

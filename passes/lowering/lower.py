@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from prunec.errors import BadPlan
+from prunec.ir.arrays import Array, Mask
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses, Kept
@@ -27,10 +27,6 @@ from prunec.passes.lowering.slice_parameters import slice_params
 from prunec.passes.selection.needs import Needs, needs
 from prunec.passes.selection.shapes import pruned_shapes
 from prunec.passes.weight_norms import rescaled
-
-Array = np.ndarray[Any, Any]
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def lower(graph: Graph, classes: ChannelClasses, plan: PrunePlan, known: Constants | None = None) -> Edits:

@@ -7,15 +7,13 @@ prunec/fitting/refit.py's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from prunec.errors import BadPlan
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.plan import PrunePlan, Tensor
-
-Array = np.ndarray[Any, Any]
 
 
 def stored(array: Array) -> Tensor:

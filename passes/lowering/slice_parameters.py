@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
 from prunec.passes.lowering.bias_folds import Carried, carry
-
-Array = np.ndarray[Any, Any]
 
 
 def slice_params(

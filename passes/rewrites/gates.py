@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import GateFold
 from prunec.passes.cost import elements
 from prunec.passes.integers import is_integer
-from prunec.passes.reads import Mask, channel_constants
+from prunec.passes.reads import channel_constants
 from prunec.passes.rewrites.residuals import all_that_pay, channels_of, chosen_of, gains, owners_at, rounded
 from prunec.passes.rewrites.rewrite import fold_gates
 from prunec.passes.selection.select import EXACT, Facts, Selection

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Graph, Node, Shape
 from prunec.ir.labels import spread, varying
 from prunec.passes.rules.moves import MOVES
-
-Array = np.ndarray[Any, Any]
 
 DETOURS = frozenset({"reshape", "transpose", "identity", "gather", "split", "slice"})
 """Ops that a detour may consist of."""

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import Ids, varying
+from prunec.ir.labels import varying
 from prunec.ir.ops import BINARY
 from prunec.ir.plan import Expansion
 from prunec.passes.cost import class_cost, elements
-from prunec.passes.reads import Mask, any_outside, channel_constants
+from prunec.passes.reads import any_outside, channel_constants
 from prunec.passes.rewrites.rewrite import expand
 from prunec.passes.selection.select import EXACT, Facts, Selection, select
 from prunec.passes.selection.widths import MultipleOf, step_for
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Item = TypeVar("Item")
 
 COPY_MACS = 100

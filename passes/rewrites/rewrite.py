@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadPlan
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.plan import Expansion, GateFold, PrunePlan
 from prunec.passes.lowering.bias_folds import numpy_dtype
-
-Array = np.ndarray[Any, Any]
 
 
 def rewritten(graph: Graph, plan: PrunePlan) -> Graph:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node
 from prunec.passes.rewrites.permutations import replace_nodes
 from prunec.passes.weight_norms import WeightNorm
-
-Array = np.ndarray[Any, Any]
 
 STORED = (
     "l2 runs over its channels: a weight is divided by a norm of it, and has no gain of its own that could make up for "

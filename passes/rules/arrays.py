@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Shape
-
-Array = np.ndarray[Any, Any]
 
 MAX_ELEMENTS = 20_000_000
 """Above this an abstract array is not materialised, and counts as unknown."""

@@ -12,17 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Node, Shape
 from prunec.ir.ops import BINARY, UNARY
 from prunec.passes.rules.arrays import along, any_along, lift, narrow, others, passed, stretched
 from prunec.passes.rules.moves import MOVES, factor
 from prunec.passes.rules.weights import Weight
 
-Array = np.ndarray[Any, Any]
 Needs = Sequence[Array | None]
 
 ALL: Array = np.ones((), dtype=np.bool_)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Node, Shape
 from prunec.passes.rules.arrays import equal
 
-Array = np.ndarray[Any, Any]
 Move = Callable[[Node, Sequence[Array], Sequence[Shape], Sequence[Shape], Any], list[Array] | None]
 """(node, abstract inputs, input shapes, output shapes, element for created positions) -> abstract outputs.
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from prunec.ir.arrays import Array
+
 Attrs = Mapping[str, Any]
 Unary = Callable[[Array, Attrs], Array]
 Binary = Callable[[Array, Array, Attrs], Array]

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array, Mask
 from prunec.ir.graph import Node
-
-Array = np.ndarray[Any, Any]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 PROBE = 32
 """Columns looked at before all others: in most weights they settle every row."""

@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BudgetNotMet
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.labels import distinct
 from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
-from prunec.passes.reads import Mask
 from prunec.passes.selection.recounts import Recounts
 from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of
 from prunec.passes.selection.shares import Shares, shares, sides
 from prunec.passes.selection.staircase import stepped
 from prunec.passes.selection.widths import AUTO, MultipleOf, divisors, in_step, in_words, widths
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 Clock = Callable[[Shares], float]
 """What is left of each contraction -> the time that all take, as a share of the unpruned network's."""
 

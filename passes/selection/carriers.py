@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunec.errors import InternalError
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph, Node, reads_alike, summed_axis
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import Fold
@@ -27,8 +28,6 @@ from prunec.passes.columns import columns
 from prunec.passes.integers import is_integer
 from prunec.passes.reads import Read
 from prunec.passes.selection.needs import Needs
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 WEAKEST_CARRIER = 1e-3
 """A carrier's constant is at least this fraction of the largest constant it stands for: smaller ones

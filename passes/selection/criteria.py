@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.passes.selection.scores import Floats, computed, gammas, makers, mean_over, per_class, per_group
+from prunec.ir.arrays import Floats
+from prunec.passes.selection.scores import computed, gammas, makers, mean_over, per_class, per_group
 from prunec.passes.selection.select import Facts
 
 Name = Literal["l1", "gamma", "taylor", "random", "reconstruct"]

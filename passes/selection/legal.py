@@ -7,17 +7,13 @@ counts are widths.py's.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.graph import Node
-from prunec.ir.labels import Balance, ChannelClasses, Ids, distinct
+from prunec.ir.labels import Balance, ChannelClasses, distinct
 from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.widths import ANY, Widths
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def legalise(sweep: Sweep, keep: Mask, priority: Floats, widths: Widths = ANY) -> tuple[Mask, dict[str, Mask], Needs]:

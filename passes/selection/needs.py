@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ids, Mask
 from prunec.ir.graph import Graph, Node, Shape
-from prunec.ir.labels import ChannelClasses, Ids, Kept, varying
+from prunec.ir.labels import ChannelClasses, Kept, varying
 from prunec.ir.ops import BINARY
 from prunec.passes.constants import Constants
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import varying
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import batch_of, node_cost, params_read
-from prunec.passes.reads import Mask
 from prunec.passes.selection.carriers import folds
 from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Demands, Selection, new_biases

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from prunec.ir.labels import Ids, Label, Member
+from prunec.ir.arrays import Floats, Ids
+from prunec.ir.labels import Label, Member
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def per_class(facts: Facts, importance: Mapping[str, np.ndarray[Any, Any]]) -> Floats:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Mask
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
@@ -20,14 +20,12 @@ from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, cost
 from prunec.passes.liveness import Liveness
-from prunec.passes.reads import Mask, Read, exactly_removable
+from prunec.passes.reads import Read, exactly_removable
 from prunec.passes.selection.carriers import absorbing, absorptions, choose_carriers, clashes, folds, sharing
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.shapes import pruned_shapes
 from prunec.passes.selection.widths import MultipleOf, Widths, round_up, widths
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 EXACT = "exact"
 BIAS = "bias"

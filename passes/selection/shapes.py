@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Kept
 from prunec.passes.columns import grouped_values
-from prunec.passes.selection.needs import Mask, Needs
+from prunec.passes.selection.needs import Needs
 
 
 def pruned_shapes(

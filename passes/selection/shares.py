@@ -6,16 +6,15 @@ Owns the counting that is fast enough to be asked for thousands of masks; exact 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ids, Mask
 from prunec.ir.graph import Graph
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import contracted
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Sides = Mapping[str, tuple[tuple[Ids, ...], tuple[Ids, ...]]]
 """Contraction (IR node name) -> the classes of the fields that it makes, and of those that it sums over."""
 Shares = Mapping[str, tuple[float, float]]

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from prunec.ir.labels import Ids
+from prunec.ir.arrays import Floats, Ids
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Saved = Callable[[Ids], float]
 """classes that go -> the share of the network's time that this saves."""
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from prunec.ir.labels import Balance, ChannelClasses, Ids, distinct
+from prunec.ir.arrays import Floats, Ids, Mask
+from prunec.ir.labels import Balance, ChannelClasses, distinct
 from prunec.passes.groups import group_classes
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MultipleOf = int | Literal["auto"]
 """So many channels at once, or what suits the layer."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Graph
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 
 Facts = np.ndarray[Any, Any]
 

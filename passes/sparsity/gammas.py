@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ids, Mask
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.sparsity.flow import carried_classes, look_up
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Grades = np.ndarray[Any, np.dtype[np.int8]]
 
 VARIES, ZERO_ONLY, CONSTANT = range(3)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from prunec.errors import BadInput
+from prunec.ir.arrays import Floats
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
 from prunec.passes.cost import ClassCost, class_cost
@@ -20,13 +21,12 @@ from prunec.passes.cost import ClassCost, class_cost
 PenaltyKind = Literal["memory", "macs", "uniform"]
 PENALTIES: tuple[PenaltyKind, ...] = get_args(PenaltyKind)
 
-Lambda = np.ndarray[Any, np.dtype[np.float64]]
 
 Price = Callable[[ClassCost], np.ndarray[Any, Any]]
 """A penalty of the user's own: the counts of all classes -> what each costs, float[num_classes], 0 or more."""
 
 
-def penalty(graph: Graph, classes: ChannelClasses, kind: PenaltyKind | Price = "memory") -> Lambda:
+def penalty(graph: Graph, classes: ChannelClasses, kind: PenaltyKind | Price = "memory") -> Floats:
     """Return λ of each class, float64[num_classes]; 0 for classes that cannot be removed.
 
     ``memory`` is the penalty of Ye, Lu, Lin, Wang, ICLR 2018, section 3.3, for any graph: the weights of

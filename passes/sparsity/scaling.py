@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunec.ir.arrays import Ids, Mask
 from prunec.ir.graph import Graph, Node
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.rules.scaling import ABSENT, MIXED, SCALED, SCALING_RULES, UNSCALED, ZERO, Factors, Rule
 from prunec.passes.sparsity.flow import carried_classes, look_up
-from prunec.passes.sparsity.gammas import Gamma, Mask, gammas, has_gamma
+from prunec.passes.sparsity.gammas import Gamma, gammas, has_gamma
 
 
 @dataclass(frozen=True, slots=True, eq=False)

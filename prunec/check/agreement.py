@@ -15,8 +15,9 @@ import numpy as np
 
 from prunec.check.comparison import Run, labels_of
 from prunec.data.samples import num_rows
+from prunec.ir.arrays import Array
 from prunec.report.findings import Agreement, OutputAgreement
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 
 _MOST_CLASSES = 100_000
 _LEAST_SIDE = 8

@@ -15,8 +15,9 @@ import numpy as np
 
 from prunec.check.clock import Budget
 from prunec.errors import BadInput, PrunecError, ValidationFailed
+from prunec.ir.arrays import Array
 from prunec.report.findings import Validation
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import first_line
 
 DATA = "data"

@@ -20,9 +20,10 @@ from prunec.check.comparison import gap
 from prunec.frontends.onnx.loading.load import OnnxSource, load_onnx
 from prunec.frontends.onnx.loading.nodes import SourceNode, read_nodes
 from prunec.frontends.onnx.sizes.view import FileFacts, View
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Value
 from prunec.runtime import sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import Model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

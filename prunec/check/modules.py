@@ -17,7 +17,8 @@ from prunec.check.referee import DoubleRun
 from prunec.frontends.fx.running.arguments import named_tensors, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.running.untouched import Untouched
-from prunec.runtime.probes import Array, Feed, InputKind
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed, InputKind
 
 
 def module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:

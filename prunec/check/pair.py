@@ -17,8 +17,9 @@ from typing import Literal
 from prunec.check.clock import Budget
 from prunec.check.comparison import Run
 from prunec.errors import BadInput, PrunecError
+from prunec.ir.arrays import Array
 from prunec.runtime import model_inputs, sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import Model, Runner
 from prunec.timing import latency
 

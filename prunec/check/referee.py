@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from prunec.check.comparison import Gap, Ruling, gap
-from prunec.runtime.probes import Array, Feed
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed
 
 _FACTOR = 4.0
 """So many times what the last bits of the weights do is still their rounding: folds round sums of products anew."""

@@ -29,10 +29,11 @@ from prunec.check.pair import (
 )
 from prunec.check.referee import decide, of_onnx
 from prunec.errors import BadInput, PrunecError
+from prunec.ir.arrays import Array
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating
-from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
+from prunec.runtime.probes import FAMILIES, Feed, InputKind, feed
 from prunec.runtime.sessions import Model, ProviderName, Runner
 
 if TYPE_CHECKING:

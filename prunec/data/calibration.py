@@ -15,10 +15,10 @@ from types import MappingProxyType
 import numpy as np
 
 from prunec.errors import BadInput
+from prunec.ir.arrays import Array, Ids
 from prunec.ir.graph import Graph
-from prunec.ir.labels import ChannelClasses, Ids
+from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import BINARY, CONTRACTIONS
-from prunec.runtime.probes import Array
 
 DEFAULT_TOLERANCE = 1e-6
 DEFAULT_MEMORY = 2 << 30

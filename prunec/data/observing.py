@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from prunec.data.calibration import Observed, Ranges, Watch, enough_to_hold_out, is_held_out, verdict, watched
 from prunec.data.samples import Looked, num_rows
 from prunec.errors import BadInput
+from prunec.ir.arrays import Array
 from prunec.runtime import sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,8 @@ import numpy as np
 
 from prunec.data.samples import Record, Samples, Source
 from prunec.errors import BadInput, MissingDependency
-from prunec.runtime.probes import Array, Slot
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Slot
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 _ARRAY_SUFFIXES = (".npy", ".npz")

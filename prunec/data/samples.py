@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.runtime.probes import Array, Feed, Slot
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed, Slot
 
 MAX_ROWS = 8
 """Rows of the batches that large arrays are cut into."""

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array, Floats
 from prunec.ir.graph import Node
-from prunec.runtime.probes import Array
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunec.fitting.grams import Floats
+from prunec.ir.arrays import Array, Floats
 from prunec.ir.graph import Graph
 from prunec.passes.fitting.operands import Operand
 from prunec.passes.fitting.streams import Stream
-from prunec.runtime.probes import Array
 
 if TYPE_CHECKING:
     from prunec.fitting.refit import Layer

@@ -19,7 +19,8 @@ from prunec.fitting.refit import Place
 from prunec.fitting.stages import first_rows
 from prunec.fitting.stages_onnx import OnnxStages
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
-from prunec.runtime.probes import Array, Feed
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed
 
 Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from prunec.fitting.grams import Floats, Gram
+from prunec.fitting.grams import Gram
 from prunec.fitting.refit import Place
 from prunec.fitting.stages import Stages
+from prunec.ir.arrays import Array, Floats
 from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
-from prunec.runtime.probes import Array
 
 ROWS = 32
 """Samples that are run, at most."""

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from prunec.fitting.fit_data import FitData
-from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
+from prunec.fitting.grams import Gram, View, columns_for, spread_places
 from prunec.fitting.reactions import ROWS, weights_of_errors
 from prunec.fitting.refit import Fitting, Place, refits
 from prunec.fitting.stages import Stages
+from prunec.ir.arrays import Array, Floats
 from prunec.ir.edits import Edits
 from prunec.ir.plan import Fold, PrunePlan, Refit
 from prunec.passes.fitting.combinations import Removals, macs_of, params_of, removals
@@ -27,7 +28,6 @@ from prunec.passes.fitting.streams import stream
 from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
-from prunec.runtime.probes import Array
 
 ORDER_RIDGE = 1e-4
 """Of the mean of H's diagonal, added to it where the order is made."""

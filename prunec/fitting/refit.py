@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import BadInput
-from prunec.fitting.grams import Floats, Gram, View, columns_for, spread_places
+from prunec.fitting.grams import Gram, View, columns_for, spread_places
 from prunec.fitting.makers import only_reader, towards_reader
 from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
+from prunec.ir.arrays import Array, Floats
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Refit
 from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, pooled, unpooled
 from prunec.passes.fitting.streams import Stream, stream
 from prunec.passes.lowering.refits import stored
-from prunec.runtime.probes import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prunec.fitting.grams import Floats, Gram
-from prunec.runtime.probes import Array
+from prunec.fitting.grams import Gram
+from prunec.ir.arrays import Array, Floats
 
 EXACT = 1e-9
 """The ridge of combinations that are only started from."""

@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from prunec.data.samples import num_rows
-from prunec.runtime.probes import Array, Feed
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed
 
 
 class Stages(Protocol):

@@ -24,8 +24,9 @@ from prunec.fitting.refit import Place
 from prunec.fitting.stages import first_rows
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.traced import Ref, Traced
+from prunec.ir.arrays import Array
 from prunec.runtime.modules import evaluating
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 
 _PLAIN: Mapping[Any, Any] = {
     operator.iadd: operator.add,

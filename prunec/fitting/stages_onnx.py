@@ -13,8 +13,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from prunec.fitting.stages import Store
+from prunec.ir.arrays import Array
 from prunec.runtime import sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 
 
 class OnnxStages:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec.errors import UnsupportedModel
-from prunec.frontends.onnx.sizes.view import Array, View
+from prunec.frontends.onnx.sizes.view import View
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Shape
 
 

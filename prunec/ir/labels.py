@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import InternalError
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Node, Shape
-
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def varying(field: Ids) -> tuple[int, ...]:

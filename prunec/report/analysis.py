@@ -8,10 +8,10 @@ convolutions write has four times its width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ints
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, distinct
 from prunec.ir.plan import PrunePlan
@@ -36,8 +36,6 @@ from prunec.report.findings import (
 )
 from prunec.report.remnants import remnants
 from prunec.report.survivors import blocked, layer_channels, pin_reports
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:

@@ -7,20 +7,18 @@ it is constant. Decides nothing: passes/selection/select.py did. prunec/report/a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Ints, Mask
 from prunec.ir.graph import Node
 from prunec.ir.labels import Label, Pin, distinct
 from prunec.ir.ops import BINARY, CONTRACTIONS, UNARY
 from prunec.passes.channels import GRAPH_OUTPUT
 from prunec.passes.cost import as_it_came
-from prunec.passes.reads import Mask, any_outside, channel_constants, states
+from prunec.passes.reads import any_outside, channel_constants, states
 from prunec.passes.selection.select import Facts, Selection
 from prunec.report.findings import Blocked, LayerChannels, PinReport
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 CARRIER = "stays as a carrier, so that the zero-padded border is exact"
 SHARED = "its weights are shared by calls that read different constants"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from prunec.ir.arrays import Array
+
 Feed = dict[str, Array]
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from prunec.errors import BadInput, UnsupportedModel
 from prunec.files import check_name
-from prunec.runtime.probes import Array, Feed
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed
 
 ProviderName = Literal["auto", "cpu", "cuda"]
 

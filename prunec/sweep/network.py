@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.check.agreement import agreement
@@ -22,6 +20,7 @@ from prunec.data.calibration import Calibration
 from prunec.data.samples import num_rows
 from prunec.fitting.alone import made_up
 from prunec.frontends.onnx.frontend import TracedOnnx
+from prunec.ir.arrays import Array, Floats
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
@@ -37,7 +36,7 @@ from prunec.pipeline.planning import Job, gather_facts, plan_and_apply, scores_o
 from prunec.pipeline.reading import open_specs, read_onnx
 from prunec.report.findings import Agreement
 from prunec.runtime import sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 from prunec.runtime.sessions import Runner
 from prunec.timing.pairs import PROVIDER
 
@@ -45,8 +44,6 @@ _RANDOM = 16
 """Random inputs, where there are no samples that could be held out."""
 _MOST_PROBED = 8
 """Samples on which parts of single groups are compared with the original, at most."""
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Floats, Ids
 from prunec.ir.edits import CannotRewrite
-from prunec.ir.labels import Ids
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts, Selection, plan, recount, select
@@ -22,8 +21,6 @@ from prunec.report.analysis import analysis
 from prunec.report.findings import Group
 from prunec.sweep.findings import GroupCost, Step
 from prunec.timing.staircases import Staircases
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SHARES = (0.25, 0.5, 0.75)
 _NAMED = 12

@@ -15,7 +15,8 @@ from prunec.data.samples import Samples, Slot
 from prunec.errors import BadInput
 from prunec.fitting import fit_data as fit_data_module
 from prunec.fitting.fit_data import fit_data
-from prunec.runtime.probes import Array, Feed
+from prunec.ir.arrays import Array
+from prunec.runtime.probes import Feed
 
 SLOT = Slot("x", (None, 3), "float32")
 

@@ -21,8 +21,9 @@ from prunec.check.double_onnx import DoubleOnnx
 from prunec.check.modules import double_run
 from prunec.check.validate import validate_modules, validate_onnx
 from prunec.errors import ValidationFailed
+from prunec.ir.arrays import Array
 from prunec.runtime import sessions
-from prunec.runtime.probes import Array, Feed
+from prunec.runtime.probes import Feed
 
 RNG = np.random.default_rng(5)
 

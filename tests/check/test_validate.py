@@ -22,9 +22,10 @@ from prunec.check import pair
 from prunec.check.comparison import gap
 from prunec.check.validate import validate_module_against_onnx, validate_modules, validate_onnx
 from prunec.errors import BadInput, UnsupportedModel, ValidationFailed
+from prunec.ir.arrays import Array
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating
-from prunec.runtime.probes import FAMILIES, Array, Feed, InputKind, feed
+from prunec.runtime.probes import FAMILIES, Feed, InputKind, feed
 
 
 def _save(

@@ -17,12 +17,11 @@ from prunec.backends.fx.backend import apply_edits
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.reconstruct import Reconstruction, can_go
 from prunec.fitting.stages_module import OpenedModule
+from prunec.ir.arrays import Mask
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import Facts, plan, select
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import input_specs, read_module
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def batch(seed: int) -> torch.Tensor:

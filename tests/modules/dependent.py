@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunec.ir.arrays import Mask
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def copy_channels(net: nn.Module, facts: Facts) -> Mask:

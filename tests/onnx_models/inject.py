@@ -11,10 +11,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from prunec.errors import PrunecError
+from prunec.ir.arrays import Array
 from prunec.runtime import model_inputs, sessions
 from prunec.runtime.probes import Feed, feed
-
-Array = np.ndarray[Any, Any]
 
 SCALES = (1.0, 0.3, 0.1, 0.03)
 """Sizes of the injected constants, as a multiple of the usual, that ``inject_alive`` tries in turn."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +13,11 @@ from onnx_models.nets import assert_same_outputs, random_feeds
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes
 from prunec.frontends.onnx.frontend import TracedOnnx, trace_onnx
+from prunec.ir.arrays import Mask
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import Facts, plan, select
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _ZERO_POINT = {
     "MatMulIntegerToFloat": 4,

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import save_onnx
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx, trace_onnx
+from prunec.ir.arrays import Array
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
@@ -26,7 +27,6 @@ from prunec.pipeline.options import Options
 from prunec.pipeline.planning import choose, gather_facts
 from prunec.pipeline.reading import freed
 
-Array = np.ndarray[Any, Any]
 Dims = Sequence[int | str | None]
 
 FLOAT = TensorProto.FLOAT

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from graphs.tiny import Tiny
 from modules.networks import NETWORKS, make
 
+from prunec.ir.arrays import Mask
 from prunec.ir.labels import Kept
 from prunec.passes.selection import needs as needs_module
 from prunec.passes.selection import recounts
@@ -17,8 +16,6 @@ from prunec.passes.selection.select import Demands, Facts, carried_out, demands_
 from prunec.passes.selection.widths import widths
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import read_module
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def demands_on(facts: Facts) -> Demands:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Node, Shape
-from prunec.ir.labels import Ids, Label, Ties
+from prunec.ir.labels import Label, Ties
 from prunec.passes.rules.channels.label_tools import (
     NO_RANK,
     OPEN_GROUPS,

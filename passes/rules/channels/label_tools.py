@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Dim, Node, Shape
-from prunec.ir.labels import Ids, Label, Ties, varying
+from prunec.ir.labels import Label, Ties, varying
 
 Rule = Callable[[Node, Sequence[Label], Sequence[Shape | None], Ties], Sequence[Label]]
 """(node, label per input, shape per output, ties) -> label per output. Absent inputs have Label(None).

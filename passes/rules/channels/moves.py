@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunec.ir.arrays import Ids
 from prunec.ir.graph import Node, Shape
-from prunec.ir.labels import Ids, Label, Ties, spread, varying
+from prunec.ir.labels import Label, Ties, spread, varying
 from prunec.passes.rules.channels.label_tools import (
     SPATIAL,
     extent,

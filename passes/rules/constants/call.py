@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Node, Shape
 from prunec.passes.rules.arrays import along, lift, unknown
 from prunec.passes.rules.weights import Weight
-
-Array = np.ndarray[Any, Any]
 
 Known = Sequence[Array | None]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Shape
 from prunec.passes.rules.arrays import MAX_ELEMENTS, along, lift, others, stretched, uniform
-from prunec.passes.rules.constants.call import Array, Call, Known
+from prunec.passes.rules.constants.call import Call, Known
 
 
 def conv(call: Call) -> Known:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.passes.rules.arrays import along, fits, others, uniform
-from prunec.passes.rules.constants.call import Array, Call, Known
+from prunec.passes.rules.constants.call import Call, Known
 from prunec.passes.rules.moves import MOVES
 
 

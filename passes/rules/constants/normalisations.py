@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.passes.rules.arrays import MAX_ELEMENTS, TIDY_ELEMENTS, fits, others, unknown
-from prunec.passes.rules.constants.call import Array, Call, Known
+from prunec.passes.rules.constants.call import Call, Known
 from prunec.passes.rules.weights import negligible
 
 

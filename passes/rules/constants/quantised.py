@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.passes.rules.arrays import fits
-from prunec.passes.rules.constants.call import Array, Call, Known
+from prunec.passes.rules.constants.call import Call, Known
 
 
 def quantize(call: Call) -> Known:

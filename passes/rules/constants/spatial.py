@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
+from prunec.ir.arrays import Array
 from prunec.passes.rules import numeric
 from prunec.passes.rules.arrays import others, passed, uniform
-from prunec.passes.rules.constants.call import Array, Call, Known
+from prunec.passes.rules.constants.call import Call, Known
 
 
 def channelwise(call: Call) -> Known:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,10 +23,10 @@ from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.frontends.onnx.loading.nodes import SourceNode, domain_of, read_nodes
 from prunec.frontends.onnx.sizes.infer import infer
 from prunec.frontends.onnx.sizes.view import FileFacts, View
+from prunec.ir.arrays import Array
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
-Array = np.ndarray[Any, Any]
 BIASED = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv", "com.microsoft.FusedGemm"), 2),
     **dict.fromkeys(("QLinearConv", "com.microsoft.QLinearConv"), 8),

@@ -15,10 +15,9 @@ import numpy as np
 from onnx import helper
 
 from prunec.backends.onnx.surgeon import Surgeon
+from prunec.ir.arrays import Array
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph, Node
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

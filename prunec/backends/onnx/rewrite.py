@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 
 from prunec.backends.onnx.surgeon import Surgeon
 from prunec.frontends.onnx.sizes.view import Cut, View
+from prunec.ir.arrays import Array
 from prunec.ir.edits import CannotRewrite
 from prunec.ir.graph import Node, Shape
 
-Array = np.ndarray[Any, Any]
 Entries = Mapping[int, int]
 """Place in a setting's list -> the number to write there."""
 

@@ -20,9 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.frontends.onnx.loading.nodes import free_names
 from prunec.frontends.onnx.loading.wire import MIN_BYTES, refer
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Shape
-
-Array = np.ndarray[Any, Any]
 
 MEMORY = "memory:"
 """Prefix of the location of a tensor that lies in an array of this process."""

@@ -32,7 +32,8 @@ from prunec.frontends.onnx.ops.table import teach_shape, translate
 from prunec.frontends.onnx.ops.unpool import learn_unpooled
 from prunec.frontends.onnx.sizes.infer import check_input_shapes, infer
 from prunec.frontends.onnx.sizes.refine import SHAPED_BY_CONTENTS, better, is_soft, refine
-from prunec.frontends.onnx.sizes.view import Array, FileFacts, View
+from prunec.frontends.onnx.sizes.view import FileFacts, View
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.taught import NO_RULES, OpRules
 

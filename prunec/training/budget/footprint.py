@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from prunec.errors import EmptyNetwork
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import cost
-from prunec.passes.sparsity.gammas import Mask
 from prunec.training.sparsity.sparsify import Sparsity
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph
 from prunec.passes.constants import constants
 from prunec.passes.liveness import liveness
 from prunec.passes.reads import reads
 from prunec.passes.selection.select import Facts, Selection, recount, select
-from prunec.passes.sparsity.gammas import Mask
 from prunec.training.budget.footprint import Size
 from prunec.training.sparsity.sparsify import Sparsity
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from prunec.errors import BudgetNotMet, EmptyNetwork
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.passes.cost import class_cost
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.criteria import score
-from prunec.passes.sparsity.gammas import Mask
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, zero_gammas
 from prunec.training.budget.goals import Arrays, Goal, Sizer, excess, in_words, slack, with_zeros
 from prunec.training.sparsity.sparsify import Sparsity, named_parameters
@@ -31,9 +31,6 @@ _TOO_FAR = 0.015
 """Unused share at which the fit is tried anew without the channel that made the last step so large."""
 _ATTEMPTS = 6
 _MOST_TRIALS = 80
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class GammaHistory:

@@ -26,7 +26,7 @@ _NEAREST = 0  # PIL.Image.Resampling.NEAREST; Pillow is loaded when it is needed
 _FOREGROUND_MASKS = "masks_fg"
 _VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 
-Mask = np.ndarray[Any, np.dtype[np.uint8]]
+MaskPixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Coding:
     classes: tuple[str, ...]
     meaning: Mapping[int, int]
 
-    def read(self, path: Path, mask: Mask) -> Mask:
+    def read(self, path: Path, mask: MaskPixels) -> MaskPixels:
         """Return classes for values, uint8[H, W].
 
         Raises:
@@ -182,7 +182,7 @@ def _named(lines: Sequence[str]) -> Coding:
     return Coding(tuple(classes), MappingProxyType(meaning))
 
 
-def read_mask(path: Path, *, like: Path, size: tuple[int, int] | None = None) -> Mask:
+def read_mask(path: Path, *, like: Path, size: tuple[int, int] | None = None) -> MaskPixels:
     """Read a mask's values, uint8[H, W]; palette images give their indices.
 
     Args:

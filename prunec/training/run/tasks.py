@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunec.errors import CheckFailed, EmptyNetwork
-from prunec.passes.sparsity.gammas import Mask
+from prunec.ir.arrays import Mask
 from prunec.training.budget.footprint import Size, check_alive, keep_mask, size_under, zero_gammas
 from prunec.training.budget.goals import excess
 from prunec.training.budget.landing import GammaHistory

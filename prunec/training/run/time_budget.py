@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from prunec.errors import BudgetNotMet
-from prunec.passes.sparsity.gammas import Mask
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.pipeline.export import export_onnx
 from prunec.timing.pairs import PROVIDER, middle, ratio, timed
 from prunec.training.budget.goals import Arrays, Goal, Sizer
-from prunec.training.budget.landing import Floats, GammaHistory, Ids, expendable, fit, set_gammas, smallest
+from prunec.training.budget.landing import GammaHistory, expendable, fit, set_gammas, smallest
 from prunec.training.run.record import LatencyBudget, Point
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.removal import remove_constant

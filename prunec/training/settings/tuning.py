@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from prunec.passes.sparsity.gammas import Mask
+from prunec.ir.arrays import Floats, Mask
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.setup import ISTA, Setup
 from prunec.training.sparsity.sparsify import Sparsity
-
-Floats = np.ndarray[Any, Any]
 
 ALPHAS = (1.0, 0.1, 0.01, 0.001)
 REGULARISER_SHARE = 0.3

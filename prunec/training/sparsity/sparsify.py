@@ -19,11 +19,12 @@ from torch import nn
 
 from prunec.errors import BadInput
 from prunec.frontends.fx.running.arguments import Example
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.taught import NO_RULES, OpRules
 from prunec.passes.channels import channels
-from prunec.passes.sparsity.gammas import Gamma, Mask, gammas, gated_classes, residual_classes
+from prunec.passes.sparsity.gammas import Gamma, gammas, gated_classes, residual_classes
 from prunec.passes.sparsity.penalty import PenaltyKind, Price, penalty
 from prunec.pipeline.reading import read_module
 from prunec.training.sparsity.betas import Driven

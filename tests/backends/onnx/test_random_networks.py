@@ -27,8 +27,6 @@ from prunec.passes.selection.select import plan, select
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import freed, read_module
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
 
 def random_model(spec: Spec, folder: Path, *, dynamic: bool) -> tuple[RandomNet, Tensor, onnx.ModelProto]:
     """Return a random network, an input for it, and its ONNX form."""

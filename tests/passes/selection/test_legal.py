@@ -13,13 +13,12 @@ from modules.networks import NETWORKS, make
 from torch import nn
 
 from prunec.api import Pruned, prune_module
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Sweep
 from prunec.passes.selection.select import Facts, select
 from prunec.pipeline.planning import gather_facts
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def weight(*shape: int) -> np.ndarray[Any, Any]:

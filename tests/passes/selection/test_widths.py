@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunec.api import prune_module
 from prunec.backends.fx.backend import apply_edits
 from prunec.errors import BudgetNotMet
+from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph
 from prunec.passes.cost import as_it_came, cost
 from prunec.passes.groups import group_classes
@@ -27,8 +28,6 @@ from prunec.passes.selection.select import Facts, plan, recount, select
 from prunec.passes.selection.widths import AUTO, in_step, round_up, step_for, step_in_group, widths
 from prunec.pipeline.planning import gather_facts
 from prunec.pipeline.reading import input_specs, read_module
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @pytest.mark.parametrize(

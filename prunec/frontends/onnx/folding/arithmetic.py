@@ -11,7 +11,8 @@ import numpy as np
 from prunec.frontends.onnx.folding.rule import MAX_NEW_ELEMENTS, MAX_REFERENCE_ELEMENTS, Fold, objects
 from prunec.frontends.onnx.sizes import symbols as sym
 from prunec.frontends.onnx.sizes.symbols import Product
-from prunec.frontends.onnx.sizes.view import Array, View, ints
+from prunec.frontends.onnx.sizes.view import View, ints
+from prunec.ir.arrays import Array
 
 
 def elementwise(numbers: Callable[..., Array], items: Callable[..., sym.Item]) -> Fold:

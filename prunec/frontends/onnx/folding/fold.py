@@ -18,7 +18,8 @@ from prunec.frontends.onnx.folding.moves import shape_items, total_item
 from prunec.frontends.onnx.folding.rule import MAX_REFERENCE_ELEMENTS
 from prunec.frontends.onnx.folding.table import FOLDS
 from prunec.frontends.onnx.sizes import symbols as sym
-from prunec.frontends.onnx.sizes.view import Array, View
+from prunec.frontends.onnx.sizes.view import View
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Value
 
 ABSENT: Array = np.zeros(0)

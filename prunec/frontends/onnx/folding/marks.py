@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunec.frontends.onnx.folding.fold import ABSENT, evaluate
-from prunec.frontends.onnx.sizes.view import Array, View
+from prunec.frontends.onnx.sizes.view import View
+from prunec.ir.arrays import Array
 
 
 def repeats_one(view: View) -> bool:

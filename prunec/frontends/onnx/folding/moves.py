@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from prunec.frontends.onnx.folding.rule import MAX_NEW_ELEMENTS, MAX_UNIFORM_ELEMENTS, objects
 from prunec.frontends.onnx.sizes import symbols as sym
-from prunec.frontends.onnx.sizes.view import Array, View, ints, positive
+from prunec.frontends.onnx.sizes.view import View, ints, positive
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prunec.frontends.onnx.sizes import symbols as sym
-from prunec.frontends.onnx.sizes.view import Array, View
+from prunec.frontends.onnx.sizes.view import View
+from prunec.ir.arrays import Array
 
 MAX_NEW_ELEMENTS = 2**24
 """Above this nothing is computed; views of what the model holds are free."""

@@ -23,14 +23,13 @@ from onnx import TensorProto, helper, numpy_helper
 from prunec.errors import BadInput
 from prunec.files import kind_of
 from prunec.frontends.onnx.loading.wire import DamagedMessage, cut
+from prunec.ir.arrays import Array
 
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
 
 _MOST_DENSE = 2**29
 """Numbers that a sparse tensor may stand for: a few bytes of a hostile file must not fill the memory."""
-
-Array = np.ndarray[Any, Any]
 
 
 class WeightFiles:

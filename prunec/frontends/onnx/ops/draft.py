@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunec.frontends.onnx.sizes.view import Array, View
+from prunec.frontends.onnx.sizes.view import View
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Shape, Value
 
 

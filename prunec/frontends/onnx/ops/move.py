@@ -14,7 +14,8 @@ import numpy as np
 
 from prunec.frontends.onnx.folding.moves import split_sizes
 from prunec.frontends.onnx.ops.draft import Draft, inner, is_settled, moved, one, opaque, scalar, set_shape
-from prunec.frontends.onnx.sizes.view import Array, View, at, ints, positive
+from prunec.frontends.onnx.sizes.view import View, at, ints, positive
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Shape
 
 NO_RANK = "the rank of its input is not known"

@@ -15,7 +15,8 @@ from prunec.frontends.onnx.loading.load import dtype_name
 from prunec.frontends.onnx.loading.nodes import domain_of
 from prunec.frontends.onnx.sizes import symbols as sym
 from prunec.frontends.onnx.sizes.infer import MICROSOFT, stand_in
-from prunec.frontends.onnx.sizes.view import Array, Cut, View, at, type_shape
+from prunec.frontends.onnx.sizes.view import Cut, View, at, type_shape
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Shape
 
 _INVENTED = "unk__"

@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 
 from prunec.frontends.onnx.loading.nodes import SourceNode
+from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Shape, Value
-
-Array = np.ndarray[Any, Any]
 
 
 class FileFacts:
