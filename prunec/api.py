@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, cast
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
@@ -278,7 +278,6 @@ def prune_onnx(
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
     make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
-    job: Job[Any]
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
@@ -286,7 +285,8 @@ def prune_onnx(
             job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
-        job = replace(job, result=cast("Any", None))  # it is in the file now: the check needs the memory
+        nothing: Any = None
+        job = replace(job, result=nothing)  # it is in the file now: the check needs the memory
         if shown.fit is not None:
             report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
