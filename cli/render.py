@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.report.findings import Cost
-from prunec.report.wording import MOMENT_NAMES, SCORE_NAMES, constant_in, percent, readable
+from prunec.report.wording import MOMENT_NAMES, SCORE_NAMES, common_folder, constant_in, percent, readable
 
 if TYPE_CHECKING:
     from prunec.check.health import Findings
@@ -141,18 +141,23 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
         tell(f"note: {note}")
 
 
+def _behind(folder: str) -> str:
+    return f" (names behind {folder})" if folder else ""
+
+
 def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> None:
     if not layers:
         return
-    heading(out, "Layers")
+    folder = common_folder(layer.node for layer in layers)
+    heading(out, f"Layers{_behind(folder)}")
     shown = table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
     picked = layers if full else sorted(layers, key=lambda layer: -layer.params)[:_ROWS]
     wanted = {layer.node for layer in picked}
     for layer in layers:
         if layer.node in wanted:
             row(
-                shown, layer.node, layer.op, f"{layer.channels:,}", f"{layer.prunable:,}", layer.constant or "",
-                layer.dead or "", readable(layer.params), readable(layer.macs), layer.note,
+                shown, layer.node.removeprefix(folder), layer.op, f"{layer.channels:,}", f"{layer.prunable:,}",
+                layer.constant or "", layer.dead or "", readable(layer.params), readable(layer.macs), layer.note,
             )  # fmt: skip
     out.print(shown)
     _tell_rest(out, len(layers) - len(wanted), "smaller layers")
@@ -161,11 +166,12 @@ def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> No
 def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
     if not groups:
         return
-    heading(out, "Coupled groups")
+    folder = common_folder(member.node for group in groups for member in group.members)
+    heading(out, f"Coupled groups{_behind(folder)}")
     shown = table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
     picked = groups if full else sorted(groups, key=lambda group: -group.channels * group.params_per_channel)[:_ROWS]
     for group in picked:
-        names = list(dict.fromkeys(member.node for member in group.members))
+        names = list(dict.fromkeys(member.node.removeprefix(folder) for member in group.members))
         members = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         row(
             shown, group.id, f"{group.channels:,}", "yes" if group.prunable else "pinned",

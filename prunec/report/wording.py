@@ -5,6 +5,9 @@ Owns what tables and pages say alike. What they show is findings.py's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import takewhile
+
 from prunec.report.findings import Blocked
 
 SCORE_NAMES = {
@@ -33,6 +36,15 @@ def readable(value: float) -> str:
 def percent(part: float, whole: float) -> str:
     """Write a share for people: 37.2%."""
     return f"{100 * part / whole:.1f}%" if whole else "0%"
+
+
+def common_folder(names: Iterable[str]) -> str:
+    """Return what several names begin with, up to a slash: "model/stage1/"; "" where they have none in common."""
+    folders = [name.split("/")[:-1] for name in set(names)]
+    if len(folders) < 2:
+        return ""
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    return "".join(f"{first}/" for first, *_ in shared)
 
 
 def constant_in(item: Blocked, max_layers: int | None = None, max_channels: int | None = None) -> str:

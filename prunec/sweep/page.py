@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from prunec.report.charts import pareto_chart, stacked_bar, text
 from prunec.report.run_page import html_table, name_cell, page, section, tiles
-from prunec.report.wording import percent, readable
+from prunec.report.wording import common_folder, percent, readable
 from prunec.sweep.findings import GroupCost, Point, Step, SweepReport, headline
 
 
@@ -119,17 +119,25 @@ def _groups(report: SweepReport) -> str:
     groups = sorted((group for group in report.groups if group.steps), key=lambda group: -_worst(group))
     top = max((_worst(group) for group in groups), default=0.0)
     rows = []
+    folder = common_folder(layer for group in report.groups for layer in group.layers)
     for group in groups:
         cells: list[str] = []
         for share in (0.25, 0.5, 0.75):
             step = next((step for step in group.steps if step.share == share), None)
             cells += ["", ""] if step is None else [_error(step, top), _saved(step, report.macs)]
-        name = name_cell(", ".join(group.layers[:4]) + (" …" if len(group.layers) > 4 else ""))
+        name = name_cell(_named(group, folder))
         rows.append((str(group.id), name, f"{group.channels:,}", *cells))
     columns = ["group>", "layers", "channels>"]
     for part in ("25%", "50%", "75%"):
         columns += [f"error at {part}", "saves MACs, µs"]
-    return html_table(columns, rows)
+    return (f'<p class="soft">Names behind <code>{text(folder)}</code></p>' if folder else "") + html_table(
+        columns, rows
+    )
+
+
+def _named(group: GroupCost, folder: str) -> str:
+    names = [layer.removeprefix(folder) for layer in group.layers]
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
 def _worst(group: GroupCost) -> float:

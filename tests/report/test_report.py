@@ -35,7 +35,7 @@ from prunec.report.findings import (
 )
 from prunec.report.prune_page import prune_page
 from prunec.report.run_page import run_page, write_run_page
-from prunec.report.wording import percent, readable
+from prunec.report.wording import common_folder, percent, readable
 
 _EVIL = '<script>alert("x")</script>&'
 
@@ -351,3 +351,9 @@ def test_charts_without_data_are_left_out() -> None:
     assert kept_bars("c", [], [], []) == ""
     assert line_chart("l", [Series("s", "c1", (), ())], x_range=(0, 1)) == ""
     assert heatmap("h", [], [0, 1], []) == ""
+
+
+def test_what_all_names_begin_with_is_said_once() -> None:
+    assert common_folder(["net/block/conv", "net/block/conv_1"]) == "net/block/"
+    assert common_folder(["net/conv", "other/conv"]) == common_folder(["conv_1", "conv_2"]) == ""
+    assert common_folder(["net/conv", "net/conv"]) == common_folder([]) == "", "one name is left as it is"
