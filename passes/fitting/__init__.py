@@ -1,5 +1,5 @@
-"""Combinations: channels that go are made up for by those that stay.
+"""Combinations: the channels that stay are refitted to replace those that go.
 
-Owns the algebra of that and the order of removal, in numbers that are handed in; the data, and the fit to them, are
-prunec.fitting's. Read ``combinations.py`` first.
+Owns the algebra and the order of removal, on arrays that the caller passes in; collecting the data and fitting the
+weights is prunec.fitting's. Read ``combinations.py`` first.
 """

@@ -1,8 +1,9 @@
-"""Means: what a channel is on the average where a BatchNorm tells, without any data.
+"""Means: the mean of each channel as the BatchNorm in front of it implies it, without any data.
 
-A BatchNorm's statistics say that its output has mean beta and deviation |gamma| per channel. Taken as Gaussian, that
-gives a mean behind any elementwise op (of a ReLU: the rectified Gaussian's). Folding that into the bias of what reads
-a channel that goes is better than zero. Owns the walk from BatchNorms to reads, and the folds.
+A BatchNorm's output has mean beta and standard deviation |gamma| per channel. Assumed to be Gaussian, that gives the
+mean behind any elementwise op (behind a ReLU: that of a rectified Gaussian). A removed channel's mean is folded into
+the biases of its readers, which is better than treating it as zero. Owns the walk from BatchNorms to reads,
+and the folds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Streams: what a contraction's output is added to before anything else happens to it.
+"""Streams: the residual sum that a contraction's output goes into.
 
-Owns the walk from a contraction over BatchNorms and sums to the first op that is neither. Where such a sum's other
-operand has an error by now, the contraction can make up for it, what a BatchNorm multiplies an output with says how
-much an error in it weighs, and where a ReLU follows an error below zero weighs nothing.
+Owns the walk from a contraction over BatchNorms and sums to the first op that is neither. Three things
+follow from it: the contraction can correct an error that the sum's other operand already has; the BatchNorm's scale is
+the weight of an error in the output; and in front of a ReLU an error below zero counts for nothing.
 """
 
 from __future__ import annotations

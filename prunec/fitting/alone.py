@@ -1,8 +1,8 @@
-"""What the original alone shows: channels made up for from its Grams, without running anything.
+"""Fits from the Grams of the original network alone, without running it again.
 
-Owns the fit of a pruning that is small enough for that: one coupled group by itself. Then what stays is what it was
-wherever a layer reads it, and W_kept + W_gone · A, with A from the Gram of the original, is the least-squares fit.
-Where much goes at once, errors meet: that is prunec/fitting/refit.py's, front to back.
+That is exact where one coupled group is pruned by itself: the channels that stay still have their original values
+wherever a layer reads them, so W_kept + W_gone · A, with A from the original's Gram, is the least-squares fit. With
+several groups pruned at once their errors add up, and layers have to be fitted front to back: prunec/fitting/refit.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Makers: a contraction fitted towards what its only reader makes of it, not only towards what it was.
+"""Makers: a layer refitted so that the one layer that reads it can reproduce its original output.
 
 A reader can do no better than its inputs allow. Where few channels are left between two contractions, with nothing but
-a ReLU or a clip between them, other channels than those that stay of the original serve the reader better. Owns that
+a ReLU or a clip between them, new channels serve the reader better than a subset of the original ones. Owns that
 fit: Gauss-Newton steps on the maker, each solved by conjugate gradients, with the reader solved anew before each
 (variable projection, Golub and Pereyra 1973). Samples that no step has seen say whether it is taken. The reader itself
 is fitted in its turn (refit.py), on all that there is.

@@ -1,7 +1,7 @@
-"""What the parts of a run share: the network as it is now, all that moves with it, and the services around it.
+"""The state that all parts of a run share: the network, its optimiser and average, the log and the run folder.
 
-Owns checkpoints being taken and taken up, one phase being run, scores, and the network's statistics. The order
-of things is run.py's; what happens on the way to sparsity is sparsifying.py's.
+Owns saving and restoring checkpoints, running one phase, scoring, and re-estimating BatchNorm statistics. The order of
+the phases is run.py's; warm-up, ISTA and the budget are sparsifying.py's.
 """
 
 from __future__ import annotations

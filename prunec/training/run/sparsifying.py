@@ -1,4 +1,4 @@
-"""From a network to one whose gammas are zero where it does without: warm-up, ISTA, and meeting the budget.
+"""Warm-up and ISTA until the gammas of superfluous channels are zero, and the last correction towards the budget.
 
 Owns the order of these. The steps are loop.py's, what they watch is tasks.py's, and the removal at the end run.py's.
 """
@@ -23,7 +23,7 @@ from prunec.training.run.record import LatencyBudget
 from prunec.training.run.tasks import Sparsify
 from prunec.training.settings.focus import focused
 from prunec.training.settings.removal import base_optimizer
-from prunec.training.settings.setup import FINETUNE, ISTA
+from prunec.training.settings.setup import FINETUNE, ISTA, WARMUP
 from prunec.training.settings.tuning import Chosen, choose
 from prunec.training.sparsity.controller import Controller
 from prunec.training.sparsity.ista import Ista
@@ -149,13 +149,13 @@ def _make_trainers(context: Context, resumed: Checkpoint | None) -> None:
 
 
 def _run_phase(context: Context) -> None:
-    is_ista = context.setup.phases[context.state.phase].name == "ista"
+    is_ista = context.state.phase == ISTA
     controller = context.controller if is_ista else None
     record = context.state.record
     context.run_phase(Sparsify(context.setup, context.module, _ista(context), controller, context.history, record))
     # From scratch, the measure is the network as it was before the penalty or, for want of a warm-up,
     # the unpruned network after ISTA.
-    trained = is_ista or context.setup.phases[0].steps > 0
+    trained = is_ista or context.setup.phases[WARMUP].steps > 0
     if trained and "before" not in context.state.record.scores:
         with context.ema.swapped_in():
             context.score("before")

@@ -28,7 +28,7 @@ from prunec.training.budget.landing import GammaHistory, expendable, fit, set_ga
 from prunec.training.run.record import LatencyBudget, Point
 from prunec.training.settings.onnx_network import Interface
 from prunec.training.settings.removal import remove_constant
-from prunec.training.settings.setup import Setup
+from prunec.training.settings.setup import FINETUNE, Setup
 from prunec.training.sparsity.sparsify import Sparsity, gamma_values
 
 TOLERANCE = 0.05
@@ -107,7 +107,7 @@ def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Poin
 
             def measure(gone: Mask) -> Point:
                 set_gammas(plan, module, arrays, gone)
-                pruned = remove_constant(module, setup.example_inputs, setup.config, setup.phases[-1].steps)
+                pruned = remove_constant(module, setup.example_inputs, setup.config, setup.phases[FINETUNE].steps)
                 return Point(pruned.report.after.macs / setup.full.macs, watch.share(pruned.module))
 
             yield measure

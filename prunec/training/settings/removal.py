@@ -1,6 +1,6 @@
-"""From trained gammas, or from data, to a smaller network, and the optimiser of both.
+"""The removal between ISTA and fine-tuning, by trained gammas or by data, and the optimiser on either side of it.
 
-Owns the step between ISTA and fine-tuning; the removal itself is prunec/api.py's.
+Owns which options of a run reach the removal; the removal itself is prunec/api.py's.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Setup:
 
     def log_every(self, phase: Phase) -> int:
         """Return the steps between two log rows; under a budget, ISTA's rows are what moves ρ."""
-        if phase.name == "ista" and self.goals:
+        if phase == self.phases[ISTA] and self.goals:
             return max(1, min(self.config.log_every, phase.steps // BUDGET_READINGS))
         return self.config.log_every
 
@@ -151,7 +151,7 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
     )
     full = size_under(graph, sparsity.classes, sparsity.penalised | True)
     phases = plan_phases(config, batches.steps_per_epoch)
-    sizer = Sizer(graph, sparsity, border_of(config, phases[-1].steps), config.multiple_of)
+    sizer = Sizer(graph, sparsity, border_of(config, phases[FINETUNE].steps), config.multiple_of)
     goals = config.goals or tuple(Goal("macs", share) for share in config.milestones[-1:])
     _check_budget(goals, sizer, full)
     execution = plan_execution(

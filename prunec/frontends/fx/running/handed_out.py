@@ -1,6 +1,6 @@
-"""Memory of tensors that is handed to somebody who does not tell torch what he writes: numpy, dlpack, an address.
+"""Tensor memory that leaves torch (numpy, dlpack, raw addresses): later writes to it cannot be seen.
 
-Owns the look at who asks for it while somebody's network is run. What is done then is untouched.py's.
+Owns the watch on who asks for it while the user's network runs. What is done about it is untouched.py's.
 """
 
 from __future__ import annotations
