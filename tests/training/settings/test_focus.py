@@ -36,7 +36,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
     """Return the settings of a run from weights to half of the MACs, with most of its steps for ISTA."""
-    return from_weights(output, bars, weights, **{"steps": 100, "shares": (0.0, 0.6, 0.4), **given})
+    settings = {"steps": 100, "shares": (0.0, 0.6, 0.4), "criterion": "l1", **given}
+    return from_weights(output, bars, weights, **settings)
 
 
 # --- when ---------------------------------------------------------------------------------------------
