@@ -1,7 +1,7 @@
 """What the tests of data-parallel training start under torchrun: each rank writes down what it has.
 
 ``run OUTPUT FOLDER [--resume|--stop|SETTINGS]``: a training run, SETTINGS are JSON.
-``loop OUTPUT [--latency]``: someone's own loop around ``prunec.sparsify``.
+``loop OUTPUT``: someone's own loop around ``prunec.sparsify``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from modules.training import tiny
 from torch import nn
 
 import prunec
-from prunec.passes.sparsity.penalty import PenaltyKind
-from prunec.timing import latency
 from prunec.training.run import run as run_module
 from prunec.training.settings.presets import make_config, resume_config
 
@@ -61,20 +58,14 @@ def train(output: Path, data: str, *arguments: str) -> None:
     assert result.after["params"] < result.before["params"]
 
 
-def own_clock(models: Sequence[bytes], _runs: int, _seconds: float) -> list[float]:
-    """Each rank's machine takes other times for its layers; only λ that are sent from one to all are equal."""
-    return [len(model) ** (1 + rank()) / 1e3 for model in models]
-
-
-def loop(output: Path, penalty: PenaltyKind) -> None:
+def loop(output: Path) -> None:
     """Three lines in a DDP loop: the optimiser of the bare module, the forward pass of the wrapped one."""
     torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
     module, example_inputs = tiny()
     parallel = nn.parallel.DistributedDataParallel(module)
     base = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    latency.kernel_times = own_clock
-    optimizer = prunec.sparsify(module, example_inputs, base, rho=0.05, lr=0.3, penalty=penalty)
+    optimizer = prunec.sparsify(module, example_inputs, base, rho=0.05, lr=0.3)
     torch.manual_seed(1 + rank())  # every rank its own images
     for _ in range(40):
         images, labels = torch.randn(8, 3, 8, 8), torch.randint(0, 2, (8,))
@@ -90,6 +81,6 @@ def loop(output: Path, penalty: PenaltyKind) -> None:
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     if what == "loop":
-        loop(Path(where), "latency" if "--latency" in rest else "memory")
+        loop(Path(where))
     else:
         train(Path(where), *rest)

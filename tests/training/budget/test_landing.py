@@ -88,17 +88,6 @@ def test_a_budget_takes_the_smallest_of_every_layer() -> None:
     assert found.size.macs <= 0.55 * full.macs
 
 
-def test_channels_count_as_zero_for_as_many_readings_as_have_seen_them() -> None:
-    module = with_gammas([1.0] * 4, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    plan = planned(module)
-    history = watched(plan, module)  # the second of two readings is the first to see the zero
-    history.observe(gamma_values(plan, module))
-    (number,) = plan.gammas[1].classes[[1]]
-    assert history.zero_for(1).tolist() == history.zero_for(2).tolist()
-    assert np.flatnonzero(history.zero_for(2)).tolist() == [number]
-    assert not history.zero_for(3).any()
-
-
 def test_the_last_channel_of_a_layer_goes_only_where_it_is_zero_and_a_shortcut_leads_around() -> None:
     plan = planned(ResidualConcat())
     inner = next(gamma.classes for gamma in plan.gammas if gamma.param.startswith("inner"))
