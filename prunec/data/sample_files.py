@@ -87,7 +87,9 @@ def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | No
         return Samples(str(path), tuple(slots), _image_records(images, slots, normalise or "imagenet"))
     if not arrays:
         raise BadInput(
-            f"{path} holds no data", why="there is no .npy, .npz or image file in it", do="numpy.save the inputs there"
+            f"{path} holds no data",
+            why="there is no image, .npy or .npz file in it",
+            do="put some hundred pictures there, or what the network is given by numpy.save",
         )
     if normalise is not None:
         raise BadInput(

@@ -18,6 +18,7 @@ from torch import nn
 
 from prunec import api
 from prunec.data.calibration import Calibration
+from prunec.errors import BadInput
 from prunec.pipeline.options import Border
 from prunec.training.budget.goals import Goal
 from prunec.training.settings.config import RunConfig
@@ -74,24 +75,30 @@ def remove_by_data(
 
     Raises:
         BudgetNotMet: what cannot go costs more.
+        BadInput: the images say nothing: all are the same.
     """
     shares = {goal.quantity: goal.share for goal in goals}
     stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / "images.npy", images.numpy())
-        return api.prune_module(
-            module,
-            (images[:2],),
-            name=config.model_spec,
-            border=border_of(config, finetune_steps),
-            keep=(*config.keep, *map(glob.escape, stay)),
-            multiple_of=config.multiple_of,
-            criterion="reconstruct",
-            calibration=Calibration(folder),
-            validate=False,
-            target_macs=shares.get("macs"),
-            target_params=shares.get("params"),
-        )
+        try:
+            return api.prune_module(
+                module,
+                (images[:2],),
+                name=config.model_spec,
+                border=border_of(config, finetune_steps),
+                keep=(*config.keep, *map(glob.escape, stay)),
+                multiple_of=config.multiple_of,
+                criterion="reconstruct",
+                calibration=Calibration(folder),
+                validate=False,
+                target_macs=shares.get("macs"),
+                target_params=shares.get("params"),
+            )
+        except BadInput as error:
+            # The user's data are in another place than this copy of some of them.
+            what = error.what.replace(folder, f"{config.data} (training images)")
+            raise BadInput(what, why=error.why, do=error.do) from error
 
 
 def base_optimizer(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.Optimizer:

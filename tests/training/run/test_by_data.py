@@ -62,6 +62,12 @@ def test_what_stays_makes_up_for_what_goes(network: type[nn.Module]) -> None:
     assert errors[0] < 0.8 * errors[1]
 
 
+def test_images_that_are_all_the_same_are_named_as_the_users_data() -> None:
+    with pytest.raises(BadInput, match=r"the data in photos \(training images\) are constant") as error:
+        _removed(trained_like(Chain()), torch.ones(40, 3, 8, 8), data="photos")
+    assert "some hundred" in error.value.do
+
+
 def test_residual_streams_stay_where_they_are_to_be_kept() -> None:
     torch.manual_seed(0)
     module, images = trained_like(ResidualConcat()), torch.randn(100, 3, 8, 8)
