@@ -273,8 +273,11 @@ def smallest_tied(count: int, a: Ids, b: Ids) -> Ids:
 def _is_rectangular(field: Ids, class_of: Ids, pinned: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
     """Tell whether what stays of a field is rectangular, whatever goes: classes differ along one axis at most.
 
-    What is pinned stays like a position without a channel, so all of these count as one class.
+    What is pinned stays like a position without a channel, so all of these count as one class. Of nothing (a slice
+    that takes no channel), nothing goes.
     """
+    if not field.size:
+        return True
     classes = class_of[field]
     classes = np.where(pinned[classes], 0, classes)
     return sum(bool((classes != classes.take([0], axis=axis)).any()) for axis in varying(field)) <= 1

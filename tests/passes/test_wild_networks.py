@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from assertions import TIGHT, assert_same_function, in_time
 from hypothesis import given, note, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from masking import error_of_a_plan
 from modules.handmade import BY_HAND, READS
 from modules.strategies import Spec, Step, batch_of, build, specs
+from onnx_models.nets import Net, assert_pruned_agrees
 
 from prunec.api import prune_module
 from prunec.ir.edits import CannotRewrite
@@ -84,3 +88,13 @@ def assert_exact(spec: Spec, zeros: float) -> None:
     result = prune_module(net, (batch_of(spec),), validate=False)
     assert_same_function(net, result.module, batch_of(spec), tolerance=TIGHT)
     assert result.plan.exact
+
+
+def test_a_slice_that_takes_no_channel_ties_nothing(tmp_path: Path) -> None:
+    net = Net()
+    x = net.conv(net.input("x", ["n", 3, 6, 6]), 3, 8, silent=(1, 5))
+    halves = net.op("Reshape", x, net.const(np.array([0, 2, 4, 6, 6])))
+    nothing = net.op("Slice", halves, *(net.const(np.array([number])) for number in (0, 0, 1)))
+    whole = net.op("Reshape", net.op("Concat", halves, nothing, axis=1), net.const(np.array([0, 8, 6, 6])))
+    net.output(net.conv(whole, 8, 3))
+    assert_pruned_agrees(net.model(), tmp_path)
