@@ -102,9 +102,9 @@ def _rows() -> dict[str, Row]:
             rows[f"resnet20-{macs * 100:.0f}-l1-{steps}"] = by_l1
             for cut in cuts:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
-    short = {"batch_size": 50}
+    short: dict[str, Any] = {"batch_size": 50}
     for cut in cuts:
-        rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)  # type: ignore[arg-type]
+        rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)
     l1, data = "--criterion l1 --finetune-lr", "--criterion reconstruct --finetune-lr"
     for name, options in (
         ("default", ""),
@@ -119,7 +119,7 @@ def _rows() -> dict[str, Row]:
         ("reconstruct-ista-25-lr-0.005", f"{data} 0.005 --shares 0,0.25,0.75"),
         ("reconstruct-alone-lr-0.005", f"{data} 0.005 --distill 0"),
     ):
-        rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)  # type: ignore[arg-type]
+        rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)
     rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
     return rows
 
