@@ -70,9 +70,12 @@ class Row:
         method: ``train-prune``, or by which rule the single cut is made: a criterion of prunec, ``taylor`` (of the
             labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``.
         network: a built-in architecture that has weights.
-        macs: share that stays.
+        macs: share that stays; 1 is no budget of MACs.
         steps: in all.
-        options: more of train-prune's, or ``lr`` of the single cut.
+        options: more of train-prune's.
+        lr: of the single cut's fine-tuning.
+        start: the row whose pruned network this one starts from; "" is the published weights, "scratch" none.
+        how: how to compute.
     """
 
     method: str
@@ -82,6 +85,8 @@ class Row:
     options: str = ""
     batch_size: int = 125
     lr: float = 0.02
+    start: str = ""
+    how: str = "--precision bf16 --channels-last --compile"
 
 
 def _rows() -> dict[str, Row]:
@@ -121,7 +126,32 @@ def _rows() -> dict[str, Row]:
     ):
         rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)
     rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
-    return rows
+    for steps in (2400, 12000):
+        for params in (63, 33):
+            budget = f"--target-params 0.{params}"
+            rows[f"resnet20-params-{params}-default-{steps}"] = Row("train-prune", "resnet20", 1, steps, budget)
+        for criterion in ("l1", "reconstruct"):
+            with_ista = f"--criterion {criterion} --shares 0,0.25,0.75"
+            rows[f"resnet20-50-ista-{criterion}-{steps}"] = Row("train-prune", "resnet20", 0.5, steps, with_ista)
+        for macs in (0.476, 0.392):
+            rows[f"resnet56-{macs * 1000:.0f}-default-{steps}"] = Row("train-prune", "resnet56", macs, steps)
+    return rows | _segmentation()
+
+
+def _segmentation() -> dict[str, Row]:
+    """Return rows of segnet on nuclei, 96x96: trained; pruned from there, or trained on; and ISTA from scratch."""
+    shape = "--input-shape 1x3x96x96 --checkpoint-every 100"
+    given: dict[str, Any] = {"batch_size": 8, "how": ""}
+    rows = {
+        "segnet-base-600": ("--rho 0 --shares 0,0.01,0.99", "scratch"),
+        "segnet-params-20-default-600": ("--target-params 0.2", "segnet-base-600"),
+        "segnet-base-again-600": ("--rho 0 --shares 0,0.01,0.99", "segnet-base-600"),
+        "segnet-params-20-ista-1200": ("--target-params 0.2", "scratch"),
+    }
+    return {
+        name: Row("train-prune", "segnet", 1, int(name.rsplit("-", 1)[1]), f"{shape} {options}", start=start, **given)
+        for name, (options, start) in rows.items()
+    }
 
 
 ROWS: Mapping[str, Row] = _rows()
@@ -170,11 +200,15 @@ def _teaching(folder: Path | None, row: Row, seed: int) -> Callable[[nn.Module],
 
 
 def command(row: Row, weights: Path, data: Path, seed: int, output: Path) -> list[str]:
-    """Return the arguments of ``prunec`` that make the row."""
-    given = f"--arch {row.network} --weights {weights}/cifar10-{row.network}.safetensors --data {data} --seed {seed} "
-    given += f"--target-macs {row.macs} --steps {row.steps} --batch-size {row.batch_size} "
-    given += "--precision bf16 --channels-last --compile "
-    return ["train-prune", "-o", str(output), *shlex.split(given + row.options)]
+    """Return the arguments of ``prunec`` that make the row; a row that starts from another has it beside ``output``."""
+    given = f"--arch {row.network} --data {data} --seed {seed} --steps {row.steps} --batch-size {row.batch_size} "
+    if not row.start:
+        given += f"--weights {weights}/cifar10-{row.network}.safetensors "
+    elif row.start != "scratch":
+        given += f"--weights {output.parent}/{row.start}-seed{seed}/pruned.safetensors "
+    if row.macs < 1:
+        given += f"--target-macs {row.macs} "
+    return ["train-prune", "-o", str(output), *shlex.split(f"{given} {row.how} {row.options}")]
 
 
 def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
@@ -190,7 +224,7 @@ def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | 
     return {
         "params": [found[when]["params"] for when in ("before", "after")],
         "macs": [found[when]["macs"] for when in ("before", "after")],
-        "scores": found["accuracy"],
+        "scores": found[found["metric"]],
     }
 
 
@@ -343,7 +377,9 @@ def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, s
     for file in _KEPT:
         if (folder / file).is_file():
             text = (folder / file).read_text(encoding="utf-8")
-            write_text(kept / file, text.replace(str(weights), "WEIGHTS").replace(str(data), "CIFAR_FOLDER"))
+            for path, word in ((weights, "WEIGHTS"), (data, _folder(row)), (scratch, "RUNS")):
+                text = text.replace(str(path), word)
+            write_text(kept / file, text)
     document = {
         "row": name,
         "method": row.method,
@@ -362,8 +398,13 @@ def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, s
     print(json.dumps(document["scores"]), flush=True)
 
 
+def _folder(row: Row) -> str:
+    return "NUCLEI_FOLDER" if row.network == "segnet" else "CIFAR_FOLDER"
+
+
 def _command_in_words(name: str, seed: int) -> str:
-    return f"python benchmarks/results_table.py run {name} --weights WEIGHTS --data CIFAR_FOLDER --seed {seed}"
+    data = _folder(ROWS[name])
+    return f"python benchmarks/results_table.py run {name} --weights WEIGHTS --data {data} --seed {seed}"
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -428,7 +469,7 @@ def main() -> None:
     scoring.add_argument("network")
     for verb in (running, scoring):
         verb.add_argument("--weights", type=Path, required=True, help="folder of cifar10-NETWORK.safetensors")
-        verb.add_argument("--data", type=Path, required=True, help="CIFAR-10, as train-prune takes it")
+        verb.add_argument("--data", type=Path, required=True, help="CIFAR-10, or nuclei for segnet")
     running.add_argument("--seed", type=int, default=0)
     running.add_argument("--answers", type=Path, help="folder that keeps what the unpruned network answers")
     running.add_argument("--scratch", type=Path, default=Path("runs"), help="where run folders are made; default: runs")
