@@ -156,12 +156,17 @@ class View:
         return picked.reshape(front.shape[0], -1)
 
 
-_PER_WIDTH, _MOST, _CHEAP = 8, 60_000, 36_000_000
+_PER_WIDTH, _MOST, _NUMBERS, _PRODUCTS = 8, 240_000, 36_000_000, 20_000_000_000
 
 
 def columns_for(width: int) -> int:
-    """Return over how many output positions a Gram is summed up: eight times its width, more where that is cheap."""
-    return max(_PER_WIDTH * width, min(_MOST, _CHEAP // max(1, width)))
+    """Return over how many output positions a Gram is summed up: eight times its width at least.
+
+    More as long as they hold fewer than ``_NUMBERS`` or take fewer than ``_PRODUCTS``: positions of one image are
+    alike, so that a fit on few of them fits these images rather than what the layer sees.
+    """
+    cheap = max(_NUMBERS // max(1, width), _PRODUCTS // max(1, width) ** 2)
+    return max(_PER_WIDTH * width, min(_MOST, cheap))
 
 
 def spread_places(count: int, wanted: int, seed: int) -> Places:
