@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prunec.ir.contractions import in_axis, is_spatial
 from prunec.ir.graph import Graph, Node, summed_axis
 from prunec.passes.weight_norms import WeightNorm, weight_norms
 
@@ -39,9 +40,9 @@ def columns(graph: Graph, node: Node) -> tuple[Column, ...]:
     weight = node.inputs[1]
     if weight in graph.params:
         return (Column(weight),) if graph.is_own_weight(node) else ()
-    if node.op not in ("conv", "conv_transpose") or weight in graph.outputs:
+    if not is_spatial(node) or weight in graph.outputs:
         return ()
-    walk = _Walk(graph, node, 0 if node.op == "conv_transpose" else 1)
+    walk = _Walk(graph, node, in_axis(node))
     found = walk.columns(weight)
     return found if found and walk.is_alone(found) else ()
 

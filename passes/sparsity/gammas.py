@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Ids, Mask
+from prunec.ir.contractions import conv_groups
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
@@ -113,11 +114,9 @@ def gated_classes(found: Sequence[Gamma], classes: ChannelClasses) -> Mask:
 
 def is_depthwise(graph: Graph, node: Node) -> bool:
     """Tell whether each channel of a convolution's output is one channel of its input, and no other's."""
-    if node.op not in ("conv", "conv_transpose"):
-        return False
+    groups = conv_groups(node)
     shapes = [graph.shape(node.inputs[0]), graph.shape(node.outputs[0])]
-    groups = node.attrs["conv_groups"]
-    return bool(groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes))
+    return groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes)
 
 
 def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:
