@@ -15,6 +15,7 @@ from typing import Any
 
 from prunec.ir.contractions import in_axis, is_spatial
 from prunec.ir.graph import Graph, Node, summed_axis
+from prunec.passes.rules.moves import pads_space
 from prunec.passes.weight_norms import WeightNorm, weight_norms
 
 
@@ -87,7 +88,7 @@ class _Walk:
         if name in self.norms:
             return self._normed(self.norms[name])
         self.passed.add(node.name)
-        if node.op in ("identity", "cast") or (node.op == "pad" and _pads_taps(node)):
+        if node.op in ("identity", "cast") or pads_space(node):
             return self.columns(node.inputs[0])
         if node.op in ("add", "sub", "rsub"):
             parts = [self.columns(operand) for operand in node.inputs]
@@ -163,11 +164,3 @@ class _Walk:
                 first = makers.setdefault(key, node.outputs[0])
                 alike.update({out: f"{first}:{i}" for i, out in enumerate(node.outputs)})
         return alike
-
-
-def _pads_taps(node: Node) -> bool:
-    """Tell whether a node puts zeros around the kernel axes of a weight, and leaves its channel axes alone."""
-    pads = node.attrs["pads"]
-    rank = len(pads) // 2
-    plain = node.attrs.get("mode", "constant") == "constant" and not node.attrs.get("value")
-    return plain and len(node.inputs) == 1 and rank > 2 and not any((*pads[:2], *pads[rank : rank + 2]))

@@ -21,7 +21,7 @@ from prunec.ir.labels import ChannelClasses, Label
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import made_of_params
-from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
+from prunec.passes.rules.cost import COST_RULES, PARTS, Rule, Sizes
 
 ShapeOf = Callable[[str], Shape | None]
 
@@ -130,7 +130,8 @@ def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
         if _makes_maps(graph, node):
             _add_maps(graph, classes, node.outputs[0], batch, maps)
         if node.op in CONTRACTIONS:
-            _share_out(graph, classes, node, _parts(graph, node, totals[node.name]), macs)
+            parts = PARTS[node.op](float(totals[node.name]), [_sizes(graph.shape, name) for name in node.inputs])
+            _share_out(graph, classes, node, parts, macs)
     return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts())
 
 
@@ -263,18 +264,6 @@ def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[f
         # A depthwise convolution's input channel is its output channel: it counts once.
         if groups == 1 or not field.size == groups == out[1]:
             tally.add(field, read / max(1, field.size))
-
-
-def _parts(graph: Graph, node: Node, macs: int) -> tuple[float, float]:
-    """Return the MACs that scale with the channels made, and those that scale with the channels read."""
-    if node.op == "attention":
-        lengths = [_sizes(graph.shape, name)[-1:] for name in (node.inputs[0], node.inputs[2])]
-        query, value = (math.prod(length) for length in lengths)
-        return macs * value / (query + value), macs * query / (query + value)
-    if node.op == "rnn":
-        sizes = [math.prod(_sizes(graph.shape, name)) for name in node.inputs[1:3]]
-        return float(macs), macs * sizes[0] / max(1, sum(sizes))
-    return float(macs), float(macs)
 
 
 def contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:

@@ -16,7 +16,7 @@ from prunec.ir.arrays import Ids, Mask
 from prunec.ir.contractions import conv_groups
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
-from prunec.ir.ops import CONTRACTIONS
+from prunec.ir.ops import CONTRACTIONS, MIXING
 from prunec.passes.sparsity.flow import carried_classes, look_up
 
 Grades = np.ndarray[Any, np.dtype[np.int8]]
@@ -166,7 +166,7 @@ def _grade(graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], grad
         return _all(CONSTANT, want)
     if node.op in CONTRACTIONS and not (is_depthwise(graph, node) and not any(node.attrs["pads"])):
         return _all(VARIES, want)
-    if node.op in ("along", "arg_reduce", "opaque", "layer_norm", "group_norm", "lrn"):
+    if node.op in MIXING:
         return _all(VARIES, want)
     merges = node.op in ("concat", "scatter_slice")  # operands that lack the class hold other positions
     parts = []
