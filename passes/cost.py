@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids, Ints
-from prunec.ir.contractions import conv_groups, geometry, read_axis, weights_of
+from prunec.ir.contractions import geometry, is_depthwise, read_axis, weights_of
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Label
 from prunec.ir.ops import CONTRACTIONS
@@ -259,11 +259,9 @@ def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[f
     made, read = parts
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
-    groups, out = conv_groups(node), _sizes(graph.shape, node.outputs[0])
-    for field in contracted(node, classes):
-        # A depthwise convolution's input channel is its output channel: it counts once.
-        if groups == 1 or not field.size == groups == out[1]:
-            tally.add(field, read / max(1, field.size))
+    # A depthwise convolution's input channel is its output channel: it counts once.
+    for field in () if is_depthwise(graph, node) else contracted(node, classes):
+        tally.add(field, read / max(1, field.size))
 
 
 def contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Ids, Mask
-from prunec.ir.contractions import conv_groups
+from prunec.ir.contractions import is_depthwise
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS, MIXING
@@ -110,13 +110,6 @@ def gated_classes(found: Sequence[Gamma], classes: ChannelClasses) -> Mask:
     for gamma in found:
         gated[gamma.classes[gamma.gated & gamma.prunable]] = True
     return gated
-
-
-def is_depthwise(graph: Graph, node: Node) -> bool:
-    """Tell whether each channel of a convolution's output is one channel of its input, and no other's."""
-    groups = conv_groups(node)
-    shapes = [graph.shape(node.inputs[0]), graph.shape(node.outputs[0])]
-    return groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes)
 
 
 def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:

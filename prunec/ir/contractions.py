@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from prunec.ir.graph import Node
+from prunec.ir.graph import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,13 @@ def bias_of(node: Node) -> str:
 def conv_groups(node: Node) -> int:
     """Return the number of convolution groups; 1 of all that is no convolution."""
     return int(node.attrs.get("conv_groups", 1))
+
+
+def is_depthwise(graph: Graph, node: Node) -> bool:
+    """Tell whether each channel of a convolution's output is made of one channel of its input, and no other is."""
+    groups = conv_groups(node)
+    shapes = [graph.shape(node.inputs[0]), graph.shape(node.outputs[0])]
+    return groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes)
 
 
 def kernel_of(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
