@@ -24,8 +24,8 @@ class Contraction:
             channel that it makes.
         sums: so many of its inputs, from the first on, have channels that it sums over.
         weights: where its weights are among its inputs: from the first number up to, and without, the second.
-        in_axis: of its second input: channels that it sums over (of the first of its groups, where the axis is 1).
-        out_axis: of its second input: channels that it makes, likewise.
+        in_axis, out_axis: of its second input, as if nothing were transposed: where the channels are that it sums over,
+            and those that it makes. Axis 1 of a grouped convolution's weight holds those of one group.
     """
 
     is_spatial: bool = False
@@ -65,7 +65,7 @@ def is_affine(node: Node) -> bool:
 
 
 def weights_of(node: Node) -> tuple[str, ...]:
-    """Return the names of what a contraction multiplies its input with, where these may be weights."""
+    """Return the names of those inputs of a contraction that may be weights."""
     return node.inputs[slice(*geometry(node).weights)]
 
 
