@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prunec.ir.contractions import in_axis, is_spatial
 from prunec.ir.graph import Graph, Node, summed_axis
+from prunec.passes.rules.moves import pads_space
 from prunec.passes.weight_norms import WeightNorm, weight_norms
 
 
@@ -39,9 +41,9 @@ def columns(graph: Graph, node: Node) -> tuple[Column, ...]:
     weight = node.inputs[1]
     if weight in graph.params:
         return (Column(weight),) if graph.is_own_weight(node) else ()
-    if node.op not in ("conv", "conv_transpose") or weight in graph.outputs:
+    if not is_spatial(node) or weight in graph.outputs:
         return ()
-    walk = _Walk(graph, node, 0 if node.op == "conv_transpose" else 1)
+    walk = _Walk(graph, node, in_axis(node))
     found = walk.columns(weight)
     return found if found and walk.is_alone(found) else ()
 
@@ -86,7 +88,7 @@ class _Walk:
         if name in self.norms:
             return self._normed(self.norms[name])
         self.passed.add(node.name)
-        if node.op in ("identity", "cast") or (node.op == "pad" and _pads_taps(node)):
+        if node.op in ("identity", "cast") or pads_space(node):
             return self.columns(node.inputs[0])
         if node.op in ("add", "sub", "rsub"):
             parts = [self.columns(operand) for operand in node.inputs]
@@ -162,11 +164,3 @@ class _Walk:
                 first = makers.setdefault(key, node.outputs[0])
                 alike.update({out: f"{first}:{i}" for i, out in enumerate(node.outputs)})
         return alike
-
-
-def _pads_taps(node: Node) -> bool:
-    """Tell whether a node puts zeros around the kernel axes of a weight, and leaves its channel axes alone."""
-    pads = node.attrs["pads"]
-    rank = len(pads) // 2
-    plain = node.attrs.get("mode", "constant") == "constant" and not node.attrs.get("value")
-    return plain and len(node.inputs) == 1 and rank > 2 and not any((*pads[:2], *pads[rank : rank + 2]))

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Array
+from prunec.ir.contractions import is_affine
 from prunec.ir.graph import Graph, Node, Param
 from prunec.ir.ops import MOVEMENTS, OPS
 from prunec.passes.rules.arrays import MAX_ELEMENTS, lift, tidy
 from prunec.passes.rules.constants.call import Call, Rule
 from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.weights import Weight, weight_of
-
-WEIGHTED = frozenset({"conv", "conv_transpose", "matmul"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +129,7 @@ def _evaluate(
 
 def _weight(graph: Graph, node: Node, found: Constants, views: dict[tuple[Any, ...], Weight | None]) -> Weight | None:
     """View the node's weight; nodes that share a parameter share the view."""
-    if node.op not in WEIGHTED or len(node.inputs) < 2:
+    if not is_affine(node) or len(node.inputs) < 2:
         return None
     name = node.inputs[1]
     key = (name, node.op, node.attrs.get("conv_groups"), node.attrs.get("transpose_b"))

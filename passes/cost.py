@@ -15,12 +15,13 @@ from types import MappingProxyType
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids, Ints
+from prunec.ir.contractions import geometry, is_depthwise, read_axis, weights_of
 from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import ChannelClasses, Label
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.columns import grouped_weights
 from prunec.passes.constants import made_of_params
-from prunec.passes.rules.cost import COST_RULES, Rule, Sizes
+from prunec.passes.rules.cost import COST_RULES, PARTS, Rule, Sizes
 
 ShapeOf = Callable[[str], Shape | None]
 
@@ -129,7 +130,8 @@ def class_cost(graph: Graph, classes: ChannelClasses) -> ClassCost:
         if _makes_maps(graph, node):
             _add_maps(graph, classes, node.outputs[0], batch, maps)
         if node.op in CONTRACTIONS:
-            _share_out(graph, classes, node, _parts(graph, node, totals[node.name]), macs)
+            parts = PARTS[node.op](float(totals[node.name]), [_sizes(graph.shape, name) for name in node.inputs])
+            _share_out(graph, classes, node, parts, macs)
     return ClassCost(slices.counts(), weight_slices.counts(), maps.counts(), macs.counts())
 
 
@@ -203,18 +205,12 @@ def _statistics(graph: Graph) -> set[str]:
     return found - {name for node in norms for name in node.inputs[1:3]}
 
 
-WEIGHT_INPUTS: Mapping[str, slice] = MappingProxyType(
-    {"conv": slice(1, 2), "conv_transpose": slice(1, 2), "matmul": slice(0, 2), "rnn": slice(1, 3)}
-)
-"""Where the weights are among a contraction's inputs."""
-
-
 def _contraction_weights(graph: Graph) -> set[str]:
     """Return the parameters that are, or are made into, the weight of a contraction.
 
     Of the parameters that a weight is computed from, vectors (the gains of weight normalisation) are left out.
     """
-    direct = {name for node in graph.nodes if node.op in WEIGHT_INPUTS for name in node.inputs[WEIGHT_INPUTS[node.op]]}
+    direct = {name for node in graph.nodes for name in weights_of(node)}
     weights = {name for name in direct if name in graph.params}
     from_params = made_of_params(graph)
     pending = [name for name in direct if name in from_params]
@@ -237,9 +233,8 @@ def _grouped_slices(graph: Graph, classes: ChannelClasses) -> Iterator[tuple[Ids
     """Yield the slices of grouped weights that no axis carries by itself: (group, slot) is an index there."""
     for balance in classes.balances:
         weight = graph.params.get(grouped_weights(graph, balance.node)[0])
-        ids = balance.in_ids if balance.node.op == "conv" else balance.out_ids
         if weight is not None:
-            yield ids, weight.array.size // max(1, ids.size)
+            yield balance.slots, weight.array.size // max(1, balance.slots.size)
 
 
 def _makes_maps(graph: Graph, node: Node) -> bool:
@@ -264,35 +259,16 @@ def _share_out(graph: Graph, classes: ChannelClasses, node: Node, parts: tuple[f
     made, read = parts
     for field in classes.labels.get(node.outputs[0], _NO_LABEL).fields:
         tally.add(field, made / max(1, field.size))
-    groups, out = node.attrs.get("conv_groups", 1), _sizes(graph.shape, node.outputs[0])
-    for field in contracted(node, classes):
-        # A depthwise convolution's input channel is its output channel: it counts once.
-        if groups == 1 or not field.size == groups == out[1]:
-            tally.add(field, read / max(1, field.size))
-
-
-def _parts(graph: Graph, node: Node, macs: int) -> tuple[float, float]:
-    """Return the MACs that scale with the channels made, and those that scale with the channels read."""
-    if node.op == "attention":
-        lengths = [_sizes(graph.shape, name)[-1:] for name in (node.inputs[0], node.inputs[2])]
-        query, value = (math.prod(length) for length in lengths)
-        return macs * value / (query + value), macs * query / (query + value)
-    if node.op == "rnn":
-        sizes = [math.prod(_sizes(graph.shape, name)) for name in node.inputs[1:3]]
-        return float(macs), macs * sizes[0] / max(1, sum(sizes))
-    return float(macs), float(macs)
+    # A depthwise convolution's input channel is its output channel: it counts once.
+    for field in () if is_depthwise(graph, node) else contracted(node, classes):
+        tally.add(field, read / max(1, field.size))
 
 
 def contracted(node: Node, classes: ChannelClasses) -> tuple[Ids, ...]:
-    """Return the fields of ids that are summed over; both operands of a matmul carry the same ones."""
-    swaps = (bool(node.attrs.get("transpose_a")), not node.attrs.get("transpose_b"))
-    operands = node.inputs[:2] if node.op == "matmul" else node.inputs[:1]
-    for name, swap in zip(operands, swaps, strict=False):
+    """Return the fields of ids that are summed over; where two operands are, both carry the same ones."""
+    for index, name in enumerate(node.inputs[: geometry(node).sums]):
         label = classes.labels.get(name, _NO_LABEL)
-        if not label.fields:
-            continue
-        axis = 1 if node.op in ("conv", "conv_transpose") else max(0, label.rank - (2 if swap else 1))
-        if fields := label.on(axis):
+        if label.fields and (fields := label.on(read_axis(node, label.rank, index))):
             return fields
     return ()
 

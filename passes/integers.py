@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunec.ir.arrays import Floats
+from prunec.ir.contractions import bias_of
 from prunec.ir.graph import Graph, Node, summed_axis
 from prunec.passes.constants import Constants
 
@@ -35,7 +36,7 @@ def bias_step(graph: Graph, node: Node, known: Constants) -> Floats | None:
     if scales[0] is None or scales[1] is None or scales[0].size != 1:
         return None
     step = scales[0] * scales[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    bias = bias_of(node)
     if not bias:
         return step if node.attrs.get("bias_type") == "int32" else None
     stored = graph.params.get(graph.stored(bias))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids, Mask
+from prunec.ir.contractions import bias_of, geometry, is_spatial, read_axis
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Label, varying
 from prunec.ir.ops import CONTRACTIONS
@@ -62,22 +63,6 @@ class Read:
         """True where the channel can leave without a change to what the node computes."""
         fine: Mask = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
         return fine
-
-
-def contracted_axis(node: Node, index: int, rank: int) -> int | None:
-    """Return the axis of operand ``index`` that ``node`` sums over; None where the operand does not end here."""
-    if node.op in ("conv", "conv_transpose", "rnn"):
-        if index:
-            return None
-        return rank - 1 if node.op == "rnn" else 1
-    if node.op == "attention":
-        return rank - 1 if index < 2 else None
-    if node.op != "matmul" or index > 1:
-        return None
-    if rank == 1:
-        return 0
-    swapped = bool(node.attrs.get("transpose_a" if index == 0 else "transpose_b"))
-    return rank - 2 if swapped == (index == 0) else rank - 1
 
 
 def reads(graph: Graph, classes: ChannelClasses, constants: Constants, liveness: Liveness) -> tuple[Read, ...]:
@@ -135,7 +120,7 @@ def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: C
 
 def _carries(graph: Graph, node: Node) -> bool:
     """Tell whether one channel's weights can take over another's: its own parameters make them, no integers."""
-    return node.op in ("conv", "conv_transpose") and bool(columns(graph, node)) and not is_integer(graph, node)
+    return is_spatial(node) and bool(columns(graph, node)) and not is_integer(graph, node)
 
 
 def _with_profile(found: Profile, constant: Floats) -> tuple[Floats, Ids]:
@@ -157,8 +142,10 @@ def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:
         return [(varying(ids)[0], ids) for ids in label.fields]
     if node.op == "reduce":
         return summed(node, label)
-    axis = contracted_axis(node, index, label.rank)
-    return [] if axis is None else [(axis, ids) for ids in label.on(axis)[:1]]
+    if index >= geometry(node).sums:
+        return []
+    axis = read_axis(node, label.rank, index)
+    return [(axis, ids) for ids in label.on(axis)[:1]]
 
 
 def _along(field: Ids, axis: int) -> Ids:
@@ -191,14 +178,14 @@ def any_outside(live: Mask, ids: Ids) -> Mask:
 
 def _absorption(graph: Graph, node: Node, index: int, constants: Constants) -> tuple[bool, bool]:
     """Return (a constant can be folded here, doing so needs a carrier to be exact)."""
-    if index or node.name not in constants.weights or node.op not in ("conv", "conv_transpose", "matmul"):
+    if index or node.name not in constants.weights:
         return False, False
     if node.attrs.get("bias_type") == "none":
         return False, False
     if is_integer(graph, node):
         able = bias_step(graph, node, constants) is not None
     else:
-        able = len(node.inputs) < 3 or not node.inputs[2] or node.inputs[2] in graph.params
+        able = not bias_of(node) or bias_of(node) in graph.params
     if not able:
         return False, False
     if node.op == "matmul":

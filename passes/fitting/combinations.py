@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids, Mask
+from prunec.ir.contractions import conv_groups
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
@@ -94,7 +95,7 @@ def _sides(classes: ChannelClasses, node: Node) -> list[tuple[Ids, int]]:
         if label is None or not label.fields:
             continue
         sides.append((classes.class_of[label.fields[0].ravel()], label.fields[0].size))
-    groups = node.attrs.get("conv_groups", 1)
+    groups = conv_groups(node)
     if len(sides) == 2 and groups > 1 and groups == sides[1][1]:
         sides.pop()  # a depthwise convolution's input channel is its output channel: it counts once
     return sides

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 
 from prunec.ir.arrays import Array, Floats, Ids
+from prunec.ir.contractions import bias_of, channel_axis, conv_groups, is_affine, kernel_of, out_axis, weights_of
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
+from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.integers import is_integer
 from prunec.passes.reads import Read, is_flat
 from prunec.passes.rules.weights import weight_of
@@ -89,7 +91,7 @@ def operands(facts: Facts) -> tuple[Operand, ...]:
     return tuple(
         _operand(facts, read)
         for read in facts.reads
-        if free[facts.classes.class_of[read.ids]].any() and read.node.op not in ("dynamic_quantize", "reduce")
+        if free[facts.classes.class_of[read.ids]].any() and read.node.op in CONTRACTIONS
     )
 
 
@@ -98,14 +100,14 @@ def _operand(facts: Facts, read: Read) -> Operand:
     owners = facts.classes.class_of[read.ids.ravel()]
     shape = weight_shape(facts, node)
     takes = _takes(facts, read, shape)
-    groups = node.attrs.get("conv_groups", 1) if node.op in ("conv", "conv_transpose") else 1
-    taps = math.prod(shape[2:]) if node.op in ("conv", "conv_transpose") and shape else 1
+    groups, taps = conv_groups(node), math.prod(kernel_of(node, shape))
     if node.op == "matmul":
         owners, taps = _runs(owners)
-    biased = takes != "nothing" and (read.absorbs or _could_absorb(facts.graph, node)) and node.op != "rnn"
-    rows = _rows(facts.classes, node, groups, _num_rows(node, shape, groups))
+    biased = takes != "nothing" and (read.absorbs or _could_absorb(facts.graph, node))
+    height = math.prod(shape) // max(1, owners.size * taps) if shape else 0
+    rows = _rows(facts.classes, node, groups, height)
     # What comes out of the product itself is not to be seen in these: only what goes in can be fitted.
-    hidden = takes == "bias" or node.op == "rnn" or (not biased and any(node.inputs[2:3]))
+    hidden = takes == "bias" or (not biased and any(node.inputs[2:3]))
     return Operand(read, takes, biased, groups, owners.reshape(groups, -1), rows, taps, pooled=hidden)
 
 
@@ -118,8 +120,8 @@ def _runs(owners: Ids) -> tuple[Ids, int]:
 
 
 def weight_shape(facts: Facts, node: Node) -> tuple[int, ...]:
-    """Return the sizes of a contraction's weight; () where they are not known, or it is no parameter's affair."""
-    if node.op not in ("conv", "conv_transpose", "matmul", "rnn"):
+    """Return the sizes of a contraction's weight; () where they are not known, or it has none."""
+    if not weights_of(node):
         return ()
     shape = facts.graph.shape(node.inputs[1]) or ()
     return tuple(size for size in shape if isinstance(size, int)) if all(isinstance(s, int) for s in shape) else ()
@@ -142,37 +144,20 @@ def _takes(facts: Facts, read: Read, shape: Sequence[int]) -> Takes:
 
 def _could_absorb(graph: Graph, node: Node) -> bool:
     """Tell whether a node that ``takes`` weights has, or can get, a bias of ordinary numbers."""
-    fixed = len(node.inputs) < 3 or not node.inputs[2] or node.inputs[2] in graph.params
-    return fixed and node.op in ("conv", "conv_transpose", "matmul") and not node.attrs.get("transpose_a")
-
-
-def _num_rows(node: Node, shape: Sequence[int], groups: int) -> int:
-    if not shape:
-        return 0
-    if node.op == "conv":
-        return shape[0] // groups
-    if node.op == "conv_transpose":
-        return shape[1]
-    if node.op == "rnn":
-        return math.prod(shape[:-1])
-    return shape[0] if node.attrs.get("transpose_b") else shape[-1]
+    fixed = not bias_of(node) or bias_of(node) in graph.params
+    return fixed and is_affine(node) and not node.attrs.get("transpose_a")
 
 
 def _rows(classes: ChannelClasses, node: Node, groups: int, count: int) -> Ids:
     """Return int64[groups, count]: the classes of a contraction's outputs."""
     result = np.zeros((groups, count), dtype=np.int64)
     label = classes.labels.get(node.outputs[0])
-    if node.op == "rnn" or label is None or label.shape is None or not count:
+    if label is None or label.shape is None or not count:
         return result
-    for ids in label.on(output_axis(node, label.rank))[:1]:
+    for ids in label.on(channel_axis(node, label.rank))[:1]:
         if ids.size == result.size:
             result = classes.class_of[ids.ravel()].reshape(result.shape)
     return result
-
-
-def output_axis(node: Node, rank: int) -> int:
-    """Return the axis on which a contraction puts what it makes."""
-    return rank - 1 if node.op in ("matmul", "rnn") else 1
 
 
 def within(found: Sequence[Operand], memory: int) -> tuple[Operand, ...]:
@@ -228,13 +213,8 @@ def unpooled(matrix: Floats, taps: int) -> Floats:
 
 def from_matrix(node: Node, matrix: Floats, shape: Sequence[int]) -> Floats:
     """Return the weight of sizes ``shape`` that ``as_matrix`` shows as ``matrix``."""
-    if node.op == "rnn":
-        return matrix.reshape(shape)
-    if node.op == "matmul":
-        first: Floats = matrix[0]
-        return first if node.attrs.get("transpose_b") else first.T
-    if node.op == "conv":
+    if out_axis(node) == 0:
         return matrix.reshape(shape)
     groups = matrix.shape[0]
-    taps = matrix.reshape(groups, shape[1], shape[0] // groups, -1)
+    taps = matrix.reshape(groups, shape[1], shape[0] // groups, math.prod(shape[2:]))
     return taps.swapaxes(1, 2).reshape(shape)

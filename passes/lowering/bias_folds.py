@@ -13,6 +13,7 @@ import numpy as np
 
 from prunec.errors import BadPlan
 from prunec.ir.arrays import Array
+from prunec.ir.contractions import channel_axis, conv_groups, in_axis
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.columns import Column, columns
@@ -64,7 +65,7 @@ def fold_all(
     sliced = {}
     for name, bias in new_biases.items():
         out = nodes[name].outputs[0]
-        axis = len(graph.shape(out) or ()) - 1 if nodes[name].op == "matmul" else 1
+        axis = channel_axis(nodes[name], len(graph.shape(out) or ()))
         index = keeps.get(out, {}).get(axis)
         kept = bias if index is None else bias[index]
         sliced[name] = kept.astype(_dtype_of(graph, nodes[name]))
@@ -123,13 +124,13 @@ def carry(weight: Array, carried: Carried) -> None:
     The sums are float64; what is added to is the weight in its own precision, which may be most of a big file.
     """
     node, fold = carried.node, carried.fold
-    groups = node.attrs["conv_groups"]
+    groups = conv_groups(node)
     ratios = np.asarray(fold.constants, dtype=np.float64) / fold.carrier_constant
     positions = np.asarray(fold.positions)
     if carried.scales is not None:
         width = carried.scales.size
         ratios = ratios * carried.scales[positions % width] / carried.scales[fold.carrier % width]
-    if node.op == "conv_transpose":
+    if in_axis(node) == 0:
         added = np.tensordot(ratios, weight[positions], axes=(0, 0))
         weight[fold.carrier] = 1 if carried.is_mask else weight[fold.carrier].astype(np.float64) + added
         return

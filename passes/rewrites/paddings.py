@@ -14,6 +14,7 @@ from typing import Any
 
 from prunec.ir.graph import Graph, Node
 from prunec.passes.rewrites.permutations import replace_nodes, without_dead
+from prunec.passes.rules.moves import pads_space
 
 
 def fuse_paddings(graph: Graph) -> Graph:
@@ -29,7 +30,7 @@ def fuse_paddings(graph: Graph) -> Graph:
 
 def _padding_itself(graph: Graph, node: Node) -> Node:
     pad = graph.producer(node.inputs[0]) if node.op == "conv" else None
-    if pad is None or not _is_zero_padding(pad) or len(pad.inputs) > 1:
+    if pad is None or not pads_space(pad) or min(pad.attrs["pads"]) < 0:
         return node
     rank = len(pad.attrs["pads"]) // 2
     around = [*pad.attrs["pads"][2:rank], *pad.attrs["pads"][rank + 2 :]]
@@ -38,12 +39,3 @@ def _padding_itself(graph: Graph, node: Node) -> Node:
         return node
     attrs: Mapping[str, Any] = {**node.attrs, "pads": [a + b for a, b in zip(own, around, strict=True)]}
     return replace(node, inputs=(pad.inputs[0], *node.inputs[1:]), attrs=MappingProxyType(attrs))
-
-
-def _is_zero_padding(node: Node) -> bool:
-    """Tell whether a node puts zeros around the positions of a map, and does nothing to its channels."""
-    if node.op != "pad" or node.attrs.get("mode", "constant") != "constant" or node.attrs.get("value"):
-        return False
-    pads = node.attrs["pads"]
-    rank = len(pads) // 2
-    return rank > 2 and not any((*pads[:2], *pads[rank : rank + 2])) and min(pads) >= 0

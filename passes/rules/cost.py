@@ -1,4 +1,5 @@
-"""How many multiply-accumulates each op needs: the table COST_RULES. Only contractions have any.
+"""How many multiply-accumulates each op needs: the table COST_RULES. Only contractions have any; PARTS says what of
+these scales with the channels that they make, and what with those that they read.
 
 A rule gets sizes, not shapes: an open dimension counts as 1. It knows no other op; what is summed
 over the graph, and shared out among channels, is in passes/cost.py.
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from prunec.ir.graph import Node
-from prunec.ir.ops import OPS
+from prunec.ir.ops import CONTRACTIONS, OPS
 
 Sizes = tuple[int, ...]
 Rule = Callable[[Node, Sequence[Sizes], Sequence[Sizes]], int]
@@ -63,4 +64,29 @@ COST_RULES: Mapping[str, Rule] = MappingProxyType(
         "attention": attention,
         "rnn": rnn,
     }
+)
+
+Part = Callable[[float, Sequence[Sizes]], tuple[float, float]]
+"""(MACs, sizes per input) -> the MACs that scale with the channels made, and those that do with the channels read."""
+
+
+def all_of_it(macs: float, _: Sequence[Sizes]) -> tuple[float, float]:
+    """Each MAC is of one channel that is made and of one that is read."""
+    return macs, macs
+
+
+def attention_parts(macs: float, ins: Sequence[Sizes]) -> tuple[float, float]:
+    """q·kᵀ scales with what is read, weights·v with what is made."""
+    query, value = math.prod(ins[0][-1:]), math.prod(ins[2][-1:])
+    return macs * value / (query + value), macs * query / (query + value)
+
+
+def rnn_parts(macs: float, ins: Sequence[Sizes]) -> tuple[float, float]:
+    """The recurrent weights read what the layer itself has made."""
+    sizes = [math.prod(weight) for weight in ins[1:3]]
+    return macs, macs * sizes[0] / max(1, sum(sizes))
+
+
+PARTS: Mapping[str, Part] = MappingProxyType(
+    {**dict.fromkeys(CONTRACTIONS, all_of_it), "attention": attention_parts, "rnn": rnn_parts}
 )

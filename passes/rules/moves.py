@@ -227,6 +227,17 @@ def _pad(
     return [np.pad(array, widths, mode=mode)]
 
 
+def pads_space(node: Node) -> bool:
+    """Tell whether a node puts zeros around the axes behind the first two, or crops there, and does nothing else."""
+    if node.op != "pad" or len(node.inputs) > 1:
+        return False
+    if node.attrs.get("mode", "constant") != "constant" or node.attrs.get("value"):
+        return False
+    pads = node.attrs["pads"]
+    rank = len(pads) // 2
+    return rank > 2 and not any((*pads[:2], *pads[rank : rank + 2]))
+
+
 def _depth_to_space(
     node: Node, arrays: Sequence[Array], ins: Sequence[Shape], outs: Sequence[Shape], fill: Any
 ) -> list[Array] | None:

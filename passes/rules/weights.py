@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunec.ir.arrays import Array, Mask
+from prunec.ir.contractions import conv_groups, is_spatial, out_axis
 from prunec.ir.graph import Node
 
 PROBE = 32
@@ -93,17 +94,12 @@ class Weight:
 
 
 def weight_of(node: Node, array: Array) -> Weight | None:
-    """View the weight of ``node`` (conv, conv_transpose, or matmul with a two-axis b); None for others."""
-    zero = negligible(array)
-    if node.op == "matmul":
-        if array.ndim != 2:
-            return None
-        return Weight((array if node.attrs.get("transpose_b") else array.T)[None, :, :, None], zero)
-    groups = node.attrs.get("conv_groups", 1)
-    if array.ndim < 3 or array.shape[0] % groups:
+    """View the weight of an affine ``node`` (of a matmul with a two-axis b); None for others."""
+    groups = conv_groups(node)
+    if is_spatial(node) != (array.ndim > 2) or array.ndim < 2 or array.shape[0] % groups:
         return None
     taps = array.reshape(groups, array.shape[0] // groups, array.shape[1], math.prod(array.shape[2:]))
-    return Weight(taps.swapaxes(1, 2) if node.op == "conv_transpose" else taps, zero)
+    return Weight(taps if out_axis(node) == 0 else taps.swapaxes(1, 2), negligible(array))
 
 
 def _any(taps: Array, zero: float, columns: Mask) -> Mask:

@@ -21,6 +21,7 @@ import numpy as np
 
 from prunec.errors import InternalError
 from prunec.ir.arrays import Mask
+from prunec.ir.contractions import bias_of, conv_groups, is_spatial
 from prunec.ir.graph import Graph, Node, reads_alike, summed_axis
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import Fold
@@ -90,7 +91,7 @@ def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, k
         lost = constant & ~keep[owners]
         if not lost.any():
             continue
-        groups = read.node.attrs.get("conv_groups", 1) if read.node.op != "matmul" else 1
+        groups = conv_groups(read.node)
         profile = read.profile.ravel()
         for group in np.arange(owners.size).reshape(groups, -1):
             for key in np.unique(profile[group[lost[group]]]).tolist():
@@ -251,8 +252,8 @@ def bias_target(graph: Graph, node: Node) -> tuple[Literal["bias", "running_mean
 
     A bias that other layers read, too (files in which equal tensors were merged), stays as it is.
     """
-    if len(node.inputs) > 2 and node.inputs[2]:
-        bias = graph.stored(node.inputs[2])
+    if bias_of(node):
+        bias = graph.stored(bias_of(node))
         alone = bias not in graph.outputs and all(reads_alike(node, user) for user in graph.consumers(bias))
         return "bias", bias if alone or is_integer(graph, node) else ""
     readers = graph.consumers(node.outputs[0])
@@ -264,7 +265,7 @@ def bias_target(graph: Graph, node: Node) -> tuple[Literal["bias", "running_mean
             and norm.inputs[0] == node.outputs[0]
             and not norm.attrs.get("training")
             and norm.attrs.get("axis", 1) == 1
-            and node.op != "matmul"
+            and is_spatial(node)
             and len(graph.consumers(mean)) == 1
         ):
             return "running_mean", mean

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids
+from prunec.ir.contractions import conv_groups, is_spatial, out_axis
 from prunec.ir.labels import Label, Member
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
@@ -33,12 +34,10 @@ def makers(facts: Facts) -> set[tuple[str, int]]:
     found = set()
     by_first = {int(member.ids[0]): member for member in facts.classes.members}
     for node in facts.graph.nodes:
-        if node.op == "conv" or (node.op == "conv_transpose" and node.attrs["conv_groups"] > 1):
-            found.add((node.inputs[1], 0))
-        elif node.op == "conv_transpose":
-            found.add((node.inputs[1], 1))
+        if is_spatial(node):
+            found.add((node.inputs[1], out_axis(node) if conv_groups(node) == 1 else 0))  # groups share axis 1
         elif node.op == "matmul" and node.inputs[1] not in facts.graph.params and _is_matrix(facts, node.inputs[1]):
-            found.add((node.inputs[1], 0 if node.attrs.get("transpose_b") else 1))
+            found.add((node.inputs[1], out_axis(node)))
         elif node.op == "matmul":
             found.update(_made(facts.classes.labels[node.outputs[0]], by_first))
     return found

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prunec.ir.arrays import Floats, Mask
+from prunec.ir.contractions import channel_axis
 from prunec.ir.graph import Graph, Shape
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.plan import AxisKeep, ConstantInput, Fold, GroupedKeep, InputSpec, PrunePlan
@@ -237,7 +238,7 @@ def new_biases(folded: Sequence[Fold], rest: Graph, shape_of: Callable[[str], Sh
     sizes: dict[str, int] = {}
     for node in rest.nodes if made else ():
         shape = shape_of(node.outputs[0]) if node.name in made else None
-        size = shape[-1 if node.op == "matmul" else 1] if shape else None
+        size = shape[channel_axis(node, len(shape))] if shape else None
         if isinstance(size, int):
             sizes[node.inputs[1]] = size
     return sum(sizes.values())

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Ids, Mask
+from prunec.ir.contractions import is_depthwise
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
-from prunec.ir.ops import CONTRACTIONS
+from prunec.ir.ops import CONTRACTIONS, MIXING
 from prunec.passes.sparsity.flow import carried_classes, look_up
 
 Grades = np.ndarray[Any, np.dtype[np.int8]]
@@ -111,15 +112,6 @@ def gated_classes(found: Sequence[Gamma], classes: ChannelClasses) -> Mask:
     return gated
 
 
-def is_depthwise(graph: Graph, node: Node) -> bool:
-    """Tell whether each channel of a convolution's output is one channel of its input, and no other's."""
-    if node.op not in ("conv", "conv_transpose"):
-        return False
-    shapes = [graph.shape(node.inputs[0]), graph.shape(node.outputs[0])]
-    groups = node.attrs["conv_groups"]
-    return bool(groups > 1 and all(shape is not None and shape[1] == groups for shape in shapes))
-
-
 def _demanded(graph: Graph, carried: Mapping[str, Ids]) -> dict[str, Mask]:
     """Return, for each value's classes, whether a contraction reads them with no BatchNorm in between."""
     demanded = {name: np.zeros(carried[name].shape, dtype=bool) for name in graph.values}
@@ -167,7 +159,7 @@ def _grade(graph: Graph, node: Node, want: Ids, carried: Mapping[str, Ids], grad
         return _all(CONSTANT, want)
     if node.op in CONTRACTIONS and not (is_depthwise(graph, node) and not any(node.attrs["pads"])):
         return _all(VARIES, want)
-    if node.op in ("along", "arg_reduce", "opaque", "layer_norm", "group_norm", "lrn"):
+    if node.op in MIXING:
         return _all(VARIES, want)
     merges = node.op in ("concat", "scatter_slice")  # operands that lack the class hold other positions
     parts = []

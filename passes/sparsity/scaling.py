@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunec.ir.arrays import Ids, Mask
+from prunec.ir.contractions import conv_groups, in_axis, read_axis, weights_of
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses
 from prunec.ir.ops import CONTRACTIONS
@@ -201,19 +202,14 @@ def contraction_site(graph: Graph, node: Node) -> tuple[str, int, str, int, int]
     None where no operand is a parameter, as it is or transposed: attention, products of two activations,
     weights that are computed.
     """
-    if node.op == "conv":
-        found = _parameter_axis(graph, node.inputs[1], 1)
-        return None if found is None else (node.inputs[0], 1, *found, node.attrs["conv_groups"])
-    if node.op == "conv_transpose":
-        found = _parameter_axis(graph, node.inputs[1], 0)
-        return None if found is None else (node.inputs[0], 1, *found, 1)
-    if node.op == "rnn":
-        shape = graph.shape(node.inputs[0])
-        found = _parameter_axis(graph, node.inputs[1], 2)
-        return None if found is None or shape is None else (node.inputs[0], len(shape) - 1, *found, 1)
     if node.op == "matmul":
         return _matmul_site(graph, node)
-    return None
+    shape = graph.shape(node.inputs[0])
+    if not weights_of(node) or shape is None:
+        return None
+    found = _parameter_axis(graph, node.inputs[1], in_axis(node))
+    groups = conv_groups(node) if in_axis(node) == 1 else 1
+    return None if found is None else (node.inputs[0], read_axis(node, len(shape)), *found, groups)
 
 
 def _matmul_site(graph: Graph, node: Node) -> tuple[str, int, str, int, int] | None:
@@ -221,8 +217,7 @@ def _matmul_site(graph: Graph, node: Node) -> tuple[str, int, str, int, int] | N
     shapes = graph.shape(a), graph.shape(b)
     if shapes[0] is None or shapes[1] is None:
         return None
-    a_axis = len(shapes[0]) - (2 if node.attrs.get("transpose_a") else 1)
-    b_axis = max(0, len(shapes[1]) - (1 if node.attrs.get("transpose_b") else 2))
+    a_axis, b_axis = read_axis(node, len(shapes[0])), read_axis(node, len(shapes[1]), 1)
     found = _parameter_axis(graph, b, b_axis)
     if found is not None and a not in graph.params:
         return (a, a_axis, *found, 1)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from prunec.ir.arrays import Array, Floats
+from prunec.ir.contractions import is_spatial
 from prunec.ir.graph import Node
 
 Places = np.ndarray[Any, np.dtype[np.int64]]
@@ -114,7 +115,7 @@ class View:
         self, node: Node, kernel: Sequence[int], axis: int, groups: int, *, pooled: bool = False, taps: int = 1
     ) -> None:
         self.node, self.axis, self.groups, self.taps = node, axis, groups, taps
-        self.is_conv, self.pooled = node.op in ("conv", "conv_transpose"), pooled
+        self.is_conv, self.pooled = is_spatial(node), pooled
         self.window = Window.of(node, kernel) if self.is_conv and not pooled else None
 
     def num_places(self, x: Array) -> int:

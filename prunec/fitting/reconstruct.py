@@ -19,11 +19,12 @@ from prunec.fitting.reactions import ROWS, weights_of_errors
 from prunec.fitting.refit import Fitting, Place, refits
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
+from prunec.ir.contractions import bias_of, channel_axis, kernel_of
 from prunec.ir.edits import Edits
 from prunec.ir.plan import Fold, PrunePlan, Refit
 from prunec.passes.fitting.combinations import Removals, macs_of, params_of, removals
 from prunec.passes.fitting.elimination import Matrix, damped
-from prunec.passes.fitting.operands import Operand, as_matrix, operands, output_axis, pooled, weight_shape, within
+from prunec.passes.fitting.operands import Operand, as_matrix, operands, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
 from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.needs import Needs
@@ -210,8 +211,7 @@ def can_go(facts: Facts, found: Sequence[Operand], by_node: Mapping[str, Gram]) 
 
 
 def _view(facts: Facts, operand: Operand) -> View:
-    shape = weight_shape(facts, operand.node)
-    kernel = shape[2:] if operand.node.op in ("conv", "conv_transpose") else ()
+    kernel = kernel_of(operand.node, weight_shape(facts, operand.node))
     return View(operand.node, kernel, operand.read.axis, operand.groups, pooled=operand.pooled, taps=operand.taps)
 
 
@@ -277,12 +277,12 @@ def places(facts: Facts, found: Sequence[Operand], edits: Edits, by_node: Mappin
 def _place(facts: Facts, operand: Operand, edits: Edits, prior: Gram | None) -> Place:
     node = operand.node
     rank = len(facts.graph.shape(node.outputs[0]) or ())
-    outputs = edits.keeps.get(node.outputs[0], {}).get(output_axis(node, rank))
+    outputs = edits.keeps.get(node.outputs[0], {}).get(channel_axis(node, rank))
     kind, target = bias_target(facts.graph, node) if operand.biased else ("none", "")
     vector = _content(facts, edits, target) if target else edits.new_biases.get(node.name)
     if operand.biased and vector is None:
         operand, kind = replace(operand, biased=False), "none"
-    own = node.inputs[2] if len(node.inputs) > 2 and node.op != "rnn" else ""
+    own = bias_of(node)
     beside = _content(facts, edits, own) if own and own != target and kind == "bias" else None
     was = facts.graph.params[target].array if target else None
     return Place(

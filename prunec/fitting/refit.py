@@ -23,6 +23,7 @@ from prunec.fitting.makers import only_reader, towards_reader
 from prunec.fitting.solving import EXACT, Equations, products, ridged
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
+from prunec.ir.contractions import kernel_of
 from prunec.ir.graph import Graph, Node
 from prunec.ir.plan import Refit
 from prunec.passes.fitting.operands import Operand, as_matrix, from_matrix, pooled, unpooled
@@ -164,7 +165,7 @@ class Layer:
         bends = way is not None and way.passes != (-math.inf, math.inf) and before.has(way.end)
         self.way = way if bends else None
         operand = place.operand
-        kernel = place.weight.shape[2:] if place.node.op in ("conv", "conv_transpose") else ()
+        kernel = kernel_of(place.node, place.weight.shape)
         self.matrix = as_matrix(place.node, place.weight)
         self.view = View(
             place.node, kernel, operand.read.axis, self.matrix.shape[0], pooled=operand.pooled, taps=operand.taps

@@ -22,6 +22,7 @@ import numpy as np
 
 from prunec.errors import InternalError
 from prunec.ir.arrays import Ids
+from prunec.ir.contractions import in_axis
 from prunec.ir.graph import Node, Shape
 
 
@@ -98,7 +99,7 @@ class Balance:
     @property
     def slots(self) -> Ids:
         """The side, int64[g, C/g], whose channels lie on axis 1 of the weight: all groups share its slots."""
-        return self.in_ids if self.node.op == "conv" else self.out_ids
+        return self.in_ids if in_axis(self.node) == 1 else self.out_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)

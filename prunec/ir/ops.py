@@ -81,6 +81,9 @@ NORMALISATIONS: Final = ("batch_norm", "instance_norm", "group_norm", "layer_nor
 
 CHANNELWISE: Final = ("max_pool", "max_unpool", "avg_pool", "resize", "sample", "linear")
 
+MIXING: Final = ("group_norm", "layer_norm", "lrn", "along", "arg_reduce", "opaque")
+"""Ops that may make what is in one channel from what is in others; contractions, whose channels end, aside."""
+
 OPS: Final = (
     *CONTRACTIONS, *NORMALISATIONS, *ELEMENTWISE, *MOVEMENTS, *CHANNELWISE,
     "quantize", "dequantize", "dynamic_quantize", "reduce", "along", "arg_reduce", "shape_of", "opaque",

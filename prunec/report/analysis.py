@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from prunec.ir.arrays import Ints
+from prunec.ir.contractions import is_affine
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, distinct
 from prunec.ir.plan import PrunePlan
@@ -169,7 +170,7 @@ def _readers(facts: Facts) -> Mapping[str, Node]:
         for name in node.inputs:
             if name in facts.graph.params:
                 reader = node
-                while reader.op not in ("conv", "conv_transpose", "matmul", "batch_norm"):
+                while not is_affine(reader) and reader.op != "batch_norm":
                     following = facts.graph.consumers(reader.outputs[0]) if reader.outputs else ()
                     if len(following) != 1 or not all(n in facts.graph.params for n in reader.inputs if n):
                         break

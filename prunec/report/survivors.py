@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from prunec.ir.arrays import Ints, Mask
+from prunec.ir.contractions import channel_axis, conv_groups, is_affine, is_spatial
 from prunec.ir.graph import Node
 from prunec.ir.labels import Label, Pin, distinct
 from prunec.ir.ops import BINARY, CONTRACTIONS, UNARY
@@ -48,13 +49,13 @@ def _output_classes(facts: Facts, node: Node) -> Ints:
     label = facts.classes.labels.get(node.outputs[0], Label(None))
     if label.shape is None:
         return np.zeros(0, dtype=np.int64)
-    axis = label.rank - 1 if node.op == "matmul" else 1
-    if node.op not in ("conv", "conv_transpose", "matmul") or not 0 <= axis < label.rank:
+    axis = channel_axis(node, label.rank)
+    if not is_affine(node) or not 0 <= axis < label.rank:
         return np.zeros(0, dtype=np.int64)
     fields = [field for field in label.on(axis) if facts.classes.is_channel[facts.classes.class_of[field]].any()]
     if not fields:
         size = label.shape[axis]
-        single = node.op != "matmul" and size == 1
+        single = is_spatial(node) and size == 1
         return np.zeros(1 if single else 0, dtype=np.int64)
     field = np.moveaxis(fields[0], axis, 0)
     return facts.classes.class_of[field.reshape(field.shape[0], -1)[:, 0]]
@@ -108,7 +109,7 @@ def _holders(facts: Facts, selection: Selection) -> Iterator[tuple[Node | None, 
     for name, mask in selection.clashed.items():
         yield nodes[name], nodes[name].origin, SHARED, mask
     for name, mask in selection.given_back.items():
-        grouped = nodes[name].attrs.get("conv_groups", 1) > 1
+        grouped = conv_groups(nodes[name]) > 1
         yield nodes[name], nodes[name].origin, BALANCED if grouped else LAST, mask
     for node, reason, mask in (
         *_summed(facts),
@@ -223,7 +224,7 @@ def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
     weights = facts.graph.fixed_values()
     for node in facts.graph.nodes:
         # What a contraction sums over ends there: its output has channels of its own, though they may be coupled.
-        if weights.issuperset(node.outputs) or (node.op in CONTRACTIONS and node.attrs.get("conv_groups", 1) == 1):
+        if weights.issuperset(node.outputs) or (node.op in CONTRACTIONS and conv_groups(node) == 1):
             continue
         known = _all_settled(facts, node.inputs, known=True)
         if known.any():

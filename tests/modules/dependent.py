@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunec.ir.arrays import Mask
+from prunec.ir.contractions import in_axis
 from prunec.passes.groups import group_classes
 from prunec.passes.selection.select import Facts
 
@@ -24,7 +25,7 @@ def copy_channels(net: nn.Module, facts: Facts) -> Mask:
     balanced = np.unique(
         np.concatenate([np.zeros(1, np.int64), *(_ids(b, classes.class_of) for b in classes.balances)])
     )
-    read = {(r.node.inputs[1], _input_axis(r.node)) for r in facts.reads if r.node.op != "attention"}
+    read = {(r.node.inputs[1], in_axis(r.node)) for r in facts.reads if r.node.op != "attention"}
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     for group in group_classes(classes):
         first, last = group[0], group[-1]
@@ -45,11 +46,3 @@ def copy_channels(net: nn.Module, facts: Facts) -> Mask:
 
 def _ids(balance: Any, class_of: Any) -> Any:
     return np.concatenate([class_of[balance.in_ids].ravel(), class_of[balance.out_ids].ravel()])
-
-
-def _input_axis(node: Any) -> int:
-    if node.op == "conv_transpose":
-        return 0
-    if node.op == "matmul":
-        return 1 if node.attrs.get("transpose_b") else 0
-    return 1

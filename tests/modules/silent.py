@@ -16,6 +16,8 @@ from prunec.api import Pruned, prune_module
 CHANNELS = 12
 SILENT = (0, 1, 2, 3, 5, 6, 9)
 """Channels with gamma 0: a row and a column of a 3x4 view, two columns of a 2x6 view, and some more."""
+ZERO = (0, 1, 2, 3, 5, 9)
+"""Those of them that are zero behind the ReLU; the other one is constant and not zero."""
 
 
 class Spelled(nn.Module):
@@ -31,7 +33,8 @@ class Spelled(nn.Module):
         self.tail = nn.Linear(found.shape[-1], 5) if self.linear else nn.Conv2d(found.shape[1], 5, 1)
         silence(self, 0.0)
         self.stem[1].weight.data[list(SILENT)] = 0.0
-        self.stem[1].bias.data[:4] = -0.1  # zero after ReLU; the other silent channels are constant and not zero
+        self.stem[1].bias.data[list(SILENT)] = 0.3
+        self.stem[1].bias.data[list(ZERO)] = -0.1
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.piece(self.stem(x)))  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ from prunec.backends.fx.rewrite import LIKE, REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
 from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.traced import Ref, Traced
+from prunec.ir.contractions import is_spatial
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
@@ -250,7 +251,7 @@ class _Surgery:
             if len(following) != 1 or following[0].op not in ("reshape", "identity"):
                 return False
             before, after = self.traced.graph.shape(at) or (), self.traced.graph.shape(following[0].outputs[0]) or ()
-            if following[0].op == "reshape" and (node.op != "matmul" or before[-1:] != after[-1:]):
+            if following[0].op == "reshape" and (is_spatial(node) or before[-1:] != after[-1:]):
                 return False
             at = following[0].outputs[0]
         return isinstance(ref, Ref)
@@ -259,7 +260,7 @@ class _Surgery:
         """Add the bias to the result of a functional contraction, with a node of its own."""
         rank = len(self._result_shape(n))
         name = f"{n.name}_folded_bias"
-        shaped = bias if node.op == "matmul" else bias.reshape(1, -1, *[1] * (rank - 2))
+        shaped = bias.reshape(1, -1, *[1] * (rank - 2)) if is_spatial(node) else bias
         dtype = self.traced.graph.values[node.outputs[0]].dtype
         self.module.register_parameter(
             name, parameter_like(weight_of(self.module, self.traced.graph, node), shaped, dtype)

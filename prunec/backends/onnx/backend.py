@@ -24,6 +24,7 @@ from prunec.frontends.onnx.loading.nodes import SourceNode, domain_of, read_node
 from prunec.frontends.onnx.sizes.infer import infer
 from prunec.frontends.onnx.sizes.view import FileFacts, View
 from prunec.ir.arrays import Array
+from prunec.ir.contractions import is_spatial
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape
 
@@ -235,7 +236,7 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
     elif node.outputs[0] != view.outputs[0]:
         raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
-    if node.op == "conv":  # behind a convolution that takes no bias, channels are axis 1 of what comes out
+    if is_spatial(node):  # behind a convolution that takes no bias, channels are axis 1 of what comes out
         bias = bias.reshape(-1, *(1 for _ in node.attrs["strides"]))
     surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")
 

@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
-from prunec.ir.ops import OPS
+from prunec.ir.ops import CONTRACTIONS, OPS
 from prunec.passes.rules.channels.table import CHANNEL_RULES
 from prunec.passes.rules.constants.table import CONSTANT_RULES
-from prunec.passes.rules.cost import COST_RULES
+from prunec.passes.rules.cost import COST_RULES, PARTS
 from prunec.passes.rules.liveness import LIVENESS_RULES
 
 
 @pytest.mark.parametrize("table", [CHANNEL_RULES, CONSTANT_RULES, LIVENESS_RULES, COST_RULES])
 def test_every_rule_table_has_exactly_the_ops_of_the_vocabulary(table: Mapping[str, Any]) -> None:
     assert set(table) == set(OPS)
+
+
+def test_what_the_cost_of_a_contraction_scales_with_is_told_of_each() -> None:
+    assert set(PARTS) == set(CONTRACTIONS)
 
 
 def test_every_rule_says_first_which_of_four_things_it_does() -> None:

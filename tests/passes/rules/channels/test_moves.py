@@ -167,7 +167,11 @@ def test_reflecting_the_channel_axis_is_refused() -> None:
     assert ("pad1", "is padded in a way that prunec cannot rewrite") in reasons(channels(ended(t, a, 6)))
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("CRD", [0, 0, 0, 0, 1, 1, 1, 1]), ("DCR", [0, 1] * 4)])
+BY_PIXEL = pytest.mark.parametrize(("mode", "expected"), [("CRD", [0, 0, 0, 0, 1, 1, 1, 1]), ("DCR", [0, 1] * 4)])
+"""Mode -> the channel of the large map that each of the eight channels of pixels belongs to."""
+
+
+@BY_PIXEL
 def test_the_channels_of_one_pixel_block_are_tied(mode: str, expected: list[int]) -> None:
     t = Tiny()
     a = conv(t, t.input(*IMAGE), 3, 8)
@@ -179,7 +183,7 @@ def test_the_channels_of_one_pixel_block_are_tied(mode: str, expected: list[int]
     assert classes_on(classes, param_of(graph, 1), 1) == order
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("CRD", [0, 0, 0, 0, 1, 1, 1, 1]), ("DCR", [0, 1] * 4)])
+@BY_PIXEL
 def test_space_to_depth_repeats_a_channel(mode: str, expected: list[int]) -> None:
     t = Tiny()
     a = conv(t, t.input(*IMAGE), 3, 2)
