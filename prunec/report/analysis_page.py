@@ -38,7 +38,7 @@ def analysis_page(analysis: Analysis) -> str:
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
         "".join(f'<p class="soft">{text(note)}</p>' for note in analysis.notes),
-        section("Blocked: constant or dead, and yet they stay", blocked_table(analysis.blocked)),
+        section("Blocked: constant or dead, but they have to stay", blocked_table(analysis.blocked)),
         section("Pinned: cannot be removed", pins_table(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
         section("Graph", _graph(analysis.layers, colours)),

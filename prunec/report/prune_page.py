@@ -43,7 +43,7 @@ def prune_page(report: PruneReport, output: str) -> str:
         section("Check", _check(report)),
         section("Channels kept per layer", kept(document)),
         section("Size", sizes(document)),
-        section("Blocked: constant or dead, and yet they stay", blocked_table(report.blocked)),
+        section("Blocked: constant or dead, but they have to stay", blocked_table(report.blocked)),
         details("Pinned: could not be removed", pins_table(report.pins)),
         details("Layers", layer_table(document)),
     ]
