@@ -66,7 +66,7 @@ def run() -> None:
 
 def _open_streams() -> None:
     """Keep terminals from failing a command: closed streams drop output, characters they cannot show are escaped."""
-    codecs.register_error("prunec.plain", _spelled)
+    codecs.register_error("prunec.plain", _escaped)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
@@ -75,7 +75,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors="prunec.plain")
 
 
-def _spelled(error: UnicodeError) -> tuple[str, int]:
+def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     there = error.object[error.start : error.end]

@@ -141,7 +141,7 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
         tell(f"note: {note}")
 
 
-def _behind(folder: str) -> str:
+def _folder_note(folder: str) -> str:
     return f" (names behind {folder})" if folder else ""
 
 
@@ -149,7 +149,7 @@ def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> No
     if not layers:
         return
     folder = common_folder(layer.node for layer in layers)
-    heading(out, f"Layers{_behind(folder)}")
+    heading(out, f"Layers{_folder_note(folder)}")
     shown = table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
     picked = layers if full else sorted(layers, key=lambda layer: -layer.params)[:_ROWS]
     wanted = {layer.node for layer in picked}
@@ -167,7 +167,7 @@ def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
     if not groups:
         return
     folder = common_folder(member.node for group in groups for member in group.members)
-    heading(out, f"Coupled groups{_behind(folder)}")
+    heading(out, f"Coupled groups{_folder_note(folder)}")
     shown = table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
     picked = groups if full else sorted(groups, key=lambda group: -group.channels * group.params_per_channel)[:_ROWS]
     for group in picked:

@@ -172,7 +172,7 @@ def prune_module(
     traced = read_module(module, example_inputs, rules=rules)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
-    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_edits, traced))
+    make = partial(_planned, traced.graph, specs, chosen, shown, _backend_for(apply_edits, traced))
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
@@ -277,7 +277,7 @@ def prune_onnx(
     traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
-    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    make = partial(_planned, traced.graph, specs, chosen, shown, _backend_for(apply_onnx, traced))
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
@@ -317,7 +317,7 @@ def _planned(
     return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target, fit=fit)
 
 
-def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
+def _backend_for(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
     """Return a function that carries edits out on a traced model, given its rewritten graph."""
     return lambda graph, edits: apply(replace(traced, graph=graph), edits)
 

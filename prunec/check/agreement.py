@@ -72,7 +72,7 @@ def agreement(
                 for which, outputs in enumerate((before, after)):
                     right[which] += int((outputs[scores].reshape(rows, -1).argmax(axis=1) == wanted).sum())
         count += rows
-    told = tuple(_told(labels_of(names, index), entry) for index, entry in enumerate(seen))
+    told = tuple(_measures(labels_of(names, index), entry) for index, entry in enumerate(seen))
     accuracy = [hits / count if labels is not None and count else None for hits in right]
     return Agreement(count, told, accuracy[0], accuracy[1])
 
@@ -93,7 +93,7 @@ def _is_scores(a: Array) -> bool:
     return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
 
 
-def _middle(a: Array) -> float:
+def _threshold(a: Array) -> float:
     """Return the threshold of the foreground in a mask of one channel: 0.5 if all is between 0 and 1, else 0."""
     return 0.5 if a.dtype.kind == "f" and a.size and float(a.min()) >= 0 and float(a.max()) <= 1 else 0.0
 
@@ -135,7 +135,7 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         flat = (a.reshape(len(a), -1), b.reshape(len(b), -1))
         entry.equal += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
         entry.votes += len(a)
-    masks = (_mask_of(a, _middle(a)), _mask_of(b, _middle(a))) if a.shape == b.shape else (None, None)
+    masks = (_mask_of(a, _threshold(a)), _mask_of(b, _threshold(a))) if a.shape == b.shape else (None, None)
     if masks[0] is not None and masks[1] is not None:
         front = (masks[0] > 0, masks[1] > 0)
         entry.foreground += float(front[0].sum())
@@ -144,7 +144,7 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         entry.either += float((front[0] | front[1]).sum())
 
 
-def _told(name: str, entry: _Seen) -> OutputAgreement:
+def _measures(name: str, entry: _Seen) -> OutputAgreement:
     """Return the measures; the error is of the root mean square, over the root mean square of the original's output."""
     error = math.sqrt(entry.squares / entry.total) if entry.total else 0.0
     return OutputAgreement(

@@ -332,10 +332,10 @@ def _families(
     return [(family + suffix, functools.partial(feed, kinds, family, seed)) for family in families]
 
 
-def _itself(values: Feed) -> Feed:
+def _unchanged(values: Feed) -> Feed:
     return values
 
 
 def _given(inputs: Iterable[Feed]) -> Feeds:
     """Yield the user's inputs, all of one family."""
-    return ((DATA, functools.partial(_itself, values)) for values in inputs)
+    return ((DATA, functools.partial(_unchanged, values)) for values in inputs)

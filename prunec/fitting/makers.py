@@ -191,7 +191,7 @@ def _padded(values: Array) -> Array:
     return np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
 
 
-def _made(pair: Pair, weight: Floats) -> Array:
+def _maker_outputs(pair: Pair, weight: Floats) -> Array:
     """Return float32[channels, places, samples]."""
     seen = pair.seen.reshape(len(pair.seen), -1)
     return (weight.astype(seen.dtype) @ seen).reshape(len(weight), *pair.seen.shape[1:])
@@ -199,7 +199,7 @@ def _made(pair: Pair, weight: Floats) -> Array:
 
 def _reader(pair: Pair, weight: Floats, start: Floats) -> Floats:
     """Return the best reader for a maker, with a ridge towards the reader as it is."""
-    through = pair.spread(pair.passed(_made(pair, weight))[0])
+    through = pair.spread(pair.passed(_maker_outputs(pair, weight))[0])
     wanted = pair.wanted.reshape(len(pair.wanted), -1)
     width = len(through)
     gram = np.zeros((width + 1, width + 1))
@@ -213,16 +213,16 @@ def _reader(pair: Pair, weight: Floats, start: Floats) -> Floats:
     return found
 
 
-def _left(pair: Pair, weight: Floats, reader: Floats) -> tuple[Array, Array]:
+def _errors(pair: Pair, weight: Floats, reader: Floats) -> tuple[Array, Array]:
     """Return the reader's remaining error, and where the op between them has a slope."""
-    through, open_ = pair.passed(_made(pair, weight))
+    through, open_ = pair.passed(_maker_outputs(pair, weight))
     known = reader.astype(through.dtype)
     wanted = pair.wanted.reshape(len(pair.wanted), -1)
     return wanted - known[:-1].T @ pair.spread(through) - known[-1][:, None], open_
 
 
 def _error(pair: Pair, weight: Floats, reader: Floats) -> float:
-    return float(np.square(_left(pair, weight, reader)[0], dtype=np.float64).mean())
+    return float(np.square(_errors(pair, weight, reader)[0], dtype=np.float64).mean())
 
 
 def _metric(seen: Array) -> Any:
@@ -239,7 +239,7 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
     from scipy.linalg import cho_solve
 
     gram, factor = metric
-    left, open_ = _left(pair, weight, reader)
+    left, open_ = _errors(pair, weight, reader)
     channels, known = len(weight), reader[:-1].astype(left.dtype)
     taps = len(pair.places)
     curvature = np.square(reader[:-1]).sum(axis=1).reshape(channels, taps).sum(axis=1)
@@ -251,7 +251,7 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
         return found
 
     def applied(change: Floats) -> Floats:
-        moved = pair.spread(_made(pair, change) * open_)
+        moved = pair.spread(_maker_outputs(pair, change) * open_)
         total: Floats = back(known.T @ moved) + damping * (change @ gram)
         return total
 

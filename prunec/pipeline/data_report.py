@@ -19,9 +19,7 @@ from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.selection.select import Facts
 from prunec.report.findings import Agreement, PruneReport
 
-_TOO_FEW = (
-    "there are too few samples to hold any out, so it is not known how the result does on other inputs"
-)
+_TOO_FEW = "there are too few samples to hold any out, so it is not known how the result does on other inputs"
 
 
 def labelled(calibration: Calibration, run: Run) -> Callable[[Samples, int], tuple[int, ...]] | None:

@@ -52,17 +52,17 @@ def prune_program(
     with _quiet():
         module, given = program_module(program)
         found = api.prune_module(module, given, name=name or "exported program", **options)
-        return _again(program, found.module, given), found.plan, found.report
+        return _export_again(program, found.module, given), found.plan, found.report
 
 
 def apply_to_program(program: ExportedProgram, plan: PrunePlan, rules: OpRules = NO_RULES) -> ExportedProgram:
     """Return the pruned form of a program."""
     with _quiet():
         module, given = program_module(program)
-        return _again(program, apply_plan(module, plan, rules=rules), given)
+        return _export_again(program, apply_plan(module, plan, rules=rules), given)
 
 
-def _again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
+def _export_again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
     """Export a pruned module with the same open sizes as before."""
     try:
         return torch.export.export(module, given, dynamic_shapes=_open_sizes(program, given))

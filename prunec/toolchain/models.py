@@ -124,15 +124,15 @@ def prune_model(
 
         return PrunedModel(*prune_program(model, name=name, **checks, **how))  # type: ignore[arg-type]  # just looked at
     if of_torch(model):
-        given = _wanted(example_inputs)
+        given = _required(example_inputs)
         found = api.prune_module(model, given, name=name, **checks, **how)  # type: ignore[arg-type]  # likewise
         return PrunedModel(found.module, found.plan, found.report)
     kind = _kind(model)
-    with _laid_down(model, kind, name) as path:
+    with _as_file(model, kind, name) as path:
         out, plan = path.with_name("pruned.onnx"), path.with_name("plan.json")
         report = api.prune_onnx(path, out, input_shapes=input_shapes, plan_file=plan, **checks, **how)
         made = PrunePlan.from_json(plan.read_text(encoding="utf-8"))
-        return PrunedModel(kind.read(out, model), made, replace(report, model=_called(model, kind, name)))
+        return PrunedModel(kind.read(out, model), made, replace(report, model=_name_of(model, kind, name)))
 
 
 def analyze_model(
@@ -160,11 +160,11 @@ def analyze_model(
         module, arguments = program_module(model)  # type: ignore[arg-type]  # just looked at
         return api.analyze_module(module, arguments, name=name or "exported program", keep=keep, rules=rules)
     if of_torch(model):
-        given = _wanted(example_inputs)
+        given = _required(example_inputs)
         return api.analyze_module(model, given, name=name, keep=keep, rules=rules)  # type: ignore[arg-type]  # likewise
     kind = _kind(model)
-    with _laid_down(model, kind, name) as path:
-        return replace(api.analyze_onnx(path, input_shapes, keep=keep, rules=rules), model=_called(model, kind, name))
+    with _as_file(model, kind, name) as path:
+        return replace(api.analyze_onnx(path, input_shapes, keep=keep, rules=rules), model=_name_of(model, kind, name))
 
 
 @overload
@@ -231,7 +231,7 @@ def apply_plan(
         made = apply.pruned_copy if copies else apply.apply_plan
         return made(model, plan, example_inputs, rules=rules)
     kind = _kind(model)
-    with _laid_down(model, kind, "") as path:
+    with _as_file(model, kind, "") as path:
         out = path.with_name("pruned.onnx")
         apply_plan_onnx(path, plan, out, rules=rules)
         return kind.read(out, model)
@@ -279,8 +279,8 @@ def _graph(
 
         return read_module(*program_module(model), rules=rules).graph
     if of_torch(model):
-        return read_module(model, _wanted(example_inputs), rules=rules).graph
-    with _laid_down(model, _kind(model), "") as path:
+        return read_module(model, _required(example_inputs), rules=rules).graph
+    with _as_file(model, _kind(model), "") as path:
         return read_onnx(path, input_shapes, rules).graph
 
 
@@ -299,14 +299,14 @@ def _kind(model: object) -> Kind:
     )
 
 
-def _wanted(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
+def _required(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
     if example_inputs is None:
         raise BadInput("a module needs inputs to be traced with", do="give example_inputs=(tensor, …)")
     return example_inputs
 
 
 @contextlib.contextmanager
-def _laid_down(model: object, kind: Kind, name: str) -> Iterator[Path]:
+def _as_file(model: object, kind: Kind, name: str) -> Iterator[Path]:
     """Write a model to a folder of its own; messages use its name, not that file's."""
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
@@ -314,13 +314,13 @@ def _laid_down(model: object, kind: Kind, name: str) -> Iterator[Path]:
             kind.write(model, path)
             yield path
         except PrunecError as error:
-            called = _called(model, kind, name) or "the model"
+            called = _name_of(model, kind, name) or "the model"
             error.what, error.why, error.do = (
                 text.replace(str(path), called) for text in (error.what, error.why, error.do)
             )
             raise
 
 
-def _called(model: Any, kind: Kind, name: str) -> str:
+def _name_of(model: Any, kind: Kind, name: str) -> str:
     graph = model.graph if kind.name in ("ModelProto", "Model") else model
     return name or graph.name or "the model"
