@@ -40,7 +40,7 @@ debug_option = click.option(
 
 
 class CriterionType(click.ParamType[Any]):
-    """The name of a criterion; the table of them is only loaded where one is asked for."""
+    """The name of a criterion; the table of criteria is only loaded if one is asked for."""
 
     name = "criterion"
 
@@ -101,7 +101,7 @@ provider_option = click.option(
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to run; auto takes CUDA where it works.",
+    help="Where to run; auto takes CUDA if it works.",
 )
 
 weights_option = click.option(

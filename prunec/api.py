@@ -122,15 +122,15 @@ def prune_module(
             and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
-        saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
+        saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data if it is not given.
         calibration: data; channels that are constant on them are removed too. With a target the data choose the
             channels (criterion "reconstruct", the default then), and the rest is fitted to make up for them.
         inputs: a folder of inputs to compare on, instead of random ones.
         check_time: seconds that the comparison may take; the report says what was left out.
         progress: called with a sentence about what is being done, in steps that take time.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
-        border: "exact" keeps a channel where a zero-padded border would show that its constant is gone; "bias" folds
-            all of it into the bias, which is wrong in the border.
+        border: with zero padding, "exact" keeps one constant channel so that borders stay right; "bias" folds all
+            constants into the bias, which is wrong in the border.
         residual: "expand" takes channels that are constant in one branch of a sum out of that branch (docs/pruning.md).
         gates: "fold" takes channels that are constant in front of a squeeze-excite gate out of the product.
         keep: shell patterns of parameters and nodes to leave alone.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 CHECK_TIME = 60.0
-"""Seconds for a check and the timing together, where nothing else is asked for."""
+"""Default seconds for a check and the timing together."""
 
 SILENCE_S = 2.0
 """A check that takes longer than this reports what it does: at every change, and at intervals in between."""

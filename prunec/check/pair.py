@@ -47,7 +47,7 @@ class Latency:
 
 
 def opened(model: Model, name: str, provider: Provider, *, optimise: bool = True) -> Runner:
-    """Open one model; messages call it by its path, or ``name`` where it has none."""
+    """Open one model; messages call it by its path, or ``name`` if it has none."""
     return sessions.open_runner(model, name if isinstance(model, bytes) else str(model), provider, optimise=optimise)
 
 

@@ -65,7 +65,7 @@ def validate_onnx(
     Args:
         a: the original: its outputs are the reference.
         b: the model to check; inputs and outputs must have the same names.
-        provider: where to run; "auto" takes CUDA where it works.
+        provider: where to run; "auto" takes CUDA if it works.
         tolerance: largest relative error that passes; see report.Validation for what that is.
         runs: timed runs of each model at most; 0 measures no latency.
         input_shapes: by input name; "" stands for the only one.
@@ -225,7 +225,7 @@ def validate_module_against_onnx(
         module: the original; it is run in eval mode and left as it was.
         path: the ONNX model.
         example_inputs: positional arguments that the module takes; their shapes and dtypes are used.
-        input_names: the ONNX input of each tensor among them; by position where left out.
+        input_names: the ONNX input of each tensor among them; by position if left out.
         tolerance: largest relative error that passes.
         seed: of the random inputs.
         check_time, progress: see validate_onnx.

@@ -31,7 +31,7 @@ class OpenedOnnx:
 
     Args:
         traced: the file.
-        feeds: what is run through it.
+        feeds: the data.
         memory: bytes of activations that are kept in memory.
     """
 

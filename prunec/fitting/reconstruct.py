@@ -30,7 +30,7 @@ from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
 
 ORDER_RIDGE = 1e-4
-"""Of the mean of H's diagonal, added to it where the order is made."""
+"""The ridge of the order, relative to the mean of H's diagonal."""
 
 _SLACK = 0.05
 """How far the order continues below the budget, as a fraction of the whole, since legality gives channels back."""
@@ -60,7 +60,7 @@ class Reconstruction:
 
     Args:
         opened: the network.
-        data: what is fitted on.
+        data: the samples to fit on.
         memory: bytes.
         least: the order goes on until this fraction of the whole is left, or a smaller one that is asked for, so that
             several budgets can share it.

@@ -97,7 +97,7 @@ _HELD = 192 << 20
 def combined_start(place: Place) -> Floats:
     """Return float64[groups, columns, rows], the centre of the ridge: the combinations found in the original.
 
-    W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    W_kept + W_gone · A, with A from its own Gram: exact if channels depend on each other exactly.
     """
     matrix = as_matrix(place.node, place.weight)
     groups, rows, width = matrix.shape
@@ -145,7 +145,7 @@ class Layer:
     """One fit: the same places of both networks, and the sums over them.
 
     Args:
-        place: what is fitted.
+        place: the contraction to fit.
         others: the other operands of the sums that its output enters, as far as their error is known (streams.py).
         before, now: the original and the pruned network.
         way: the path of its output to a ReLU, if everything else that reaches that ReLU has been fitted, so that

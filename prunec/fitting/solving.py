@@ -20,7 +20,7 @@ class Equations:
     """The normal equations of a fit, per convolution group.
 
     Args:
-        gram: of what is seen; empty.
+        gram: of the inputs; empty at first.
         rows: how many outputs are fitted, in each group.
     """
 

@@ -103,4 +103,4 @@ class Store:
 
 
 _SMALL = 1 << 16
-"""Arrays up to so many bytes are never worth a file."""
+"""Arrays up to this many bytes stay in memory."""

@@ -153,7 +153,7 @@ class ModuleStages:
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
-    """Return a parameter or buffer by its name; None where there is none."""
+    """Return a parameter or buffer by its name; None if there is none."""
     owner, _, leaf = name.rpartition(".")
     try:
         found = getattr(module.get_submodule(owner), leaf, None)
@@ -204,7 +204,7 @@ class OpenedModule:
 
     Args:
         traced: the module.
-        feeds: what is run through it.
+        feeds: the data.
     """
 
     traced: Traced

@@ -99,7 +99,7 @@ class OnnxStages:
             self._tensors[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
 
     def tensor(self, name: str) -> Array | None:
-        """Return a stored tensor's content; None where there is none of that name."""
+        """Return a stored tensor's content; None if there is none of that name."""
         found = self._tensors.get(name)
         return None if found is None else numpy_helper.to_array(found)
 

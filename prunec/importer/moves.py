@@ -79,7 +79,7 @@ def slice_(view: View, b: Builder) -> fx.Node:
     """Slice with known places; a negative step gathers."""
     cuts, x = view.cuts(), b.input(view, 0)
     if cuts is None:
-        raise Unconvertible("what it slices is computed while the network runs")
+        raise Unconvertible("the range that it slices is computed while the network runs")
     index: list[slice] = [slice(None)] * (view.rank() or 0)
     for cut in cuts:
         start, end, step = numbers([cut.start, cut.end, cut.step], "its places")
@@ -175,7 +175,7 @@ def pad(view: View, b: Builder) -> fx.Node:
 
 
 def expand(view: View, b: Builder) -> fx.Node:
-    """Expand; the batch stays what it is."""
+    """Expand; the batch does not change."""
     before, after = view.shape(0), view.out_shape()
     if before is None or after is None:
         raise Unconvertible("its shape is computed while the network runs")

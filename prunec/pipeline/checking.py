@@ -85,7 +85,7 @@ def checked_module(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Renamed:
-    """Samples under other input names; read anew each time it is iterated."""
+    """Samples under other input names; read again each time it is iterated."""
 
     samples: Samples
     names: Mapping[str, str]
@@ -114,7 +114,7 @@ def _not_exact(result: Validation, tolerance: float) -> ValidationFailed:
         )
     return ValidationFailed(
         differ,
-        why=f"by {result.double_rel_error:.2e} in double precision, where rounding is gone",
+        why=f"by {result.double_rel_error:.2e} in double precision, which hardly rounds",
         do="please report this with the model; --no-validate writes the result anyway",
     )
 

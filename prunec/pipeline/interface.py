@@ -30,7 +30,7 @@ class Interface:
     batched_outputs: tuple[str, ...]
     open_axes: OpenAxes | None = None
     fixed: str = ""
-    """Why the batch is not open although it may be; "" where there is nothing to say."""
+    """Why the batch is not open although it was allowed to be; else ""."""
 
 
 def interface_of(

@@ -1,6 +1,6 @@
 """The drawing of a network: its layers as boxes, top to bottom along the data flow.
 
-Owns where boxes and edges lie. Which colour a layer has is the page's business; the graph with all ops and channel
+Owns the places of boxes and edges. The page chooses the colours of layers; the graph with all ops and channel
 classes, as data, is passes/groups.py's.
 """
 

@@ -259,7 +259,7 @@ class Validation:
 
     @property
     def latency_ratio(self) -> float | None:
-        """How many times faster the second model is; None where latency was not measured."""
+        """How many times faster the second model is; None if latency was not measured."""
         if self.latency_a_ms is None or not self.latency_b_ms:
             return None
         return self.latency_a_ms / self.latency_b_ms

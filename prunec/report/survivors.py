@@ -44,7 +44,7 @@ def layer_channels(facts: Facts) -> Iterator[tuple[Node, Ints]]:
 
 
 def _output_classes(facts: Facts, node: Node) -> Ints:
-    """Return the class of each output channel of a contraction, int64[C_out]; empty where it has none."""
+    """Return the class of each output channel of a contraction, int64[C_out]; empty if it has none."""
     label = facts.classes.labels.get(node.outputs[0], Label(None))
     if label.shape is None:
         return np.zeros(0, dtype=np.int64)
@@ -147,7 +147,7 @@ def _settled_layers(facts: Facts, selection: Selection) -> tuple[tuple[Node, Int
 
 
 def _stretch(facts: Facts, node: Node) -> Iterator[str]:
-    """Yield a layer's output, and what normalisation and activation alone make of it."""
+    """Yield a layer's output, and the values that only normalisation and activation separate from it."""
     value = node.outputs[0]
     yield value
     while True:

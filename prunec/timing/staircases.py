@@ -117,7 +117,7 @@ def measured(graph: Graph, progress: Callable[[str], None] = lambda _: None) -> 
 
 
 def _measured(layer: Layer) -> LayerStairs | None:
-    """Return a layer's stairs; None where ONNX Runtime cannot run it."""
+    """Return a layer's stairs; None if ONNX Runtime cannot run it."""
     sides = [made(layer), None if _joined(layer) else read(layer)]
     units = [_units(side) for side in sides]
     models = [layer] + [at(layer, side, n) for side, ns in zip(sides, units, strict=True) if side for n in ns]

@@ -30,7 +30,7 @@ class Size:
 
 
 def keep_mask(plan: Sparsity, zero: Mapping[str, Mask]) -> Mask:
-    """Return bool[num_classes], False where all deciding gammas of a penalised class are zero.
+    """Return bool[num_classes], False for penalised classes whose deciding gammas are all zero.
 
     Args:
         zero: per gamma parameter, bool[C]: exactly zero.

@@ -50,7 +50,7 @@ def _pruned(context: Context, finetune_steps: int) -> tuple[api.Pruned, str]:
     context.progress.note(f"choosing channels, and fitting those that stay, on {len(images)} training images")
     pruned = remove_by_data(context.module, images, config, finetune_steps, setup.goals, setup.sparsity)
     left = in_words(setup.goals, Size(pruned.report.after.params, pruned.report.after.macs), setup.full)
-    chosen = f"what goes was chosen, and what stays fitted to make up for it, on {len(images)} training images"
+    chosen = f"the channels to remove were chosen, and the others fitted, on {len(images)} training images"
     return pruned, f"budget: {left} are left; {chosen}"
 
 

@@ -290,7 +290,7 @@ def _check_targets(config: RunConfig) -> None:
     if config.criterion == "reconstruct" and not (config.goals or shares):
         raise BadInput(
             "the criterion reconstruct needs a budget of MACs or parameters",
-            why="it says what goes where too few gammas are zero; a budget of time is met by timing what l1 chooses",
+            why="it chooses channels if too few gammas are zero; a budget of time is met by timing the choices of l1",
             do="give --target-macs, --target-params or --milestones, or leave --criterion out",
         )
     falling = all(a > b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))

@@ -216,7 +216,7 @@ def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:
     if not bool(loss.isfinite()):
         raise BadInput(
             "the network's loss is not a number before the first step",
-            why="its weights, or what it computes, hold values that are not finite",
+            why="its weights, or values that it computes, are not finite",
             do="check the weights file, or how the network initialises itself",
         )
     return any(p.grad is None for p in trial.parameters() if p.requires_grad)
@@ -346,7 +346,7 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         if folder.config.is_file():
             what, do = "already holds a run", "give another folder, --resume to go on, or --force to replace the run"
         else:
-            what, do = "is not empty", "give another folder, or --force to put the run beside what is there"
+            what, do = "is not empty", "give another folder, or --force to put the run beside the other files"
         raise BadInput(f"the folder {path} {what}", do=do)
     check_folder(_existing(path))
 

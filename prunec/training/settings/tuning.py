@@ -23,7 +23,7 @@ REGULARISER_SHARE = 0.3
 REACH_SHARE = 1 / 3
 """Share of the ISTA steps within which a gamma without use should reach zero."""
 FOCUS_SHARE = 1 / 2
-"""The same for half of the gammas that the penalty is on, where these are chosen: see focus.py."""
+"""The same for half of the penalised gammas, if these are chosen: see focus.py."""
 LARGEST_MU = 1.0
 """Above it, the noise of gradients moves gammas of usual size by themselves."""
 MOST_TIMES = 10.0

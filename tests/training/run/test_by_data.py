@@ -116,7 +116,7 @@ def test_the_budget_is_met_at_once_and_the_summary_says_how(finished: RunResult)
     assert {row["phase"] for row in read_lines(Path(finished.output) / "metrics.jsonl")} == {"finetune"}
     said = "\n".join(finished.reasons)
     assert "the channels that the others make up for best go at once" in said
-    assert "of the MACs (50.0% were asked for) are left; what goes was chosen" in said
+    assert "of the MACs (50.0% were asked for) are left; the channels to remove were chosen" in said
     assert "on 80 training images" in said
 
 
