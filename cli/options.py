@@ -149,7 +149,7 @@ compensate_option = click.option(
     "--compensate/--no-compensate",
     default=True,
     show_default=True,
-    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    help="With a criterion: fit the rest to the data, to make up for removed channels; without data fold the means "
     "that BatchNorms imply.",
 )
 

@@ -126,9 +126,7 @@ def _write_ir(model: Any, path: Path) -> None:
         held += [(a.t, old.attributes[a.name].as_tensor()) for a in node.attribute if a.type == a.TENSOR]
     for tensor, source in held:
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if (
-            location and location != _data(path).name
-        ):  # small weights, and those of Constant nodes, stay in the user's file
+        if location and location != _data(path).name:  # small weights, and those of Constant nodes, stay where they are
             del tensor.external_data[:]
             tensor.ClearField("data_location")
             tensor.raw_data = source.tobytes()
