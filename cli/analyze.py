@@ -27,14 +27,14 @@ from prunec.cli.options import (
     "page",
     type=click.Path(path_type=Path),
     metavar="OUT.html",
-    help="Also write a page that needs no network.",
+    help="Also write a page; it can be read offline.",
 )
 @click.option(
     "--graph",
     "graph",
     type=click.Path(path_type=Path),
     metavar="OUT.graphml",
-    help="Also write who depends on whom, as .graphml, .json (node-link) or .dot.",
+    help="Also write which layers depend on each other, as .graphml, .json (node-link) or .dot.",
 )
 @click.option("--full", is_flag=True, help="Show every layer and group, not only the largest.")
 @force_option
@@ -51,7 +51,7 @@ def analyze(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show what can be removed, and what holds the rest.
+    """Show what can be removed, and why the rest has to stay.
 
     Layers, coupled groups of channels, what is constant or dead, what is pinned and why.
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="What kept channels are rounded to, beside no rounding: a number, or what suits each layer.",
+    help="Multiple to round channels to, besides no rounding: a number, or what suits each layer.",
 )
 @click.option(
     "--criterion",
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | None, as_json: bool, **c: Any) -> None:
     """Compare promised with measured speed-up.
 
-    MODEL is pruned by score to several fractions of its MACs, without and with rounding channels to a
-    multiple, and each file is timed in ONNX Runtime against the original, in turns. Nothing is kept.
+    MODEL is pruned by score to several fractions of its MACs, with and without rounding channels to a
+    multiple, and each file is timed in ONNX Runtime against the original, in turns. The files are not kept.
 
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or package.module:factory.
     """

@@ -1,4 +1,4 @@
-"""``prunec archs`` and ``prunec presets``: what can be named on the command line."""
+"""``prunec archs`` and ``prunec presets``: names that the command line knows."""
 
 from __future__ import annotations
 

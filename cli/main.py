@@ -43,9 +43,9 @@ _PLAIN = {"−": "-", "×": "x", "…": "...", "→": "->", "μ": "mu", "ρ": "r
 @click.version_option(__version__, prog_name="prunec")
 @debug_option
 def main() -> None:
-    """Remove channels from neural networks: a smaller network that computes the same comes out.
+    """Remove channels from neural networks, without changing what they compute or to a budget.
 
-    Exit status: 0 done; 1 the work was done and failed a check; 2 bad usage or bad input.
+    Exit status: 0 done; 1 the result failed a check; 2 bad usage or bad input.
     """
 
 
@@ -54,7 +54,7 @@ for _command in (analyze, prune, sweep, train_prune, validate, bench, report, ar
 
 
 _COLLECT_AFTER = 50_000
-"""New objects between two looks for garbage: what a command makes in its first second stays to its end."""
+"""Allocations between two garbage collections: most objects of a command live until it ends, so few are worth it."""
 
 
 def run() -> None:
@@ -65,8 +65,8 @@ def run() -> None:
 
 
 def _open_streams() -> None:
-    """Let no terminal fail a command: closed streams swallow, characters that one cannot show are spelled out."""
-    codecs.register_error("prunec.plain", _spelled)
+    """Keep terminals from failing a command: closed streams drop output, characters they cannot show are escaped."""
+    codecs.register_error("prunec.plain", _escaped)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
@@ -75,11 +75,11 @@ def _open_streams() -> None:
             stream.reconfigure(errors="prunec.plain")
 
 
-def _spelled(error: UnicodeError) -> tuple[str, int]:
+def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     there = error.object[error.start : error.end]
-    # What is no character at all is a byte of a file name that is not UTF-8.
+    # A surrogate stands for a byte of a file name that is not UTF-8.
     return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in there), error.end
 
 
@@ -118,7 +118,7 @@ def _execute(arguments: Sequence[str]) -> int:
         if settings.debug:
             traceback.print_exc()
         message, status = _message(error)
-        # Ranks share their errors: rank 0 tells them. What only one of them ran into is a fault of ours.
+        # All ranks raise the same PrunecError, and rank 0 prints it. Other errors may occur on one rank only.
         if is_main_process() or not isinstance(error, PrunecError):
             click.echo(message, err=True)
         return status
@@ -126,7 +126,7 @@ def _execute(arguments: Sequence[str]) -> int:
 
 
 def _readers_left() -> int:
-    """Keep Python from complaining when it flushes at exit what nobody reads (`prunec … | head`)."""
+    """Keep Python from complaining at exit about output that nobody reads (`prunec … | head`)."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -152,7 +152,7 @@ def _quiet_libraries(quiet: bool) -> Iterator[None]:
 
 
 def _show_own_log() -> None:
-    """Tell on stderr what prunec tries, and why it failed."""
+    """Show on stderr what prunec tries, and why it failed."""
     log = logging.getLogger("prunec")
     if not log.handlers:
         handler = logging.StreamHandler()
@@ -162,7 +162,7 @@ def _show_own_log() -> None:
 
 
 def _message(error: Exception) -> tuple[str, int]:
-    """Return what to tell and the exit status."""
+    """Return the message and the exit status."""
     if isinstance(error, PrunecError | InternalError):
         return str(error), error.exit_status
     reason = disk_reason(error)

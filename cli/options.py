@@ -1,6 +1,6 @@
 """Options that several commands share, and the settings they fill.
 
-Owns their names, help texts and conversion; what they lead to is each command's.
+Owns their names, help texts and conversion; each command decides what follows from them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ debug_option = click.option(
 
 
 class CriterionType(click.ParamType[Any]):
-    """The name of a criterion; the table of them is only loaded where one is asked for."""
+    """The name of a criterion; the table of criteria is only loaded if one is asked for."""
 
     name = "criterion"
 
@@ -53,7 +53,7 @@ class CriterionType(click.ParamType[Any]):
         return self._choice().get_metavar(param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin so."""
+        """Return the names that begin with ``incomplete``."""
         return self._choice().shell_complete(ctx, param, incomplete)
 
     @staticmethod
@@ -101,7 +101,7 @@ provider_option = click.option(
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to run; auto takes CUDA where it works.",
+    help="Where to run; auto takes CUDA if it works.",
 )
 
 weights_option = click.option(
@@ -115,7 +115,7 @@ keep_option = click.option(
     "--keep",
     multiple=True,
     metavar="PATTERN",
-    help="Leave the channels of layers and parameters alone whose name matches (shell wildcards); repeatable.",
+    help="Do not remove channels of layers and parameters whose name matches (shell wildcards); repeatable.",
 )
 
 
@@ -142,14 +142,14 @@ memory_option = click.option(
 labels_option = click.option(
     "--labels",
     metavar="folders|FILE.csv",
-    help="The classes of the data (a folder each, or a CSV file): tell the accuracy on held-out samples.",
+    help="The classes of the data (a folder each, or a CSV file), to report the accuracy on held-out samples.",
 )
 
 compensate_option = click.option(
     "--compensate/--no-compensate",
     default=True,
     show_default=True,
-    help="With a criterion: fit what stays to the data, so that it makes up for what goes; without data fold the means "
+    help="With a criterion: fit the rest to the data, to make up for removed channels; without data fold the means "
     "that BatchNorms imply.",
 )
 
@@ -159,7 +159,7 @@ check_time_option = click.option(
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for comparing and timing: slow models are run on fewer inputs and less often, and that is told.",
+    help="Time for comparing and timing: slow models are run on fewer inputs and less often, and the report says so.",
 )
 
 
@@ -172,5 +172,5 @@ def _shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is the one that speaks, of those that torchrun started."""
+    """Tell whether this process is the one that prints, of those that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"

@@ -56,7 +56,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     default="tie",
     show_default=True,
     help="Where one branch of a sum is constant in a channel: tie keeps the channel as long as another branch varies, "
-    "expand takes it out of the branch and puts it back at the sum, where that pays.",
+    "expand takes it out of the branch and puts it back at the sum, if that pays.",
 )
 @click.option(
     "--gates",
@@ -64,7 +64,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     default="tie",
     show_default=True,
     help="Constant channels times an input-dependent gate (squeeze-excite): tie keeps them, fold takes them past the "
-    "product by a convolution on the gate, where that pays.",
+    "product by a convolution on the gate, if that pays.",
 )
 @click.option(
     "--calibrate",
@@ -83,7 +83,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "--criterion",
     type=CriterionType(),
     help="Also remove channels by this score, which changes the function; needs a target (taylor, reconstruct: "
-    "--calibrate too). reconstruct takes what the other channels make up for on the data.  [default with --calibrate "
+    "--calibrate too). reconstruct takes the channels that the others can make up for.  [default with --calibrate "
     "and a target: reconstruct]",
 )
 @compensate_option
@@ -105,8 +105,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="Channels that layers keep by score come in multiples: auto takes 16, 8 or 4 by the layer's width, as kernels "
-    "like it, and finer steps where a budget needs them. A number also rounds what exact removal leaves.",
+    help="By score, layers keep multiples of N channels: auto takes 16, 8 or 4, whatever suits kernels at the layer's "
+    "width, and finer steps if a budget needs them. A number also rounds what exact removal leaves.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
@@ -116,14 +116,14 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "plan_file",
     type=click.Path(path_type=Path),
     metavar="PLAN.json",
-    help="Also write what was done as data, to be done again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
+    help="Also write the plan, to apply it again: apply_plan_onnx(MODEL, PrunePlan.load(PLAN), OUT).",
 )
 @click.option(
     "--report",
     "page",
     type=click.Path(path_type=Path),
     metavar="OUT.html",
-    help="Also write a page of what was done, which needs no network.",
+    help="Also write a page of what was done; it can be read offline.",
 )
 @check_time_option
 @click.option("--no-validate", is_flag=True, help="Do not compare the result with the original.")
@@ -151,9 +151,9 @@ def prune(
 ) -> None:
     """Write a smaller network as ONNX.
 
-    Without a criterion only what is provably constant or dead goes, and the result computes the same
-    function. With --calibrate what is constant on your data goes too: on them the function is the same. With
-    --calibrate and a target the data choose what goes, and what stays is fitted to make up for it.
+    Without data and a target, only provably constant or dead channels are removed, and the result computes the
+    same function. With --calibrate, channels that are constant on your data go too; the function is the same on
+    these data. With --calibrate and a target, the data choose the channels, and the rest is fitted to make up for them.
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or
     package.module:factory. Nothing is written when the check fails.
     """
@@ -250,7 +250,7 @@ def _prune_module(
         _write_plan(pruned.plan, plan_file)
         return replace(report, notes=(*report.notes, *notes))
     spent = report.validation.seconds if report.validation is not None else 0.0
-    # What computes the same function is held against the original, the rest against the pruned module.
+    # A file that computes the same function is compared with the original, any other with the pruned module.
     original = found.module if report.exact else None
     checked = export_checked(
         pruned.module,
@@ -261,7 +261,7 @@ def _prune_module(
         progress=choices["progress"],
     )
     _write_plan(pruned.plan, plan_file)
-    # What was compared on the user's own inputs says more than the check of the export.
+    # A comparison on the user's own inputs says more than the check of the export.
     on_data = report.validation is not None and "data" in report.validation.families
     return report if on_data else replace(report, validation=checked)
 

@@ -61,9 +61,9 @@ def tell(message: str) -> None:
 
 
 def ticker() -> Callable[[str], None]:
-    """Return what tells progress on stderr: one line that is written over in a terminal, elsewhere a line now and then.
+    """Return a function that shows progress on stderr: one changing line in a terminal, else a line now and then.
 
-    Counters ("layer 3 of 50") that differ in numbers only are of one kind; of these one in ten seconds is enough.
+    Messages that differ in numbers only ("layer 3 of 50") are of one kind; one in ten seconds of these is enough.
     """
     last: list[Any] = ["", 0.0]
 
@@ -88,7 +88,7 @@ def change(before: float, after: float) -> str:
 
 
 def heading(out: Console, title: str) -> None:
-    """Print a table's title; rich's own would be folded to the table's width."""
+    """Print a table's title; rich would wrap its own to the table's width."""
     out.print()
     out.print(Text(title, style="bold"))
 
@@ -141,7 +141,7 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
         tell(f"note: {note}")
 
 
-def _behind(folder: str) -> str:
+def _folder_note(folder: str) -> str:
     return f" (names behind {folder})" if folder else ""
 
 
@@ -149,7 +149,7 @@ def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> No
     if not layers:
         return
     folder = common_folder(layer.node for layer in layers)
-    heading(out, f"Layers{_behind(folder)}")
+    heading(out, f"Layers{_folder_note(folder)}")
     shown = table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
     picked = layers if full else sorted(layers, key=lambda layer: -layer.params)[:_ROWS]
     wanted = {layer.node for layer in picked}
@@ -167,7 +167,7 @@ def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
     if not groups:
         return
     folder = common_folder(member.node for group in groups for member in group.members)
-    heading(out, f"Coupled groups{_behind(folder)}")
+    heading(out, f"Coupled groups{_folder_note(folder)}")
     shown = table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
     picked = groups if full else sorted(groups, key=lambda group: -group.channels * group.params_per_channel)[:_ROWS]
     for group in picked:
@@ -194,10 +194,10 @@ def _show_pins(out: Console, pins: Sequence[PinReport], full: bool) -> None:
 
 
 def _show_blocked(out: Console, held: Sequence[Blocked], full: bool) -> None:
-    """Print what is constant and stays: the node that holds it, why, and in which layers it is constant."""
+    """Print which constant channels stay: the node that holds them, why, and in which layers they are constant."""
     if not held:
         return
-    heading(out, "Blocked: constant or dead, and yet they stay")
+    heading(out, "Blocked: constant or dead, but they have to stay")
     shown = table("held by", "op", "channels>", "reason", "constant in")
     picked = held if full else sorted(held, key=lambda item: -item.channels)[:_ROWS]
     for item in picked:
@@ -207,7 +207,7 @@ def _show_blocked(out: Console, held: Sequence[Blocked], full: bool) -> None:
 
 
 def _tell_rewrites(out: Console, held: Sequence[Blocked], options: Sequence[str]) -> None:
-    """Say what could be done about channels that only another branch of a sum, or a gate, keeps.
+    """Name the options that could free channels held by another branch of a sum, or by a gate.
 
     Args:
         options: "residual" and "gates", as far as they were not asked for.
@@ -222,7 +222,7 @@ def _tell_rewrites(out: Console, held: Sequence[Blocked], options: Sequence[str]
         count = sum(item.channels for item in held if item.reason == reason)
         if count:
             sentence = f"{count:,} of them are held by {holder}: prunec prune {remedy}"
-            out.print(Text(f"{sentence}, where that saves more than it costs", style="dim"))
+            out.print(Text(f"{sentence}, if that saves more than it costs", style="dim"))
 
 
 def _tell_rest(out: Console, count: int, what: str) -> None:
@@ -234,7 +234,7 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     """Print what a pruning did and where the result is.
 
     Args:
-        untried: "residual", "gates": options that might have taken more.
+        untried: "residual", "gates": options that might have removed more.
     """
     out = console()
     out.print(Text(f"{report.model}:", style="bold"), Text(report.reason, style="dim"))
@@ -293,11 +293,11 @@ def _print_calibration(out: Console, found: CalibrationReport) -> None:
             + (": more data may well contradict others" if found.contradicted_channels else "")
         )
     else:
-        tell("note: too few samples to hold some out: nothing says whether other data would agree")
+        tell("note: too few samples to hold some out, so nobody knows whether other data would agree")
 
 
 def _print_agreement(out: Console, found: Agreement) -> None:
-    """Print what the result does on samples that nothing was fitted on."""
+    """Print how the result does on samples that were held out from the fit."""
     heading(out, f"Against the original on {found.samples:,} held-out samples")
     shown = table("output", "relative error>", "same class>", "mask IoU>")
     for item in found.outputs:
@@ -309,14 +309,14 @@ def _print_agreement(out: Console, found: Agreement) -> None:
 
 
 def progress_line(what: str) -> None:
-    """Write over the last line of stderr what is being done; nothing where that is no terminal."""
+    """Overwrite the last line of stderr with what is being done, if stderr is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[2K{what} …" if what else "\r\x1b[2K")
         sys.stderr.flush()
 
 
 def _print_check(out: Console, report: PruneReport) -> None:
-    """Print how the result compares; what is meant to differ from the original is not shown as a failure."""
+    """Print how the result compares; a result that is meant to differ from the original is not shown as a failure."""
     assert report.validation is not None
     if report.border_error is not None:
         out.print(f"differs from the original: relative error {report.border_error:.2g}, measured")

@@ -22,7 +22,7 @@ from prunec.cli.options import debug_option
 def report(run_dir: Path, output: Path | None) -> None:
     """Write the page of a training run.
 
-    A run that still goes on, or that was stopped, can be looked at too.
+    The run may still be going on, or have been stopped.
     """
     from prunec.cli.render import tell
     from prunec.files import RunFolder, check_output

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     metavar="DATA",
-    help="A folder of .npy, .npz or image files: they choose what goes, what stays is fitted to them, and every fourth "
-    "of them, of which nothing else is made, tells how good a point is.",
+    help="A folder of .npy, .npz or image files: they choose the channels, the rest is fitted, and every fourth "
+    "is held out, to measure how good a point is.",
 )
 @click.option(
     "--tolerance",
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Measure what each coupled group costs by itself.",
 )
-@click.option("--force", is_flag=True, help="Start anew where the folder holds another sweep.")
+@click.option("--force", is_flag=True, help="Start anew if the folder holds another sweep.")
 @keep_option
 @json_option
 @debug_option
@@ -101,8 +101,8 @@ def sweep(
 
     FOLDER gets an ONNX file per point, sweep.json, and index.html with the curve of agreement (with --labels: of
     accuracy) against MACs, size and latency, and what removing parts of each coupled group costs. With --calibrate the
-    data choose what goes, and what stays is fitted to make up for it; they are looked at once for all points. A
-    sweep that was stopped goes on when called again.
+    data choose the channels, and the rest is fitted to make up for them; the data are read once for all points.
+    Call the command again to continue a sweep that was stopped.
 
     MODEL is an .onnx file, a built-in architecture, torchvision:NAME, timm:NAME, or package.module:factory.
     """

@@ -27,11 +27,9 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     metavar="NAME|DIR",
     help="digits, digits-on-photos, CIFAR-10, or a folder: train/CLASS/* and test/CLASS/*, or images/ and masks/.",
 )
-@click.option("--augment", metavar="HOW", help="Of training images: none, shift, crop-flip, paper or scene (kornia).")
-@click.option("--data-memory", type=_POSITIVE, metavar="GIB", help="Larger sets stay in their files; default 4.")
-@click.option(
-    "--normalise", metavar="KIND", help="What a network with weights expects: standardise, imagenet or dataset."
-)
+@click.option("--augment", metavar="HOW", help="Changes to training images: none, shift, crop-flip, paper or scene.")
+@click.option("--data-memory", type=_POSITIVE, metavar="GIB", help="Larger sets stay in files; default 4.")
+@click.option("--normalise", metavar="KIND", help="How images become inputs: standardise, imagenet or dataset.")
 @click.option("--preset", metavar="NAME", help="A named recipe (prunec presets); options override it.")
 @click.option("--epochs", type=_POSITIVE, help="Length of the whole run, in passes over the training images.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the whole run in steps, instead of epochs.")
@@ -43,23 +41,23 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     type=click.FloatRange(0, 1),
     help="Weight of the unpruned network's answers in fine-tuning; default: 0.9 with weights, else 0.",
 )
-@click.option("--drive-beta", is_flag=True, default=None, help="Bring the betas of channels that are gone to zero too.")
+@click.option("--drive-beta", is_flag=True, default=None, help="Also shrink the betas of channels whose gamma is zero.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")
 @click.option("--gamma-lr", type=_POSITIVE, help="Step size mu of the penalised gammas; default: --lr, or chosen.")
 @click.option("--finetune-lr", type=_POSITIVE, help="Learning rate with which fine-tuning starts; it falls to zero.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Of weights; vectors (gammas, biases) have none.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay; gammas and biases have none.")
 @click.option(
     "--shares",
     metavar="F,F,F",
     callback=lambda _context, _parameter, value: _fractions(value, "0.3,0.4,0.3"),
-    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3; default: by the preset, and from "
-    "weights to a budget all of it for fine-tuning.",
+    help="How the run is divided among warm-up, ISTA and fine-tuning: 0.3,0.4,0.3; default: the preset's, but from "
+    "weights to a budget fine-tuning only.",
 )
 @click.option(
     "--criterion",
     metavar="KIND",
-    help="How a budget is met where too few gammas are zero: l1 (smallest filters) or reconstruct (what the rest makes "
-    "up for best on training images, and is fitted to); default: l1, and from weights to a budget of MACs or of "
+    help="How a budget is met if too few gammas are zero: l1 (smallest filters) or reconstruct (channels that the rest "
+    "can make up for on training images); default: l1, but from weights to a budget of MACs or of "
     "parameters reconstruct.",
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
@@ -67,8 +65,8 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--penalty", metavar="KIND", help="What a channel costs: memory (the paper's), macs or uniform.")
 @click.option("--residual", metavar="KIND", help="Residual streams: group (prune whole streams' channels) or keep.")
 @click.option("--border", metavar="KIND", help="Removed constants at zero padding: auto, exact or bias.")
-@click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; moves rho.")
-@click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; moves rho.")
+@click.option("--target-macs", type=_FRACTION, metavar="F", help="Fraction of the MACs to reach; adjusts rho.")
+@click.option("--target-params", type=_FRACTION, metavar="F", help="Fraction of the parameters to reach; adjusts rho.")
 @click.option(
     "--multiple-of", type=click.IntRange(min=1), metavar="N", help="Layers keep a multiple of N channels; default 1."
 )
@@ -84,10 +82,10 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     callback=lambda _context, _parameter, value: _fractions(value, "0.7,0.5,0.3"),
     help="Falling fractions of the MACs, 0.7,0.5,0.3: a pruned, fine-tuned network at each, from one run.",
 )
-@click.option("--on-symptom", metavar="WHAT", help="A symptom of wrong rho, alpha or mu: warn (default) or stop.")
+@click.option("--on-symptom", metavar="WHAT", help="At symptoms of a wrong rho, alpha or mu: warn (default) or stop.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train; auto takes CUDA.")
 @click.option(
-    "--precision", metavar="KIND", help="Of training steps: fp32 (default), bf16, or fp16 on CUDA; results are fp32."
+    "--precision", metavar="KIND", help="Training steps in fp32 (default), bf16, or fp16 on CUDA; results are fp32."
 )
 @click.option(
     "--channels-last/--no-channels-last", default=None, help="NHWC layout in training; default: on CUDA, below fp32."
@@ -97,7 +95,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
 @click.option("--log-every", type=click.IntRange(min=1), metavar="N", help="Steps between two rows of metrics.jsonl.")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Steps between two checkpoints.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR, or start one; --lr, --rho, … may change.")
+@click.option("--resume", is_flag=True, help="Continue the run in RUN_DIR, or start one; --lr, --rho, … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option
 @json_option
@@ -151,7 +149,7 @@ def _fractions(value: str | None, example: str) -> tuple[float, ...] | None:
 
 
 def _image_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """Return (C, H, W): a run chooses its own batch size."""
+    """Return (C, H, W) without the batch: a run chooses its own batch size."""
     from prunec.errors import BadInput
 
     if not shapes:

@@ -53,7 +53,7 @@ def validate(
 ) -> None:
     """Compare two ONNX files: errors and latencies.
 
-    The same inputs go through both. A is the measure. Exit status 1 when the outputs differ by more than the tolerance.
+    Both run on the same inputs; A is the reference. Exit status 1 if the outputs differ by more than the tolerance.
     """
     from prunec.check.validate import validate_onnx
     from prunec.cli.render import show_json, show_validation, tell

@@ -70,7 +70,7 @@ def analyze_module(
     keep: Sequence[str] = (),
     rules: OpRules = NO_RULES,
 ) -> Analysis:
-    """Tell what of a module could be removed, and what holds the rest.
+    """Return what of a module could be removed, and why the rest has to stay.
 
     Args:
         module: left as it is.
@@ -114,7 +114,7 @@ def prune_module(
     seed: int = 0,
     **unknown: Never,
 ) -> Pruned:
-    """Return a smaller network that computes the same function (or, with a criterion, less of it).
+    """Return a smaller network that computes the same function (or, with a criterion, approximates it).
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
@@ -122,26 +122,26 @@ def prune_module(
             and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
-        saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data where it is not given.
-        calibration: data on which channels that are constant there are removed too. With a target they choose what
-            goes (criterion "reconstruct", the default then), and what stays is fitted to make up for it.
+        saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data if it is not given.
+        calibration: data; channels that are constant on them are removed too. With a target the data choose the
+            channels (criterion "reconstruct", the default then), and the rest is fitted to make up for them.
         inputs: a folder of inputs to compare on, instead of random ones.
         check_time: seconds that the comparison may take; the report says what was left out.
-        progress: told what is being done, where that takes its time.
+        progress: called with a sentence about what is being done, in steps that take time.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
-        border: "exact" keeps a channel where a zero-padded border would show that its constant is gone; "bias" folds
-            all of it into the bias, which is wrong in the border.
+        border: with zero padding, "exact" keeps one constant channel so that borders stay right; "bias" folds all
+            constants into the bias, which is wrong in the border.
         residual: "expand" takes channels that are constant in one branch of a sum out of that branch (docs/pruning.md).
         gates: "fold" takes channels that are constant in front of a squeeze-excite gate out of the product.
         keep: shell patterns of parameters and nodes to leave alone.
-        criterion: what orders the channels that a budget takes beyond the constant ones: "l1", "gamma", "taylor",
+        criterion: chooses the channels that a budget needs beyond the constant ones: "l1", "gamma", "taylor",
             "random", "reconstruct", or a function of yours (docs/extending.md).
         target_macs, target_params: the fraction of them that may stay, above 0 and at most 1.
         target_latency: the fraction of the time, measured in ONNX Runtime on this machine's CPU.
-        compensate: make up for what a criterion removes, as far as is known without data or with them.
-        multiple_of: what widths are rounded to where a criterion is given: a number, or "auto", what suits each layer.
+        compensate: make up for what a criterion removes: by a fit to the data, or by the means that BatchNorms imply.
+        multiple_of: with a criterion, widths are multiples of it: a number, or "auto" for what suits each layer.
         seed: of random scores and inputs.
-        unknown: nothing; an option that does not exist is refused with the nearest ones that do.
+        unknown: options that do not exist; they are refused, and similar ones are suggested.
 
     Raises:
         BudgetNotMet: the budget is below what pinned channels cost.
@@ -172,7 +172,7 @@ def prune_module(
     traced = read_module(module, example_inputs, rules=rules)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
-    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_edits, traced))
+    make = partial(_planned, traced.graph, specs, chosen, shown, _backend_for(apply_edits, traced))
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
@@ -199,7 +199,7 @@ def analyze_onnx(
     keep: Sequence[str] = (),
     rules: OpRules = NO_RULES,
 ) -> Analysis:
-    """Tell what of an ONNX file could be removed, and what holds the rest.
+    """Return what of an ONNX file could be removed, and why the rest has to stay.
 
     Args:
         input_shapes: sizes for inputs that the file leaves open; "" stands for the only input.
@@ -238,7 +238,7 @@ def prune_onnx(
     seed: int = 0,
     **unknown: Never,
 ) -> PruneReport:
-    """Write a smaller ONNX file that computes the same function (or, with a criterion, less of it).
+    """Write a smaller ONNX file that computes the same function (or, with a criterion, approximates it).
 
     The file is written only when the check against the original has passed; names, dynamic axes,
     opsets and metadata stay as they were.
@@ -248,8 +248,8 @@ def prune_onnx(
         validate: run both files in ONNX Runtime on the same inputs before the result takes its place.
         tolerance: largest relative error that the check of an exact removal allows.
         calibration, inputs, check_time, progress, rules, and border to seed: as for ``prune_module``.
-        plan_file: where to write the plan too (JSON): ``prunec.apply_plan_onnx`` makes the same of this file with
-            it, and the like of one with the same graph and other weights.
+        plan_file: where to write the plan too (JSON); ``prunec.apply_plan_onnx`` applies it to this file again, or
+            to one with the same graph and other weights.
 
     Raises:
         ValidationFailed, BudgetNotMet, BadInput, UnsupportedModel: see there.
@@ -277,7 +277,7 @@ def prune_onnx(
     traced = read_onnx(path, input_shapes, rules)
     shown = evidence.onnx_evidence(path, traced, chosen, calibration, inputs, input_shapes, progress)
     specs = open_specs(traced.graph)
-    make = partial(_planned, traced.graph, specs, chosen, shown, _on(apply_onnx, traced))
+    make = partial(_planned, traced.graph, specs, chosen, shown, _backend_for(apply_onnx, traced))
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
@@ -313,12 +313,12 @@ def _planned(
     *,
     fit: bool = True,
 ) -> Job[Result]:
-    """Plan and apply with what data showed, to the options' target or another one."""
+    """Plan and apply, given what the data showed, for the options' target or another one."""
     return plan_and_apply(graph, specs, options, shown.saliency, apply, shown.observed, shown.fit, target, fit=fit)
 
 
-def _on(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
-    """Return how a backend carries edits out on a traced model, given its graph as it was rewritten."""
+def _backend_for(apply: Callable[[Any, Edits], Result], traced: Any) -> Callable[[Graph, Edits], Result]:
+    """Return a function that carries edits out on a traced model, given its rewritten graph."""
     return lambda graph, edits: apply(replace(traced, graph=graph), edits)
 
 

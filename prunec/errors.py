@@ -12,7 +12,7 @@ Owns the exception tree and its one text form; does not print or exit (cli/main.
     └── CheckFailed            the work was done and failed a check: exit status 1
         ├── ValidationFailed   the pruned network's outputs differ too much
         ├── BudgetNotMet       the asked-for size could not be reached
-        └── EmptyNetwork       pruning would leave no channels in a layer that is needed
+        └── EmptyNetwork       pruning would leave no channels in a layer that the network needs
     InternalError              prunec's own fault: it names the pass; exit status 70
     Interrupted                the user (Ctrl-C) or the system (SIGTERM) asked a run to stop; exit status 130, 143
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 
 class PrunecError(Exception):
-    """A fault of the model or the options, told to a person.
+    """A fault of the model or the options, as a message for people.
 
     Args:
         what: what is wrong and where, in the names of the user's model.
@@ -111,11 +111,11 @@ class EmptyNetwork(CheckFailed):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and says how to go on.
+    """A run was asked to stop; the message says how to continue it.
 
     Args:
         message: a sentence or two.
-        signal_number: what asked.
+        signal_number: the signal that asked.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -1,8 +1,8 @@
-"""How well two networks agree on held-out inputs, in the words of what their outputs are.
+"""How well two networks agree on held-out inputs, in terms that suit their outputs.
 
-Owns the measures: the relative error of every output, the share of equal argmax where it looks like class scores, the
-overlap of masks where it looks like one, and the accuracy where labels are given. Inputs that were fitted are never
-among them: that is up to fit_data.py. Result types are in prunec/report/findings.py.
+Owns the measures: the relative error of every output, the share of equal argmax if it looks like class scores, the
+overlap of masks if it looks like one, and the accuracy if labels are given. fit_data.py sees to it that no input was
+fitted. Result types are in prunec/report/findings.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from prunec.runtime.probes import Feed
 
 _MOST_CLASSES = 100_000
 _LEAST_SIDE = 8
-"""Pixels of a side from which two axes of an output are taken for a picture."""
+"""The least side in pixels with which two axes of an output are taken for a picture."""
 _MOST_ASPECT = 8
 """Its longer side over its shorter one."""
 
 _LEAST_FOREGROUND = 1e-3
-"""Share of the original's pixels below which its mask is empty, and the overlap with it says nothing."""
+"""Share of the original's pixels below which its mask counts as empty, and overlap means nothing."""
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ def agreement(
     """Run both networks on all feeds.
 
     Args:
-        labels: the class of each sample, in the order of the feeds; the first output that looks like class scores is
-            held against them.
+        labels: the class of each sample, in the order of the feeds; they are compared with the first output that looks
+            like class scores.
     """
     seen: list[_Seen] = []
     right = [0, 0]
@@ -72,13 +72,13 @@ def agreement(
                 for which, outputs in enumerate((before, after)):
                     right[which] += int((outputs[scores].reshape(rows, -1).argmax(axis=1) == wanted).sum())
         count += rows
-    told = tuple(_told(labels_of(names, index), entry) for index, entry in enumerate(seen))
+    told = tuple(_measures(labels_of(names, index), entry) for index, entry in enumerate(seen))
     accuracy = [hits / count if labels is not None and count else None for hits in right]
     return Agreement(count, told, accuracy[0], accuracy[1])
 
 
 def num_classes(outputs: Iterable[Array]) -> int | None:
-    """Return how many classes the first output that looks like class scores tells apart; None where none does."""
+    """Return the number of classes of the first output that looks like class scores; None if none does."""
     return next((math.prod(a.shape[1:]) for a in outputs if _is_scores(a)), None)
 
 
@@ -93,8 +93,8 @@ def _is_scores(a: Array) -> bool:
     return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
 
 
-def _middle(a: Array) -> float:
-    """Return what the foreground of a mask of one channel lies above: 0.5 where all is between 0 and 1, else 0."""
+def _threshold(a: Array) -> float:
+    """Return the threshold of the foreground in a mask of one channel: 0.5 if all is between 0 and 1, else 0."""
     return 0.5 if a.dtype.kind == "f" and a.size and float(a.min()) >= 0 and float(a.max()) <= 1 else 0.0
 
 
@@ -135,7 +135,7 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         flat = (a.reshape(len(a), -1), b.reshape(len(b), -1))
         entry.equal += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
         entry.votes += len(a)
-    masks = (_mask_of(a, _middle(a)), _mask_of(b, _middle(a))) if a.shape == b.shape else (None, None)
+    masks = (_mask_of(a, _threshold(a)), _mask_of(b, _threshold(a))) if a.shape == b.shape else (None, None)
     if masks[0] is not None and masks[1] is not None:
         front = (masks[0] > 0, masks[1] > 0)
         entry.foreground += float(front[0].sum())
@@ -144,7 +144,7 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         entry.either += float((front[0] | front[1]).sum())
 
 
-def _told(name: str, entry: _Seen) -> OutputAgreement:
+def _measures(name: str, entry: _Seen) -> OutputAgreement:
     """Return the measures; the error is of the root mean square, over the root mean square of the original's output."""
     error = math.sqrt(entry.squares / entry.total) if entry.total else 0.0
     return OutputAgreement(

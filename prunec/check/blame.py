@@ -1,9 +1,9 @@
-"""Whose fault is it: a crash on a file that ONNX itself rejects is told as bad input.
+"""Whose fault it is: a crash on a file that ONNX itself rejects is reported as bad input.
 
-The frontend checks what it needs before it reads on (frontends/onnx: loading/nodes.py, check.py), and no more: a check
-against the whole specification would refuse files that run. Only when something breaks is the file put before
-ONNX's checker and ONNX Runtime; if one of them rejects it, or it does not run, the reason is the message. A run on
-random inputs says nothing of a file with inputs that random numbers may not fit: what could hold sizes, and open axes.
+The frontend checks only what it needs (frontends/onnx: loading/nodes.py, check.py), since a check
+against the whole specification would refuse files that run. Only when something breaks do ONNX's checker and
+ONNX Runtime get the file; if one of them rejects it, or it does not run, their reason is the message. A run on
+random inputs proves nothing if such inputs may not suit the file: inputs that could be sizes, or that have open axes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def judged(work: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Let work on an .onnx file (argument ``path``, the first) raise BadInput where it fails on an invalid file."""
+    """Let work on an .onnx file (argument ``path``, the first) raise BadInput if it fails on an invalid file."""
 
     @wraps(work)
     def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -40,7 +40,7 @@ def judged(work: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 def _complaint(path: str) -> str:
-    """Return what ONNX's checker, or else ONNX Runtime, says against a file; "" where both take it, and it runs."""
+    """Return the complaint of ONNX's checker, or else of ONNX Runtime; "" if both accept the file and it runs."""
     import onnx
 
     from prunec.check.finding import working_feed

@@ -1,6 +1,6 @@
-"""How long a check may take, and who hears what it is doing.
+"""How long a check may take, and reports of what it is doing.
 
-Owns the clock. What is left out where time runs short is decided by who holds the budget: comparison.py, pair.py.
+Owns the clock. comparison.py and pair.py decide what is left out if time runs short.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 
 CHECK_TIME = 60.0
-"""Seconds for a check and the timing together, where nothing else is asked for."""
+"""Default seconds for a check and the timing together."""
 
 SILENCE_S = 2.0
-"""A check that takes longer than this says what it does; every change is told, and every so often that it goes on."""
+"""A check that takes longer than this reports what it does: at every change, and at intervals in between."""
 _STILL_S = 15.0
 
 Tell = Callable[[str], None]
@@ -24,9 +24,9 @@ class Budget:
     """The time of one check; it starts to run when it is made.
 
     Args:
-        seconds: that the check should take at most. One input is compared, and one decided by the referee, whatever
-            they take: a check that looks at nothing says nothing.
-        tell: takes sentences for a person; None: nobody listens.
+        seconds: the most that the check should take. At least one input is compared, and one decided by the referee,
+            however long that takes.
+        tell: called with sentences for a person; None: nothing is reported.
     """
 
     def __init__(self, seconds: float = CHECK_TIME, tell: Tell | None = None) -> None:
@@ -51,7 +51,7 @@ class Budget:
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Tell, from another thread, what is being done within the block once it has taken a while."""
+        """Report, from another thread, what is being done within the block once it has taken a while."""
         if self._tell is None:
             yield
             return
@@ -67,7 +67,7 @@ class Budget:
     def _clock(self, spent: float) -> str:
         if spent <= self.seconds:
             return f"{spent:.0f} s of at most {self.seconds:.0f} s"
-        return f"{spent:.0f} s, over the {self.seconds:.0f} s asked for: one input is tried whatever it takes"
+        return f"{spent:.0f} s, over the {self.seconds:.0f} s asked for: at least one input is tried"
 
     def _report(self, tell: Tell, done: threading.Event) -> None:
         told, when = "", 0.0

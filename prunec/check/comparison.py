@@ -1,7 +1,7 @@
 """The outputs of two models on the same inputs: how far apart they are, and what that means.
 
 Owns the verdict: within the tolerance, the same in double precision (check/referee.py decides that), or different.
-Which models run, on which inputs, and how long they take is validate.py's.
+validate.py runs the models, chooses the inputs and measures the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DATA = "data"
 """The family of inputs that the user gives."""
 
 CLEAR = 1e-5
-"""Outputs this close agree whatever else may be said; others are looked at without the runtime's optimisations."""
+"""Outputs this close agree; others are compared again without the runtime's optimisations."""
 
 _TINY = 1e-30
 
@@ -34,8 +34,8 @@ _HALF_TOLERANCES = {"float16": 1e-2, "bfloat16": 8e-2}
 _FLIPS_ALLOWED = 1e-3
 
 _VANISHING = 1e-2
-"""An output is measured against its magnitude, and at least this fraction of its largest for any input: a
-detector that finds nothing writes the rounding of its sigmoid, which no two programs share."""
+"""Errors are relative to an output's magnitude, but to no less than this fraction of its largest over all inputs: a
+detector that finds nothing returns the rounding of its sigmoid, which differs from program to program."""
 
 _MOST_KEPT = 8
 """Inputs that are kept for the referee; a user's own may be many, and large."""
@@ -45,7 +45,7 @@ Run = Callable[[Feed], list[Array]]
 """A model: inputs by name to its outputs in order."""
 
 Feeds = Iterable[tuple[str, Callable[[], Feed]]]
-"""Family and what makes the input: making one of millions of numbers takes as long as running it."""
+"""Family, and a function that makes the input, since making millions of numbers takes as long as running them."""
 
 
 class Ruling(NamedTuple):
@@ -77,7 +77,7 @@ class Gap:
     dtype: np.dtype[Any]
 
     def over(self, least: float = 0.0) -> float:
-        """Return the relative error: over the magnitude, or over ``least`` where that is more."""
+        """Return the relative error: over the magnitude, or over ``least`` if that is larger."""
         return self.absolute / max(self.magnitude, least, _TINY)
 
     def allowed(self, tolerance: float) -> float:
@@ -133,7 +133,7 @@ class Comparison:
     count: int = 0
     num_outputs: int = 0
     seconds: float = 0.0
-    """What the slowest input took in both models."""
+    """Seconds of both models on the slowest input."""
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -141,7 +141,7 @@ class Comparison:
             self.notes.append(text)
 
     def judge(self, cases: Sequence[_Case], referee: Referee | None, budget: Budget) -> None:
-        """Take all inputs together; what fails in the models' own precision is put before the referee."""
+        """Judge all inputs together; those that fail in the models' own precision go to the referee."""
         least = [_VANISHING * max(case.gaps[i].magnitude for case in cases) for i in range(self.num_outputs)]
         failing: list[tuple[float, _Case]] = []
         for case in cases:
@@ -208,7 +208,7 @@ class Comparison:
         vacuous = self.num_outputs > 0 and len(self.silent) == self.num_outputs
         if self.silent:
             which = "no output" if vacuous else f"output {', '.join(self.silent[:4])} never"
-            self.notes.append(f"{which} changed with the input: agreement there says nothing")
+            self.notes.append(f"{which} changed with the input, so agreement there proves nothing")
         return Validation(
             max_abs_error=self.max_abs,
             max_rel_error=self.max_rel,
@@ -245,17 +245,17 @@ def compare(
     """Run both on every feed; outputs are compared by position.
 
     Args:
-        run_a: the first model, whose outputs are the measure.
+        run_a: the first model, whose outputs are the reference.
         run_b: the second.
         names: of the outputs; may be empty.
         feeds: what to run on.
         tolerance: largest relative error that passes.
-        plain: both models without the runtime's optimisations, which differ among themselves. Asked only where the
-            others differ by more than ``CLEAR``; what they say then counts.
-        referee: decides about what fails.
+        plain: both models without the runtime's optimisations, which change the rounding. Run only if the
+            others differ by more than ``CLEAR``; their result then counts.
+        referee: decides about outputs that fail.
         budget: when to leave further feeds out.
-        timed: the time for one more run of both is kept for measuring it.
-        same_types: whether outputs of another type fail.
+        timed: keep time for one more run of both, to measure it.
+        same_types: whether outputs must have the same types.
     """
     budget = budget or Budget()
     seen = Comparison(names, tolerance)
@@ -289,9 +289,9 @@ def compare(
         cases.append(_Case(family, make if kept else None, gaps))
     if not cases:
         raise BadInput(
-            "no input was found that the first model takes",
+            "no input was found that the first model accepts",
             why="; ".join(seen.notes),
-            do="give inputs that it takes: --inputs FOLDER",
+            do="give inputs that it accepts: --inputs FOLDER",
         )
     seen.count, seen.num_outputs = len(cases), len(reference)
     seen.judge(cases, referee, budget)
@@ -310,13 +310,13 @@ def _tell_left_out(seen: Comparison, budget: Budget) -> None:
     kinds = f"inputs of the kinds {', '.join(seen.left_out)} were"
     what = "further inputs were" if DATA in seen.left_out else kinds
     seen.note(
-        f"{what} left out for want of time: {seen.count} compared, up to {seen.seconds:.1f} s each, "
+        f"{what} left out for lack of time: {seen.count} compared, up to {seen.seconds:.1f} s each, "
         f"within {budget.seconds:g} s (--check-time)"
     )
 
 
 def _outputs_of_first(run: Run, family: str, values: Feed, seen: Comparison) -> list[Array] | None:
-    """Return the first model's outputs; None, and a note, for random inputs that it does not take (other tokens)."""
+    """Return the first model's outputs; None, and a note, for random inputs that it rejects (unknown tokens)."""
     try:
         return run(values)
     except PrunecError:
@@ -324,7 +324,7 @@ def _outputs_of_first(run: Run, family: str, values: Feed, seen: Comparison) -> 
     except Exception as error:  # onnxruntime and user modules raise anything
         if family == DATA:
             raise BadInput("the first model does not run on the given inputs", why=first_line(error)) from error
-        seen.note(f"the first model takes no inputs of the family {family!r}: {first_line(error)}")
+        seen.note(f"the first model rejects inputs of the family {family!r}: {first_line(error)}")
         return None
 
 
@@ -333,18 +333,18 @@ def _outputs_of_second(run: Run, values: Feed) -> list[Array]:
         return run(values)
     except Exception as error:  # onnxruntime and user modules raise anything
         raise ValidationFailed(
-            f"the second model does not run on an input that the first takes ({_describe(values)})",
+            f"the second model does not run on an input that the first accepts ({_describe(values)})",
             why=first_line(error),
         ) from error
 
 
 def labels_of(names: Sequence[str], index: int) -> str:
-    """Return an output's name, or its place where it has none."""
+    """Return an output's name, or its position if it has none."""
     return names[index] if index < len(names) else str(index)
 
 
 def _changed(a: Array, b: Array) -> bool:
-    """Tell whether an output follows the input at all."""
+    """Tell whether an output depends on the input at all."""
     if a.shape != b.shape:
         return a.size > 0 and b.size > 0 and float(np.ptp(b)) > 0 if a.dtype.kind != "b" else True
     return gap(a, b).over() > 1e-6

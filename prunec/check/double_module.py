@@ -1,8 +1,8 @@
 """A torch module in double precision, without touching it.
 
-Owns the mode under which every float that a forward reads, makes or asks for is a double. Nothing is copied but
-tensors, so modules that cannot be deep-copied, and those that name a dtype in their forward, run too. What writes into
-the module's tensors writes into the doubles of this run. Who asks: referee.py.
+Owns the mode under which every float that a forward reads, makes or asks for is a double. Only tensors are copied, so
+modules that cannot be deep-copied, and those that name a dtype in their forward, run too. Writes into
+the module's tensors go to the doubles of this run. Used by referee.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
 class InDouble(TorchFunctionMode):
-    """Within it torch computes in double whatever it is given.
+    """Within this mode torch computes in double, whatever the dtype of its inputs.
 
     Args:
         stored: tensors that a forward reads and may write: each gets a double of its own, ints a copy.
@@ -56,7 +56,7 @@ class InDouble(TorchFunctionMode):
         return tree_map(_widened, result)
 
     def _wide(self, value: Any) -> Any:
-        """Return what stands for an argument: a tensor's double, a wider dtype, or the thing itself."""
+        """Return what stands for an argument: a tensor's double, a wider dtype, or the argument itself."""
         if isinstance(value, torch.dtype):
             return _WIDE.get(value, value)
         if not isinstance(value, Tensor):
@@ -69,7 +69,7 @@ class InDouble(TorchFunctionMode):
 
 
 def _widened(value: Any) -> Any:
-    """Return a result in double: what makes tensors has a dtype of its own."""
+    """Return a result in double, since functions that make tensors choose a dtype of their own."""
     return value.to(_WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDE else value
 
 

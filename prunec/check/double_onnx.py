@@ -1,8 +1,8 @@
 """An ONNX model in double precision, node by node.
 
-Owns the walk. A node runs in ONNX Runtime on doubles where that has a kernel for them; else by its row of the importer,
-in torch; else in ONNX Runtime on floats, whose rounding is that of one node. A row's result must agree with the
-float kernel's, so that a mistake in the importer never speaks as the referee. Who asks: referee.py.
+Owns the walk. A node runs in ONNX Runtime on doubles if there is a kernel for them; else in torch, by its row of the
+importer; else in ONNX Runtime on floats, with the rounding of one node only. A row's result must agree with the
+float kernel's, so that a mistake in the importer cannot decide a check. Used by referee.py.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _WEIGHTED = frozenset({
 """Ops whose stored tensors are weights, which rounding may change; of others it could change a size or an exponent."""
 
 _AGREES = 1e-3
-"""A row of the importer is taken where it differs by less than this from the float kernel, relative to the largest."""
+"""A row of the importer is used if it differs by less than this from the float kernel, relative to the largest."""
 
 
 class DoubleOnnx:
     """A model that runs in double precision.
 
     Attributes:
-        single: op type -> the number of nodes that ran on floats, for want of anything better.
+        single: op type -> the number of nodes that had to run on floats.
     """
 
     def __init__(self, model: Model) -> None:
@@ -167,7 +167,7 @@ def _value_info(name: str, value: Any) -> onnx.ValueInfoProto:
 
 
 def _by_row(node: SourceNode, read: Mapping[str, Any], fixed: frozenset[str], rounded: Sequence[Array]) -> Array | None:
-    """Return the one output of a node by its row of the importer; None where there is none, or it is something else."""
+    """Return the only output of a node by its row of the importer; None without a row, or if the result disagrees."""
     import torch
     from torch import fx
 

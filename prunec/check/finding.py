@@ -1,6 +1,6 @@
-"""Inputs that an ONNX model takes: sizes that the file leaves open are tried until it runs.
+"""Inputs that an ONNX model accepts: sizes that the file leaves open are tried until it runs.
 
-Owns that search. What random inputs look like is probes.py's, what a model says about its inputs sessions.py's.
+Owns that search. probes.py makes random inputs, sessions.py reads what a model says about its inputs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Shapes = Mapping[str, Sequence[int]]
 NamedFeeds = list[tuple[str, Callable[[], Feed]]]
 
 _COSTLY = 0.05
-"""Another size is tried where the first input took less than this part of the budget."""
+"""Another size is tried if the first input took less than this fraction of the budget."""
 
 
 class _Working(NamedTuple):
-    """What a model was found to take, and the input of white noise that showed it."""
+    """The kinds of input that a model accepts, and the input of white noise that showed it."""
 
     channels: int
     size: int
@@ -34,7 +34,7 @@ class _Working(NamedTuple):
 
 
 def working_feed(runner: Runner, model: Model, shapes: Shapes | None, seed: int = 0) -> Feed:
-    """Return one random input that a model takes, batch 1 where the model leaves that open.
+    """Return one random input that a model accepts, batch 1 if the model leaves that open.
 
     Raises:
         BadInput: none was found.
@@ -45,15 +45,15 @@ def working_feed(runner: Runner, model: Model, shapes: Shapes | None, seed: int 
 def find_feeds(
     run: Remembering, runner: Runner, model: Model, shapes: Shapes | None, seed: int, budget: Budget
 ) -> NamedFeeds:
-    """Return inputs that a model takes: all families at one size, two at another where sizes are open.
+    """Return inputs that a model accepts: all families at one size, two of them at another if sizes are open.
 
     Args:
-        run: the model; what it was tried on it does not compute again.
-        runner: the same model, asked what its inputs are.
-        model: where it comes from.
-        shapes: the user's.
+        run: the model; inputs that it was tried on are not run again.
+        runner: the same model, which knows its inputs.
+        model: the file.
+        shapes: given by the user.
         seed: of the random inputs.
-        budget: no other size is tried where a run takes much of it.
+        budget: no other size is tried if a run takes much of it.
 
     Raises:
         BadInput: none was found.
@@ -85,7 +85,7 @@ def _working(run: Remembering, runner: Runner, model: Model, shapes: Shapes | No
                     return _Working(channels, size, small, kinds, noise)
     assert failure is not None
     raise BadInput(
-        f"no input was found that {runner.name} takes",
+        f"no input was found that {runner.name} accepts",
         why=first_line(failure),
         do="give the shape of its inputs: --input-shape NAME:1x3x224x224",
     )
@@ -93,7 +93,7 @@ def _working(run: Remembering, runner: Runner, model: Model, shapes: Shapes | No
 
 def _channel_guesses(model: Model) -> Iterator[int]:
     yield 3
-    yield model_inputs.first_channels(model)  # reads the file: only where three would not do
+    yield model_inputs.first_channels(model)  # reads the file, so only if three channels do not run
 
 
 def _always(values: Feed) -> Callable[[], Feed]:
@@ -101,7 +101,7 @@ def _always(values: Feed) -> Callable[[], Feed]:
 
 
 def _other_size(run: Remembering, runner: Runner, shapes: Shapes | None, found: _Working, seed: int) -> NamedFeeds:
-    """Return inputs of another batch and size where the file leaves them open and the model takes them."""
+    """Return inputs of another batch and size, if the file leaves them open and the model accepts them."""
     for batch, other in ((2, found.size + 32), (2, found.size), (1, found.size + 32)):
         kinds = model_inputs.input_kinds(runner, shapes, batch=batch, channels=found.channels, size=other)
         if kinds == found.kinds:

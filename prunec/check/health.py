@@ -1,6 +1,6 @@
-"""What is installed here and what of it really works, for ``prunec doctor``.
+"""What is installed here and whether it really works, for ``prunec doctor``.
 
-Owns the list of packages and the trial runs. "Available" is never taken for "works": a model is run.
+Owns the list of packages and the trial runs. A provider counts as working only if a model runs on it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Findings:
         torch_devices: what PyTorch can train on.
         cuda_devices: what the CUDA driver counts.
         providers: of ONNX Runtime.
-        notes: what a person may want to do.
+        notes: advice.
     """
 
     python: str

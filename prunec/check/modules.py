@@ -1,6 +1,6 @@
-"""A torch module as something to compare: feeds in, arrays out, in its own precision or in double.
+"""A torch module as a function from feeds to arrays, in its own precision or in double.
 
-Owns the way from positional arguments to named inputs and back. What is compared is comparison.py's.
+Owns the conversion between positional arguments and named inputs. comparison.py compares.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunec.runtime.probes import Feed, InputKind
 
 
 def module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
-    """Return the tensors among positional arguments; each is called by its place, one inside of another "0.image"."""
+    """Return the tensors among positional arguments, named by position: "0", or "0.image" for one inside a dict."""
     return tuple(InputKind(name, tuple(t.shape), _fed_as(t.dtype)) for name, t in named_tensors(example_inputs))
 
 
@@ -38,7 +38,7 @@ def module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:
     def run(values: Feed) -> list[Array]:
         arguments = _arguments(module, example_inputs, values)
         with untouched.block(), torch.no_grad(), _without_fused_transformers():
-            # Copied, for what a network returns may be its own: a buffer that is put back.
+            # Copied, because a network may return its own buffer, which is restored afterwards.
             return [_array(tensor.clone()) for tensor in tensors_in(module(*arguments))]
 
     return run
@@ -80,7 +80,7 @@ def np_array(tensor: torch.Tensor) -> Array:
 
 @contextlib.contextmanager
 def _without_fused_transformers() -> Iterator[None]:
-    """Run torch.nn's attention as it runs in training: its fused kernels take any number in a mask for True."""
+    """Run torch.nn's attention as in training, since its fused kernels take every number in a mask for True."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Two ONNX models in ONNX Runtime: opened together, or one at a time where their weights are large.
+"""Two ONNX models in ONNX Runtime: opened together, or one at a time if their weights are large.
 
 Owns the sessions of a check. Both its parts, comparing and timing, use the same ones, at the default level of
 optimisation; sessions without optimisation are opened only where outputs differ. What is compared is comparison.py's.
@@ -24,11 +24,11 @@ from prunec.runtime.sessions import Model, Runner
 from prunec.timing import latency
 
 LARGE_BYTES = 2**28
-"""Models of this size together are opened one at a time: a session holds its weights, often twice."""
+"""Models whose sizes add up to this are opened one at a time: a session holds its weights, often twice."""
 
 _TIMING_S = 10.0
 _SLOW_S = 1.0
-"""Where a run of both takes longer, warming up again is not worth its time."""
+"""If a run of both takes longer, no time is spent on warming up again."""
 
 Provider = Literal["cpu", "cuda"]
 
@@ -47,7 +47,7 @@ class Latency:
 
 
 def opened(model: Model, name: str, provider: Provider, *, optimise: bool = True) -> Runner:
-    """Open one model; messages call it by its path, or ``name`` where it has none."""
+    """Open one model; messages call it by its path, or ``name`` if it has none."""
     return sessions.open_runner(model, name if isinstance(model, bytes) else str(model), provider, optimise=optimise)
 
 
@@ -57,7 +57,7 @@ def are_large(a: Model, b: Model) -> bool:
 
 
 def _num_bytes(model: Model) -> int:
-    """Return what a model and the weights beside it take."""
+    """Return the size of a model and the weights beside it."""
     if isinstance(model, bytes):
         return len(model)
     path = Path(model)
@@ -69,7 +69,7 @@ def _num_bytes(model: Model) -> int:
 
 
 def plain_runs(a: Model, b: Model, provider: Provider, *, together: bool) -> tuple[Run, Run]:
-    """Return both models without optimisation; each is opened when it is first asked.
+    """Return both models without optimisation; each is opened at its first run.
 
     Args:
         a, b: the models.
@@ -86,7 +86,7 @@ def plain_runs(a: Model, b: Model, provider: Provider, *, together: bool) -> tup
 
 
 def recorded(results: Sequence[list[Array] | Exception]) -> Run:
-    """Return a run that gives results out again in their order, whatever it is asked."""
+    """Return a run that returns recorded results in their order, whatever its inputs."""
     left: Iterator[list[Array] | Exception] = iter(results)
 
     def run(_: Feed) -> list[Array]:
@@ -105,8 +105,8 @@ def timed_together(a: Runner, b: Runner, feed: Feed, runs: int, budget: Budget, 
         a, b: they have run before.
         feed: what they run on.
         runs: of each at most.
-        budget: what is left of it is used, 10 seconds at most where that is enough for three runs of each.
-        pair_s: what a run of both took in the comparison.
+        budget: the rest of it is used, but at most 10 seconds if these are enough for three runs of each.
+        pair_s: seconds of a run of both in the comparison.
     """
     if budget.left < pair_s:
         return Latency()
@@ -129,7 +129,7 @@ def timed_alone(runner: Runner, feed: Feed, runs: int, seconds: float) -> list[f
 
 
 class Remembering:
-    """A model that is not run again on inputs that it has just been tried on: those by which it shows what it takes."""
+    """A model that remembers the results on the inputs with which its input shapes were found."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -159,7 +159,7 @@ class Remembering:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a model takes and gives: input names with their types, output names."""
+    """The names and types of a model's inputs, and the names of its outputs."""
 
     inputs: dict[str, str]
     outputs: tuple[str, ...]
@@ -169,7 +169,7 @@ class Interface:
         return cls({name: onnx_type for name, _, onnx_type in runner.inputs}, runner.outputs)
 
     def must_equal(self, other: Interface) -> None:
-        """Raise BadInput unless another model takes and gives the same."""
+        """Raise BadInput unless another model has the same inputs and outputs."""
         if self.inputs != other.inputs:
             raise BadInput(
                 "the two models take different inputs",

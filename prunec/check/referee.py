@@ -1,11 +1,11 @@
 """The referee: a check that fails in single precision is decided in double.
 
-Single precision cannot tell a wrong plan from an ill-conditioned network. In double the rounding of the arithmetic is
-gone; what is left is that of the weights, which both models store in their own precision. So outputs that differ in
-double are one function where they differ no more than the first model does from itself when the last bits of its
-weights change: then no weights could be told apart.
+Single precision cannot tell a wrong plan from an ill-conditioned network. In double the arithmetic hardly rounds;
+only the weights are still rounded, since both models store them in their own precision. So two models count as
+the same function if in double they differ no more than the first model does from itself when the last bits of its
+weights change.
 
-Owns that judgement. What runs in double: double_onnx.py, double_module.py. Who asks: prunec/check/comparison.py.
+Owns that judgement. double_onnx.py and double_module.py run models in double; prunec/check/comparison.py asks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prunec.ir.arrays import Array
 from prunec.runtime.probes import Feed
 
 _FACTOR = 4.0
-"""So many times what the last bits of the weights do is still their rounding: folds round sums of products anew."""
+"""A difference up to this many times the effect of the weights' last bits is rounding: folds round sums again."""
 
 
 class DoubleRun(Protocol):
@@ -28,14 +28,14 @@ class DoubleRun(Protocol):
 
 
 def decide(a: DoubleRun, b: DoubleRun, feed: Feed, tolerance: float, least: Sequence[float]) -> list[Ruling]:
-    """Say of each output whether two models compute the same on one input.
+    """Say for each output whether two models compute the same on one input.
 
     Args:
-        a: the measure.
+        a: the reference.
         b: the model to check.
         feed: the input.
         tolerance: largest relative error that passes.
-        least: per output, the magnitude that differences are measured against at least.
+        least: per output, the least magnitude to which differences are relative.
 
     Raises:
         Exception: whatever the runs raise.
@@ -53,7 +53,7 @@ def decide(a: DoubleRun, b: DoubleRun, feed: Feed, tolerance: float, least: Sequ
 
 
 def _is_rounding(found: Gap, own: Gap | None) -> bool:
-    """Tell whether a difference is of the size that rounded weights make, at its largest and on the average."""
+    """Tell whether a difference is as small as that of rounded weights, at its largest and on average."""
     return own is not None and found.absolute <= _FACTOR * own.absolute and found.average <= _FACTOR * own.average
 
 

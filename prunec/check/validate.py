@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
 RUNS = 30
-"""Timed runs of each model, where nothing else is asked for; fewer where the answer is clear, or time runs out."""
+"""Timed runs of each model by default; fewer if the answer is clear, or time runs out."""
 
 
 def validate_onnx(
@@ -59,22 +59,21 @@ def validate_onnx(
     """Run two ONNX models on the same inputs, compare their outputs and time both.
 
     Latency is measured at ONNX Runtime's default optimisation level, in turns. Outputs are compared there first;
-    where they are not clearly the same, with the graphs as they are (optimised graphs differ among themselves), and
-    where that fails, in double precision. Sizes that the models leave open are tried at two values each. Models with
-    much data are opened one at a time.
+    if they are not clearly the same, without optimisation (which changes the rounding), and if that fails, in double
+    precision. Sizes that the models leave open are tried at two values each. Large models are opened one at a time.
 
     Args:
-        a: the original: its outputs are the measure.
+        a: the original: its outputs are the reference.
         b: the model to check; inputs and outputs must have the same names.
-        provider: where to run; "auto" takes CUDA where it works.
+        provider: where to run; "auto" takes CUDA if it works.
         tolerance: largest relative error that passes; see report.Validation for what that is.
         runs: timed runs of each model at most; 0 measures no latency.
         input_shapes: by input name; "" stands for the only one.
         inputs: full feeds to compare on, instead of random inputs; read one at a time.
         seed: of the random inputs.
-        check_time: seconds that comparing and timing may take; fewer inputs and runs where a model is slow, and the
+        check_time: seconds that comparing and timing may take; a slow model gets fewer inputs and runs, and the
             result says what was left out.
-        progress: told what is being done, once that takes longer than two seconds.
+        progress: called with what is being done, once that takes longer than two seconds.
 
     Raises:
         BadInput: no such file, not a model, other inputs or outputs, or a shape that does not fit.
@@ -89,7 +88,7 @@ def validate_onnx(
     if chosen.note and provider == "cuda":
         comparison.notes.insert(0, chosen.note)
     if ran[0] == ran[1] and runs > 0 and not latency.runs:
-        comparison.note(f"latency was not measured: no time was left of {check_time:g} s (--check-time)")
+        comparison.note(f"latency was not measured: the {check_time:g} s were used up (--check-time)")
     if chosen.name == "cuda" and ran[0] == "cpu":
         comparison.notes.insert(0, "the CUDA provider could not be loaded: ran on the CPU")
     return comparison.verdict(
@@ -198,7 +197,7 @@ def _recorded_run(
     works = [place for place, found in enumerate(outputs) if not isinstance(found, Exception)]
     times = []
     if works and job.runs:
-        # What is timed stands first: the second model is timed on the same.
+        # The timed feed comes first, because the second model is timed on the same.
         feeds.insert(0, feeds.pop(works[0]))
         outputs.insert(0, outputs.pop(works[0]))
         times = timed_alone(first, feeds[0][1](), min(job.runs, _ALONE_RUNS), job.budget.seconds / 8)
@@ -206,7 +205,7 @@ def _recorded_run(
 
 
 _ALONE_RUNS = 10
-"""Timed runs of each model where they are not timed in turn."""
+"""Timed runs of each model if they are not timed in turn."""
 
 
 def validate_module_against_onnx(
@@ -226,7 +225,7 @@ def validate_module_against_onnx(
         module: the original; it is run in eval mode and left as it was.
         path: the ONNX model.
         example_inputs: positional arguments that the module takes; their shapes and dtypes are used.
-        input_names: the ONNX input of each tensor among them; by position where left out.
+        input_names: the ONNX input of each tensor among them; by position if left out.
         tolerance: largest relative error that passes.
         seed: of the random inputs.
         check_time, progress: see validate_onnx.
@@ -248,7 +247,7 @@ def validate_module_against_onnx(
     known = {name for name, _, _ in runner.inputs}
 
     def renamed(values: Feed) -> Feed:
-        # An input that the network does not use is absent from the file.
+        # The file lacks inputs that the network does not use.
         named = {name: values[kind.name] for name, kind in zip(names, kinds, strict=True)}
         return {name: value for name, value in named.items() if name in known}
 
@@ -333,10 +332,10 @@ def _families(
     return [(family + suffix, functools.partial(feed, kinds, family, seed)) for family in families]
 
 
-def _itself(values: Feed) -> Feed:
+def _unchanged(values: Feed) -> Feed:
     return values
 
 
 def _given(inputs: Iterable[Feed]) -> Feeds:
     """Yield the user's inputs, all of one family."""
-    return ((DATA, functools.partial(_itself, values)) for values in inputs)
+    return ((DATA, functools.partial(_unchanged, values)) for values in inputs)

@@ -1,4 +1,4 @@
-"""What samples show: a user's inputs, read batch by batch, and what activations did on them.
+"""A user's inputs, read batch by batch, and the activations that they cause.
 
 Owns reading (``sample_files.py``: a folder of arrays or images), calibration (channels that are constant on data, such
 as those of a ReLU that never fires there), observing and saliency. Image sets for training, ``--data``, are

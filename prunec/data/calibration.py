@@ -1,8 +1,8 @@
-"""What data say of channels: which activations stay at one constant over all of it.
+"""Calibration: which channels are constant over all of the user's data.
 
-Owns the choice of what to watch, the ranges that are kept (two numbers per channel, whatever the amount of
-data) and the verdict. Who runs the network is observing.py; what follows from the constants is decided by
-the same passes as for proven ones, see passes/constants.py.
+Owns the choice of values to watch, their ranges (two numbers per channel, whatever the amount of data) and
+the verdict. observing.py runs the network; the passes treat these constants like proven ones, see
+passes/constants.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT_TOLERANCE = 1e-6
 DEFAULT_MEMORY = 2 << 30
 MIN_MEMORY = 64 << 20
 HELD_OUT_EVERY = 4
-"""Every so many batches, one is held out: the rest is asked first, and the held-out part contradicts it or not."""
+"""One batch in this many is held out: constants are found on the rest, and the held-out batches may contradict them."""
 _LEAST_FOR_HOLDING_OUT = 8
 _MAX_WATCHED = 1 << 20
 """Elements of a value's ranges, at most."""
@@ -32,17 +32,17 @@ _MAX_WATCHED = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What to look at, and what counts as constant.
+    """The data, and what counts as constant on them.
 
     Args:
         data: see sample_files.read_samples.
         tolerance: how far a channel may be from its constant, as a fraction of the largest magnitude of its
             tensor over all data. 0: the very same number everywhere.
         normalise: for image files, see sample_files.NORMALISE.
-        memory: bytes that matrices, and activations, may take where weights are fitted; more goes to disk, or is done
-            with one combination per channel.
+        memory: bytes for the matrices, and for the activations, of a fit; more activations go to disk, and wider
+            layers get one combination per channel.
         labels: the class of each sample, for the accuracy on those that are held out: a CSV file (see labelled.py), or
-            "folders", where each class has a folder of its own.
+            "folders" if each class has a folder of its own.
     """
 
     data: str | Path
@@ -65,7 +65,7 @@ class Observed:
     Args:
         constants: by value name, float64 that broadcasts against the value; NaN where it varies.
         samples: how many were run.
-        held_out: how many of them were held out, see HELD_OUT_EVERY; 0 where there are too few.
+        held_out: how many of them were held out, see HELD_OUT_EVERY; 0 if there are too few.
         constant: channel classes that are constant on all data wherever a contraction reads them.
         contradicted: further classes that were constant before the held-out samples were seen.
     """
@@ -82,9 +82,9 @@ class Watch:
     """A value to observe.
 
     Args:
-        axes: those to reduce: its labels do not vary along them.
+        axes: those to reduce; its label does not vary along them.
         ids: its label.
-        ends: a contraction reads it: its channels end here.
+        ends: a contraction reads it, so its channels end here.
     """
 
     axes: tuple[int, ...]
@@ -93,7 +93,7 @@ class Watch:
 
 
 def watched(graph: Graph, classes: ChannelClasses) -> dict[str, Watch]:
-    """List the values whose constants could let channels go: what contractions read, and what is joined elementwise."""
+    """List the values whose constants could free channels: inputs of contractions and of elementwise ops."""
     free = ~classes.pinned & classes.is_channel
     given = graph.fixed_values() | set(graph.inputs)
     found: dict[str, Watch] = {}
@@ -125,7 +125,7 @@ class Ranges:
 
     def add(self, name: str, low: Array, high: Array) -> None:
         """Take in one batch's extremes, of the shape of the value's label."""
-        # fmin would drop NaN; minimum carries it on, and what is not a number is no constant.
+        # fmin would drop NaN; minimum keeps it, and NaN is no constant.
         if name in self._low:
             low, high = np.minimum(low, self._low[name]), np.maximum(high, self._high[name])
         self._low[name], self._high[name] = np.array(low, np.float64), np.array(high, np.float64)
@@ -147,7 +147,7 @@ class Ranges:
         for name, low in self._low.items():
             high = self._high[name]
             size = np.maximum(np.abs(low), np.abs(high))
-            allowed = tolerance * size.max()  # NaN where something is not a number: then nothing is constant
+            allowed = tolerance * size.max()  # with a NaN anywhere this is NaN, and nothing is constant
             with np.errstate(invalid="ignore"):
                 middle = np.where(low == high, low, low / 2 + high / 2)
                 constant = np.where(size <= allowed, 0.0, np.where((high - low) / 2 <= allowed, middle, np.nan))
@@ -165,7 +165,7 @@ def verdict(
     counts: tuple[int, int],
     tolerance: float,
 ) -> Observed:
-    """Say what is constant on all data, and how much of what the first part suggested the held-out part denies.
+    """Return what is constant on all data, and how many constants of the first part the held-out part contradicts.
 
     Args:
         asked, held_out: the ranges over the two parts.
@@ -185,7 +185,7 @@ def is_held_out(index: int) -> bool:
 
 
 def enough_to_hold_out(num_batches: int) -> bool:
-    """Tell whether there are so many batches that a part of them says something."""
+    """Tell whether there are enough batches to hold some out."""
     return num_batches >= _LEAST_FOR_HOLDING_OUT
 
 

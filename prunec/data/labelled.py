@@ -1,11 +1,11 @@
 """The classes of samples: from the folders that they lie in, or from a CSV file.
 
-Owns the matching of labels with samples, and the messages where they do not match. Class numbers are those of the
+Owns matching labels with samples, and the messages if they do not match. Class numbers are those of the
 network's scores: a number in the CSV is one, names (and folders) are numbered in alphabetical order.
 
     folders     DATA/CLASS/…: each class has a folder of its own
     FILE.csv    two columns, sample and class: FILE or its stem, or its path from the data folder; or one class a line,
-                in the order of the samples. A first line of words that match no sample is taken for a heading.
+                in the order of the samples. A first line that matches no sample counts as a heading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def labels_of(samples: Samples, given: str | Path, count: int, num_classes: int)
     """Return the class of each of ``count`` samples.
 
     Args:
-        num_classes: that the network scores.
+        num_classes: how many the network scores.
 
     Raises:
         BadInput: no such file, samples without a class, another number of them, or other classes than the network's.
@@ -45,7 +45,7 @@ def labels_of(samples: Samples, given: str | Path, count: int, num_classes: int)
 
 
 def _files(samples: Samples) -> list[Path]:
-    """Return the file of each record; an archive's array is told by "file (key)"."""
+    """Return the file of each record; arrays of an archive are called "file (key)"."""
     return [Path(next(iter(record.values())).where.split(" (")[0]) for record in samples.records]
 
 
@@ -95,12 +95,12 @@ def _known(path: Path, known: Mapping[str, str], root: Path, file: Path) -> str:
 
 
 def _numbered(names: Sequence[str], num_classes: int, where: str) -> tuple[int, ...]:
-    """Return class numbers; words are numbered alphabetically, which says something where every class has one."""
+    """Return class numbers; words are numbered alphabetically, which is only right if every class occurs."""
     if all(map(_is_number, names)):
         numbers = tuple(map(int, names))
         if max(numbers) >= num_classes:
             raise BadInput(
-                f"{where}: there is a class {max(numbers)}, and the network scores {num_classes}",
+                f"{where}: there is a class {max(numbers)}, but the network scores {num_classes}",
                 why="classes are counted from 0",
                 do="give the numbers of the network's own classes",
             )
@@ -108,8 +108,8 @@ def _numbered(names: Sequence[str], num_classes: int, where: str) -> tuple[int, 
     words = sorted(set(names))
     if len(words) != num_classes:
         raise BadInput(
-            f"{where}: {len(words)} classes are named, and the network scores {num_classes}",
-            why="names are numbered alphabetically, which says which is which only where none is missing",
+            f"{where}: {len(words)} classes are named, but the network scores {num_classes}",
+            why="names are numbered alphabetically, which is only right if every class occurs",
             do="give the numbers of the network's own classes (from 0) instead of names",
         )
     number = {name: place for place, name in enumerate(words)}
@@ -121,4 +121,4 @@ def _is_number(text: str) -> bool:
 
 
 def _miscounted(what: str, count: int) -> BadInput:
-    return BadInput(f"{what}, and there are {count} samples", do="give a label for each sample, in their order")
+    return BadInput(f"{what}, but there are {count} samples", do="give a label for each sample, in their order")

@@ -1,7 +1,7 @@
-"""Running a network over data with its activations watched; only their extremes are kept.
+"""Running a network over data while recording the extremes of its activations.
 
-Owns the two ways to watch: reductions added to an ONNX model, which ONNX Runtime computes and then forgets
-the activation, and torch.fx's interpreter for modules. What to watch and what it means is calibration.py's.
+Owns the two ways to do that: reductions added to an ONNX model, so that ONNX Runtime can release the activations,
+and torch.fx's interpreter for modules. calibration.py says what to watch and what it means.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def observe(
     run: Callable[[Feed], Extremes],
     tolerance: float,
 ) -> Observed:
-    """Run all samples, batch by batch, and say what stayed constant."""
+    """Run all samples, batch by batch, and return what stayed constant."""
     parts = (Ranges(), Ranges())
     rows = [0, 0]
     batches = 0
@@ -79,7 +79,7 @@ def observe_onnx(traced: TracedOnnx, classes: ChannelClasses, samples: Looked, t
         runner = sessions.open_runner(file, "the model", "cpu", optimise=False)
 
         def run(feed: Feed) -> Extremes:
-            # Without anything to watch the model has its own outputs.
+            # If nothing is watched, the model still has its own outputs.
             found = [np.asarray(value, dtype=np.float64) for value in runner(feed)] if names else []
             return zip(names, found[: len(names)], found[len(names) :], strict=True)
 
@@ -143,7 +143,7 @@ def _watching(traced: Traced, places: Mapping[str, Watch]) -> Callable[[Feed], E
     from prunec.frontends.fx.traced import Ref
 
     class Watching(fx.Interpreter):
-        """Takes the extremes of watched results as they are made: a later node may write over them."""
+        """Takes the extremes of watched results at once, since a later node may overwrite the results."""
 
         def __init__(self) -> None:
             super().__init__(traced.module)
@@ -194,7 +194,7 @@ def _paired(refs: Any, result: Any, kind: type) -> Iterable[tuple[Any, torch.Ten
 
 
 def module_slots(traced: Traced) -> tuple[Any, ...]:
-    """Return what samples must fill: every tensor among the example inputs, its first axis open.
+    """Return the slots that samples must fill: every tensor among the example inputs, with an open first axis.
 
     Raises:
         BadInput: a tensor input that the network does not take by position.
@@ -205,7 +205,7 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     tensors = [tensor for _, tensor in named_tensors(traced.example_inputs)]
     if len(tensors) != len(traced.graph.inputs):
         raise BadInput(
-            f"the network has {len(traced.graph.inputs)} inputs, and {len(tensors)} examples of them are known"
+            f"the network has {len(traced.graph.inputs)} inputs, but examples of only {len(tensors)} are known"
         )
     return tuple(
         Slot(name, (None, *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))

@@ -30,8 +30,8 @@ def module_saliency(traced: Traced, samples: Looked) -> Saliency:
     """Return (w · ∂L/∂w)² of every float parameter, averaged over the batches.
 
     This is the importance of Molchanov et al., CVPR 2019, eq. 8. There are no labels: L is half the squared
-    norm of all float outputs, per sample, so ∂L/∂w follows what moves the outputs most. The network runs in
-    eval mode; it and its gradients are left as they are, frozen parameters make no difference.
+    norm of all float outputs, per sample, so ∂L/∂w is large for weights that move the outputs most. The network runs
+    in eval mode; it and its gradients do not change, and frozen parameters count too.
 
     Returns:
         parameter name -> float64 of its shape.
@@ -44,10 +44,10 @@ def module_saliency(traced: Traced, samples: Looked) -> Saliency:
 
 
 def onnx_saliency(traced: TracedOnnx, samples: Looked) -> Saliency:
-    """Return the same for the tensors of an ONNX file, by a torch module that computes what the file does.
+    """Return the same for the tensors of an ONNX file, by an equivalent torch module.
 
     Raises:
-        UnsupportedModel: an op that has no gradient here; the message names node and op.
+        UnsupportedModel: an op has no gradient; the message names node and op.
     """
     from prunec.importer.module import to_module
 
@@ -96,8 +96,8 @@ def _half_squared_norm(outputs: Any) -> torch.Tensor:
     tensors = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
     if not tensors:
         raise UnsupportedModel(
-            "the taylor criterion needs an output that follows the parameters",
-            why="no output of floats has a gradient",
+            "the taylor criterion needs an output that depends on the parameters",
+            why="no float output has a gradient",
             do="use --criterion l1 or gamma",
         )
     return torch.stack([tensor.double().square().sum() for tensor in tensors]).sum() / 2

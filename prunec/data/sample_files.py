@@ -1,7 +1,6 @@
 """A folder of arrays or images -> Samples: which file fills which input.
 
-Owns the layouts that are understood and how an image becomes an input. What an array must be like is
-samples.py's. Arrays are never unpickled.
+Owns the folder layouts and how an image becomes an input. samples.py checks the arrays, which are never unpickled.
 
     one input       any *.npy, one sample or one batch each; *.npz with one array; images, in folders too
     several inputs  INPUT.npy for each input; or SAMPLE.INPUT.npy (also SAMPLE_INPUT, SAMPLE-INPUT); or folders
@@ -53,8 +52,8 @@ NORMALISE: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "standardise": _standardise,
     }
 )
-"""What becomes of pixels (float64[H, W, C], 0 to 255): ImageNet's mean and deviation, 0 to 1, -1 to 1, nothing,
-or each image to mean 0 and deviation 1. Inputs of integers always take them as they are."""
+"""How pixels (float64[H, W, C], 0 to 255) become numbers: ImageNet's mean and deviation, 0 to 1, -1 to 1, unchanged,
+or each image to mean 0 and deviation 1. Integer inputs always get them unchanged."""
 
 
 def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | None = None) -> Samples:
@@ -89,7 +88,7 @@ def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | No
         raise BadInput(
             f"{path} holds no data",
             why="there is no image, .npy or .npz file in it",
-            do="put some hundred pictures there, or what the network is given by numpy.save",
+            do="put a few hundred pictures there, or the network's inputs, saved with numpy.save",
         )
     if normalise is not None:
         raise BadInput(
@@ -178,7 +177,7 @@ def _named_records(root: Path, files: Iterable[Path], slots: Sequence[Slot]) -> 
 
 
 def _place(root: Path, file: Path, slots: Sequence[Slot]) -> tuple[str, str] | None:
-    """Return (sample, input name); the sample is "" where a file holds all there is of an input."""
+    """Return (sample, input name); the sample is "" if the file holds all samples of the input."""
     stem, folder = _plain(file.stem), _plain(file.parent.name) if file.parent != root else ""
     # The longest name first: of "x" and "mask_x", the file "1_mask_x" belongs to the second.
     for slot in sorted(slots, key=lambda slot: -len(slot.name)):
@@ -217,7 +216,7 @@ def _image_records(files: Sequence[Path], slots: Sequence[Slot], normalise: str)
 
 
 def _layout(slot: Slot) -> tuple[int, int, int, bool] | None:
-    """Return (channels, height, width, channels first) of an image input; None where it is none."""
+    """Return (channels, height, width, channels first) of an image input; None if it is not one."""
     if len(slot.shape) != 4:
         return None
     first, last = slot.shape[1:], (slot.shape[3], slot.shape[1], slot.shape[2])
@@ -229,7 +228,7 @@ def _layout(slot: Slot) -> tuple[int, int, int, bool] | None:
 
 
 def _decode(file: Path, layout: tuple[int, int, int, bool], prepare: Callable[[Array], Array]) -> Array:
-    """Return float64[1, C, H, W] or float64[1, H, W, C]: resized to the input's size, both sides at will."""
+    """Return float64[1, C, H, W] or float64[1, H, W, C], resized to the input's size whatever the aspect ratio."""
     try:
         from PIL import Image
     except ImportError as error:

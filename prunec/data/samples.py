@@ -20,14 +20,14 @@ from prunec.runtime.probes import Feed, Slot
 MAX_ROWS = 8
 """Rows of the batches that large arrays are cut into."""
 _MAX_ELEMENTS = 1 << 21
-"""Elements of an input per batch, at most; a single row may have more."""
+"""Most elements of an input per batch; a single row may have more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """One array on disk: where it is, for messages, and how to get it.
+    """One array on disk: its place, for messages, and how to load it.
 
-    ``prepared`` marks what prunec made itself (a decoded image), whose dtype may be converted freely.
+    ``prepared`` marks arrays that prunec made itself (decoded images), whose dtype may be converted freely.
     """
 
     where: str
@@ -70,7 +70,7 @@ class Samples:
         return next(iter(self))
 
     def that_run(self, run: Callable[[Feed], object], model: str) -> Samples:
-        """Return these samples, in batches that ``run`` takes: one row at a time where more do not run.
+        """Return these samples, in batches that ``run`` accepts: one row at a time if more do not run.
 
         Raises:
             BadInput: it takes neither.
@@ -93,7 +93,7 @@ class Samples:
 
 
 class Looked(Protocol):
-    """Inputs to look at, batch by batch: samples, or the part of them that is not held out."""
+    """Inputs, batch by batch: samples, or those of them that are not held out."""
 
     @property
     def name(self) -> str: ...
@@ -104,17 +104,17 @@ class Looked(Protocol):
         """Return the first batch."""
 
     def that_run(self, run: Callable[[Feed], object], model: str) -> Self:
-        """Return the same in batches that ``run`` takes."""
+        """Return the same inputs in batches that ``run`` accepts."""
 
 
 Some = TypeVar("Some", bound=Looked)
 
 
 def first_that_runs(versions: Iterable[Some], run: Callable[[Feed], object], model: str) -> Some:
-    """Return the first of several ways to cut the same inputs of which ``run`` takes the first batch.
+    """Return the first of several ways to cut the same inputs into batches whose first batch ``run`` accepts.
 
     Raises:
-        BadInput: it takes none.
+        BadInput: it accepts none.
     """
     failure: Exception | None = None
     name = ""
@@ -198,7 +198,7 @@ def _checked(array: Array, slot: Slot, source: Source) -> Array:
 
 
 def _cast(array: Array, slot: Slot, source: Source) -> Array:
-    """Return the array in the input's dtype; a conversion that could change its meaning is refused."""
+    """Return the array in the input's dtype; conversions that could change its meaning are refused."""
     wanted = np.dtype(slot.dtype)
     if array.dtype == wanted:
         return np.ascontiguousarray(array)
@@ -206,7 +206,7 @@ def _cast(array: Array, slot: Slot, source: Source) -> Array:
     if not (same_kind or source.prepared):
         raise BadInput(
             f"{source.where} holds {array.dtype}, input {slot.name!r} takes {slot.dtype}",
-            why="how one becomes the other (a scale, a mean) is the network's affair",
+            why="only you know how one becomes the other (by which scale and mean)",
             do=f"save it as {slot.dtype}, prepared as the network reads it",
         )
     with np.errstate(over="ignore"):

@@ -1,8 +1,8 @@
 """Fits from the Grams of the original network alone, without running it again.
 
-That is exact where one coupled group is pruned by itself: the channels that stay still have their original values
-wherever a layer reads them, so W_kept + W_gone · A, with A from the original's Gram, is the least-squares fit. With
-several groups pruned at once their errors add up, and layers have to be fitted front to back: prunec/fitting/refit.py.
+This is exact if one coupled group is pruned by itself: the channels that stay still have their original values
+wherever a layer reads them, so W_kept + W_gone · A, with A from the original's Gram, is the least-squares fit. If
+several groups are pruned at once, errors add up and layers have to be fitted front to back: prunec/fitting/refit.py.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from prunec.passes.selection.select import Facts
 
 
 def made_up(data: Reconstruction, facts: Facts, plan: PrunePlan, edits: Edits) -> PrunePlan:
-    """Return the plan with new weights for what reads channels that go.
+    """Return the plan with new weights for the layers that read removed channels.
 
     Args:
-        plan: ``data.prepared``; ``edits`` are what it makes of the graph.
+        plan: from ``data.prepared``; ``edits`` are its edits of the graph.
     """
     found = data.operands(facts)
     chosen = places(facts, found, edits, data.grams(facts, found))
@@ -33,7 +33,7 @@ def made_up(data: Reconstruction, facts: Facts, plan: PrunePlan, edits: Edits) -
 
 
 def _refit(place: Place) -> Refit | None:
-    """Return the fit of one contraction; None where data give no numbers."""
+    """Return the fit of one contraction; None if the data give no numbers."""
     start = combined_start(place)
     width = as_matrix(place.node, place.weight).shape[2]
     if not np.isfinite(start).all():

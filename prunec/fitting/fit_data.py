@@ -1,7 +1,7 @@
-"""Samples -> what is fitted on and what is held out, in batches worth running.
+"""Samples -> those to fit on and those held out, in batches worth running.
 
-Owns the split (every fourth sample is held out, and never fitted on), the joining of small batches, and where they
-are while they are needed: decoded once, in memory or on disk. Reading and checking of files is samples.py's.
+Owns the split (every fourth sample is held out, and never fitted on), the joining of small batches, and their storage:
+decoded once, in memory or on disk. Reading and checking of files is samples.py's.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from prunec.runtime.probes import Feed
 HELD_OUT_EVERY = 4
 LEAST_FOR_HOLDING_OUT = 8
 _HELD = 128 << 20
-"""Bytes of inputs kept in memory, of what is fitted on and of what is held out; the rest lies on disk."""
+"""Bytes of inputs kept in memory, each for fitted and held-out samples; the rest lies on disk."""
 _ROWS = 128
 _ELEMENTS = 1 << 20
-"""A batch has at most so many rows, and so many elements of its largest input; a single row may have more."""
+"""Most rows of a batch, and most elements of its largest input; a single row may have more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitData:
-    """What a pruning by data works on.
+    """The samples that a pruning by data uses.
 
     Args:
         name: the folder or file, for messages.
-        fitted, held_out: batches; no sample is in both. Nothing is held out of fewer than eight samples.
+        fitted, held_out: batches; no sample is in both. With fewer than eight samples none is held out.
         num_fitted, num_held_out: samples in each.
-        rows_held_out: the place of each held-out sample among all, in order.
-        labels: the class of each sample, held out or not; None where there are none.
-        rows: the most rows that iterating gives at once; 0: the batches cannot be cut.
+        rows_held_out: the index of each held-out sample among all, in order.
+        labels: the class of each sample, held out or not; None without labels.
+        rows: the most rows of a batch when iterating; 0: the batches cannot be cut.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FitData:
     rows: int = 0
 
     def __iter__(self) -> Iterator[Feed]:
-        """Yield what is fitted on, in small batches, as samples come from disk."""
+        """Yield the samples to fit on, in small batches."""
         for feed in self.fitted:
             if not self.rows:
                 yield feed
@@ -64,7 +64,7 @@ class FitData:
         return next(iter(self))
 
     def that_run(self, run: Callable[[Feed], object], model: str) -> FitData:
-        """Return these, in batches that ``run`` takes; see samples.py."""
+        """Return the same samples in batches that ``run`` accepts; see samples.py."""
         return first_that_runs((self, replace(self, rows=min(1, self.rows))), run, model)
 
     @property
@@ -76,11 +76,11 @@ class FitData:
 def fit_data(
     samples: Samples, run: Callable[[Feed], object], labels: Callable[[Samples, int], tuple[int, ...]] | None = None
 ) -> FitData:
-    """Split samples, and join what can be joined.
+    """Split samples, and join small batches of equal shapes.
 
     Args:
-        run: the model: batches that it does not take are given one by one, as they come.
-        labels: finds the class of each of so many samples; see labelled.py.
+        run: the model; batches that it does not accept are not joined.
+        labels: returns the class of each sample, given their number; see labelled.py.
 
     Raises:
         BadInput: all samples are the same, or one cannot be read; see samples.py.
@@ -100,7 +100,7 @@ def fit_data(
         raise BadInput(
             f"the data in {samples.name} are constant",
             why="all samples are the same: they do not show which channels make up for which",
-            do="give inputs as the network meets them, some hundred of them",
+            do="give a few hundred typical inputs",
         )
     fitted, held_out = (part.closed() for part in parts)
     known = None if labels is None else labels(samples, at)
@@ -109,7 +109,7 @@ def fit_data(
 
 
 class _Batches(Sequence[Feed]):
-    """Batches in the making, then held: in memory up to a limit, on disk beyond it.
+    """Collects batches and stores them: in memory up to a limit, on disk beyond it.
 
     Args:
         joined: samples of one shape become one batch.
@@ -126,7 +126,7 @@ class _Batches(Sequence[Feed]):
         self._waiting.append(feed)
 
     def closed(self) -> _Batches:
-        """Take what is waiting for a batch; return these."""
+        """Make a batch of the samples that are still waiting for one; return self."""
         if self._waiting:
             for name, value in _stacked(self._waiting).items():
                 self._store.put(name, len(self._names), value)
@@ -145,7 +145,7 @@ class _Batches(Sequence[Feed]):
 
 
 class _Changes:
-    """Whether samples differ from each other, or within the only one."""
+    """Whether samples differ from each other (or the values of the only sample do)."""
 
     def __init__(self) -> None:
         self._first: Feed | None = None
@@ -164,7 +164,7 @@ class _Changes:
 
 
 def _singles(samples: Samples) -> Iterator[tuple[Feed, int]]:
-    """Yield batches of one sample where the model takes them, else of as many as it takes."""
+    """Yield batches of one sample if the model accepts them, else of as many as it needs."""
     open_batch = _joinable(samples)
     for feed in samples:
         rows = num_rows(feed)
@@ -189,7 +189,7 @@ def _is_held_out(number: int) -> bool:
 
 
 def _runs(run: Callable[[Feed], object], samples: Samples, holds: bool) -> bool:
-    """Tell whether the model takes batches: a batch size that is written into a reshape shows only here."""
+    """Tell whether the model runs on such batches: a batch size written into a reshape shows only when it runs."""
     first = _Batches(joined=True)
     for number, (feed, _) in enumerate(_singles(samples)):
         if not (holds and _is_held_out(number)):

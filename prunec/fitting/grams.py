@@ -1,8 +1,8 @@
-"""What a contraction sees of its input, as columns, and the sums that a least-squares fit needs.
+"""The input of a contraction as columns of a matrix, and the sums that a least-squares fit needs.
 
 Owns the patches of convolutions (zero padding included, transposed ones as convolutions of a stretched input),
-the choice of output positions that are looked at, and Gram matrices summed up batch by batch in float64. Knows
-nothing of models or of who asks; numpy only.
+the choice of output positions to sample, and Gram matrices summed up batch by batch in float64. Knows
+nothing of models; numpy only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Window:
 
     Args:
         kernel, stride, dilation: of the window.
-        begin, end: zero padding (negative: cropping) of the input once it is stretched.
-        stretch: every so many places of the stretched input there is one of the input, zeros between.
+        begin, end: zero padding (negative: cropping) of the stretched input.
+        stretch: the step at which the input's elements stand in the stretched input; zeros between.
         flipped: the taps run backwards (transposed convolutions).
     """
 
@@ -58,7 +58,7 @@ class Window:
         return cls(tuple(kernel), ones, dilations, begin, end, strides, flipped=True)
 
     def outputs(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Return how many places the window takes along each axis of an input of ``sizes``."""
+        """Return the number of window positions along each axis of an input of ``sizes``."""
         padded = self._padded(sizes)
         spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
         return tuple((p - s) // step + 1 for p, s, step in zip(padded, spans, self.stride, strict=True))
@@ -68,14 +68,14 @@ class Window:
         return [size + b + e for size, b, e in zip(stretched, self.begin, self.end, strict=True)]
 
     def indices(self, sizes: Sequence[int]) -> Places:
-        """Return int64[taps, outputs]: the flat place of an input of ``sizes`` at each tap; one past all: beyond it."""
+        """Return int64[taps, outputs]: the flat index of the input at each tap; past the last in the padding."""
         count = math.prod(sizes)
         numbers = np.arange(1, count + 1).reshape(1, 1, *sizes)
         seen = self.patches(numbers, np.arange(math.prod(self.outputs(sizes))))[0] - 1
         return np.where(seen < 0, count, seen)
 
     def patches(self, x: Array, places: Places) -> Array:
-        """Return number[C, taps, batch · places]: what the window sees at some of its places (flat indices)."""
+        """Return number[C, taps, batch · places]: the input under the window at some positions (flat indices)."""
         sizes = x.shape[2:]
         padded = self._padded(sizes)
         canvas = np.zeros((*x.shape[:2], *padded), dtype=x.dtype)
@@ -101,14 +101,14 @@ class Window:
 
 
 class View:
-    """A contraction's data, as columns: the same places of its input and of its output.
+    """A contraction's input and output as columns, at the same positions.
 
     Args:
-        node: the contraction; ``groups`` are those that the arrays have (pruning can take whole groups).
+        node: the contraction; ``groups`` is the number that the arrays have (pruning can remove whole groups).
         kernel: spatial sizes of its weight; () for matrix products.
         axis: the contracted axis of its input.
-        pooled: a column is what the channels hold at one place of the input; a matrix product's channels are its
-            positions in runs of ``taps``. Then there are no columns of outputs.
+        pooled: a column has the channels at one place of the input, not a patch; a matrix product's channels are its
+            positions in runs of ``taps``. There are no columns of outputs then.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class View:
         self.window = Window.of(node, kernel) if self.is_conv and not pooled else None
 
     def num_places(self, x: Array) -> int:
-        """Return how many columns one sample of ``x`` gives; all of a matrix product's lie on its leading axes."""
+        """Return how many columns one sample of ``x`` gives (of a matrix product: the leading axes)."""
         if self.window is not None:
             return math.prod(self.window.outputs(x.shape[2:]))
         if self.is_conv:
@@ -161,17 +161,17 @@ _PER_WIDTH, _MOST, _NUMBERS, _PRODUCTS = 8, 240_000, 36_000_000, 20_000_000_000
 
 
 def columns_for(width: int) -> int:
-    """Return over how many output positions a Gram is summed up: eight times its width at least.
+    """Return the number of output positions to sum a Gram over: eight times its width at least.
 
-    More as long as they hold fewer than ``_NUMBERS`` or take fewer than ``_PRODUCTS``: positions of one image are
-    alike, so that a fit on few of them fits these images rather than what the layer sees.
+    It is more as long as they hold fewer than ``_NUMBERS`` numbers, or take fewer than ``_PRODUCTS`` products:
+    positions of one image are alike, so that a fit on few of them fits these images rather than the layer's inputs.
     """
     cheap = max(_NUMBERS // max(1, width), _PRODUCTS // max(1, width) ** 2)
     return max(_PER_WIDTH * width, min(_MOST, cheap))
 
 
 def spread_places(count: int, wanted: int, seed: int) -> Places:
-    """Return at most ``wanted`` of ``count`` places, drawn without order, ascending; the same for the same seed."""
+    """Return at most ``wanted`` of ``count`` places, drawn at random, ascending; the same for the same seed."""
     if wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
@@ -200,7 +200,7 @@ class Gram:
         self.count += int(columns.shape[2])
 
     def covariance(self) -> Floats:
-        """Return float64[groups, width, width] per column: about the mean where a constant is fitted as well."""
+        """Return float64[groups, width, width] per column, about the mean if a constant is fitted as well."""
         if not self.ones:
             return self.total / max(1, self.count)
         mean = self.total[:, :-1, -1] / max(1, self.count)

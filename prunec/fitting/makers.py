@@ -1,10 +1,10 @@
 """Makers: a layer refitted so that the one layer that reads it can reproduce its original output.
 
-A reader can do no better than its inputs allow. Where few channels are left between two contractions, with nothing but
-a ReLU or a clip between them, new channels serve the reader better than a subset of the original ones. Owns that
+A reader can do no better than its inputs allow. If few channels are left between two contractions, with nothing but
+a ReLU or a clip between them, new channels can serve the reader better than a subset of the original ones. Owns that
 fit: Gauss-Newton steps on the maker, each solved by conjugate gradients, with the reader solved anew before each
-(variable projection, Golub and Pereyra 1973). Samples that no step has seen say whether it is taken. The reader itself
-is fitted in its turn (refit.py), on all that there is.
+(variable projection, Golub and Pereyra 1973). A step is taken only if it helps on samples that the steps do not use.
+The reader itself is fitted later (refit.py), on all samples.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 STEPS, _INNER = 8, 8
 _DAMPING = 0.1
-"""What a change of the maker's outputs costs at first, against what it does to the reader's on the average; it falls
-while steps succeed, and rises where one does not."""
+"""The initial damping of a step: the price of a change in the maker's outputs, relative to its average effect on the
+reader's. It falls while steps succeed and rises after one that does not."""
 _MOST = 10.0
 _RIDGE, _WORTH, _NOTHING = 1e-2, 0.01, 1e-6
-"""The reader's ridge; the part of the error that a step has to take away for another one to follow; and the error, as
-a part of what is wanted, that nothing is done about."""
+"""The reader's ridge; the least relative gain of a step that another one follows; and the relative error below which
+nothing is done."""
 _PER_WEIGHT, _MANY, _FEWEST, _LEAST = 100, 384, 40, 16
 _WORK, _FLOATS = 1_400_000_000, 24_000_000
-"""Samples that are looked at: as many as give a hundred targets for each weight, and 384 at least, but no more than
-keep a product of the maker, and what is held of it, below so much. Fewer than 40, where there are more, or than 16
-are no fit."""
+"""Limits on samples: enough for a hundred targets per weight, and at least 384, but no more than keep the work of one
+product with the maker, and the memory for it, below these. There is no fit with fewer than 16 samples, or with fewer
+than 40 of a larger number."""
 
 
 def only_reader(graph: Graph, maker: Operand, way: Stream) -> str:
-    """Return the one contraction that reads another one's output through a ReLU or a clip; "" where it is not so."""
+    """Return the only contraction that reads the maker's output, through a ReLU or a clip; "" if there is none."""
     if way.others or way.passes == (-math.inf, math.inf) or maker.pooled or not maker.biased:
         return ""
     bends = graph.consumers(way.end)
@@ -54,7 +54,7 @@ def only_reader(graph: Graph, maker: Operand, way: Stream) -> str:
 def towards_reader(
     layer: Layer, reader: Layer, way: Stream, matrix: Floats, constant: Floats, start: Callable[[], Floats]
 ) -> tuple[Floats, Floats]:
-    """Return (weight as a matrix, float64[outputs] constant) of a maker that serves its reader better.
+    """Return (weight as a matrix, float64[outputs] constant) of a maker with which its reader has a smaller error.
 
     Args:
         layer, reader: of the maker, which has been fitted, and of its only reader, which has not.
@@ -69,7 +69,7 @@ def towards_reader(
     kept = slice(None) if maker.outputs is None else maker.outputs
     scale, shift = way.scale[kept], way.shift[kept]
     if maker.kind == "running_mean" and maker.was is not None:
-        shift = shift + scale * maker.was  # the constant that is fitted has the mean in it
+        shift = shift + scale * maker.was  # the fitted constant includes the mean
     pair = _gathered(layer, reader, way)
     if pair is None:
         return matrix, constant
@@ -79,7 +79,7 @@ def towards_reader(
 
 
 def _gathered(layer: Layer, reader: Layer, way: Stream) -> Pair | None:
-    """Return what both see of some samples; None where that is too little, or too much to look at."""
+    """Return the data of both on some samples; None if there are too few, or they would be too large."""
     reader.before.advance(reader.reads_before)
     layer.now.advance(reader.reads_now[1:])
     value, batches = layer.place.operand.value, range(layer.now.num_batches)
@@ -114,11 +114,11 @@ class Pair:
     """A maker and its reader, on whole samples.
 
     Args:
-        seen: float32[columns + 1, places, samples]: what the maker sees, and ones last.
-        wanted: float32[outputs, positions, samples]: what the reader is to give.
-        places: int64[taps, positions]: the maker's place at each tap of the reader's window; the one past the last
-            where the window is beyond the border.
-        low, high: what the op between them cuts off.
+        seen: float32[columns + 1, places, samples]: the maker's inputs, with ones last.
+        wanted: float32[outputs, positions, samples]: the reader's target.
+        places: int64[taps, positions]: the maker's place at each tap of the reader's window; one past the last
+            beyond the border.
+        low, high: the limits of the ReLU or clip between them.
     """
 
     seen: Array
@@ -152,13 +152,13 @@ class Pair:
         return found
 
     def passed(self, made: Array) -> tuple[Array, Array]:
-        """Return what comes through the op between, and bool: where it changes with what goes in."""
+        """Return the result of the op between them, and bool: where its slope is not zero."""
         open_ = (made > self.low) & (made < self.high)
         return np.clip(made, self.low, self.high), open_
 
 
 def fitted_to_reader(pair: Pair, weight: Floats, start: Floats) -> Floats:
-    """Return float64[channels, columns] of a maker that serves its reader better; as it was where nothing does.
+    """Return float64[channels, columns] of a maker with a smaller error at its reader, or ``weight`` if none is found.
 
     Args:
         weight: float64[channels, columns], of the maker, its constant last.
@@ -191,15 +191,15 @@ def _padded(values: Array) -> Array:
     return np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
 
 
-def _made(pair: Pair, weight: Floats) -> Array:
+def _maker_outputs(pair: Pair, weight: Floats) -> Array:
     """Return float32[channels, places, samples]."""
     seen = pair.seen.reshape(len(pair.seen), -1)
     return (weight.astype(seen.dtype) @ seen).reshape(len(weight), *pair.seen.shape[1:])
 
 
 def _reader(pair: Pair, weight: Floats, start: Floats) -> Floats:
-    """Return what the reader is at best, with a ridge towards what it is."""
-    through = pair.spread(pair.passed(_made(pair, weight))[0])
+    """Return the best reader for a maker, with a ridge towards the reader as it is."""
+    through = pair.spread(pair.passed(_maker_outputs(pair, weight))[0])
     wanted = pair.wanted.reshape(len(pair.wanted), -1)
     width = len(through)
     gram = np.zeros((width + 1, width + 1))
@@ -213,20 +213,20 @@ def _reader(pair: Pair, weight: Floats, start: Floats) -> Floats:
     return found
 
 
-def _left(pair: Pair, weight: Floats, reader: Floats) -> tuple[Array, Array]:
-    """Return what is missing of what the reader is to give, and where the op between is open."""
-    through, open_ = pair.passed(_made(pair, weight))
+def _errors(pair: Pair, weight: Floats, reader: Floats) -> tuple[Array, Array]:
+    """Return the reader's remaining error, and where the op between them has a slope."""
+    through, open_ = pair.passed(_maker_outputs(pair, weight))
     known = reader.astype(through.dtype)
     wanted = pair.wanted.reshape(len(pair.wanted), -1)
     return wanted - known[:-1].T @ pair.spread(through) - known[-1][:, None], open_
 
 
 def _error(pair: Pair, weight: Floats, reader: Floats) -> float:
-    return float(np.square(_left(pair, weight, reader)[0], dtype=np.float64).mean())
+    return float(np.square(_errors(pair, weight, reader)[0], dtype=np.float64).mean())
 
 
 def _metric(seen: Array) -> Any:
-    """Return how to solve with the moments of what the maker sees."""
+    """Return a factorisation of the moments of the maker's inputs."""
     from scipy.linalg import cho_factor
 
     flat = seen.reshape(len(seen), -1)
@@ -235,11 +235,11 @@ def _metric(seen: Array) -> Any:
 
 
 def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: float) -> Floats:
-    """Return the Gauss-Newton step of the maker, by conjugate gradients that know the moments of what it sees."""
+    """Return the Gauss-Newton step of the maker, by preconditioned conjugate gradients."""
     from scipy.linalg import cho_solve
 
     gram, factor = metric
-    left, open_ = _left(pair, weight, reader)
+    left, open_ = _errors(pair, weight, reader)
     channels, known = len(weight), reader[:-1].astype(left.dtype)
     taps = len(pair.places)
     curvature = np.square(reader[:-1]).sum(axis=1).reshape(channels, taps).sum(axis=1)
@@ -251,7 +251,7 @@ def _step(pair: Pair, weight: Floats, reader: Floats, metric: Any, damping: floa
         return found
 
     def applied(change: Floats) -> Floats:
-        moved = pair.spread(_made(pair, change) * open_)
+        moved = pair.spread(_maker_outputs(pair, change) * open_)
         total: Floats = back(known.T @ moved) + damping * (change @ gram)
         return total
 

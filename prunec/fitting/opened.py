@@ -1,4 +1,4 @@
-"""A network that data are run through in stages: the file or module as it came, and what a backend made of it.
+"""A network that data are run through in stages: the original file or module, and the pruned one.
 
 Owns the way from a fit to the tensors of the pruned network, for both frontends; see prunec/fitting/reconstruct.py.
 """
@@ -31,7 +31,7 @@ class OpenedOnnx:
 
     Args:
         traced: the file.
-        feeds: what is run through it.
+        feeds: the data.
         memory: bytes of activations that are kept in memory.
     """
 
@@ -67,7 +67,7 @@ class OpenedOnnx:
 
 
 def _tensor_names(now: OnnxStages, output: str, slots: Sequence[int], place: Place) -> tuple[str, str] | None:
-    """Return the names of the tensors that hold a contraction's weight and its constant; None where there are none."""
+    """Return the names of the tensors that hold a contraction's weight and its constant; None if there are none."""
     node = now.maker(output)
     bias = ""
     if node is not None and node.op_type == "Add" and "MatMul" in place.node.source:

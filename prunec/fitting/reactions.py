@@ -1,9 +1,9 @@
-"""Reactions: how much an error at the output of each contraction weighs at the outputs of the network, measured.
+"""Reactions: how much an error at a contraction's output affects the network's outputs, measured.
 
-An order over layers compares errors of many scales: a stream of large values makes a large error of what matters
-little. So for each contraction a quarter of what it reads goes, the others make up for it, some samples are run, and
-the squared error of the outputs over the one that was predicted at the contraction is what its errors weigh. Owns the
-measurement; what is made of it is reconstruct.py's.
+To order channels over all layers, errors of different scales have to be compared; in a stream of large values a large
+error may matter little. So for each contraction a quarter of its input channels is removed, the others make up for
+them, and some samples are run. The weight of its errors is the squared error of the network's outputs divided by the
+squared error predicted at the contraction. Owns the measurement; reconstruct.py uses it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
 
 ROWS = 32
-"""Samples that are run, at most."""
+"""Most samples to run."""
 
 _PART, _STEPS = 0.25, 3
 _SPREAD = 30.0
-"""No error weighs more than so many times what the median does, nor less: a saturated output hides errors."""
+"""Weights are limited to this factor above and below their median: a saturated output hides errors."""
 
 Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
 
@@ -38,7 +38,7 @@ def weights_of_errors(
     outputs: Sequence[str],
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Mapping[str, float]:
-    """Return node name -> what an error at its output weighs; those that cannot be measured weigh by their energy.
+    """Return node name -> the weight of an error at its output; by the output's energy if it cannot be measured.
 
     Args:
         places: of the network as it came, front to back; those that can be changed.
@@ -78,7 +78,7 @@ def weights_of_errors(
 
 
 def _without_a_part(place: Place, matrices: Sequence[Matrix], gram: Gram) -> tuple[Array, Array | None, float]:
-    """Return the weight without a quarter of what is read, the constant's vector, and the error that this makes."""
+    """Return the weight without a quarter of its inputs, the constant's vector, and the predicted error."""
     rest = []
     for matrix in matrices:
         left = matrix.apart()
@@ -110,7 +110,7 @@ def _squares(weights: Floats, matrices: Sequence[Matrix], gram: Gram) -> float:
 
 
 def _distance(first: Sequence[Array], second: Sequence[Array]) -> float:
-    """Return the squared error of outputs as a part of how much they vary, the mean over them."""
+    """Return the squared error of outputs relative to their variance, averaged over outputs."""
     parts = []
     for a, b in zip(first, second, strict=True):
         if a.dtype.kind == "f" and a.shape == b.shape:

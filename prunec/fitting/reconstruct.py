@@ -1,7 +1,7 @@
-"""Reconstruction: data alone -> which channels go, and what the rest computes with.
+"""Reconstruction: data alone -> which channels go, and the weights of the rest.
 
-Owns the steps for either frontend: Grams of the original, the order, the places to fit and their fits. Who runs a
-network in stages is handed in. The arithmetic is in passes/fitting/elimination.py, passes/fitting/combinations.py
+Owns the steps for either frontend: Grams of the original, the order, the places to fit and their fits. Gets an object
+that runs a network in stages. The arithmetic is in passes/fitting/elimination.py, passes/fitting/combinations.py
 and prunec/fitting/refit.py.
 """
 
@@ -31,40 +31,40 @@ from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
 
 ORDER_RIDGE = 1e-4
-"""Of the mean of H's diagonal, added to it where the order is made."""
+"""The ridge of the order, relative to the mean of H's diagonal."""
 
 _SLACK = 0.05
-"""The order goes on so far below the budget, as a fraction of the whole: demands give channels back."""
+"""How far the order continues below the budget, as a fraction of the whole, since legality gives channels back."""
 
 
 _NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
 
 
 class Opened(Protocol):
-    """A network that can be run in stages: the original, or what a backend made of it."""
+    """A network that can be run in stages: the original or the pruned one."""
 
     def sees(self, value: str) -> bool:
-        """Tell whether a value of the original can be looked at."""
+        """Tell whether a value of the original can be read."""
 
     def original(self) -> Stages: ...
 
     def some(self, rows: int) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
-        """Return the original on some samples, and what a fit would change in it."""
+        """Return the original on some samples, and a function that names the tensors a fit changes."""
 
     def pruned(self, result: Any) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
-        """Return the pruned network, and what a fit changes in it."""
+        """Return the pruned network, and a function that names the tensors a fit changes."""
 
 
 @dataclass(slots=True, eq=False)
 class Reconstruction:
-    """Data and a network, ready to be asked; Grams are summed up once and serve any budget.
+    """Data and a network; Grams are summed up once and serve any budget.
 
     Args:
         opened: the network.
-        data: what is fitted on.
+        data: the samples to fit on.
         memory: bytes.
-        least: the order goes on until this fraction of the whole is left, or the smaller one that is asked for: several
-            budgets share it.
+        least: the order goes on until this fraction of the whole is left, or a smaller one that is asked for, so that
+            several budgets can share it.
     """
 
     opened: Opened
@@ -77,12 +77,12 @@ class Reconstruction:
     _weights: Mapping[str, float] | None = None
 
     def operands(self, facts: Facts) -> tuple[Operand, ...]:
-        """Return the reads of what could go; pooled are those that are too wide, or whose product is not to be seen."""
+        """Return the reads of channels that could go; pooled if they are too wide or their product is hidden."""
         found = (o if self.opened.sees(o.output) else replace(o, pooled=True) for o in operands(facts))
         return within(tuple(found), self.memory)
 
     def grams(self, facts: Facts, found: Sequence[Operand]) -> Mapping[str, Gram]:
-        """Return the Gram of each node that makes up for anything."""
+        """Return the Gram of each node whose weights can make up for lost channels."""
         if self._grams is None:
             self._grams = summed(facts, found, self.opened.original(), self.progress)
         return self._grams
@@ -107,7 +107,7 @@ class Reconstruction:
         return removals(facts, made, can_go(facts, found, by_node), whole, least - _SLACK)
 
     def _weigh(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> None:
-        """Weigh errors at contractions by what the network makes of them."""
+        """Weigh errors at contractions by their effect on the network's outputs."""
         made = {operand.node.name: found for operand, found in by_read if found}
         if self._weights is None:
             stages, tensors = self.opened.some(ROWS)
@@ -129,7 +129,7 @@ class Reconstruction:
         return places(facts, found, _NO_EDITS, self._grams or {})
 
     def short_of_data(self, facts: Facts) -> tuple[str, ...]:
-        """Return a warning where a layer sees fewer positions than it has inputs, with the samples that would do."""
+        """Return a warning if layers see fewer positions than they have inputs, with a sufficient number of samples."""
         found = self.operands(facts)
         by_node = self.grams(facts, found)
         short = [(o, by_node[o.node.name]) for o in found if o.node.name in by_node]
@@ -148,11 +148,11 @@ class Reconstruction:
     def prepared(
         self, facts: Facts, plan: PrunePlan, wanted: Needs, without: frozenset[str], *, new: bool
     ) -> PrunePlan:
-        """Return a plan with a bias wherever a fit will want one, and means folded where there is no more to fit.
+        """Return a plan with a bias wherever a fit needs one, and means folded where only these can be fitted.
 
         Args:
             without: nodes (by origin) that cannot get a bias.
-            new: biases may be made: they are parameters, and a budget of these counts them.
+            new: biases may be added; they count as parameters of a budget.
         """
         folded = {fold.node: fold for fold in plan.folds if fold.kind != "carrier"}
         added = []
@@ -202,7 +202,7 @@ class Reconstruction:
 
 
 def can_go(facts: Facts, found: Sequence[Operand], by_node: Mapping[str, Gram]) -> Any:
-    """Return bool[num_classes]: what may go, and is read by nothing of which the cost is unknown."""
+    """Return bool[num_classes]: classes that may go and whose readers all have a known cost."""
     free = ~facts.classes.pinned & facts.classes.is_channel
     for operand in found:
         if operand.node.name not in by_node and not operand.is_depthwise:
@@ -216,7 +216,7 @@ def _view(facts: Facts, operand: Operand) -> View:
 
 
 def summed(facts: Facts, found: Sequence[Operand], stages: Stages, progress: Callable[[str], None]) -> dict[str, Gram]:
-    """Return the Gram of each operand that makes up for anything, by node name."""
+    """Return the Gram of each operand whose weights can make up for lost channels, by node name."""
     result: dict[str, Gram] = {}
     for number, operand in enumerate(found):
         if operand.takes == "nothing" or operand.is_depthwise or not stages.has(operand.value):
@@ -263,7 +263,7 @@ def _weight(facts: Facts, operand: Operand) -> Floats:
 
 
 def places(facts: Facts, found: Sequence[Operand], edits: Edits, by_node: Mapping[str, Gram]) -> tuple[Place, ...]:
-    """Return where to fit: every contraction that still runs and whose weights can take something."""
+    """Return where to fit: every contraction that still runs and whose weights can be changed."""
     return tuple(
         _place(facts, operand, edits, by_node.get(operand.node.name))
         for operand in found
@@ -302,6 +302,6 @@ def _place(facts: Facts, operand: Operand, edits: Edits, prior: Gram | None) -> 
 
 
 def _content(facts: Facts, edits: Edits, name: str) -> Array:
-    """Return what a parameter holds in the pruned network."""
+    """Return a parameter's content in the pruned network."""
     found = edits.params.get(name)
     return facts.graph.params[name].array if found is None else found

@@ -1,10 +1,10 @@
-"""The refit: front to back, each contraction is solved for what it sees by now, towards what the original gave.
+"""The refit: front to back, each contraction is solved for its present inputs, towards the original's outputs.
 
 Owns the least-squares fits and the order in which they are made; the sums come from prunec/fitting/grams.py, the
-networks run in stages (prunec/fitting/stages.py). Where an output is added to a stream, what that stream is off by
-now is part of the target, so that errors do not add up over blocks (passes/fitting/streams.py). Ridge regression,
-towards the weights that are there: what data do not show stays as it was. What has one reader is fitted towards that
-as well (makers.py).
+networks run in stages (prunec/fitting/stages.py). If an output is added to a stream, the stream's error so far
+is part of the target, so that errors do not add up over blocks (passes/fitting/streams.py). The ridge pulls towards the
+present weights, which therefore stay where the data say nothing. A layer with a single reader is also fitted towards
+that reader (makers.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Fitting:
 
     Args:
         ridge: of the mean of a Gram's diagonal.
-        rounds: so often a fit is made again where a ReLU follows, towards what its errors below zero leave open.
+        rounds: how often a fit is repeated if a ReLU follows, with the targets below zero left free.
     """
 
     ridge: float = 1e-2
@@ -46,15 +46,15 @@ class Fitting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where a contraction stands in the pruned network.
+    """A contraction to fit in the pruned network.
 
     Args:
-        operand: as it was; ``node`` has the attributes that it has by now, ``weight`` its content.
-        kind, target, vector: where the constant part goes (see plan.Refit) and what is there now, sliced.
-        beside: a bias that other layers read, too, and that therefore stays: what is fitted is added to it.
-        was: what ``target`` held in the original, sliced.
-        prior: the Gram of what the original sees here; None where it has none.
-        inputs, outputs: indices on the contracted axis, and of its outputs, that stay; None where all do.
+        operand: as it was; ``node`` and ``weight`` are those of the pruned network.
+        kind, target, vector: where the constant part goes (see plan.Refit) and its present content, sliced.
+        beside: a bias that other layers read too, so that it cannot change; the fitted constant is added to it.
+        was: the content of ``target`` in the original, sliced.
+        prior: the Gram of the original's inputs here, if there is one.
+        inputs, outputs: indices on the contracted axis, and of its outputs, that stay; None if all do.
         original: the weight as it was, for a pooled operand.
     """
 
@@ -72,33 +72,33 @@ class Place:
     original: Array
 
     def constant(self) -> Floats:
-        """Return float64[outputs]: what the contraction adds by now, the mean that is taken off behind it included."""
+        """Return float64[outputs]: the constant that the contraction adds now, less a mean subtracted behind it."""
         found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
         if self.vector is not None:
             found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.vector
         return found if self.beside is None else found + self.beside
 
     def first_constant(self) -> Floats:
-        """Return float64[outputs]: what the original's contraction adds, of the outputs that stay."""
+        """Return float64[outputs]: the constant that the original's contraction adds, of the outputs that stay."""
         found = np.zeros(as_matrix(self.node, self.weight).shape[:2]).ravel()
         if self.was is not None:
             found = found + (-1.0 if self.kind == "running_mean" else 1.0) * self.was
         return found if self.beside is None else found + self.beside
 
     def vector_for(self, constant: Floats) -> Array:
-        """Return the vector that makes it so."""
+        """Return the content of ``target`` that gives this constant."""
         own = constant if self.beside is None else constant - self.beside
         return (-own if self.kind == "running_mean" else own).astype(self.weight.dtype)
 
 
 _HELD = 192 << 20
-"""What a layer sees is held between the rounds of its fit up to so many bytes, and gathered anew beyond."""
+"""Bytes up to which a layer's inputs are kept between the rounds of its fit; beyond they are gathered anew."""
 
 
 def combined_start(place: Place) -> Floats:
-    """Return float64[groups, columns, rows], what the ridge holds on to: the combinations that the original shows.
+    """Return float64[groups, columns, rows], the centre of the ridge: the combinations found in the original.
 
-    W_kept + W_gone · A, with A from its own Gram: exact where channels depend on each other exactly.
+    W_kept + W_gone · A, with A from its own Gram: exact if channels depend on each other exactly.
     """
     matrix = as_matrix(place.node, place.weight)
     groups, rows, width = matrix.shape
@@ -146,11 +146,11 @@ class Layer:
     """One fit: the same places of both networks, and the sums over them.
 
     Args:
-        place: what is fitted.
-        others: operands of the sums that its output goes into of which the error is known by now (streams.py).
+        place: the contraction to fit.
+        others: the other operands of the sums that its output enters, as far as their error is known (streams.py).
         before, now: the original and the pruned network.
-        way: where its output goes, if all else that makes the end of it has been fitted, so that what a ReLU there
-            hides is known.
+        way: the path of its output to a ReLU, if everything else that reaches that ReLU has been fitted, so that
+            it is known what the ReLU hides.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Layer:
         return self._combined(how) if self.place.operand.pooled else self._solved(how)
 
     def forget(self) -> None:
-        """Let go of what was looked at."""
+        """Release the data."""
         self.before.drop(self.reads_before)
         self.now.drop(self.reads_now)
 
@@ -208,12 +208,12 @@ class Layer:
         return found[:, :width].swapaxes(1, 2), found[:, width].ravel() if biased else np.zeros(groups * rows)
 
     def _seen(self) -> Iterator[tuple[Array, int, Any]]:
-        """Yield what the contraction sees by now, its batch and the places looked at."""
+        """Yield the contraction's present inputs, the batch and the places in it."""
         for batch, picked in self._batches():
             yield self.view.inputs(self.now.value(self.place.operand.value, batch), picked), batch, picked
 
     def _end(self, batch: int, picked: Any) -> Array | None:
-        """Return what the original has at the end of the way."""
+        """Return the original's value at the end of ``way``."""
         if self.way is None:
             return None
         return self.view.outputs(self.before.value(self.way.end, batch), picked, self.place.outputs)
@@ -224,10 +224,10 @@ class Layer:
         return kept.reshape(like.shape[0], -1, 1).astype(like.dtype)
 
     def _aim(self, made: Array, target: Array, end: Array | None) -> Array:
-        """Return what to fit towards where errors that a ReLU hides are no errors: there, what is made by now.
+        """Return the target if errors that a ReLU hides do not count: the present output at the elements it hides.
 
-        With t the target, p what is made and both where the ReLU is flat, the target is p; where p is beyond, the
-        edge. That bounds the error behind the ReLU from above and touches it at p, so no round makes it larger.
+        With t the target and p the present output: if the ReLU is flat at both, the target is p; if only at t, the
+        edge. This bounds the error behind the ReLU from above and touches it at p, so no round makes it larger.
         """
         if self.way is None or end is None:
             return target
@@ -238,7 +238,7 @@ class Layer:
         return target + (wished - end) / scale
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:
-        """Fit what all channels were from those that are left, and fold that into the original's weights."""
+        """Fit all original channels from those that are left, and fold the result into the original's weights."""
         operand, biased = self.place.operand, self.place.operand.biased
         value = operand.value
         full = pooled(as_matrix(operand.node, self.place.original), operand.taps)
@@ -260,7 +260,7 @@ class Layer:
         found = equations.solved(old, how.ridge)[0]
         matrix = unpooled(full @ found[:width].T, operand.taps)
         constant = self.place.constant()
-        if biased:  # what folds put there is in the fit already
+        if biased:  # the fit includes what folds added to the bias
             constant = self.place.first_constant() + (full[0] @ found[width]).reshape(-1, operand.taps).sum(axis=1)
         return matrix, constant
 
@@ -277,7 +277,7 @@ class Layer:
             yield batch, spread_places(count, max(1, -(-columns_for(self.matrix.shape[2]) // samples)), batch)
 
     def target(self, batch: int, picked: Any) -> Array:
-        """Return the original's output, and what the streams that it joins are off; of what stays."""
+        """Return the original's output plus the errors of the streams that it joins; of the outputs that stay."""
         place = self.place
         wanted = self.view.outputs(self.before.value(place.operand.output, batch), picked, place.outputs)
         if place.kind == "running_mean" and place.was is not None:
@@ -332,7 +332,7 @@ def refits(
         matrix, constant = layer.fit(how)
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(
-                f"on these data {place.node.origin} computes what is not a number",
+                f"on these data {place.node.origin} computes NaN or infinity",
                 why="nothing can be fitted to that",
                 do="check that the inputs are prepared as the network reads them (--normalise)",
             )

@@ -1,6 +1,6 @@
-"""Least squares, from sums over the data: the equations of one fit, solved towards what is there already.
+"""Least squares from sums over the data: the normal equations of one fit, with a ridge towards the present weights.
 
-Owns the arithmetic only; who sums up what is refit.py's.
+Owns the arithmetic only; refit.py adds up the data.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from prunec.fitting.grams import Gram
 from prunec.ir.arrays import Array, Floats
 
 EXACT = 1e-9
-"""The ridge of combinations that are only started from."""
+"""The ridge of combinations that are only a starting point."""
 
 
 class Equations:
     """The normal equations of a fit, per convolution group.
 
     Args:
-        gram: of what is seen; empty.
+        gram: of the inputs; empty at first.
         rows: how many outputs are fitted, in each group.
     """
 
@@ -30,12 +30,12 @@ class Equations:
         self._factors: list[Any] | None = None
 
     def add(self, seen: Array, target: Array) -> None:
-        """Take in columns: number[groups, width, n] that are seen, number[groups, rows, n] that are wanted."""
+        """Take in columns: number[groups, width, n] of inputs, number[groups, rows, n] of targets."""
         self._gram.add(seen)
         self.aim(seen, target)
 
     def aim(self, seen: Array, target: Array) -> None:
-        """Take in what is wanted at columns that have been seen before."""
+        """Take in targets of columns that were added before."""
         width = seen.shape[1]
         for total, u, t in zip(self._right, seen, target, strict=True):
             total[:width] += u @ t.T
@@ -43,7 +43,7 @@ class Equations:
                 total[width] += t.sum(axis=1, dtype=np.float64)
 
     def forget_targets(self) -> None:
-        """Start again with what is wanted; what is seen stays."""
+        """Forget the targets, and keep the inputs."""
         self._right[:] = 0
 
     def solved(self, old: Floats, ridge: float) -> Floats:
@@ -69,7 +69,7 @@ class Equations:
 
 
 def products(found: Floats, seen: Array) -> Array:
-    """Return number[groups, rows, n]: what a fit makes of columns."""
+    """Return number[groups, rows, n]: the outputs of a fit for these columns."""
     width = seen.shape[1]
     weight = found.astype(seen.dtype).swapaxes(1, 2)
     made: Array = weight[:, :, :width] @ seen
@@ -77,7 +77,7 @@ def products(found: Floats, seen: Array) -> Array:
 
 
 def ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
-    """Return what solves a Gram's equations, with a ridge of a part of the mean of its diagonal."""
+    """Solve a Gram's equations with a ridge, given as a fraction of the mean of its diagonal."""
     ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
     found: Array = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
     return found.astype(np.float64, copy=False)

@@ -1,7 +1,7 @@
-"""Running a network over all data a stretch at a time: what lies between two stretches is kept, on disk beyond a limit.
+"""Running a network over all data one stretch of nodes at a time; values between stretches are kept, if needed on disk.
 
-Owns the store of activations and the contract of a staged network. Each layer of a network is run once, however many
-places are looked at, and weights ahead may change between stretches. Who runs it: stages_onnx.py, stages_module.py.
+Owns the store of activations and the interface of a staged network. Each node runs once, however many
+values are read, and weights of later nodes may change between stretches. See stages_onnx.py and stages_module.py.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class Stages(Protocol):
         """Tell whether a value can be asked for."""
 
     def advance(self, names: Iterable[str]) -> None:
-        """Run what the values need, on all data."""
+        """Run the nodes that these values need, on all data."""
 
     def value(self, name: str, batch: int) -> Array:
-        """Return a value that ``advance`` has reached, and ``drop`` has not taken away."""
+        """Return a value that ``advance`` has computed and ``drop`` has not removed."""
 
     def drop(self, names: Iterable[str]) -> None:
-        """Forget values that were asked for; those that nodes ahead read stay."""
+        """Release values that were asked for; those that later nodes read stay."""
 
     def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
-        """Return what values would be for the first batch if parameters ahead had other contents; nothing changes."""
+        """Return the values of the first batch for other contents of later parameters; the network does not change."""
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         """Give parameters new contents, from here on."""
 
 
 def first_rows(feeds: Sequence[Feed], rows: int) -> list[Feed]:
-    """Return the first batch, ``rows`` of it at most; other batches have shown that the network takes any number.
+    """Return the first batch, at most ``rows`` of it, if batches of other sizes show that the network accepts any.
 
     Batches of one size only are taken as they are.
     """
@@ -103,4 +103,4 @@ class Store:
 
 
 _SMALL = 1 << 16
-"""Arrays up to so many bytes are never worth a file."""
+"""Arrays up to this many bytes stay in memory."""

@@ -1,7 +1,7 @@
-"""A traced module, run a stretch at a time with torch; see prunec/fitting/stages.py for what that is for.
+"""A traced module, run one stretch at a time with torch; prunec/fitting/stages.py says why.
 
-Owns the same for modules that stages_onnx.py does for files. Activations stay in memory, where the module's
-parameters are. In-place calls would write over what is kept: they are made ordinary ones in a copy; a network that
+Does for modules what stages_onnx.py does for files. Activations stay in memory, on the device of the module's
+parameters. In-place calls would overwrite kept values, so they are replaced by ordinary ones in a copy; a network that
 writes into views is run in the order of its graph, each node once, so that nothing is read too late.
 """
 
@@ -43,7 +43,7 @@ class ModuleStages:
 
     Args:
         traced: the module as it was traced: it knows which node makes which value.
-        module: that module, or what became of it; a copy is run.
+        module: that module, or its pruned form; a copy is run.
         feeds: all data, batch by batch.
     """
 
@@ -153,7 +153,7 @@ class ModuleStages:
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
-    """Return a parameter or buffer by its name; None where there is none."""
+    """Return a parameter or buffer by its name; None if there is none."""
     owner, _, leaf = name.rpartition(".")
     try:
         found = getattr(module.get_submodule(owner), leaf, None)
@@ -171,7 +171,7 @@ def _content(module: nn.Module, name: str) -> Array:
 
 
 def _without_in_place(module: fx.GraphModule) -> bool:
-    """Make in-place calls ordinary ones; tell whether some are left, so that the order of the graph counts."""
+    """Replace in-place calls by ordinary ones; tell whether some are left, so that the order of the graph matters."""
     for sub in module.modules():
         if getattr(sub, "inplace", False) is True:
             sub.inplace = False  # type: ignore[assignment]  # torch's modules say so by an attribute
@@ -204,7 +204,7 @@ class OpenedModule:
 
     Args:
         traced: the module.
-        feeds: what is run through it.
+        feeds: the data.
     """
 
     traced: Traced

@@ -1,7 +1,7 @@
-"""An ONNX model, run a stretch at a time in ONNX Runtime; see prunec/fitting/stages.py for what that is for.
+"""An ONNX model, run one stretch at a time in ONNX Runtime; prunec/fitting/stages.py says why.
 
-Owns the cut of a model into pieces that run by themselves: the nodes that some values need, fed with what earlier
-pieces left, and giving what later ones read. No torch.
+Owns cutting a model into pieces that run by themselves: the nodes that some values need. A piece reads values of
+earlier pieces and returns those that later ones read. No torch.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class OnnxStages:
             self._tensors[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
 
     def tensor(self, name: str) -> Array | None:
-        """Return a stored tensor's content; None where there is none of that name."""
+        """Return a stored tensor's content; None if there is none of that name."""
         found = self._tensors.get(name)
         return None if found is None else numpy_helper.to_array(found)
 
@@ -129,7 +129,7 @@ class OnnxStages:
         return [out for at in ahead for out in self._nodes[at].output if out]
 
     def _given(self, ahead: Sequence[int]) -> list[str]:
-        """Return what nodes read that none of them makes."""
+        """Return the values that these nodes read and none of them makes."""
         made = set(self._made(ahead))
         read = dict.fromkeys(name for at in ahead for name in self._reads[at])
         return [name for name in read if name not in self._tensors and name not in made]
@@ -160,7 +160,7 @@ class OnnxStages:
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, from inside its bodies too."""
+    """Yield the values that a node reads, also from inside its subgraphs."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):

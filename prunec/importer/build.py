@@ -1,4 +1,4 @@
-"""What the rows of the ONNX-to-torch table build with: a torch.fx graph that grows, and its modules.
+"""The builder that the rows of the ONNX-to-torch table use: a torch.fx graph under construction, and its modules.
 
 Owns names, constants and the record of which tensor of the file became which parameter. Knows no op; the
 rows and the walk are in module.py.
@@ -23,14 +23,14 @@ from prunec.ir.graph import Shape
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a tensor of the file went: the parameter's name, and the permutation of its axes ("" none)."""
+    """The parameter that a tensor of the file became: its name, and the permutation of its axes ("" none)."""
 
     parameter: str
     transposed: bool = False
 
 
 class Unconvertible(Exception):
-    """Raised by a row that cannot say in torch what the node does; the text says what it is."""
+    """Raised by a row that has no torch form of its node; the text says why."""
 
 
 class Builder:
@@ -42,7 +42,7 @@ class Builder:
         self.values: dict[str, fx.Node] = {}
         self.origins: dict[str, Origin] = {}
         self.batch = batch
-        """The batch size that the file fixes; None where it leaves it open."""
+        """The batch size that the file fixes; None if it leaves it open."""
         self._constants: dict[tuple[str, bool], fx.Node] = {}
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -108,7 +108,7 @@ class Builder:
         return array
 
     def optional(self, view: View, index: int) -> Array | None:
-        """Return a stored input, None where it is absent."""
+        """Return a stored input, None if it is absent."""
         return self.content(view, index) if view.has(index) else None
 
     def fresh(self, name: str) -> str:

@@ -116,7 +116,7 @@ def scaled_tanh(view: View, b: Builder) -> fx.Node:
 
 
 def hard_sigmoid(view: View, b: Builder) -> fx.Node:
-    """HardSigmoid: torch's own where the slope is 1/6."""
+    """HardSigmoid: torch's own if the slope is 1/6."""
     alpha, beta = view.attrs.get("alpha", 0.2), view.attrs.get("beta", 0.5)
     x = b.input(view, 0)
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:

@@ -31,7 +31,7 @@ ACTIVATIONS = {"Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh}
 
 
 def conv(view: View, b: Builder) -> fx.Node:
-    """Conv, and FusedConv's convolution: a layer; pads that differ at the two ends are a padding of their own."""
+    """Conv, and FusedConv's convolution: a layer; pads that differ at the two ends become a separate padding."""
     weight, bias = b.content(view, 1), b.optional(view, 2)
     settings, x = _window(view, b, weight.shape[2:])
     made = _CONVS[weight.ndim - 3](
@@ -74,7 +74,7 @@ def activated(view: View, b: Builder, x: fx.Node) -> fx.Node:
 
 
 def conv_transpose(view: View, b: Builder) -> fx.Node:
-    """ConvTranspose; where its pads differ at the two ends, what they cut off is sliced off."""
+    """ConvTranspose; if its pads differ at the two ends, a slice crops the output instead."""
     weight, bias = b.content(view, 1), b.optional(view, 2)
     count = weight.ndim - 2
     extra = view.attrs.get("output_padding") or [0] * count
@@ -108,7 +108,7 @@ def conv_transpose(view: View, b: Builder) -> fx.Node:
 def _transposed_pads(
     view: View, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], extra: Sequence[int]
 ) -> list[int]:
-    """Return a transposed convolution's pads; those that follow from an output size are worked out."""
+    """Return a transposed convolution's pads; those that follow from an output size are computed."""
     count, mode = len(kernel), view.attrs.get("auto_pad", "NOTSET")
     if not view.attrs.get("output_shape") and mode in ("NOTSET", "VALID"):
         return list((view.attrs.get("pads") if mode == "NOTSET" else None) or [0] * 2 * count)
@@ -118,7 +118,7 @@ def _transposed_pads(
         if not isinstance(old, int) or not isinstance(new, int):
             raise Unconvertible("its padding follows from open sizes")
         total = strides[axis] * (old - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - new
-        # A negative total is a row or column more at the end, as output_padding has it.
+        # A negative total means additional rows or columns at the end, like output_padding.
         half = 0 if total < 0 else total // 2 if mode == "SAME_UPPER" else total - total // 2
         begin.append(half)
         end.append(total - half)
@@ -141,7 +141,7 @@ def gemm(view: View, b: Builder) -> fx.Node:
 
 
 def matmul(view: View, b: Builder) -> fx.Node:
-    """MatMul: a linear layer where the second matrix is stored, else a product."""
+    """MatMul: a linear layer if the second matrix is stored, else a product."""
     if view.inputs[1] in b.values or view.rank(1) != 2 or view.inputs[0] not in b.values:
         return b.call(torch.matmul, b.input(view, 0, trained=True), b.input(view, 1, trained=True))
     weight = b.content(view, 1)
@@ -219,7 +219,7 @@ def local_response_norm(view: View, b: Builder) -> fx.Node:
 
 
 def max_pool(view: View, b: Builder) -> fx.Node:
-    """MaxPool; pads that differ at the two ends, or are large, are a padding with minus infinity."""
+    """MaxPool; pads that differ at the two ends, or are large, become a padding with minus infinity."""
     if len([name for name in view.outputs if name]) > 1:
         raise Unconvertible("its indices are read")
     kernel = view.attrs["kernel_shape"]
@@ -236,7 +236,7 @@ def max_pool(view: View, b: Builder) -> fx.Node:
 
 
 def average_pool(view: View, b: Builder) -> fx.Node:
-    """AveragePool; where the two ends differ, padded zeros are counted out by a stored divisor."""
+    """AveragePool; if the pads at the two ends differ, a stored divisor excludes padded zeros."""
     kernel = view.attrs["kernel_shape"]
     counted = bool(view.attrs.get("count_include_pad", 0))
     pads = window(view, kernel)["pads"]
@@ -282,7 +282,7 @@ def global_max_pool(view: View, b: Builder) -> fx.Node:
 def _window(
     view: View, b: Builder, kernel: Sequence[int], value: float = 0.0, most: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], fx.Node]:
-    """Return strides, dilations and one pad per axis, and the input: padded by itself where one pad does not do."""
+    """Return strides, dilations and one pad per axis, and the input, padded beforehand if one pad is not enough."""
     settings = window(view, list(kernel))
     x = b.input(view, 0)
     if settings.get("auto_pad") and not all(isinstance(size, int) for size in (view.shape(0) or (0, "?"))[2:]):

@@ -1,8 +1,8 @@
 """An ONNX file as a torch module that can be trained: the importer.
 
 Owns the table from op type to row, the walk over the file's nodes, and the check that the module computes
-what the file does. The rows are in layers.py, elementwise.py, moves.py, resizing.py and reductions.py. The batch is
-open in the module whatever the file says; other sizes are as the file, or the user, fixes them.
+what the file does. The rows are in layers.py, elementwise.py, moves.py, resizing.py and reductions.py. The module's
+batch is open whatever the file says; the file or the user fixes the other sizes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def to_module(source: OnnxSource, input_shapes: Mapping[str, Sequence[int]] = Ma
     builder.graph.output(results[0] if len(results) == 1 else tuple(results))
     whole = fx.GraphModule(builder.root, builder.graph, "ImportedOnnx")
     whole.graph.eliminate_dead_code()
-    module = fx.GraphModule(whole, whole.graph, "ImportedOnnx")  # takes only what the graph still reads
+    module = fx.GraphModule(whole, whole.graph, "ImportedOnnx")  # takes only the parameters that the graph still reads
     return ImportedOnnx(
         module.eval(),
         traced.graph.inputs,
@@ -173,7 +173,7 @@ def to_module(source: OnnxSource, input_shapes: Mapping[str, Sequence[int]] = Ma
 
 
 def _convert(node: SourceNode, facts: FileFacts, builder: Builder) -> None:
-    """Add one node; what is known without a run, and what no output needs, is left out."""
+    """Add one node, unless its result is known without running or no output needs it."""
     if all(name in facts.known or name not in facts.values for name in node.outputs if name):
         return
     row = row_of(node)
@@ -193,7 +193,7 @@ _MICROSOFT = "com.microsoft"
 
 
 def row_of(node: SourceNode) -> Row | None:
-    """Return the row of a node's op, None where it has no torch form."""
+    """Return the row of a node's op, None if it has no torch form."""
     if not node.domain:
         return ROWS.get(node.op)
     return MICROSOFT_ROWS.get(node.op) if node.domain == _MICROSOFT else None
@@ -203,7 +203,7 @@ def _cannot(node: SourceNode, op: str, why: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"node {node.name!r} ({op}, opset {node.version}) cannot be trained through",
         why=why,
-        do="train the network where it comes from; prunec prune works on the file as it is",
+        do="train the network in its own framework; prunec prune works on the file as it is",
     )
 
 
@@ -213,12 +213,12 @@ def _result(name: str, builder: Builder, facts: FileFacts) -> fx.Node:
         return found
     array = facts.constant(name)
     if array is None:
-        raise UnsupportedModel(f"the output {name!r} is made of sizes, which cannot be trained")
+        raise UnsupportedModel(f"the output {name!r} is computed from sizes, which cannot be trained")
     return builder.stored(name, array)
 
 
 def _with_open_batch(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> tuple[OnnxSource, int | None]:
-    """Return the model with the batch open and all else fixed as the user says, and the batch that the file fixed."""
+    """Return the model with an open batch and all other sizes fixed, and the batch size that the file had fixed."""
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -245,7 +245,7 @@ def _with_open_batch(source: OnnxSource, given: Mapping[str, Sequence[int]]) -> 
                     f"axis {axis} of input {value.name!r} is open", do="give its size: --input-shape 1x3x224x224"
                 )
     del model.graph.value_info[:]
-    for value in model.graph.output:  # their batch, and what follows from it, is inferred anew
+    for value in model.graph.output:  # their batch, and sizes that follow from it, are inferred again
         value.type.tensor_type.ClearField("shape")
     return replace(source, model=model), batches.pop() if len(batches) == 1 else None
 

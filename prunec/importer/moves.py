@@ -20,7 +20,7 @@ from prunec.importer.build import Builder, Unconvertible, numbers, sizes
 
 
 def reshape(view: View, b: Builder) -> fx.Node:
-    """Reshape, Flatten, Squeeze, Unsqueeze: by the shape that comes out; its first axis follows the batch."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: by the shape of the result; its first axis follows the batch."""
     x, before, after = b.input(view, 0), view.shape(0), _target(view)
     if after is None:
         raise Unconvertible("its shape is computed while the network runs")
@@ -35,7 +35,7 @@ def reshape(view: View, b: Builder) -> fx.Node:
 
 
 def _target(view: View) -> tuple[Any, ...] | None:
-    """Return the shape that comes out; in Reshape's own words where inference says less."""
+    """Return the shape of the result; as Reshape's own input gives it if inference knows less."""
     found = view.out_shape()
     if found is not None and all(isinstance(size, int) for size in found[1:]):
         return found
@@ -49,7 +49,7 @@ def _target(view: View) -> tuple[Any, ...] | None:
         return (target[0] if target[0] != -1 else None, *target[1:])
     lone = isinstance(target[inner[0]], int) and len(inner) == 1
     if lone and target[0] in (before[0], 1) and all(isinstance(size, int) for size in before[1:]):
-        # The one size that is left to infer, the batch being the same on both sides.
+        # The only size that is left to infer, since the batch is the same on both sides.
         rest = math.prod(int(str(size)) for axis, size in enumerate(target) if axis and axis != inner[0])
         target[inner[0]] = math.prod(size for size in before[1:] if isinstance(size, int)) // max(1, rest)
         return tuple(target)
@@ -57,7 +57,7 @@ def _target(view: View) -> tuple[Any, ...] | None:
 
 
 def _batch_first(b: Builder, before: Sequence[Any], after: Sequence[Any]) -> bool:
-    """Tell whether the first axis is the batch before and after, so that it may grow."""
+    """Tell whether the first axis is the batch before and after, so that it may have any size."""
     if not before or not after:
         return False
     fixed = [b.batch] if b.batch is not None else []
@@ -79,7 +79,7 @@ def slice_(view: View, b: Builder) -> fx.Node:
     """Slice with known places; a negative step gathers."""
     cuts, x = view.cuts(), b.input(view, 0)
     if cuts is None:
-        raise Unconvertible("what it slices is computed while the network runs")
+        raise Unconvertible("the range that it slices is computed while the network runs")
     index: list[slice] = [slice(None)] * (view.rank() or 0)
     for cut in cuts:
         start, end, step = numbers([cut.start, cut.end, cut.step], "its places")
@@ -100,7 +100,7 @@ def slice_(view: View, b: Builder) -> fx.Node:
 
 
 def split(view: View, b: Builder) -> list[fx.Node]:
-    """Split along one axis, in the sizes that come out."""
+    """Split along one axis, into the sizes of the results."""
     axis = view.axis(0)
     if axis is None:
         raise Unconvertible("the rank of its input is not known")
@@ -125,7 +125,7 @@ def concat(view: View, b: Builder) -> fx.Node:
 
 
 def _zeros_around(view: View, b: Builder) -> tuple[int, int]:
-    """Count the stored zeros at the front and at the end: they pad, and follow the batch when written as a padding."""
+    """Count the stored zeros at the front and at the end; written as a padding they work for any batch."""
     zero = []
     for index, name in enumerate(view.inputs):
         array = None if name in b.values else view.constant(index)
@@ -175,7 +175,7 @@ def pad(view: View, b: Builder) -> fx.Node:
 
 
 def expand(view: View, b: Builder) -> fx.Node:
-    """Expand; the batch stays what it is."""
+    """Expand; the batch does not change."""
     before, after = view.shape(0), view.out_shape()
     if before is None or after is None:
         raise Unconvertible("its shape is computed while the network runs")
@@ -214,7 +214,7 @@ def space_to_depth(view: View, b: Builder) -> fx.Node:
 
 
 def crop(view: View, b: Builder) -> fx.Node:
-    """Crop, an experimental op of 2017: a border (left, top, right, bottom) goes, or a size is cut out."""
+    """Crop, an experimental op of 2017: removes a border (left, top, right, bottom), or cuts out a size."""
     left, top, right, bottom = view.attrs["border"]
     size = view.attrs.get("scale")
     rows = slice(top, top + size[0] if size else -bottom or None)

@@ -14,7 +14,7 @@ from prunec.importer.build import Builder, Row, Unconvertible, numbers, sizes
 
 
 def softmax(function: Callable[..., Any]) -> Row:
-    """Return the row of Softmax or LogSoftmax; before opset 13 all axes from the given one are one."""
+    """Return the row of Softmax or LogSoftmax; before opset 13 it runs over all axes from the given one."""
 
     def row(view: View, b: Builder) -> fx.Node:
         old = view.node.version < 13

@@ -1,4 +1,4 @@
-"""ONNX -> torch: Resize and Upsample, torch's own where it has the mode, else two gathers per axis."""
+"""ONNX -> torch: Resize and Upsample, torch's own if it has the mode, else two gathers per axis."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunec.importer.build import Builder, Unconvertible, sizes
 
 
 def resize(view: View, b: Builder) -> fx.Node:
-    """Resize and Upsample along space: torch's own where it has the mode, else two gathers per axis."""
+    """Resize and Upsample along space: torch's own if it has the mode, else two gathers per axis."""
     before, after = sizes(view.shape(0), "its size"), sizes(view.out_shape(), "its size")
     mode, how = view.attrs.get("mode", "nearest"), _coordinates(view)
     if before[0] != after[0] or view.attrs.get("antialias") or how == "tf_crop_and_resize":
         raise Unconvertible("it resizes the channel axis, crops or filters")
     target, x = tuple(after[1:]), b.input(view, 0)
     whole = all(new % old == 0 for old, new in zip(before[1:], target, strict=True))
-    # floor(i / f) at whole factors f is what all of these come to.
+    # At whole factors f, all of these compute floor(i / f).
     plain = ("floor",) if how == "asymmetric" else ("round_prefer_floor", "round_prefer_ceil")
     if mode == "nearest" and whole and how in ("asymmetric", "half_pixel") and _rounding(view) in plain:
         factors = tuple(float(new // old) for old, new in zip(before[1:], target, strict=True))
@@ -39,7 +39,7 @@ def resize(view: View, b: Builder) -> fx.Node:
 
 
 def _coordinates(view: View) -> str:
-    """Return how a place in the output becomes one in the input; see the Resize specification."""
+    """Return how a position in the output is mapped to the input; see the Resize specification."""
     if view.op == "Upsample" or view.node.version < 11:
         return "asymmetric"
     how = str(view.attrs.get("coordinate_transformation_mode", "half_pixel"))
@@ -74,7 +74,7 @@ _ROUND: Mapping[str, Callable[[Any], Any]] = {
     "round_prefer_floor": lambda places: np.ceil(places - 0.5),
     "round_prefer_ceil": lambda places: np.floor(places + 0.5),
 }
-"""Resize's ways to the nearest input."""
+"""Resize's ways to round to the nearest input."""
 
 
 def _resized(

@@ -1,7 +1,7 @@
 """Apply a stored plan to a fresh module: plan.json + architecture + weights = the pruned model again.
 
-Owns the two ways back: as a GraphModule (always), or as a copy of the user's own class (where its
-forward has no written-out sizes). What a plan does to a graph is passes/lowering/lower.py's business.
+Owns the two forms of the result: a GraphModule (always), or a copy of the user's own class (if its
+forward has no written-out sizes). passes/lowering/lower.py knows what a plan does to a graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prunec.pipeline.reading import read_module
 
 
 def example_inputs_of(plan: PrunePlan) -> Example:
-    """Return arguments like those that the plan was made with, zeros in their tensors.
+    """Return arguments like those that the plan was made with, with tensors of zeros.
 
     Raises:
         BadPlan: it was made with a value that a plan cannot hold.
@@ -39,7 +39,7 @@ def example_inputs_of(plan: PrunePlan) -> Example:
 def apply_plan(
     module: nn.Module, plan: PrunePlan, example_inputs: Example | None = None, *, rules: OpRules = NO_RULES
 ) -> fx.GraphModule:
-    """Return what a plan makes of a module, as a GraphModule; see ``prunec.apply_plan``."""
+    """Return the pruned form of a module, as a GraphModule; see ``prunec.apply_plan``."""
     for earlier in plan.earlier:
         module = apply_plan(module, earlier, example_inputs, rules=rules)
     traced, edits = _lowered(module, plan, example_inputs, rules)
@@ -76,7 +76,7 @@ def pruned_copy(
 def _lowered(
     module: nn.Module, plan: PrunePlan, example_inputs: Example | None, rules: OpRules
 ) -> tuple[Traced, Edits]:
-    """Return a module, its graph rewritten as the plan's was, and what the plan does to it."""
+    """Return a module, its graph with the plan's rewrites, and the plan's edits."""
     traced = _read(module, plan, example_inputs, rules)
     traced = replace(traced, graph=rewritten(traced.graph, plan))
     return traced, lower(traced.graph, channels(traced.graph), plan)
@@ -99,7 +99,7 @@ def _refuse_changed_forward(traced: Traced, edits: Edits) -> None:
     by_name = {node.name: node for node in traced.graph.nodes}
     for node in traced.graph.nodes:
         if node.attrs.get("inserted"):
-            raise _changed(node.origin, "it computes something that the forward does not have")
+            raise _changed(node.origin, "it adds an op that the forward does not have")
     for name in sorted(edits.removed) + [name for name, _ in edits.constant_inputs] + list(edits.dropped_inputs):
         raise _changed(by_name[name].origin, "a branch of it vanished")
     modules = {n.name for n in traced.module.graph.nodes if n.op == "call_module"}
@@ -110,7 +110,7 @@ def _refuse_changed_forward(traced: Traced, edits: Edits) -> None:
         if by_name[name].op == "gather":
             raise _changed(by_name[name].origin, "channels are picked by constant indices")
         if by_name[name].op == "reduce":
-            raise _changed(by_name[name].origin, "it takes the mean over channels of which some are gone")
+            raise _changed(by_name[name].origin, "it takes the mean over channels of which some were removed")
 
 
 def _apply_module_attributes(traced: Traced, edits: Edits, pruned: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Apply a stored plan to an ONNX file: the file that it was made for, or one with the same graph and other weights.
 
-Owns that way back, without torch; prunec/pipeline/apply.py has the one for modules. What a plan does to a graph is
-passes/lowering/lower.py's business.
+Owns that, without torch; prunec/pipeline/apply.py does it for modules. passes/lowering/lower.py knows what a plan does
+to a graph.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from prunec.pipeline.reading import read_loaded
 
 @judged
 def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path, *, rules: OpRules = NO_RULES) -> None:
-    """Write the file that ``plan`` makes of the one at ``path``; names, open axes, opsets and metadata stay.
+    """Apply ``plan`` to the file at ``path`` and write the result; names, open axes, opsets and metadata stay.
 
     Args:
         path: an ONNX file whose graph is that of the file that the plan was made for.
-        output: replaced where it exists.
+        output: replaced if it exists.
         rules: those that the plan was made with.
 
     Raises:
@@ -40,8 +40,8 @@ def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path, *, ru
     if plan.earlier:
         raise BadPlan(
             "the plan holds several prunings, one after the other",
-            why="they were made of a module, while it was trained",
-            do="apply it to the module with prunec.apply_plan, and export what comes back",
+            why="they are those of a module that was pruned while it was trained",
+            do="apply it to the module with prunec.apply_plan, and export the result",
         )
     model = load_onnx(path)
     try:
@@ -57,5 +57,5 @@ def apply_plan_onnx(path: str | Path, plan: PrunePlan, output: str | Path, *, ru
 
 
 def _sizes(plan: PrunePlan) -> Mapping[str, Sequence[int]]:
-    """Return the sizes that inputs had when the plan was made, where none was open."""
+    """Return the sizes of the inputs when the plan was made, of those without open sizes."""
     return {spec.name: spec.shape for spec in plan.inputs if spec.shape and all(spec.shape)}

@@ -1,6 +1,6 @@
-"""Check a pruned network against its original, and refuse to hand on one that differs where it must not.
+"""Check a pruned network against its original, and refuse it if it differs although it must not.
 
-Owns what a plan promises and what is done when that does not hold; the comparison itself is prunec.check's.
+Owns what a plan promises and what happens if that does not hold; the comparison itself is prunec.check's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def checked_files(
         pruned,
         provider="cpu",
         tolerance=tolerance,
-        # The same network is as fast, and a share of the time that was asked for has been measured with more care.
+        # An unchanged network is as fast; with a budget of time, its share has been measured more carefully already.
         runs=RUNS if report.removed_channels and report.latency is None else 0,
         input_shapes=input_shapes,
         inputs=feeds,
@@ -85,7 +85,7 @@ def checked_module(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Renamed:
-    """Samples under other input names; read anew each time it is iterated."""
+    """Samples under other input names; read again each time it is iterated."""
 
     samples: Samples
     names: Mapping[str, str]
@@ -95,12 +95,12 @@ class _Renamed:
 
 
 def allowed_error(job: Job[Any], tolerance: float, calibration: Calibration | None) -> float:
-    """Return the largest relative error that passes: what the user allowed activations, outputs may have too."""
+    """Return the largest relative error that passes: outputs may err as much as the user allowed for activations."""
     return max(tolerance, calibration.tolerance) if calibration is not None and job.by_data else tolerance
 
 
 def _border_error(job: Job[Any], report: PruneReport, result: Validation) -> float | None:
-    """Return the measured error where accepting it at borders is all that a plan gives up."""
+    """Return the measured error, if errors at borders are all that the plan accepts."""
     return None if job.plan.exact or report.reason != PROVABLE else result.max_rel_error
 
 
@@ -110,12 +110,12 @@ def _not_exact(result: Validation, tolerance: float) -> ValidationFailed:
         return ValidationFailed(
             differ,
             why="; ".join(result.notes) or "double precision, which tells a mistake from rounding, was not tried",
-            do="this may be rounding: try your data (--inputs FOLDER); --no-validate gives the result all the same",
+            do="this may be rounding: try your data (--inputs FOLDER); --no-validate writes the result anyway",
         )
     return ValidationFailed(
         differ,
-        why=f"by {result.double_rel_error:.2e} in double precision, where rounding is gone",
-        do="please report this with the model; --no-validate gives the result all the same",
+        why=f"by {result.double_rel_error:.2e} in double precision, which hardly rounds",
+        do="please report this with the model; --no-validate writes the result anyway",
     )
 
 
@@ -129,5 +129,5 @@ def _refuse_difference(job: Job[Any], result: Validation, tolerance: float) -> N
             f"on the data the pruned network's outputs differ by {result.max_rel_error:.2e} (relative), "
             f"allowed is {tolerance:.0e}",
             why="channels that are nearly constant add up",
-            do="lower --tolerance; --no-validate gives the result all the same",
+            do="lower --tolerance; --no-validate writes the result anyway",
         )

@@ -1,6 +1,6 @@
-"""What a pruning by data tells a person: agreement on held-out samples, and warnings.
+"""The report of a pruning by data: agreement on held-out samples, and warnings.
 
-Owns the joining of reports only; measures are agreement.py's, labels labelled.py's.
+Only joins reports; measures are agreement.py's, labels labelled.py's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.selection.select import Facts
 from prunec.report.findings import Agreement, PruneReport
 
-_TOO_FEW = (
-    "there are too few samples to hold any out: nothing tells how the result does on inputs that it was not fitted on"
-)
+_TOO_FEW = "there are too few samples to hold any out, so it is not known how the result does on other inputs"
 
 
 def labelled(calibration: Calibration, run: Run) -> Callable[[Samples, int], tuple[int, ...]] | None:
-    """Return what finds the classes of samples; None where no labels are given.
+    """Return a function that finds the classes of samples; None if no labels are given.
 
     Args:
-        run: the original: its scores tell how many classes there are.
+        run: the original, whose scores show the number of classes.
     """
     if calibration.labels is None:
         return None
@@ -40,7 +38,7 @@ def labelled(calibration: Calibration, run: Run) -> Callable[[Samples, int], tup
             raise BadInput(
                 "labels are for classifiers",
                 why="no output of the network has a number per class",
-                do="leave --labels out: errors, and the overlap of masks, are told without any",
+                do="leave --labels out: errors and the overlap of masks do not need them",
             )
         return labels_of(samples, given, count, classes)
 
@@ -56,7 +54,7 @@ class Runs(NamedTuple):
 
 
 def with_agreement(report: PruneReport, facts: Facts, data: Reconstruction, runs: Runs) -> PruneReport:
-    """Return the report with what held-out samples say, and what the data are short of."""
+    """Return the report with the agreement on held-out samples, and warnings of too few samples."""
     notes = (*report.notes, *data.short_of_data(facts))
     split = data.data
     if not split.held_out:

@@ -1,6 +1,6 @@
-"""What a user's data show of a network, before anything is planned.
+"""What a user's data show about a network, before anything is planned.
 
-Owns which looks at the data a pruning asks for; how each is made is prunec.data's business.
+Chooses what a pruning needs to know from the data; prunec.data finds it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ Saliency = Mapping[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What data show.
+    """What the data show.
 
     Args:
-        given: inputs to compare the result on, where the user named some.
+        given: inputs to compare the result on, if the user named some.
         samples: the calibration data.
         observed: which channels are constant on it.
-        saliency: how much each parameter matters on it, where the criterion asks.
-        fit: what fits the channels that stay to the data, where some go by a criterion; what it holds out, nothing
-            else looks at either.
+        saliency: how much each parameter matters on it, if the criterion needs that.
+        fit: fits the remaining channels to the data, if a criterion removes some; the samples that it holds out are
+            used by nothing else.
     """
 
     given: Samples | None = None
@@ -67,8 +67,8 @@ def module_evidence(
     """Look at a module on the user's data.
 
     Args:
-        saliency: taken instead of what the data would give.
-        progress: told what is being done.
+        saliency: used instead of the data's.
+        progress: called with what is being done.
     """
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
     if calibration is None:
@@ -89,7 +89,7 @@ def module_evidence(
 def _module_fit(
     traced: Traced, samples: Samples, calibration: Calibration, options: Options, progress: Tell | None
 ) -> Reconstruction | None:
-    """Return what fits a module to data; None where nothing is to be fitted."""
+    """Return the object that fits a module to data; None if nothing is to be fitted."""
     if options.criterion is None:
         return None
     from prunec.fitting.stages_module import OpenedModule, runner
@@ -100,7 +100,7 @@ def _module_fit(
 
 
 def module_runs(traced: Traced, pruned: fx.GraphModule) -> Runs:
-    """Return how the original and the pruned module run on samples."""
+    """Return functions that run the original and the pruned module on samples."""
     from prunec.fitting.stages_module import runner
 
     return Runs(runner(traced, traced.module), runner(traced, pruned))
@@ -134,7 +134,7 @@ def onnx_evidence(
 def _onnx_fit(
     traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
 ) -> Reconstruction:
-    """Return what fits a file to data."""
+    """Return the object that fits a file to data."""
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
@@ -142,7 +142,7 @@ def _onnx_fit(
 
 
 def onnx_runs(path: str | Path, pruned: Path) -> Runs:
-    """Return how the original and the pruned file run on samples."""
+    """Return functions that run the original and the pruned file on samples."""
     first, second = (sessions.open_runner(file, str(file), "cpu", optimise=False) for file in (path, pruned))
     return Runs(first, second, first.outputs)
 
@@ -154,7 +154,7 @@ def _silent(_: str) -> None:
 def onnx_samples(
     path: str | Path, data: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, normalise: str | None = None
 ) -> Samples:
-    """List the samples of a folder for an ONNX file, in batches that it takes."""
+    """List the samples of a folder for an ONNX file, in batches that it accepts."""
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))

@@ -1,4 +1,4 @@
-"""A module out as an ONNX file, written whole or not at all.
+"""Exporting a module as an ONNX file, which is written completely or not at all.
 
 Owns the choice of exporter and the names in the file. Checking the result is prunec/check/validate.py's.
 """
@@ -54,9 +54,9 @@ def export_onnx(
     open_axes: OpenAxes | None = None,
     opset: int = 17,
 ) -> tuple[str, ...]:
-    """Write ``module`` to ``path`` as ONNX; return what a person should know of the file, which is warned of too.
+    """Write ``module`` to ``path`` as ONNX; return notes about the file, which are issued as warnings too.
 
-    The tracing exporter is tried first (it is quick and folds BatchNorm), torch.export's where that
+    The tracing exporter is tried first (it is quick and folds BatchNorm), torch.export's if that
     fails. The module is exported in eval mode and left as it was.
 
     Args:
@@ -66,10 +66,10 @@ def export_onnx(
         path: written atomically.
         input_names: one per tensor; by default the parameters of ``forward``.
         output_names: of the first output tensors; the others have the keys of a dict, else "output", "output_1", …
-        dynamic_batch: leave axis 0 open where the module itself follows it, and the file does too. What can only be
-            exported with a fixed batch gets that of the example, and a warning.
-        open_axes: leave open just these axes instead: input or output name -> axis -> its symbol. The caller
-            knows that the module follows them.
+        dynamic_batch: leave axis 0 open if both the module and the file work with any batch size. Otherwise the file
+            gets the batch size of the example, and there is a warning.
+        open_axes: leave only these axes open instead: input or output name -> axis -> its symbol. The caller
+            knows that the module works with any size there.
         opset: of the file; the second exporter starts at 18.
 
     Raises:
@@ -80,7 +80,7 @@ def export_onnx(
 
     module, arguments = by_position(module, example_inputs)
     untouched = Untouched(module, arguments)
-    # A tracer knows parameters by themselves, and loses them where a mode stands between: memory is kept apart.
+    # A tracer recognises parameters by identity, so they must not be replaced: their contents are saved instead.
     with _memory_kept(module, arguments), untouched.block(on_shapes=True), evaluating(module), _quiet():
         interface = interface_of(module, arguments, input_names, output_names, dynamic_batch)
         if open_axes is not None:
@@ -101,7 +101,7 @@ def _export(
     opset: int,
     untouched: Untouched,
 ) -> str:
-    """Write with an open batch if that works, else with a fixed one; return why it is fixed."""
+    """Write with an open batch if that works, else with a fixed one; return the reason for a fixed one."""
     flat = flattened(module)
     if interface.open_axes is not None or not interface.batched_inputs:
         _write(flat, arguments, path, interface, opset, untouched)
@@ -118,7 +118,7 @@ def _export(
 
 @contextlib.contextmanager
 def _memory_kept(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Give parameters, buffers and arguments the values back that a forward writes over."""
+    """Restore the values of parameters, buffers and arguments that a forward overwrites."""
     import torch
 
     stored = (*module.parameters(), *module.buffers(), *tensors_among(arguments))
@@ -157,9 +157,9 @@ def _fixed_note(arguments: tuple[Any, ...], why: str) -> str:
 
 
 def _lost_batch(module: torch.nn.Module, arguments: tuple[Any, ...], path: Path, interface: Interface) -> str:
-    """Return in what a file is wrong at another batch than the example's: a tracer writes sizes that it saw as numbers.
+    """Return how a file goes wrong at other batch sizes than the example's, which a tracer may write as numbers.
 
-    "" where it is right, and where that cannot be told: it does not run, or differs from the module at any batch.
+    "" if it is right, or if that cannot be found out: it does not run, or differs from the module at any batch.
     """
     try:
         runner = open_runner(path, "the exported network", "cpu", optimise=False)
@@ -213,7 +213,7 @@ def export_checked(
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
 ) -> Validation:
-    """Write ``module`` to ``path`` as ONNX once ONNX Runtime has agreed with it; else write nothing.
+    """Write ``module`` to ``path`` as ONNX if the outputs in ONNX Runtime agree with the module's; else write nothing.
 
     Args:
         module: what to export.
@@ -293,7 +293,7 @@ def _export_second(
         raise UnsupportedModel(
             "the network cannot be exported to ONNX",
             why=f"the tracing exporter: {first_line(first)}; the torch.export one: {first_line(_root(error))}",
-            do="remove or replace what the messages name",
+            do="remove or replace the ops that the messages name",
         ) from error
 
 
@@ -327,7 +327,7 @@ def _export_dynamo(
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the cause at the bottom: the exporter wraps it in advice to its own developers."""
+    """Return the innermost cause, which the exporter wraps in advice to its own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

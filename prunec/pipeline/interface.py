@@ -1,4 +1,4 @@
-"""The inputs and outputs of a module as a file has them: flat, named, with the axes that stay open."""
+"""The inputs and outputs of a module in the form of a file: flat, named, with open axes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OpenAxes = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What goes in and comes out: names, and which of them have a batch on axis 0."""
+    """The names of inputs and outputs, and which of them have a batch on axis 0."""
 
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
@@ -30,7 +30,7 @@ class Interface:
     batched_outputs: tuple[str, ...]
     open_axes: OpenAxes | None = None
     fixed: str = ""
-    """Why the batch is not open although it may be; "" where there is nothing to say."""
+    """Why the batch is not open although it was allowed to be; else ""."""
 
 
 def interface_of(
@@ -40,7 +40,7 @@ def interface_of(
     output_names: Sequence[str],
     dynamic_batch: bool,
 ) -> Interface:
-    """Run the module to see its outputs, and once more with another batch to see which follow it."""
+    """Run the module to see its outputs, and again with another batch size to see which of them change with it."""
     tensors = tensors_among(arguments)
     inputs = tuple(input_names) or names_of_inputs(module, tensors)
     result = run_once(module, arguments)
@@ -65,7 +65,7 @@ def interface_of(
 
 
 def flattened(module: torch.nn.Module) -> torch.nn.Module:
-    """Return ``module``'s double, sharing everything, whose outputs are a plain tuple of tensors.
+    """Return a twin of ``module``, sharing everything, whose outputs are a plain tuple of tensors.
 
     A subclass rather than a wrapper: the parameters keep their names in the file.
     """
@@ -84,7 +84,7 @@ def flattened(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def run_once(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Run a module without gradients; whatever it returns."""
+    """Run a module without gradients, and return its result."""
     import torch
 
     with torch.no_grad():
@@ -92,7 +92,7 @@ def run_once(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
 
 
 def output_tensors(result: Any) -> list[Any]:
-    """Return the tensors of a result in order: those that become outputs of a file."""
+    """Return the tensors of a result, in order; they become the outputs of a file."""
     from prunec.frontends.fx.running.containers import tensors_in
 
     return tensors_in(result)
@@ -116,7 +116,7 @@ def rebatch(argument: Any, size: int) -> Any:
 
 
 def names_of_inputs(module: torch.nn.Module, tensors: Sequence[Any]) -> tuple[str, ...]:
-    """Name inputs after ``forward``'s parameters; extra ones of a variadic forward are counted."""
+    """Name inputs after ``forward``'s parameters; extra ones of a variadic forward get numbers."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [name for name, item in inspect.signature(module.forward).parameters.items() if item.kind in kinds]
     return tuple(known[index] if index < len(known) else f"input_{index}" for index in range(len(tensors)))

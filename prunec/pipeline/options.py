@@ -1,4 +1,4 @@
-"""Options: how to prune, as the user gave it, and what of that makes no sense. Data, and functions of the user's."""
+"""Options of a pruning as the user gave them, and checks that they make sense."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Options:
         """Return options as a caller wrote them; with data and a target the criterion is ``reconstruct`` by default.
 
         Raises:
-            BadInput: there is no option of such a name, or its value is none.
+            BadInput: there is no option of that name, or its value is not allowed.
         """
         known = [entry.name for entry in fields(cls)]
         for name in given:
@@ -73,15 +73,15 @@ class Options:
         if budget and self.criterion is None:
             raise BadInput(
                 "a budget without a criterion cannot be met",
-                do="give a criterion (l1, gamma, taylor or random), or data, which choose by themselves (calibration)",
+                do="give a criterion (l1, gamma, taylor or random), or data to choose by (calibration)",
             )
 
     @property
     def target(self) -> Target:
-        """What is counted of the budget; its time needs a clock."""
+        """The budgets of MACs and parameters; one of time needs a clock."""
         return Target(self.target_macs, self.target_params)
 
     @property
     def rounding(self) -> MultipleOf:
-        """What widths are rounded to: where only what is constant or dead goes, to nothing unless a number is given."""
+        """What widths are rounded to; without a criterion nothing is rounded unless a number is given."""
         return 1 if self.criterion is None and self.multiple_of == AUTO else self.multiple_of

@@ -1,4 +1,4 @@
-"""Graph, options, data -> a plan, and what a backend made of it.
+"""Graph, options, data -> a plan, and a backend's result.
 
 Owns the order of the analysis passes and the loop around a backend that cannot rewrite a node. Reading,
 reporting.py and checking.py come after it; the choice itself is made in passes/selection/select.py.
@@ -38,7 +38,7 @@ PROVABLE = "removed what is provably constant or dead"
 SHOWN = "removed what is constant or dead, provably or on the calibration data"
 
 SAME_KIND = 3
-"""Calls of one kind found unrewritable, one after another, before all of that kind are taken to be."""
+"""After this many calls of one kind that a backend cannot rewrite, all calls of that kind are pinned."""
 
 
 def gather_facts(
@@ -67,12 +67,12 @@ def choose(
     data: Reconstruction | None = None,
     target: Target | None = None,
 ) -> tuple[Selection, str]:
-    """Return what to keep, and in one sentence how that was chosen.
+    """Return what to keep, and a sentence that says how it was chosen.
 
     Args:
         saliency: for the ``taylor`` criterion: parameter name -> importance of each of its elements.
         data: for the ``reconstruct`` criterion.
-        target: what may stay, where that is not the options' to say: a budget of time has a clock.
+        target: used instead of the options'; a budget of time has a clock.
     """
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
@@ -124,7 +124,7 @@ class Job(Generic[Result]):
     """A pruning that was carried out.
 
     Args:
-        proven: what would have been planned without data, where they allowed more; None where not.
+        proven: the plan without data, if the data allowed more; else None.
     """
 
     facts: Facts
@@ -135,7 +135,7 @@ class Job(Generic[Result]):
 
     @property
     def by_data(self) -> bool:
-        """The plan rests on what data showed: it keeps the function on them, and is not proven beyond."""
+        """Whether the plan rests on data: it keeps the function on them, but that is not proven elsewhere."""
         return self.proven is not None
 
 
@@ -151,13 +151,13 @@ def plan_and_apply(
     *,
     fit: bool = True,
 ) -> Job[Result]:
-    """Plan and apply; where a backend cannot rewrite a node, pin what it touches and plan again.
+    """Plan and apply; if a backend cannot rewrite a node, pin the channels that it touches and plan again.
 
     Args:
-        fit: without it what stays is not fitted to the data, but has the biases that a fit would have filled.
+        fit: if False, the rest is not fitted to the data, but has the biases that a fit would fill.
         target: see ``choose``.
-        apply: a backend; the graph is the given one, rewritten where the plan has expansions.
-        data: what stays is fitted on them, where a criterion took channels.
+        apply: a backend; its graph is the given one, rewritten if the plan has expansions.
+        data: the rest is fitted to them if a criterion removed channels.
     """
     frozen: dict[str, str] = {}
     unbiased: set[str] = set()
@@ -190,16 +190,16 @@ def plan_and_apply(
 
 
 def _only_biased(facts: Facts, made: PrunePlan, prepared: PrunePlan, origin: str) -> bool:
-    """Tell whether a node was to get a bias for a fit only."""
+    """Tell whether a node was to get a bias only for the sake of a fit."""
     added = {fold.node for fold in prepared.folds[len(made.folds) :] if not fold.target}
     return any(node.origin == origin and node.name in added for node in facts.graph.nodes)
 
 
 def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
-    """Return the user's nodes to pin after a failure, with the reason; none where all are pinned already.
+    """Return the user's nodes to pin after a failure, with the reason; none if all are pinned already.
 
     The node that failed comes first. After ``SAME_KIND`` of a kind all of that kind follow, so that a deep network
-    is not planned once per block. Where pinning a node does not help, nothing is removed at all.
+    is not planned once per block. If pinning a node does not help, nothing is removed at all.
     """
     origins = dict.fromkeys(node.origin for node in graph.nodes)
     if error.origin in frozen or error.origin not in origins:
@@ -222,7 +222,7 @@ def _planned(
     data: Reconstruction | None,
     target: Target | None,
 ) -> Job[Any]:
-    """Plan on what is proven and, where data were given, on what they show as well."""
+    """Plan with proven constants and, if data were given, with those that they show."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
         facts, rewrites = _rewritten(graph, options, frozen, found)
@@ -248,7 +248,7 @@ def _planned(
 def _rewritten(
     graph: Graph, options: Options, frozen: Mapping[str, str], found: Mapping[str, np.ndarray[Any, Any]]
 ) -> tuple[Facts, dict[str, Any]]:
-    """Return the facts of the graph, rewritten where the options ask for it and it pays, and what the plan notes."""
+    """Return the facts of the graph, rewritten where the options ask for it and it pays, and the rewrites."""
 
     def analyse(rewritten: Graph) -> Facts:
         return gather_facts(rewritten, options.keep, frozen, found)

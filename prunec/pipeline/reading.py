@@ -1,7 +1,6 @@
 """Read a model into the form that the passes work on: a frontend, then the rewrites that free channels.
 
-Owns the combination only. Everything that analyses or prunes a module comes through here, so that
-graphs, classes and plans agree.
+Everything that analyses or prunes a module uses these functions, so that graphs, classes and plans agree.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 def freed(graph: Graph) -> Graph:
     """Return a graph as the passes see it.
 
-    Channel shuffles are Gathers, zero paddings stand in the convolutions, norms of weights are freed, sums over
+    Channel shuffles become Gathers, zero paddings become part of the convolutions, and norms of weights and sums over
     channels are marked.
     """
     return mark_sums(free_weight_norms(fuse_paddings(fuse_permutations(graph))))

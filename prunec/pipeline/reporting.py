@@ -1,4 +1,4 @@
-"""What a pruning did, told for people: the report of a job, calibration and size included.
+"""The report of a pruning, with calibration and size.
 
 Owns the step from a Job to a PruneReport; the counting is prunec/report/analysis.py's.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def report_of(job: Job[Any], name: str, calibration: Calibration | None, observed: Observed | None) -> PruneReport:
-    """Return the report of a job, with what calibration data added to it."""
+    """Return the report of a job, with the share of the calibration data in it."""
     report = prune_report(job.facts, job.selection, job.plan, name)
     if calibration is None or observed is None:
         return report
@@ -43,13 +43,13 @@ def report_of(job: Job[Any], name: str, calibration: Calibration | None, observe
 
 
 def no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneReport:
-    """Put the original in the place of a result that takes more bytes: what is new can be more than what went."""
+    """Write the original instead of a result that takes more bytes, since new tensors can outweigh what was removed."""
     if not report.removed_channels:
         return report
     from prunec.backends.onnx.save import stored_bytes, write_onnx
     from prunec.frontends.onnx.frontend import load_onnx
 
-    sizes = stored_bytes(source), stored_bytes(load_onnx(staged))  # without what aligns external data to pages
+    sizes = stored_bytes(source), stored_bytes(load_onnx(staged))  # without padding of external data
     if sizes[1] <= sizes[0]:
         return report
     write_onnx(source, staged)
@@ -62,10 +62,10 @@ def no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneRep
         expanded=(),
         gates=(),
         message=f"nothing was removed: without {report.removed_channels} channels the file would be larger "
-        f"({sizes[1]:,} bytes instead of {sizes[0]:,}), by what takes their place; it is written as it was",
+        f"({sizes[1]:,} bytes instead of {sizes[0]:,}), because of what replaces them; it is written unchanged",
     )
 
 
 def holds_on_data(job: Job[Any]) -> bool:
-    """Tell whether a plan promises the same function on the data: nothing went by score, no border was given up."""
+    """Tell whether a plan promises the same function on the data: no criterion, and exact borders."""
     return job.by_data and job.plan.reason == SHOWN and job.selection.border == EXACT

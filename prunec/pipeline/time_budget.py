@@ -1,10 +1,10 @@
-"""A budget of time: what is pruned until the result takes a share of the original's latency, measured.
+"""A budget of time: prune until the result takes a given share of the original's latency, measured.
 
-Owns the search. A budget on the times of single layers (prunec/timing/staircases.py) stands for the share, and every
-result is timed as a whole against the original; the budget moves until that is where it was asked to be. What is
-tried on the way is not fitted to data: weights make no difference to times. What is found is fitted, and measured anew
-as it will be written; the search goes on where that does not confirm it. Training has a search of its own, over MACs
-(prunec/training/run/time_budget.py): there each step is a training.
+Owns the search. Channels are chosen by a budget on the times of single layers (prunec/timing/staircases.py); every
+result is timed as a whole against the original, and the budget is changed until that time is as asked for.
+Intermediate results are not fitted to data, since weights do not affect times. The final one is fitted and measured
+again as it will be written; if that does not confirm it, the search continues. Training has its own search, over MACs
+(prunec/training/run/time_budget.py), because each of its steps is a training.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ Result = TypeVar("Result")
 Progress = Callable[[str], None]
 
 LEAST_USED = 0.93
-"""Of the share asked for: a result that takes less than this is no end of the search, as more could stay."""
+"""Of the share asked for: below this a result does not end the search, because more channels could stay."""
 _AIM = 0.97
 _TRIES, _CONFIRMED = 8, 4
-"""Prunings that are timed, and of those how many are fitted and measured again, at most."""
+"""Most prunings that are timed, and most of these that are fitted and measured again."""
 _FEWEST_OPENED, _MOST_OPENED, _RUNS, _SECONDS, _FAST = 3, 8, 40, 8.0, 0.25
-"""Times that two files are opened, rounds each time, seconds after which they are not opened again, and the quartile of
-the times that counts."""
+"""How often two files are opened, the rounds each time, the seconds after which they are not opened again, and the
+quantile of the times that counts."""
 _SURE = 3
 """Measurements before a share is refused."""
 _SMALLEST = 1e-6
-"""A budget that nothing meets: as little as possible stays."""
+"""A budget that nothing meets, so that as little as possible stays."""
 
 
 def pruned_to(
@@ -57,13 +57,13 @@ def pruned_to(
     time: Callable[[Job[Result]], Pair],
     progress: Progress,
 ) -> tuple[Job[Result], Latency]:
-    """Prune until the result takes at most ``options.target_latency`` of the original's time, and not much less.
+    """Prune until the result takes at most ``options.target_latency`` of the original's time, but not much less.
 
     Args:
         graph: as it was read; its layers are timed by themselves.
-        planned: (target, fit=…) -> what comes of it; without a fit it is good for its time only.
-        time: milliseconds of the original and of a result, measured anew each time.
-        progress: told what is being measured.
+        planned: (target, fit=…) -> the result; without a fit it is only good for timing.
+        time: milliseconds of the original and of a result, measured at each call.
+        progress: called with what is being measured.
 
     Raises:
         BudgetNotMet: with the smallest share that is possible.
@@ -87,7 +87,7 @@ def pruned_to(
 
 
 def _searched(search: _Search[Result], asked: float) -> _Found[Result]:
-    """Return what takes most of what it may, by what has been measured; more is tried where that is far from it.
+    """Return the slowest measured result within the budget, after trying more if it is far below it.
 
     Raises:
         BudgetNotMet: the least that can stay takes more.
@@ -115,12 +115,12 @@ def _is_near(found: _Found[Any], asked: float) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found(Generic[Result]):
-    """A pruning that was timed: the budget of layer times that led to it, and the share that it takes.
+    """A pruning that was timed: the budget of layer times that led to it, and its share of the latency.
 
     Args:
-        pairs: all measurements of it; what counts is the one in the middle.
-        least: nothing more can go.
-        smaller: something went.
+        pairs: all measurements of it; the median counts.
+        least: nothing more can be removed.
+        smaller: something was removed.
     """
 
     goal: float
@@ -132,7 +132,7 @@ class _Found(Generic[Result]):
 
     @property
     def pair(self) -> Pair:
-        """The measurement in the middle; of two the one that says more time."""
+        """The median measurement; of two the slower one."""
         return middle(self.pairs)
 
     @property
@@ -161,7 +161,7 @@ class _Search(Generic[Result]):
         return len(self.tried) >= _TRIES
 
     def surely_above(self, found: _Found[Result], asked: float) -> bool:
-        """Tell whether a pruning takes more than it may, measured again too: nothing is refused by chance."""
+        """Tell whether a pruning takes too long in repeated measurements, so that nothing is refused by chance."""
         while found.share > asked and len(found.pairs) < _SURE:
             found.pairs.append(self._time(found.job))
         return found.share > asked
@@ -180,7 +180,7 @@ class _Search(Generic[Result]):
 
 
 def next_goal(tried: Sequence[tuple[float, float]], asked: float) -> float:
-    """Return the budget of layer times to try next: on a line between those that are around what was asked for.
+    """Return the budget of layer times to try next, interpolated between the results around the share asked for.
 
     Args:
         tried: (budget, share of the latency that was measured).
@@ -203,8 +203,8 @@ def _out_of_reach(asked: float, least: _Found[Any], tried: Sequence[_Found[Any]]
     smallest = min([least, *tried], key=lambda each: each.share)
     return BudgetNotMet(
         f"at the least {smallest.share:.1%} of the latency must stay ({asked:.1%} were asked for)",
-        why=f"measured in ONNX Runtime ({PROVIDER}, one thread) on this machine, with as many channels gone as the "
-        "widths and pins allow: the rest is in layers that have to stay, and in what a network costs however narrow",
+        why=f"measured in ONNX Runtime ({PROVIDER}, one thread) on this machine, with as many channels removed as the "
+        "widths and pins allow: the rest is in layers that have to stay, and in overhead at any width",
         do="raise the target, or pin fewer channels with --keep",
     )
 
@@ -216,7 +216,7 @@ def _out_of_reach(asked: float, least: _Found[Any], tried: Sequence[_Found[Any]]
 def file_timer(
     path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, seed: int
 ) -> Iterator[Callable[[Job[Any]], Pair]]:
-    """Give a function that times what the ONNX backend made of the file at ``path`` against it."""
+    """Return a function that times the file at ``path`` against the ONNX backend's results."""
     from prunec.backends.onnx.save import save_onnx
     from prunec.check.finding import working_feed
 
@@ -234,7 +234,7 @@ def file_timer(
 
 @contextmanager
 def module_timer(module: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Callable[[Job[Any]], Pair]]:
-    """Give a function that times the export of a pruned module against the original's."""
+    """Return a function that times the export of a pruned module against the original's."""
     from prunec.check.finding import working_feed
     from prunec.pipeline.export import export_onnx
 
@@ -253,7 +253,7 @@ def module_timer(module: nn.Module, example_inputs: Sequence[Any]) -> Iterator[C
 def steady(original: Path, pruned: Path, feed: Feed) -> Pair:
     """Return the milliseconds of both files on one thread, in turns, in the faster runs of each.
 
-    Medians follow what else the machine does; other work only ever adds, so the quartile of the fast runs holds.
+    Medians depend on other work on the machine; that can only add time, so the fast quartile is reproducible.
     """
     times: tuple[list[float], list[float]] = ([], [])
     started = perf_counter()

@@ -1,8 +1,8 @@
 """What the passes found, turned into reports: counts, groups, pins, blocked channels, layers.
 
-Owns the counting for people; the data types are in prunec/report/findings.py, why channels stay is told by
-prunec/report/survivors.py. A channel here is an output channel of a contraction: a residual stream that four
-convolutions write has four times its width.
+Owns the counting for people; the data types are in prunec/report/findings.py, and
+prunec/report/survivors.py says why channels stay. A channel here is an output channel of a contraction: a residual
+stream that four convolutions write to counts four times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from prunec.report.survivors import blocked, layer_channels, pin_reports
 
 
 def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
-    """Report a network; ``selection`` is what exact removal would take."""
+    """Report a network; ``selection`` is that of exact removal."""
     whole, left = cost(facts.graph), recount(facts, selection)
     layers = tuple(_layers(facts))
     constant, dead = states(facts.classes, facts.reads)
@@ -74,7 +74,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
 
 
 def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str) -> PruneReport:
-    """Report one pruning; costs are recounted on what is left."""
+    """Report one pruning; costs are counted again on the pruned network."""
     before, after = cost(as_it_came(facts.graph)), recount(facts, selection, folded=plan.folds)
     owners = _all_channels(facts)
     layers = tuple(_changes(facts, selection))
@@ -99,7 +99,7 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
 
 
 def _open_sizes(graph: Graph) -> Iterator[str]:
-    """Yield a note for each input with open sizes beside the batch: MACs at a size of 1 are no measure of a layer."""
+    """Yield a note for each input with open sizes besides the batch, since MACs at a size of 1 mean little."""
     for name in graph.inputs:
         shape = graph.values[name].shape or ()
         if not all(isinstance(size, int) for size in shape[1:]):
@@ -108,7 +108,7 @@ def _open_sizes(graph: Graph) -> Iterator[str]:
 
 
 def _gates(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[GateFolded]:
-    """Yield the products that constants no longer pass through."""
+    """Yield the products of which constants were folded past the gate."""
     nodes = {node.name: node for node in facts.graph.nodes}
     for item in plan.gate_folds:
         node = nodes[item.product]
@@ -117,7 +117,7 @@ def _gates(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[Gate
 
 
 def _expanded(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[Expanded]:
-    """Yield the operands that the pruned network puts together again."""
+    """Yield the operands that the pruned network expands."""
     nodes = {node.name: node for node in facts.graph.nodes}
     for item in plan.expansions:
         node = nodes[item.node]
@@ -212,7 +212,7 @@ def _groups(facts: Facts) -> Iterator[Group]:
 
 
 def _group_of(classes: ChannelClasses) -> Ints:
-    """Return the number of each class' group, int64[num_classes]; -1 for what is in none."""
+    """Return the number of each class' group, int64[num_classes]; -1 for classes in none."""
     found = np.full(classes.num_classes, -1, dtype=np.int64)
     for number, group in enumerate(group_classes(classes)):
         found[np.asarray(group)] = number

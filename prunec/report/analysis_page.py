@@ -38,7 +38,7 @@ def analysis_page(analysis: Analysis) -> str:
         f'<p class="soft">prunec analyze, {text(analysis.frontend)} frontend, {analysis.nodes:,} nodes</p>',
         tiles(head),
         "".join(f'<p class="soft">{text(note)}</p>' for note in analysis.notes),
-        section("Blocked: constant or dead, and yet they stay", blocked_table(analysis.blocked)),
+        section("Blocked: constant or dead, but they have to stay", blocked_table(analysis.blocked)),
         section("Pinned: cannot be removed", pins_table(analysis.pins)),
         section("Layers", _legend(), _layers(analysis.layers, colours)),
         section("Graph", _graph(analysis.layers, colours)),
@@ -48,7 +48,7 @@ def analysis_page(analysis: Analysis) -> str:
 
 
 def group_colours(analysis: Analysis) -> dict[int, str]:
-    """Give every group that couples several layers a hue of its own, as CSS; neighbours get distant hues."""
+    """Give every group that couples several layers its own hue, as CSS; consecutive groups get distant hues."""
     layers = {layer.node for layer in analysis.layers}
     shared = [group for group in analysis.groups if len({member.node for member in group.members} & layers) > 1]
     return {group.id: f"hsl({index * _GOLDEN_ANGLE % 360:.0f} 62% 52%)" for index, group in enumerate(shared)}
@@ -95,13 +95,13 @@ def _groups(analysis: Analysis, colours: Mapping[int, str]) -> str:
 
 
 def pins_table(pins: Sequence[PinReport]) -> str:
-    """Return the table of what must stay, and why."""
+    """Return the table of channels that must stay, and why."""
     rows = [(name_cell(item.node), text(item.op), f"{item.channels:,}", name_cell(item.reason)) for item in pins]
     return html_table(("node", "op", "channels>", "reason"), rows)
 
 
 def blocked_table(held: Sequence[Blocked]) -> str:
-    """Return the table of what is constant or dead and stays, and what holds it."""
+    """Return the table of constant or dead channels that stay, and of the nodes that hold them."""
     rows = [
         (
             name_cell(item.node),
@@ -117,9 +117,7 @@ def blocked_table(held: Sequence[Blocked]) -> str:
 
 def _graph(layers: Sequence[LayerSummary], colours: Mapping[int, str]) -> str:
     drawn = drawing(layers, {layer.node: _colour(layer, colours) for layer in layers})
-    note = (
-        "A layer has the colour of the group that its output channels belong to. What a longer path says is not drawn."
-    )
+    note = "A layer has the colour of its output channels' group. Edges that longer paths imply are not drawn."
     return f'<p class="soft">{note}</p>{drawn}' if drawn else ""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 _MAX_POINTS = 400
 _LONGEST_LABEL = 16
 _NAME = (38, 11)
-"""Width and height that the name of a point takes."""
+"""Width and height of the name of a point."""
 _WIDE = 960
 """Charts of this width scroll on a small screen, where they would be too small to read."""
 
@@ -92,7 +92,7 @@ def line_chart(
     width: int = 470,
     height: int = 230,
 ) -> str:
-    """Return lines over steps, with a legend where there are several; "" where there is nothing to show."""
+    """Return lines over steps, with a legend if there are several; "" if there is nothing to show."""
     ys = [y for line in series for y in line.y if math.isfinite(y)]
     if not ys:
         return ""
@@ -110,7 +110,7 @@ def line_chart(
 
 
 def pareto_chart(title: str, points: Sequence[tuple[str, float, float]], *, width: int = 470, height: int = 260) -> str:
-    """Return scores (0..1) against sizes as named points, with a line through those that none beats in both."""
+    """Return scores (0..1) against sizes as named points, with a line through those that no other point beats."""
     if not points:
         return ""
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
@@ -129,7 +129,7 @@ def pareto_chart(title: str, points: Sequence[tuple[str, float, float]], *, widt
 
 
 def _free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return where a point's name stands: above it, or else below, beside or further off, where no other name is."""
+    """Return a free place for a point's name: above it, or else below, beside or further off."""
     tries = [(x, y - 9), (x, y + 19), (x + 24, y + 4), (x - 24, y + 4), (x, y + 33), (x, y - 23)]
     free = (at for at in tries if all(abs(at[0] - a) > _NAME[0] or abs(at[1] - b) > _NAME[1] for a, b in taken))
     return next(free, tries[0])

@@ -1,6 +1,6 @@
 """The dependency graph as a file: GraphML (yEd, Gephi, networkx), JSON (node-link, as networkx and d3 read it), or DOT.
 
-Owns the three texts. The graph is passes/groups.py's; a file name's ending says which text it gets.
+Owns the three formats. The graph is passes/groups.py's; the ending of a file's name chooses its format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def writer(path: Path) -> Callable[[nx.DiGraph], str]:
-    """Return what makes the text for a file of this name.
+    """Return the function that writes the format of a file with this name.
 
     Raises:
         BadInput: another ending than ``WRITERS`` has.
@@ -26,7 +26,7 @@ def writer(path: Path) -> Callable[[nx.DiGraph], str]:
     found = WRITERS.get(path.suffix.lower())
     if found is None:
         raise BadInput(
-            f"{path} ends in {path.suffix or 'nothing'!r}, which is no form of graphs that prunec writes",
+            f"{path} ends in {path.suffix or 'nothing'!r}, which is no graph format that prunec writes",
             do=f"let the name end in {', '.join(WRITERS)}",
         )
     return found

@@ -1,6 +1,6 @@
 """The drawing of a network: its layers as boxes, top to bottom along the data flow.
 
-Owns where boxes and edges lie. Which colour a layer has is the page's business; the graph with all ops and channel
+Owns the places of boxes and edges. The page chooses the colours of layers; the graph with all ops and channel
 classes, as data, is passes/groups.py's.
 """
 
@@ -19,12 +19,12 @@ Place = tuple[float, float]
 
 _BOX = (176, 30)
 _GAP = (22, 30)
-# With more layers than this a drawing is no longer looked at; the tables say the same.
+# Nobody can read a drawing with more layers than this; the tables have the same content.
 _DRAWN = 400
 
 
 def drawing(layers: Sequence[LayerSummary], colours: Mapping[str, str]) -> str:
-    """Return an SVG of the layers; "" where nothing connects them, or they are too many to be looked at.
+    """Return an SVG of the layers; "" if nothing connects them, or if there are too many.
 
     Args:
         colours: layer -> CSS colour.

@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ChannelCounts:
-    """How many channels a network has, and what can be said of them.
+    """How many channels a network has, of which kinds.
 
     ``total`` counts every output channel of every contraction once; ``prunable + pinned == total``.
     ``constant`` and ``dead`` count channels of either kind, whether or not they can be removed.
@@ -39,7 +39,7 @@ class ChannelCounts:
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """What exact removal would take away: output channels of contractions, parameters, MACs."""
+    """What exact removal would remove: output channels of contractions, parameters, MACs."""
 
     channels: int = 0
     params: int = 0
@@ -62,10 +62,10 @@ class GroupMember:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Coupled channels: the same index of every member goes or stays together.
+    """Coupled channels: the same index of all members stays or is removed together.
 
-    ``params_per_channel`` and ``macs_per_channel`` are what one channel of the group holds, as a mean
-    where channels of the group differ.
+    ``params_per_channel`` and ``macs_per_channel`` are the cost of one channel of the group, as a mean
+    if its channels differ.
     """
 
     id: int
@@ -96,7 +96,7 @@ class LayerChannels:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Channels that are constant or dead and survive all the same, with the node that holds them.
+    """Channels that are constant or dead but have to stay, with the node that holds them.
 
     ``channels`` counts coupled channels, each once; ``layers`` tells which output channels of which
     layers are constant or dead among them.
@@ -117,11 +117,11 @@ class LayerSummary:
         node: its name in the user's model.
         op: its canonical op.
         channels: its output channels; ``prunable + pinned == channels``.
-        constant, dead: how many of them are so.
-        params, macs: what the layer holds (integers, batch 1).
+        constant, dead: the number of each among them.
+        params, macs: of the layer (integers, batch 1).
         groups: the ids of the groups that its output channels belong to.
         inputs: the layers whose outputs reach it without passing another layer.
-        note: why channels of it are pinned or survive, "" where there is nothing to say.
+        note: why channels of it are pinned or survive, or "".
     """
 
     node: str
@@ -146,7 +146,7 @@ class Analysis:
         model: the name or path that was asked for.
         frontend: "fx", "export" or "onnx".
         nodes: canonical ops in the graph.
-        params: elements of parameters, literals left out.
+        params: elements of parameters, without literals.
         macs: multiply-accumulates of one input, batch 1.
         activations: elements written by all ops, batch 1.
         notes: what a person must know to read the numbers.
@@ -183,7 +183,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class LayerChange:
-    """Output channels of one contraction before and after; ``after`` is 0 where the layer went away."""
+    """Output channels of one contraction before and after; ``after`` is 0 if the layer was removed."""
 
     node: str
     op: str
@@ -193,7 +193,7 @@ class LayerChange:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """One operand of a sum that lost channels: what is left of them is put back in place where ``node`` reads it.
+    """One operand of a sum that lost channels: its other channels are put back in place where ``node`` reads it.
 
     ``channels`` counts those that the operand no longer computes, ``kept`` the others.
     """
@@ -206,7 +206,7 @@ class Expanded:
 
 @dataclass(frozen=True, slots=True)
 class GateFolded:
-    """One product with a gate: ``channels`` of its map are constant, and go past it to what reads the product."""
+    """One product with a gate: ``channels`` of its map are constant and were folded past it."""
 
     node: str
     op: str
@@ -219,21 +219,21 @@ class Validation:
 
     An error is the largest absolute difference over all elements of an output; relative, it is divided
     by that output's largest magnitude in the first model (L∞ over L∞, so a value near zero does not
-    count as a large relative error). The worst output and input family stands.
+    count as a large relative error). The result is that of the worst output and input family.
 
     Args:
         max_abs_error: in the output's own units.
         max_rel_error: as above; NaN never passes.
         tolerance: the largest relative error that passes.
-        double_rel_error: the same in double precision, where the models' own left it open; None where it did not.
+        double_rel_error: the same in double precision, if the models' own could not decide; else None.
         families: the relative error per input family.
         left_out: families that there was no time for.
         inputs: how many inputs were compared.
-        seconds: what the comparison and the timing took.
-        vacuous: every output of the first model was constant in every family: the comparison says nothing.
+        seconds: of the comparison and the timing.
+        vacuous: every output of the first model was constant in every family, so the comparison proves nothing.
         latency_a_ms, latency_b_ms: median milliseconds per run of the first and second model, None where
             not measured.
-        timed_runs: runs of each that the medians are of.
+        timed_runs: runs of each model behind the medians.
         provider_asked, provider_ran: the execution provider ("cpu", "cuda", "torch"); what ran is read
             from the session, never assumed.
         passed: the error is within the tolerance, or the models compute the same in double precision.
@@ -259,7 +259,7 @@ class Validation:
 
     @property
     def latency_ratio(self) -> float | None:
-        """How many times faster the second model is; None where latency was not measured."""
+        """How many times faster the second model is; None if latency was not measured."""
         if self.latency_a_ms is None or not self.latency_b_ms:
             return None
         return self.latency_a_ms / self.latency_b_ms
@@ -271,14 +271,14 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What data added to what could be proven.
+    """What calibration data allowed beyond what could be proven.
 
     Args:
         data: the folder.
         tolerance: largest distance from its constant at which a channel counted as constant, as a fraction of
             its tensor's largest magnitude over all data.
         samples: how many were run.
-        held_out: how many of them were held out to test the others' verdict; 0 where there are too few.
+        held_out: how many of them were held out to test the verdict of the others; 0 if there are too few.
         constant_channels: coupled channels that are constant on all samples.
         contradicted_channels: further ones that looked constant until the held-out samples; they stay. Many
             of them mean that other data may contradict removed channels too.
@@ -302,9 +302,9 @@ class OutputAgreement:
         name: the output.
         error: root mean square of the difference over that of the original's output; of integers the share
             that differs.
-        argmax: the share of samples whose largest score is the same, where it looks like class scores; else None.
-        iou: the overlap of the masks, where it looks like one (classes other than the first, or what is in the
-            foreground): intersection over union over all samples; else None.
+        argmax: if it looks like class scores, the share of samples whose largest score is the same; else None.
+        iou: if it looks like a mask, the intersection over union over all samples (of classes other than the first,
+            or of the foreground); else None.
     """
 
     name: str
@@ -315,10 +315,10 @@ class OutputAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the pruned network does on inputs that nothing was fitted on.
+    """How the pruned network does on held-out inputs.
 
     Args:
-        samples: how many; 0 where there were too few to hold any out.
+        samples: how many; 0 if there were too few to hold any out.
         outputs: each output, in order.
         accuracy_before, accuracy_after: with labels, the share of right answers of either network; else None.
     """
@@ -334,10 +334,10 @@ class Latency:
     """How a budget of time was met.
 
     Args:
-        asked, share: of the original's time, in (0, 1]; asked for, and measured.
+        asked, share: of the original's time, in (0, 1], as asked for and as measured.
         original_ms, pruned_ms: the medians behind the share.
-        provider: where that was.
-        tries: prunings that were timed.
+        provider: ONNX Runtime's execution provider.
+        tries: how many prunings were timed.
         untimed: layers that could not be timed by themselves.
     """
 
@@ -357,7 +357,7 @@ class PruneReport:
     Args:
         model: the name or path that was asked for.
         before, after: the cost, recounted on the result.
-        removed_channels: output channels of contractions that went.
+        removed_channels: output channels of contractions that were removed.
         layers: every contraction, in graph order.
         carriers: constant channels that stay so that zero-padded borders remain exact.
         blocked: constant or dead channels that survive, with the node that holds them.
@@ -365,16 +365,16 @@ class PruneReport:
         exact: the result computes the same function, up to float rounding.
         reason: how the channels were chosen, one sentence.
         border_error: in ``bias`` mode, the largest relative output difference that was measured.
-        validation: the check against the original; None where it was refused.
-        message: what a person must know; always set where nothing was removed.
-        calibration: what was learnt from data; None where there were none.
+        validation: the check against the original; None if it was left out.
+        message: what a person must know; always set if nothing was removed.
+        calibration: what was learnt from data; None without data.
         exact_on_data: the result computes the same function at least on the calibration data, within the
-            tolerance; that was checked unless validation was refused.
-        expanded: operands that are put together again where they are added up (``--residual expand``).
-        gates: products whose constant channels go past them (``--gates fold``).
+            tolerance; that was checked unless validation was left out.
+        expanded: operands of sums that were expanded (``--residual expand``).
+        gates: products whose constant channels were folded past the gate (``--gates fold``).
         notes: what a person must know to read the numbers.
         agreement: with a criterion and data: the result against the original on held-out samples; else None.
-        latency: what was measured where a share of the time was asked for; None elsewhere.
+        latency: the measured times, if a share of the time was asked for; else None.
     """
 
     model: str
@@ -399,7 +399,7 @@ class PruneReport:
     latency: Latency | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the report as JSON data; ``validation`` is null where it was refused."""
+        """Return the report as JSON data; ``validation`` is null if it was left out."""
         document = _object(self)
         document["validation"] = None if self.validation is None else self.validation.to_json_dict()
         return document
@@ -412,7 +412,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinities by None: JSON has no word for them."""
+    """Replace NaN and infinities by None, since JSON has neither."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):

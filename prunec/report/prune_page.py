@@ -1,4 +1,4 @@
-"""The page of one pruning: what went, what it costs, what held-out inputs say of it, what stayed and why.
+"""The page of one pruning: what was removed, sizes, agreement on held-out inputs, what stayed and why.
 
 Owns that page only; the frame, the style and the tables of sizes and layers are prunec/report/run_page.py's.
 """
@@ -37,13 +37,13 @@ def prune_page(report: PruneReport, output: str) -> str:
         f"<h1>{text(report.model)}</h1>",
         f'<p class="soft">prunec prune, written to {text(output)}: {text(report.reason)}; {_kind(report)}</p>',
         tiles([*size_tiles(document), *_measured(report)]),
-        section("What a person must know", *(f"<p>{text(sentence)}</p>" for sentence in said)),
-        section("Against the original, on inputs that nothing was fitted on", _agreement(report.agreement)),
+        section("Notes", *(f"<p>{text(sentence)}</p>" for sentence in said)),
+        section("Agreement with the original on held-out inputs", _agreement(report.agreement)),
         section("Time", _time(report)),
         section("Check", _check(report)),
         section("Channels kept per layer", kept(document)),
         section("Size", sizes(document)),
-        section("Blocked: constant or dead, and yet they stay", blocked_table(report.blocked)),
+        section("Blocked: constant or dead, but they have to stay", blocked_table(report.blocked)),
         details("Pinned: could not be removed", pins_table(report.pins)),
         details("Layers", layer_table(document)),
     ]
@@ -59,7 +59,7 @@ def _kind(report: PruneReport) -> str:
 
 
 def _measured(report: PruneReport) -> Iterator[tuple[str, str, str]]:
-    """Yield tiles of what was measured: accuracy, or what says most of the outputs; time."""
+    """Yield tiles of the measurements: accuracy, or the measure that suits the outputs; time."""
     found = report.agreement
     if found is not None and found.accuracy_before is not None and found.accuracy_after is not None:
         yield f"{found.accuracy_after:.2%}", f"accuracy, from {found.accuracy_before:.2%}", ""
@@ -72,7 +72,7 @@ def _measured(report: PruneReport) -> Iterator[tuple[str, str, str]]:
             else:
                 yield f"{output.error:.2g}", "relative error on held-out samples", ""
     if report.latency is not None:
-        yield f"{report.latency.share:.1%}", f"of the time, {report.latency.asked:.0%} were asked for", ""
+        yield f"{report.latency.share:.1%}", f"of the time; {report.latency.asked:.0%} were asked for", ""
     elif report.validation is not None and report.validation.latency_ratio is not None:
         yield f"{report.validation.latency_ratio:.2f}×", "speed in ONNX Runtime", ""
 

@@ -1,6 +1,7 @@
-"""Gammas that look like zeros and are none: what averaging over training leaves of a sparse network.
+"""Gammas that are almost zero, which averaging over training leaves of a sparse network.
 
-Owns the note that tells such a copy from one that was never sparse. What counts as zero is passes/rules/weights.py's.
+Owns the note that distinguishes such a copy from a network that was never sparse. passes/rules/weights.py says what
+counts as zero.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SHARE, _FEWEST = 0.1, 8
 
 
 def remnants(graph: Graph) -> tuple[str, ...]:
-    """Return a note where many gammas are tiny but not zero; empty where they are zeros, or are not there."""
+    """Return a note if many gammas are tiny but not zero; empty if they are zeros, or if there are none."""
     read = {node.inputs[1] for node in graph.nodes if node.op == "batch_norm" and len(node.inputs) > 1}
     stored = [np.abs(graph.params[name].array.astype(np.float64)) for name in sorted(read) if name in graph.params]
     found = [gamma for gamma in stored if gamma.size > 1 and np.isfinite(gamma).all()]

@@ -1,7 +1,7 @@
 """The pages that people read: a training run, as one self-contained HTML file.
 
 Owns the page frame, its style and the run page. Charts are prunec/report/charts.py's, the page of an analysis
-is prunec/report/analysis_page.py. Every section stands on its own data, so the page of a run that is still
+is prunec/report/analysis_page.py. Every section needs only its own data, so the page of a run that is still
 going on, or that was stopped, shows what there is.
 """
 
@@ -67,7 +67,7 @@ def page(title: str, body: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a card, or nothing where it would be empty."""
+    """Return a card, or nothing if it would be empty."""
     inside = "".join(part for part in parts if part)
     return f"<section><h2>{text(title)}</h2>{inside}</section>" if inside else ""
 
@@ -95,7 +95,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def name_cell(words: str, mark: str = "") -> str:
-    """Return a cell of long names, which break anywhere so that a table stays as wide as its page; ``mark`` is HTML."""
+    """Return a cell for a long name, which may break anywhere so that the table fits its page; ``mark`` is HTML."""
     return f'<span class="n">{mark}<span>{text(words)}</span></span>' if words else ""
 
 
@@ -103,7 +103,7 @@ def write_run_page(run: RunFolder, target: str | Path | None = None) -> Path:
     """Write the page of a run folder and return where it is.
 
     Args:
-        run: the folder; what is missing in it is left out of the page.
+        run: the folder; the page leaves out what the folder lacks.
         target: where to write; by default ``report.html`` in the folder.
 
     Raises:
@@ -132,7 +132,7 @@ def run_page(
         config: config.json.
         metrics: metrics.jsonl's rows.
         summary: summary.json; empty while the run goes on.
-        pictures: masks.png: a sheet of test images with their masks; b"" where there is none.
+        pictures: masks.png: a sheet of test images with their masks; b"" if there is none.
     """
     model = str(summary.get("model") or config.get("arch") or config.get("model") or config.get("onnx") or name)
     state = "" if summary else '<p class="soft">This run has not ended: the page shows what it has logged so far.</p>'
@@ -201,7 +201,7 @@ def _masks(summary: Mapping[str, Any], pictures: bytes) -> str:
 
 
 def _milestones(summary: Mapping[str, Any]) -> str:
-    """Return one table and the plots of score against size, of all networks that the run has made."""
+    """Return a table and the plots of score against size, of all networks of the run."""
     made = summary.get("milestones") or []
     if not made:
         return ""
@@ -225,7 +225,7 @@ def _milestones(summary: Mapping[str, Any]) -> str:
 
 
 def sizes(summary: Mapping[str, Any]) -> str:
-    """Return the table of what a network holds and computes, before and after."""
+    """Return the table of a network's parameters and MACs, before and after."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     rows = []
     for key, name in (
@@ -246,7 +246,7 @@ def _curves(metrics: Rows) -> str:
     spans, ends = _phases(metrics, steps), (min(steps), max(steps))
 
     def line(key: str, name: str, colour: str, scale: float = 1.0) -> Series:
-        # What is logged now and then is joined across the steps between.
+        # Lines join values that are not logged at every step.
         seen = [(x, float(row[key])) for x, row in zip(steps, metrics, strict=True) if _is_number(row.get(key))]
         return Series(name, colour, tuple(x for x, _ in seen), tuple(scale * y for _, y in seen))
 
@@ -277,7 +277,7 @@ def _phases(metrics: Rows, steps: Sequence[float]) -> list[Span]:
         if spans and spans[-1].name == name:
             spans[-1] = Span(name, spans[-1].start, step)
         elif name:
-            # A phase begins where the one before it was last seen.
+            # A phase begins at the last step of the one before.
             spans.append(Span(name, spans[-1].end if spans else step, step))
     return spans
 
@@ -329,7 +329,7 @@ def layer_table(summary: Mapping[str, Any]) -> str:
 
 
 def details(title: str, inside: str) -> str:
-    """Return a card that opens on a click, or nothing where it would be empty."""
+    """Return a card that opens on a click, or nothing if it would be empty."""
     return f"<section><details><summary>{text(title)}</summary>{inside}</details></section>" if inside else ""
 
 

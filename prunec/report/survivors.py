@@ -1,6 +1,6 @@
-"""Why channels stay: pins, and channels that are constant or dead somewhere and yet cannot go.
+"""Why channels stay: pins, and channels that are constant or dead somewhere but cannot go.
 
-Owns the reasons that are told to people, each with the node that holds the channel and the layers where
+Owns the reasons in reports, each with the node that holds the channel and the layers where
 it is constant. Decides nothing: passes/selection/select.py did. prunec/report/analysis.py puts the result into reports.
 """
 
@@ -45,7 +45,7 @@ def layer_channels(facts: Facts) -> Iterator[tuple[Node, Ints]]:
 
 
 def _output_classes(facts: Facts, node: Node) -> Ints:
-    """Return the class of each output channel of a contraction, int64[C_out]; empty where it has none."""
+    """Return the class of each output channel of a contraction, int64[C_out]; empty if it has none."""
     label = facts.classes.labels.get(node.outputs[0], Label(None))
     if label.shape is None:
         return np.zeros(0, dtype=np.int64)
@@ -62,7 +62,7 @@ def _output_classes(facts: Facts, node: Node) -> Ints:
 
 
 def pin_reports(facts: Facts) -> tuple[PinReport, ...]:
-    """List the pins that hold channels, those of one node and reason together, in graph order."""
+    """List the pins that hold channels, one entry per node and reason, in graph order."""
     merged: dict[tuple[str, str, str], set[int]] = {}
     for pin in facts.classes.pins:
         owners = distinct(facts.classes.class_of[pin.ids])
@@ -78,7 +78,7 @@ def _pin_key(pin: Pin) -> tuple[str, str, str]:
 
 
 def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
-    """List the channels that are constant (or dead) somewhere and stay all the same, with what holds them.
+    """List the channels that are constant (or dead) somewhere but stay, with the nodes that hold them.
 
     A channel is listed once, with the first reason that applies: a pin, then what selection gave back,
     then the node where it stops being constant, or is tied to a channel that never was.
@@ -100,7 +100,7 @@ def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
 
 
 def _holders(facts: Facts, selection: Selection) -> Iterator[tuple[Node | None, str, str, Mask]]:
-    """Yield what can hold channels, as (node, its name, reason, classes), what explains most first."""
+    """Yield what can hold channels, as (node, its name, reason, classes), the best explanations first."""
     classes = facts.classes
     nodes = {node.name: node for node in facts.graph.nodes}
     for pin in classes.pins:
@@ -148,7 +148,7 @@ def _settled_layers(facts: Facts, selection: Selection) -> tuple[tuple[Node, Int
 
 
 def _stretch(facts: Facts, node: Node) -> Iterator[str]:
-    """Yield a layer's output, and what normalisation and activation alone make of it."""
+    """Yield a layer's output, and the values that only normalisation and activation separate from it."""
     value = node.outputs[0]
     yield value
     while True:
@@ -223,7 +223,7 @@ def _where_constants_end(facts: Facts) -> Iterator[tuple[Node, str, Mask]]:
     """Yield nodes, in graph order, whose input is constant in a channel and whose output in that channel is not."""
     weights = facts.graph.fixed_values()
     for node in facts.graph.nodes:
-        # What a contraction sums over ends there: its output has channels of its own, though they may be coupled.
+        # Channels that a contraction sums over end there: its output has its own, though they may be coupled.
         if weights.issuperset(node.outputs) or (node.op in CONTRACTIONS and conv_groups(node) == 1):
             continue
         known = _all_settled(facts, node.inputs, known=True)

@@ -1,6 +1,6 @@
 """Words and numbers for people: names of scores, moments and phases, counts, shares, lists of channels.
 
-Owns what tables and pages say alike. What they show is findings.py's.
+Owns the wording that tables and pages share. findings.py has the data.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ SCORE_NAMES = {
     "foreground_iou": "foreground IoU",
     "pixel_accuracy": "pixel accuracy",
 }
-"""What people read for each score's key in summary.json and metrics.jsonl."""
+"""The name for people of each score in summary.json and metrics.jsonl."""
 
 MOMENT_NAMES = {"before": "before", "removed": "right after removal", "after": "at the end"}
-"""What people read for the moments of a run at which its network is scored."""
+"""The name for people of each moment of a run at which its network is scored."""
 
 PHASE_NAMES = {"warmup": "warm-up", "ista": "ISTA", "finetune": "fine-tuning"}
-"""What people read for the phases of a run."""
+"""The name for people of each phase of a run."""
 
 
 def readable(value: float) -> str:
@@ -39,7 +39,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def common_folder(names: Iterable[str]) -> str:
-    """Return what several names begin with, up to a slash: "model/stage1/"; "" where they have none in common."""
+    """Return the common beginning of several names, up to a slash ("model/stage1/"); "" if there is none."""
     folders = [name.split("/")[:-1] for name in set(names)]
     if len(folders) < 2:
         return ""

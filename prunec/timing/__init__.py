@@ -1,4 +1,4 @@
-"""What layers cost on this machine, measured.
+"""How long layers and networks take on this machine, measured.
 
-Owns how one layer is timed alone, at the widths that matter. Whole networks are timed in prunec.runtime.
+Owns timing single layers at several widths, and models against each other. Sessions are prunec.runtime's.
 """

@@ -1,7 +1,7 @@
-"""How long models take, measured: two in turns, or the kernels of many; every figure of latency comes from here.
+"""How long models take, measured: two in turns, or the kernels of many; every latency that is reported comes from here.
 
-Owns turns, warm-ups, and when more rounds would say no more. Opening a model is prunec/runtime/sessions.py's; two files
-opened again and again, so that the answer holds a second time, are pairs.py's.
+Owns turns, warm-ups, and the decision to stop. Models are opened by prunec/runtime/sessions.py; pairs.py opens two
+files several times, for results that can be reproduced.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def timed_in_turns(
     Args:
         a, b: the models.
         feed: what they run on.
-        runs: rounds at most.
-        budget_s: no round that would end later begins, beyond the fewest.
+        runs: most rounds.
+        budget_s: seconds; beyond the fewest, no round begins that would end later.
         warm_ups: rounds that do not count.
-        fewest: rounds at least.
-        until_clear: stop once more rounds would say little more about the ratio.
+        fewest: least rounds.
+        until_clear: stop once the ratio is known well enough.
     """
     times: tuple[list[float], list[float]] = ([], [])
     started = time.perf_counter()
@@ -71,11 +71,11 @@ _CLEAR_ENOUGH = 0.02
 """The ratio of two latencies is known well enough when its standard error is this."""
 
 _SHORTEST_MS = 300.0
-"""What takes no longer is timed as often as it may be."""
+"""Models that take no longer are always timed as often as allowed."""
 
 
 def _is_clear(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Tell whether more rounds would say little more about how many times faster one model is."""
+    """Tell whether the ratio of two models' times is known well enough."""
     if len(first) < 5 or sum(first) + sum(second) < _SHORTEST_MS:
         return False
     ratios = sorted(x / max(y, 1e-9) for x, y in zip(first, second, strict=True))
@@ -87,14 +87,14 @@ def _is_clear(first: Sequence[float], second: Sequence[float]) -> bool:
 def kernel_times(models: Sequence[bytes], runs: int, budget_s: float, *, threads: int = 0) -> list[float]:
     """Return the microseconds that the kernels of each model take in a run on the CPU, the models run in turns.
 
-    They come from ONNX Runtime's own profile: what a call costs is not in them. Neither is the way into and out of
-    the blocked layout of convolutions, which a network takes at its ends and a layer by itself at its own. Other work
-    on the machine only ever adds, so the mean of the faster half counts.
+    They come from ONNX Runtime's own profile, without the overhead of a call, and without the conversion into and out
+    of the blocked layout of convolutions, which a whole network needs only at its ends. Other work on the machine can
+    only add time, so the mean of the faster half counts.
 
     Args:
         models: all inputs are float32, of known sizes; noise is fed.
         runs: of each model at most, and at least five.
-        budget_s: seconds after which there are no more.
+        budget_s: seconds after which no run begins.
         threads: as for ``open_runner``.
 
     Raises:
@@ -103,7 +103,7 @@ def kernel_times(models: Sequence[bytes], runs: int, budget_s: float, *, threads
     rng = np.random.default_rng(0)
     # A session that fails still has its profile open.
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as scratch:
-        # The names end in the second: sessions opened in one second would write into one file.
+        # Names of profiles end in the second: sessions opened in the same second would write into one file.
         prefixes = [Path(scratch) / f"profile{index}" for index in range(len(models))]
         runners = [
             open_runner(model, "the layer", "cpu", optimise=True, profile=prefix, threads=threads)
@@ -130,7 +130,7 @@ _WARMUP = 2
 _LAYOUT_OPS = ("ReorderInput", "ReorderOutput")
 
 _CUT_OFF = 0.5
-"""The profile counts whole microseconds, rounded down: this much is lost on the average."""
+"""The profile has whole microseconds, rounded down: this much is lost on average."""
 
 
 def _own_time(profile: Path) -> float:

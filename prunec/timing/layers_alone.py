@@ -1,6 +1,6 @@
-"""A contraction of the network by itself: its sizes, other widths of it, and an ONNX model that holds nothing else.
+"""A contraction by itself: its sizes, the same with other widths, and an ONNX model with this node only.
 
-Owns what of a node decides how long it takes. Timing these models, and what follows from it, is staircases.py's.
+Owns the properties of a node that its time depends on. staircases.py times these models.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from prunec.passes.rules.cost import Sizes
 _OPSET, _IR_VERSION = 17, 8
 """As prunec's own exports."""
 _MOST_ELEMENTS = 1 << 28
-"""Of a tensor of a layer's model: a file can hold no more than 2 GiB."""
+"""Most bytes of a tensor in a layer's model, since a file can hold no more than 2 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A contraction as its time depends on it: two with equal sizes take equally long.
+    """The properties of a contraction that its time depends on; two that are equal take equally long.
 
     Args:
         op: ``conv``, ``conv_transpose``, ``matmul`` or ``attention``.
         inputs: sizes, for one sample; of a matmul as if neither operand were transposed, of attention's keys
-            transposed. Biases and masks are left out: what they take does not count.
-        stored: per input, it is made of parameters alone.
+            transposed. Biases and masks are left out, since they take hardly any time.
+        stored: per input, whether it is computed from parameters alone.
         window: of a convolution: strides, pads, dilations and output_padding.
         groups: of a convolution.
     """
@@ -46,7 +46,7 @@ class Layer:
 
 
 def layers_alone(graph: Graph) -> dict[str, Layer | None]:
-    """Return each contraction by itself; None where its sizes are not known, or prunec makes no model of its op."""
+    """Return each contraction by itself; None if its sizes are unknown or prunec cannot make a model of its op."""
     fixed = graph.fixed_values()
     return {node.name: _layer(graph, node, fixed) for node in graph.nodes if node.op in CONTRACTIONS}
 
@@ -79,11 +79,11 @@ def _transposed(sizes: Sizes, swap: object) -> Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Channels of a layer that can be more or fewer.
+    """The channels of a layer, input or output, whose number can change.
 
     Args:
-        places: (input, axis, size per unit) of each axis that they are on.
-        units: how many there are: channels, or groups of them.
+        places: (input, axis, size per unit) of each axis that has them.
+        units: their number: channels, or groups of them.
         channels: output channels of a unit.
         grouped: the units are the groups of a convolution.
     """
@@ -95,17 +95,17 @@ class Side:
 
 
 def made(layer: Layer) -> Side | None:
-    """Return the channels that a layer makes; None where they are no axis of their own."""
+    """Return the output channels of a layer; None if they do not have an axis of their own."""
     return _MADE[layer.op](layer)
 
 
 def read(layer: Layer) -> Side | None:
-    """Return the channels that a layer sums over. Those of a grouped convolution come and go with its groups."""
+    """Return the channels that a layer sums over; of a grouped convolution, its groups."""
     return _READ[layer.op](layer)
 
 
 def at(layer: Layer, side: Side, units: int) -> Layer:
-    """Return the layer with so many units of ``side``."""
+    """Return the layer with ``units`` units of ``side``."""
     change = units - side.units
     inputs = [list(sizes) for sizes in layer.inputs]
     for index, axis, unit in side.places:
@@ -131,7 +131,7 @@ def _conv_side(*places: tuple[int, int]) -> Callable[[Layer], Side]:
 
 
 def _product_makes(layer: Layer) -> Side | None:
-    """Return the columns of the second operand, or the rows of the first where that is the weight."""
+    """Return the columns of the second operand, or the rows of the first if that is the weight."""
     if layer.stored == (True, False):
         return _plain(layer, (0, -2)) if len(layer.inputs[0]) > 1 else None
     return _plain(layer, (1, -1)) if len(layer.inputs[1]) > 1 else None
@@ -163,7 +163,7 @@ _READ: Mapping[str, Callable[[Layer], Side | None]] = MappingProxyType(
 
 
 def onnx_model(layer: Layer, seed: int = 0) -> bytes:
-    """Return the layer as a model: its weights, which are random, are stored in it, the other inputs are fed."""
+    """Return the layer as a model with random stored weights; the other inputs are fed."""
     rng = np.random.default_rng(seed)
     names = [f"input{index}" for index in range(len(layer.inputs))]
     entries = list(zip(names, layer.inputs, layer.stored, strict=True))
@@ -171,7 +171,7 @@ def onnx_model(layer: Layer, seed: int = 0) -> bytes:
     weights = [
         numpy_helper.from_array(0.1 * rng.standard_normal(sizes, dtype=np.float32), name)
         for index, (name, sizes, stored) in enumerate(entries)
-        # With nothing fed, ONNX Runtime would compute the answer once and for all.
+        # Without an input, ONNX Runtime would fold the whole model into a constant.
         if stored and not (all_stored and index == 0)
     ]
     kept = {tensor.name for tensor in weights}

@@ -1,6 +1,6 @@
-"""Two files against each other: how long a pruned one takes, as a share of its original.
+"""The time of a pruned file as a share of its original's.
 
-Owns how that is measured so that the answer holds a second time; single runs are prunec/runtime/sessions.py's.
+Owns how to measure it reproducibly; single runs are prunec/runtime/sessions.py's.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from prunec.timing import latency
 
 PROVIDER: Literal["cpu"] = "cpu"
 _FEWEST, _MOST, _RUNS, _SECONDS = 3, 9, 30, 6.0
-"""Times that two files are opened, rounds each time, and seconds after which they are not opened again."""
+"""How often two files are opened, the rounds each time, and the seconds after which they are not opened again."""
 
 Pair = tuple[float, float]
 """Milliseconds of the original and of the pruned file."""
 
 
 ONE = 1
-"""Threads where times have to hold a second time: with more, other work on the machine decides how long all wait for
-the last of them."""
+"""Threads for reproducible times: with more, all threads wait for the last one, which other work on the machine
+delays."""
 
 
 def timed(original: Path, pruned: Path, feed: Feed, *, threads: int = 0) -> Pair:
     """Return the median milliseconds of two files in ONNX Runtime on the CPU, at its default level.
 
-    They are opened and timed several times: other work on the machine, and where memory happens to lie, move single
-    medians by a tenth. What counts is the pair with the middle ratio.
+    They are opened and timed several times, because other work on the machine and the layout of memory move single
+    medians by a tenth. The pair with the median ratio counts.
 
     Args:
         feed: what both run on.
@@ -52,5 +52,5 @@ def ratio(pair: Pair) -> float:
 
 
 def middle(pairs: Sequence[Pair]) -> Pair:
-    """Return the pair whose ratio is in the middle."""
+    """Return the pair with the median ratio."""
     return sorted(pairs, key=ratio)[len(pairs) // 2]

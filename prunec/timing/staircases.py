@@ -1,9 +1,9 @@
-"""How long each layer takes at the widths that matter, measured: what a selection of channels takes by that.
+"""The time of each layer at several widths, measured, and from that the time of any selection of channels.
 
-Owns the table of times, and the clock read off it. Time falls in steps (kernels work on blocks of channels), so a layer
-is timed at whole blocks, and a width in between takes as long as the next block. A layer's time at fewer channels made
-and fewer read is its own times what either side alone does to it: measuring all pairs would take minutes. HALP (Shen et
-al., NeurIPS 2022) keeps such a table too. Where channels go by it: passes/selection/staircase.py.
+Owns the table of times, and how to read it. Time falls in steps (kernels work on blocks of channels), so a layer
+is timed at whole blocks, and a width in between takes as long as the next block. If a layer loses both outputs and
+inputs, its time is multiplied by the factors of both sides, because measuring all pairs would take minutes. HALP (Shen
+et al., NeurIPS 2022) uses such a table too. Selection by it: passes/selection/staircase.py.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from prunec.timing.layers_alone import Layer, Side, at, layers_alone, made, onnx
 from prunec.timing.pairs import ONE
 
 _RUNS, _SECONDS = 20, 0.3
-"""Runs of each width of a layer, and the seconds that these may take together."""
+"""Runs of each width of a layer, and the most seconds for all of them."""
 _BLOCK = 8
 """The smallest block of channels that ONNX Runtime's CPU kernels work on."""
 _WIDTHS = (0.25, 0.5, 0.75)
 """Shares of a side's channels at which a layer is timed besides its own width, rounded to blocks."""
 
 Stairs = tuple[tuple[float, float], ...]
-"""(share of a side's channels, share of the layer's time), both rising, the last (1, 1); none: it takes the same."""
+"""(share of a side's channels, share of the layer's time), both rising, up to (1, 1); empty: the time is the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStairs:
-    """A layer's time: microseconds at its own width, and what fewer channels made or read do to it."""
+    """A layer's time: microseconds at its full width, and its shares with fewer output or input channels."""
 
     microseconds: float
     made: Stairs
@@ -52,9 +52,9 @@ LINE: Stairs = ((0.5, 0.5), (1.0, 1.0))
 
 
 def time_of(stairs: Stairs, share: float) -> float:
-    """Return the share of the time at a share of the channels: a line between the widths that were measured.
+    """Return the share of the time at a share of the channels, interpolated between the measured widths.
 
-    Below the narrowest the line to nothing at all is followed halfway: what a layer takes at the least is not known.
+    Below the narrowest, the time falls to half of that width's, because the least time of a layer is not known.
     """
     if share >= 1 or not stairs:
         return 1.0
@@ -65,32 +65,32 @@ def time_of(stairs: Stairs, share: float) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staircases:
-    """The times of a network's layers; called with what is left of each, it is a clock.
+    """The times of a network's layers; call it with the shares of channels left to get the time.
 
     Args:
         layers: the contractions of the network as it was, by IR node name.
-        untimed: those of them that cannot be timed; they take what their MACs take in the middle of the others.
+        untimed: those of them that cannot be timed; their time per MAC is taken to be the median of the others.
     """
 
     layers: Mapping[str, LayerStairs]
     untimed: tuple[str, ...] = ()
 
     def __call__(self, left: Shares) -> float:
-        """Return the time that what is left takes, as a share of the whole network's."""
+        """Return the time of the remaining channels as a share of the whole network's."""
         return self.microseconds(left) / self.whole
 
     def microseconds(self, left: Shares) -> float:
-        """Return the time that what is left takes."""
+        """Return the time of the remaining channels."""
         return sum(self.layers[name].at(*share) for name, share in left.items() if name in self.layers)
 
     @property
     def whole(self) -> float:
-        """Microseconds of all layers as they were."""
+        """Microseconds of all layers at full width."""
         return sum(layer.microseconds for layer in self.layers.values())
 
 
 def _joined(layer: Layer) -> bool:
-    """Tell whether what a layer reads comes and goes with what it makes: groups of a convolution."""
+    """Tell whether a layer's inputs and outputs can only change together (the groups of a convolution)."""
     side = made(layer)
     return side is not None and side.grouped
 
@@ -98,7 +98,7 @@ def _joined(layer: Layer) -> bool:
 def measured(graph: Graph, progress: Callable[[str], None] = lambda _: None) -> Staircases:
     """Time each contraction of ``graph`` by itself at several widths, for one sample, in ONNX Runtime on the CPU.
 
-    Layers of equal sizes are timed once. Other work on the machine only ever adds, so the faster half counts.
+    Layers of equal sizes are timed once. Other work on the machine can only add time, so the faster half counts.
     """
     layers = layers_alone(graph)
     distinct = [layer for layer in dict.fromkeys(layers.values()) if layer is not None]
@@ -117,7 +117,7 @@ def measured(graph: Graph, progress: Callable[[str], None] = lambda _: None) -> 
 
 
 def _measured(layer: Layer) -> LayerStairs | None:
-    """Return a layer's stairs; None where ONNX Runtime cannot run it."""
+    """Return a layer's stairs; None if ONNX Runtime cannot run it."""
     sides = [made(layer), None if _joined(layer) else read(layer)]
     units = [_units(side) for side in sides]
     models = [layer] + [at(layer, side, n) for side, ns in zip(sides, units, strict=True) if side for n in ns]
@@ -131,7 +131,7 @@ def _measured(layer: Layer) -> LayerStairs | None:
 
 
 def _units(side: Side | None) -> list[int]:
-    """Return the widths to time, in units of a side: whole blocks where there are some."""
+    """Return the widths to time, in units of a side: whole blocks if it has any."""
     if side is None:
         return []
     block = max(1, _BLOCK // side.channels)
@@ -140,7 +140,7 @@ def _units(side: Side | None) -> list[int]:
 
 
 def _stairs(side: Side | None, units: Sequence[int], times: Sequence[float], whole: float) -> Stairs:
-    """Return measured times as shares that do not fall: fewer channels that took longer did so by chance."""
+    """Return measured times as shares that rise with the width; a narrower layer that took longer did so by chance."""
     if side is None:
         return ()
     rising = np.maximum.accumulate(np.minimum([*(time / whole for time in times), 1.0], 1.0)).tolist()

@@ -1,6 +1,6 @@
 """torch.export.ExportedProgram in, ExportedProgram out.
 
-Owns the way from a program to a module and back, open sizes included; what is pruned is its own graph module.
+Owns the conversion between a program and a module, with open sizes; the program's own graph module is pruned.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from prunec.pipeline.apply import apply_plan
 from prunec.report.findings import PruneReport
 
 _quiet = partial(warnings.catch_warnings, action="ignore", category=FutureWarning)
-"""Leaves out torch's warnings to itself, about the trees of inputs that a program's module holds."""
+"""Hides torch's internal warnings about the trees of inputs that a program's module holds."""
 
 
 def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Return a program as a module, and inputs that it takes.
+    """Return a program as a module, and inputs for it.
 
     Raises:
-        BadInput: it was saved without example inputs, or takes some by keyword, or nested ones.
+        BadInput: it has no example inputs, or takes inputs by keyword, or nested ones.
     """
     given = program.example_inputs
     if given is None:
@@ -48,29 +48,29 @@ def program_module(program: ExportedProgram) -> tuple[nn.Module, tuple[Any, ...]
 def prune_program(
     program: ExportedProgram, *, name: str = "", **options: Any
 ) -> tuple[ExportedProgram, PrunePlan, PruneReport]:
-    """Return a smaller program, what was done and what that gave; see ``prunec.prune_model``."""
+    """Return a smaller program, the plan and the report; see ``prunec.prune_model``."""
     with _quiet():
         module, given = program_module(program)
         found = api.prune_module(module, given, name=name or "exported program", **options)
-        return _again(program, found.module, given), found.plan, found.report
+        return _export_again(program, found.module, given), found.plan, found.report
 
 
 def apply_to_program(program: ExportedProgram, plan: PrunePlan, rules: OpRules = NO_RULES) -> ExportedProgram:
-    """Return what a plan makes of a program."""
+    """Return the pruned form of a program."""
     with _quiet():
         module, given = program_module(program)
-        return _again(program, apply_plan(module, plan, rules=rules), given)
+        return _export_again(program, apply_plan(module, plan, rules=rules), given)
 
 
-def _again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
-    """Export a pruned module with the sizes open that were open before."""
+def _export_again(program: ExportedProgram, module: nn.Module, given: tuple[Any, ...]) -> ExportedProgram:
+    """Export a pruned module with the same open sizes as before."""
     try:
         return torch.export.export(module, given, dynamic_shapes=_open_sizes(program, given))
     except Exception as error:  # of many types, and none of them ours
         raise UnsupportedModel(
             "torch.export cannot export the pruned network",
             why=" ".join(str(error).split())[:300],
-            do="prune program.module() with prunec.prune_module, and use the GraphModule that it gives",
+            do="prune program.module() with prunec.prune_module, and use the GraphModule that it returns",
         ) from error
 
 
@@ -90,7 +90,7 @@ def _open_sizes(program: ExportedProgram, given: tuple[Any, ...]) -> Any:
 
 
 def _dim(size: Any, program: ExportedProgram, dims: dict[str, Any]) -> Any:
-    """Return one Dim per symbol, with the range that the program has; sizes made of symbols are found anew."""
+    """Return one Dim per symbol, with its range in the program; sizes computed from symbols are inferred again."""
     expression = size.node.expr
     bounds = program.range_constraints.get(expression)
     if bounds is None:

@@ -1,7 +1,7 @@
 """A pass for torch.fx's PassManager: a GraphModule in, a smaller GraphModule out.
 
-Owns the form that torch.fx.passes asks for, and shapes noted on nodes: names, ``nn_module_stack`` and whatever else
-other passes left in ``node.meta`` stay, while ``val`` and ``tensor_meta`` are taken anew, since sizes changed.
+Owns the form that torch.fx.passes asks for, and the shapes in ``node.meta``: names, ``nn_module_stack`` and entries of
+other passes stay, while ``val`` and ``tensor_meta`` are computed again, since sizes changed.
 
     pipeline = PassManager(passes=[PruneChannels((images,)), other_pass])
     smaller = pipeline(torch.fx.symbolic_trace(network)).graph_module
@@ -30,10 +30,10 @@ class PruneChannels(PassBase):
 
     Args:
         example_inputs: positional inputs of the network, for the sizes and the check.
-        options: as for ``prunec.prune_module``; without any, what is provably constant or dead goes, and the function
-            stays.
+        options: as for ``prunec.prune_module``; without any, only provably constant or dead channels are removed, and
+            the function stays.
 
-    After a call ``plan`` and ``report`` tell what was done.
+    After a call ``plan`` and ``report`` say what was done.
     """
 
     def __init__(self, example_inputs: Sequence[Any], **options: Any) -> None:
@@ -44,7 +44,7 @@ class PruneChannels(PassBase):
         self.report: PruneReport | None = None
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Return the pruned GraphModule, or the given one where nothing could go."""
+        """Return the pruned GraphModule, or the given one if nothing could be removed."""
         found = api.prune_module(graph_module, self.example_inputs, **self.options)
         self.plan, self.report = found.plan, found.report
         if not found.report.removed_channels:
@@ -54,7 +54,7 @@ class PruneChannels(PassBase):
 
 
 def _note_shapes(module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-    """Take the shapes anew that nodes have notes of; where they have none, they get none."""
+    """Update the shapes in ``node.meta`` of nodes that have them."""
     noted = set().union(*(node.meta.keys() & _SHAPES for node in module.graph.nodes))
     for node in module.graph.nodes:
         for key in _SHAPES:

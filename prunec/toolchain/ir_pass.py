@@ -1,6 +1,6 @@
-"""A pass for onnx_ir, and with it for onnxscript's optimiser: ir.Model in, the same ir.Model, smaller.
+"""A pass for onnx_ir, and so for onnxscript's optimiser: an ir.Model in, a smaller one out.
 
-Owns the form that ``onnx_ir.passes`` asks for; what is done is ``prunec.prune_model``'s.
+Owns the form that ``onnx_ir.passes`` asks for; ``prunec.prune_model`` does the work.
 
     pipeline = ir.passes.Sequential(PruneChannels(), common_passes.RemoveUnusedNodesPass())
     smaller = pipeline(model).model
@@ -19,13 +19,13 @@ from prunec.toolchain.models import prune_model
 
 
 class PruneChannels(ir.passes.FunctionalPass):
-    """Remove channels from a model; the given one is left alone.
+    """Remove channels from a model; the given one does not change.
 
     Args:
-        options: as for ``prunec.prune_model``; without any, what is provably constant or dead goes, and the function
-            stays.
+        options: as for ``prunec.prune_model``; without any, only provably constant or dead channels are removed, and
+            the function stays.
 
-    After a call ``plan`` and ``report`` tell what was done. An in-place pipeline takes
+    After a call ``plan`` and ``report`` say what was done. An in-place pipeline takes
     ``ir.passes.functionalize`` the other way round: put this pass first, or run it by itself.
     """
 

@@ -1,8 +1,8 @@
-"""The kinds of ONNX models in memory, and how each is laid down as a file and picked up again.
+"""The kinds of ONNX models in memory, and how each is written to a file and read again.
 
-Owns that table. A model is pruned as the file that it would be: what a file keeps, it keeps, and the check is the
-same. Big weights go to the disk one at a time and are mapped from there, so memory never holds a second copy of the
-user's, and one of the pruned ones. Libraries are looked up among those that are loaded: who has a model of one has it.
+Owns that table. A model is pruned by way of a file, so it keeps what a file keeps, and the check is the
+same. Large weights are written to the disk one at a time and mapped from there, so memory holds no second copy of the
+user's weights besides the pruned ones. Libraries are not imported: if the user has a model of one, it is loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prunec.errors import BadInput
 from prunec.frontends.onnx.loading.wire import MIN_BYTES, refer
 
 DATA = ".data"
-"""What the name of the file of the big weights ends in."""
+"""The suffix of the file of large weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Kind:
     Args:
         library: the package that defines it.
         name: the class, inside that package.
-        write: lay a model down at a path, with ``<path>.data`` beside it; the model is left alone.
-        read: pick up what lies at a path, whole, in memory; the model that it came of tells what a file cannot hold.
+        write: writes a model to a path, with ``<path>.data`` beside it; the model does not change.
+        read: reads the model at a path into memory; the original model supplies what a file cannot hold.
     """
 
     library: str
@@ -52,7 +52,7 @@ class Kind:
 
 
 def kind_of(model: object) -> Kind | None:
-    """Return a model's kind; None where it is none of those in ``KINDS``."""
+    """Return a model's kind; None if it is not in ``KINDS``."""
     return next((kind for kind in KINDS if kind.holds(model)), None)
 
 
@@ -98,7 +98,7 @@ def _copy_fields(source: Message, target: Message, but: str) -> None:
 
 
 def _outside(tensor: TensorProto, path: Path, file: IO[bytes]) -> TensorProto:
-    """Return a tensor whose raw data, where they are big, have been written to a file; as it is where they are not."""
+    """Return a tensor whose raw data, if large, have been written to a file; otherwise the tensor itself."""
     data = tensor.raw_data
     if len(data) < MIN_BYTES:
         return tensor
@@ -121,12 +121,12 @@ def _write_ir(model: Any, path: Path) -> None:
     written = onnx.load(path, load_external_data=False)
     held = [(tensor, model.graph.initializers[tensor.name].const_value) for tensor in written.graph.initializer]
     for tensor, _ in held:
-        _each_once(tensor.metadata_props)  # onnx_ir writes twice what value and tensor both say of themselves
+        _each_once(tensor.metadata_props)  # onnx_ir writes metadata twice that value and tensor share
     for node, old in zip(written.graph.node, model.graph, strict=True):
         held += [(a.t, old.attributes[a.name].as_tensor()) for a in node.attribute if a.type == a.TENSOR]
     for tensor, source in held:
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if location and location != _data(path).name:  # small weights, and those of Constant nodes, stay where they lay
+        if location and location != _data(path).name:  # small weights, and those of Constant nodes, stay where they are
             del tensor.external_data[:]
             tensor.ClearField("data_location")
             tensor.raw_data = source.tobytes()
@@ -166,7 +166,7 @@ def _values(graph: Any) -> Iterable[Any]:
 
 def _write_graph(graph: Any, path: Path) -> None:
     gs = _library("onnx_graphsurgeon")
-    shell = graph.copy()  # nodes and tensors anew, over the same weights
+    shell = graph.copy()  # new nodes and tensors, the same weights
     shell.functions = [function.copy() for function in graph.functions]
     for part in (shell, *shell.functions):
         part.import_domains = None if part.import_domains is None else list(part.import_domains)  # exporting adds to it
@@ -177,16 +177,16 @@ def _write_graph(graph: Any, path: Path) -> None:
                 _move_outside(tensor, path, file)
     try:
         model = gs.export_onnx(shell)
-        if graph.ir_version is None:  # else it is the newest that onnx knows, which runtimes may not
+        if graph.ir_version is None:  # else it would be onnx's newest, which runtimes may not know
             model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     except Exception as error:
         why = " ".join(str(error).split())
-        raise BadInput("onnx_graphsurgeon cannot export the graph", why=why, do="mend it as that says") from error
+        raise BadInput("onnx_graphsurgeon cannot export the graph", why=why, do="fix what that names") from error
     path.write_bytes(model.SerializeToString())
 
 
 def _move_outside(tensor: Any, path: Path, file: IO[bytes]) -> None:
-    """Write a constant's weights, where they are big, to a file, and let it stand for those."""
+    """Write a constant's weights, if they are large, to a file, and refer to that instead."""
     values, lazy = tensor._values, _library("onnx_graphsurgeon.ir.tensor")
     if isinstance(values, lazy.SparseValues):
         return
@@ -215,7 +215,7 @@ def _read_graph(path: Path, graph: Any) -> Any:
 
 
 def _library(name: str) -> ModuleType:
-    """Return a module that is loaded: a model of it was given."""
+    """Return a library that is loaded, because a model of it was given."""
     return sys.modules[name]
 
 

@@ -1,7 +1,7 @@
-"""prune_model, analyze_model, apply_plan: a model in memory, of any kind, and the like of it out.
+"""prune_model, analyze_model, apply_plan: a model in memory in, one of the same kind out.
 
-Owns the choice by kind, and nothing of pruning: ONNX models go the way of files (kinds.py lays them down for that
-in a folder that is gone afterwards), modules and exported programs the way of modules.
+Owns the choice by kind, not the pruning: ONNX models are handled as files (kinds.py writes them to a temporary
+folder), modules and exported programs as modules.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def prune_model(
     progress: Tell | None = None,
     rules: OpRules = NO_RULES,
 ) -> PrunedModel[Any]:
-    """Return a smaller network that computes the same function (or, with a criterion, less of it), of the same kind.
+    """Return a smaller network of the same kind and function (or, with a criterion, close to the function).
 
     Args:
         model: onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.export.ExportedProgram or nn.Module;
@@ -85,13 +85,13 @@ def prune_model(
         example_inputs: positional inputs, for an nn.Module.
         input_shapes: sizes for inputs that an ONNX model leaves open; "" stands for the only input.
         name: shown as the model's name.
-        validate: run both networks on the same inputs and compare before the result is handed out.
+        validate: run both networks on the same inputs and compare before the result is returned.
         tolerance: largest relative error that the check of an exact removal allows.
         calibration: data on which channels that are constant there are removed too.
         inputs: a folder of inputs to compare on, instead of random ones.
         border, residual, gates, keep, criterion, target_macs, target_params, target_latency: see ``prune_module``.
         multiple_of, seed, compensate, check_time, progress: see ``prune_module``.
-        rules: what ops of yours are like, by name ("mylib::swish", "my.domain::Swish"), see docs/extending.md.
+        rules: what your own ops are like, by name ("mylib::swish", "my.domain::Swish"), see docs/extending.md.
 
     Raises:
         BadInput: a model of another kind, or one that is damaged; options that contradict each other.
@@ -124,15 +124,15 @@ def prune_model(
 
         return PrunedModel(*prune_program(model, name=name, **checks, **how))  # type: ignore[arg-type]  # just looked at
     if of_torch(model):
-        given = _wanted(example_inputs)
+        given = _required(example_inputs)
         found = api.prune_module(model, given, name=name, **checks, **how)  # type: ignore[arg-type]  # likewise
         return PrunedModel(found.module, found.plan, found.report)
     kind = _kind(model)
-    with _laid_down(model, kind, name) as path:
+    with _as_file(model, kind, name) as path:
         out, plan = path.with_name("pruned.onnx"), path.with_name("plan.json")
         report = api.prune_onnx(path, out, input_shapes=input_shapes, plan_file=plan, **checks, **how)
         made = PrunePlan.from_json(plan.read_text(encoding="utf-8"))
-        return PrunedModel(kind.read(out, model), made, replace(report, model=_called(model, kind, name)))
+        return PrunedModel(kind.read(out, model), made, replace(report, model=_name_of(model, kind, name)))
 
 
 def analyze_model(
@@ -144,7 +144,7 @@ def analyze_model(
     keep: Sequence[str] = (),
     rules: OpRules = NO_RULES,
 ) -> Analysis:
-    """Tell what of a model in memory could be removed, and what holds the rest.
+    """Return what of a model in memory could be removed, and why the rest has to stay.
 
     Args:
         model, example_inputs, input_shapes, name: see ``prune_model``.
@@ -160,11 +160,11 @@ def analyze_model(
         module, arguments = program_module(model)  # type: ignore[arg-type]  # just looked at
         return api.analyze_module(module, arguments, name=name or "exported program", keep=keep, rules=rules)
     if of_torch(model):
-        given = _wanted(example_inputs)
+        given = _required(example_inputs)
         return api.analyze_module(model, given, name=name, keep=keep, rules=rules)  # type: ignore[arg-type]  # likewise
     kind = _kind(model)
-    with _laid_down(model, kind, name) as path:
-        return replace(api.analyze_onnx(path, input_shapes, keep=keep, rules=rules), model=_called(model, kind, name))
+    with _as_file(model, kind, name) as path:
+        return replace(api.analyze_onnx(path, input_shapes, keep=keep, rules=rules), model=_name_of(model, kind, name))
 
 
 @overload
@@ -201,16 +201,16 @@ def apply_plan(
     keep_class: bool = False,
     rules: OpRules = NO_RULES,
 ) -> Any:
-    """Return what a plan makes of a model; the way back from plan.json and a fresh architecture.
+    """Apply a plan to a model and return the result; this restores a pruned network from plan.json.
 
     Args:
-        model: any kind that ``prune_model`` takes, of the architecture that the plan was made of, with any weights;
+        model: any kind that ``prune_model`` takes, of the architecture that the plan was made for, with any weights;
             left as it is. For files there is ``apply_plan_onnx``.
         plan: what to do.
-        example_inputs: for an nn.Module that takes objects which a plan cannot hold: what it is called with, of the
+        example_inputs: for an nn.Module that takes objects which a plan cannot hold: its arguments, of the
             shapes that the plan was made with. (It holds tensors, numbers, text and None, in dicts, tuples and lists.)
         keep_class: for an nn.Module, return a pruned copy of the user's own class instead of a GraphModule. That is
-            possible where the plan leaves the forward as it is written.
+            possible if the plan does not change the forward.
         rules: those that the plan was made with.
 
     Raises:
@@ -231,7 +231,7 @@ def apply_plan(
         made = apply.pruned_copy if copies else apply.apply_plan
         return made(model, plan, example_inputs, rules=rules)
     kind = _kind(model)
-    with _laid_down(model, kind, "") as path:
+    with _as_file(model, kind, "") as path:
         out = path.with_name("pruned.onnx")
         apply_plan_onnx(path, plan, out, rules=rules)
         return kind.read(out, model)
@@ -245,7 +245,7 @@ def dependency_graph(
     keep: Sequence[str] = (),
     rules: OpRules = NO_RULES,
 ) -> nx.DiGraph:
-    """Return who depends on whom: ops as nodes, and on the edges the channels that live or die together.
+    """Return which layers depend on each other: ops as nodes, and on the edges the channel classes between them.
 
     Args:
         model: any that ``prune_model`` takes, or the path of an ONNX file.
@@ -254,7 +254,7 @@ def dependency_graph(
         rules: see ``prune_model``.
 
     Returns:
-        A networkx.DiGraph; ``prunec.passes.groups.dependency_graph`` says what its nodes and edges tell.
+        A networkx.DiGraph; ``prunec.passes.groups.dependency_graph`` explains its nodes and edges.
 
     Raises:
         BadInput, UnsupportedModel, UntraceableModel: see ``prune_model``.
@@ -279,8 +279,8 @@ def _graph(
 
         return read_module(*program_module(model), rules=rules).graph
     if of_torch(model):
-        return read_module(model, _wanted(example_inputs), rules=rules).graph
-    with _laid_down(model, _kind(model), "") as path:
+        return read_module(model, _required(example_inputs), rules=rules).graph
+    with _as_file(model, _kind(model), "") as path:
         return read_onnx(path, input_shapes, rules).graph
 
 
@@ -294,33 +294,33 @@ def _kind(model: object) -> Kind:
         )
     known = ", ".join(map(str, KINDS))
     raise BadInput(
-        f"a {type(model).__module__}.{type(model).__qualname__} is no model that prunec knows",
+        f"a {type(model).__module__}.{type(model).__qualname__} is not a model that prunec knows",
         do=f"give one of {known}, torch.export.ExportedProgram or torch.nn.Module",
     )
 
 
-def _wanted(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
+def _required(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
     if example_inputs is None:
-        raise BadInput("a module is traced with inputs, and there are none", do="give example_inputs=(tensor, …)")
+        raise BadInput("a module needs inputs to be traced with", do="give example_inputs=(tensor, …)")
     return example_inputs
 
 
 @contextlib.contextmanager
-def _laid_down(model: object, kind: Kind, name: str) -> Iterator[Path]:
-    """Lay a model down in a folder of its own; messages call it by its name, not by that file's."""
+def _as_file(model: object, kind: Kind, name: str) -> Iterator[Path]:
+    """Write a model to a folder of its own; messages use its name, not that file's."""
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         try:
             kind.write(model, path)
             yield path
         except PrunecError as error:
-            called = _called(model, kind, name) or "the model"
+            called = _name_of(model, kind, name) or "the model"
             error.what, error.why, error.do = (
                 text.replace(str(path), called) for text in (error.what, error.why, error.do)
             )
             raise
 
 
-def _called(model: Any, kind: Kind, name: str) -> str:
+def _name_of(model: Any, kind: Kind, name: str) -> str:
     graph = model.graph if kind.name in ("ModelProto", "Model") else model
     return name or graph.name or "the model"

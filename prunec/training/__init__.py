@@ -1,7 +1,6 @@
-"""Training towards sparsity: ``sparsify``, the three lines that anyone's loop needs.
+"""Training towards sparsity: ``sparsify``, for your own training loop.
 
-Owns the public names only; the rooms below have the work, and ``run/run.py`` is the whole of ``prunec train-
-prune``.
+Owns the public names only; the rooms below do the work, and ``run/run.py`` is ``prunec train-prune`` as a whole.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def test_labels_in_order_with_and_without_a_heading(tmp_path: Path) -> None:
     for text in ("class\n1\n0\n1", "1\n0\n1\n", "b\na\nb"):
         file.write_text(text)
         assert labels_of(found, file, 3, 2) == (1, 0, 1)
-    for text, message in (("1\n2\n", "2 labels, and there are 3 samples"), ("", "holds no labels")):
+    for text, message in (("1\n2\n", "2 labels, but there are 3 samples"), ("", "holds no labels")):
         file.write_text(text)
         with pytest.raises(BadInput, match=message):
             labels_of(found, file, 3, 3)
@@ -182,9 +182,9 @@ def test_labels_in_order_with_and_without_a_heading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "classes", "message"),
     [
-        ("0\n3\n1\n", 3, "there is a class 3, and the network scores 3"),
-        ("cat\ndog\ncat\n", 10, "2 classes are named, and the network scores 10"),
-        ("cat\ndog\nfox\n", 2, "3 classes are named, and the network scores 2"),
+        ("0\n3\n1\n", 3, "there is a class 3, but the network scores 3"),
+        ("cat\ndog\ncat\n", 10, "2 classes are named, but the network scores 10"),
+        ("cat\ndog\nfox\n", 2, "3 classes are named, but the network scores 2"),
         ("-1\n0\n1\n", 2, "3 classes are named"),
     ],
 )

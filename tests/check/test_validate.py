@@ -108,7 +108,7 @@ def test_a_second_model_with_a_hard_coded_size_fails(conv_file: Path, tmp_path: 
         {"x": (TensorProto.FLOAT, ["n", 3, "h", "w"])},
         ["y"],
     )
-    with pytest.raises(ValidationFailed, match="does not run on an input that the first takes"):
+    with pytest.raises(ValidationFailed, match="does not run on an input that the first accepts"):
         validate_onnx(identity, fixed, provider="cpu", runs=0)
 
 
@@ -125,7 +125,7 @@ def test_an_output_that_never_changes_is_called_vacuous(tmp_path: Path) -> None:
     dead = save_conv(tmp_path / "dead.onnx", scale=0.0, bias=-1.0)
     result = validate_onnx(dead, dead, provider="cpu", runs=0)
     assert result.vacuous
-    assert any("says nothing" in note for note in result.notes)
+    assert any("proves nothing" in note for note in result.notes)
 
 
 def test_an_output_that_vanishes_is_measured_against_what_it_is_for_other_inputs(tmp_path: Path) -> None:

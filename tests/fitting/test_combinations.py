@@ -253,7 +253,7 @@ def test_data_that_nothing_can_be_fitted_to(file: Path, tmp_path: Path, arrays: 
 def test_labels_that_do_not_match_are_refused(file: Path, data: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["999"] * 64))
-    assert "there is a class 999, and the network scores" in refused(file, data, labels=labels)
+    assert "there is a class 999, but the network scores" in refused(file, data, labels=labels)
     torch.manual_seed(0)
     pictures = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1)).eval()
     export_onnx(pictures, (torch.zeros(1, 3, 12, 12),), tmp_path / "pictures.onnx")

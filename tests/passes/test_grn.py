@@ -108,7 +108,7 @@ def test_channels_of_zeros_leave_a_global_response_normalisation(
     again = apply_plan(Net(norm).eval(), PrunePlan.from_json(result.plan.to_json()))
     again.load_state_dict(result.module.state_dict())
     torch.testing.assert_close(again(x), result.module(x))
-    with pytest.raises(UnsupportedModel, match="mean over channels of which some are gone"):
+    with pytest.raises(UnsupportedModel, match="mean over channels of which some were removed"):
         apply_plan(Net(norm).eval(), result.plan, keep_class=True)
     assert export_checked(result.module, (x,), tmp_path / "net.onnx", original=net).passed
 

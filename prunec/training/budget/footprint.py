@@ -1,7 +1,7 @@
-"""What the network would be if its zero gammas were pruned now.
+"""The size of the network if its zero gammas were pruned now.
 
-Owns the estimate shown while training, and the refusal to empty the network. The estimate counts what goes
-with the zero classes alone; the removal itself (prunec/api.py) may keep a carrier channel, or find more.
+Owns the estimate shown while training, and the refusal to empty the network. The estimate counts only the
+zero classes; the removal itself (prunec/api.py) may keep a carrier channel, or find more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Size:
 
 
 def keep_mask(plan: Sparsity, zero: Mapping[str, Mask]) -> Mask:
-    """Return bool[num_classes], False where all deciding gammas of a penalised class are zero.
+    """Return bool[num_classes], False for penalised classes whose deciding gammas are all zero.
 
     Args:
         zero: per gamma parameter, bool[C]: exactly zero.
@@ -59,10 +59,10 @@ def size_under(graph: Graph, classes: ChannelClasses, keep: Mask) -> Size:
 def check_alive(graph: Graph, classes: ChannelClasses, keep: Mask, rho: float) -> None:
     """Refuse a pruning after which some output would no longer depend on the input.
 
-    A layer may lose all its channels where a shortcut leads around it.
+    A layer may lose all its channels if a shortcut bypasses it.
 
     Raises:
-        EmptyNetwork: naming the first layer that nothing leads around.
+        EmptyNetwork: naming the first such layer that no shortcut bypasses.
     """
     depends = dict.fromkeys(graph.inputs, True)
     first_cut: dict[str, Node] = {}
@@ -89,7 +89,7 @@ def _has_channels(classes: ChannelClasses, name: str, keep: Mask) -> bool:
 def _empty(node: Node, rho: float) -> EmptyNetwork:
     return EmptyNetwork(
         f"no channel would be left in front of {node.origin or node.name}",
-        why=f"with rho = {rho:g} every gamma that feeds this layer has reached zero, and nothing leads around it",
+        why=f"with rho = {rho:g} every gamma that feeds this layer has reached zero, and no shortcut bypasses it",
         do=f"lower rho, for example --rho {rho / 4:g}; or keep the layer with --keep",
     )
 

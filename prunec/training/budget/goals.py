@@ -1,7 +1,7 @@
-"""How large the pruned network may be, and how large it would be now, counted as the removal itself counts.
+"""How large the pruned network may be, and how large it would be now, counted in the same way as by the removal.
 
-Owns the goals of a run and the measure of how far they are. Which channels go so that they hold is landing.py's;
-moving ρ towards them is controller.py's.
+Owns the goals of a run and the distance to them. landing.py chooses channels so that they hold;
+controller.py adjusts ρ to reach them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A share of what the network costs: ``quantity`` is a field of Size, ``share`` in (0, 1) may stay.
+    """A share of the network's cost: ``quantity`` is a field of Size, ``share`` in (0, 1) may stay.
 
-    ``start`` is the share from which the way to the goal is measured: 1, or the goal before it.
+    ``start`` is the share at which the way to the goal begins: 1, or the previous goal.
     """
 
     quantity: str
@@ -43,7 +43,7 @@ class Goal:
 
 
 def excess(goals: Sequence[Goal], size: Size, full: Size) -> float:
-    """Return how much of the way to the goals is still to go: 1 at their start, 0 or less where all hold."""
+    """Return the remaining part of the way to the goals: 1 at their start, 0 or less if all hold."""
     return max((goal.left(size, full) - goal.share) / (goal.start - goal.share) for goal in goals)
 
 
@@ -53,7 +53,7 @@ def slack(goals: Sequence[Goal], size: Size, full: Size) -> float:
 
 
 def in_words(goals: Sequence[Goal], size: Size, full: Size, wanted: str = "were asked for") -> str:
-    """Say what is left: "49.8% of the MACs (50.0% were asked for)"."""
+    """Describe the size: "49.8% of the MACs (50.0% were asked for)"."""
     names = {"macs": "MACs", "params": "parameters"}
     return " and ".join(
         f"{goal.left(size, full):.1%} of the {names[goal.quantity]} ({goal.share:.1%} {wanted})" for goal in goals
@@ -64,11 +64,11 @@ def in_words(goals: Sequence[Goal], size: Size, full: Size, wanted: str = "were 
 class Sizer:
     """Counts what would be left if the channels of some classes had gammas of zero.
 
-    The passes that removal runs are run on the graph with those gammas in it, so carriers, round counts and
-    new biases are in the count.
+    Runs the passes of the removal on the graph with those gammas, so the count includes carriers, rounding and
+    new biases.
 
     Args:
-        graph: with the weights that matter for what is constant; its gammas are replaced.
+        graph: with the present weights, which decide what is constant; its gammas are replaced.
         plan: of a graph of the same structure.
         border, multiple_of: as removal will have them.
     """
@@ -90,7 +90,7 @@ class Sizer:
         return facts, select(facts, border=self.border, multiple_of=self.multiple_of)
 
     def _betas(self, arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the betas that follow their gammas, zero where these are: removal finds them so, or sets them."""
+        """Return the betas that follow their gammas, zero where these are zero, as the removal will have them."""
         found = {}
         for gamma in self.plan.gammas:
             follows = self.plan.channels_of(gamma) & self.plan.driven[gamma.classes]

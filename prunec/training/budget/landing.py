@@ -1,9 +1,9 @@
-"""Which channels go, so that the pruned network meets its budget and is not smaller than it need be.
+"""Choosing channels so that the pruned network meets its budget and is not smaller than necessary.
 
-Owns the last correction of a run under a budget. ISTA brings gammas to zero in bursts, so the network passes
-its budget at some moment by more or less. What is too much comes back (the channels that were zero last), and what
-is missing at the end of the phase goes (the smallest filters whose gammas the penalty has shrunk most). Counting is
-goals.py's.
+Owns the last correction of a run under a budget. ISTA brings gammas to zero in bursts, so the network misses
+its budget by more or less. If it is too small, channels come back (those that were zero last); if it is too large at
+the end of the phase, further channels go (the smallest filters, whose gammas the penalty has shrunk most). goals.py
+counts.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from prunec.training.sparsity.sparsify import Sparsity, named_parameters
 CLOSE_ENOUGH = 0.005
 """Unused share of a budget at which no further channel is given back."""
 _TOO_FAR = 0.015
-"""Unused share at which the fit is tried anew without the channel that made the last step so large."""
+"""Unused share at which the fit is repeated without the channel that made the last step so large."""
 _ATTEMPTS = 6
 _MOST_TRIALS = 80
 
 
 class GammaHistory:
-    """Remembers what gammas were before they became zero, and in which order they did.
+    """Remembers the values of gammas before they became zero, and in which order they did.
 
-    Mutable: it sees every reading of a run, and goes into the checkpoint.
+    Mutable: it sees every reading of a run, and is saved in the checkpoint.
 
     Args:
         plan: which gammas decide over which classes.
@@ -72,24 +72,24 @@ class GammaHistory:
         return np.sqrt(squares)
 
     def order(self, scores: Floats) -> Ids:
-        """Return the penalised classes, the first to go first.
+        """Return the penalised classes in the order in which they should go.
 
-        Zero classes come first, the longest zero before the others. Then those with the lowest score, times the share
-        of ‖γ‖ that the penalty has left beside what it has left of the class's group. What gammas were before says
-        little of a trained network, and across groups their size says nothing: a BatchNorm takes out how large its
-        input is as a whole.
+        Zero classes come first, starting with those that have been zero longest. Then come those with the lowest
+        product of their score and the share of ‖γ‖ that the penalty has left, relative to the class's group. In a
+        trained network the original size of gammas says little, and it cannot be compared across groups, because a
+        BatchNorm normalises the scale of its input.
 
         Args:
             scores: float64[num_classes], the lowest matters least; see passes/selection/criteria.py.
         """
         zero_for = np.where(self.zero_since > 0, self.zero_since, self._readings + 1)
         candidates = np.flatnonzero(self._plan.penalised)
-        # A class without a score (infinite) goes last, but may have lost its gammas all the same.
+        # A class without a score (infinite) goes last, unless its gammas are zero already.
         left = np.minimum(scores, 1e30)[candidates] * self._left_beside_group()[candidates]
         return candidates[np.lexsort((left, zero_for[candidates]))]
 
     def _left_beside_group(self) -> Floats:
-        """Return ‖γ‖₂ of each class over what it was at the start, and that over its group's mean."""
+        """Return ‖γ‖₂ of each class relative to its start, and relative to the mean of that in its group."""
         left = self.norms() / np.maximum(self._norms_of(self.start), 1e-30)
         for group in group_classes(self._plan.classes):
             members = np.asarray(group)
@@ -99,7 +99,7 @@ class GammaHistory:
         return left
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers, as tensors and numbers."""
+        """Return the state, as tensors and numbers."""
         return {
             "values": _tensors(self.values),
             "start": _tensors(self.start),
@@ -120,7 +120,7 @@ def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """What goes under a budget.
+    """The classes to remove for a budget.
 
     Args:
         gone: bool[num_classes].
@@ -139,7 +139,7 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
     """Choose which classes go, so that every goal holds and as little as possible of it is unused.
 
     Raises:
-        BudgetNotMet: what cannot go costs more than the budget.
+        BudgetNotMet: channels that have to stay cost more than the budget.
     """
     plan = sizer.plan
     zero = history.zero_since > 0
@@ -149,7 +149,7 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
     def measured(gone: Mask) -> Size:
         return sizer.size(with_zeros(plan, history.values, gone))
 
-    def first(count: int) -> Mask:  # of what ``order`` is at the time
+    def first(count: int) -> Mask:  # of the present ``order``
         gone = np.zeros(plan.classes.num_classes, dtype=bool)
         gone[order[:count]] = True
         return gone
@@ -164,7 +164,7 @@ def fit(history: GammaHistory, sizer: Sizer, goals: Sequence[Goal], full: Size) 
             best = gone
         if count == 0 or slack(goals, measured(best), full) <= _TOO_FAR:
             break
-        order = np.delete(order, count - 1)  # too large a step: it stays, and smaller ones go for it
+        order = np.delete(order, count - 1)  # too large a step: it stays, and smaller ones go instead
     if best is None:
         raise not_met(goals, measured(first(order.size)), full)
     return Fit(best, measured(best), int((best & ~zero).sum()), int((zero & ~best & plan.penalised).sum()))
@@ -189,14 +189,14 @@ def smallest(sizer: Sizer, arrays: Arrays) -> Size:
 
 
 def expendable(plan: Sparsity, order: Ids, zero: Mask) -> Ids:
-    """Return ``order`` without the last of each coupled group, unless it is ``zero`` and the network does without."""
+    """Return ``order`` without the last of each coupled group, unless it is ``zero`` and not needed."""
     return order[~_protected(plan, order, zero)[order]]
 
 
 def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) -> None:
-    """Give the module's gammas their values: zero where the class is ``gone``, else those of ``arrays``.
+    """Set the module's gammas: zero where the class is ``gone``, else as in ``arrays``.
 
-    The betas that follow them are zero there too.
+    The betas that follow them become zero there too.
     """
     parameters = named_parameters(module)
     with torch.no_grad():
@@ -209,7 +209,7 @@ def set_gammas(plan: Sparsity, module: nn.Module, arrays: Arrays, gone: Mask) ->
 
 
 def _protected(plan: Sparsity, order: Ids, zero: Mask) -> Mask:
-    """Return bool[num_classes]: the last of each coupled group, unless it is zero and the network does without."""
+    """Return bool[num_classes]: the last of each coupled group, unless it is zero and not needed."""
     protected = np.zeros(plan.classes.num_classes, dtype=bool)
     rank = np.full(plan.classes.num_classes, -1, dtype=np.int64)
     rank[order] = np.arange(order.size)

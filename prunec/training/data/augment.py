@@ -23,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """What is done to a training image, at random.
+    """Random changes to a training image.
 
     Args:
         pad: zero pixels added on each side before a crop back to the original size.
@@ -92,7 +92,7 @@ class Pipeline:
     def _shifted_together(
         self, pixels: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shift images with their masks as one more channel, upside down: the zeros that come in then mean VOID."""
+        """Shift images with their inverted masks as one more channel, so that zeros from the border become VOID."""
         moved = self._shifted(torch.cat((pixels, 255 - masks[:, None]), dim=1), generator)
         return moved[:, :-1], 255 - moved[:, -1]
 

@@ -1,7 +1,7 @@
 """Which images make up which batch, and every other random number of a run.
 
-Owns the order of the images. All of it is a function of (seed, step): a run that goes on from step 1,000
-needs no memory of the 999 before it.
+Owns the order of the images. Everything is a function of (seed, step), so a run that is resumed at step 1,000
+needs nothing of the steps before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunec.training.data.sources import Source
 from prunec.training.learning.execution import send
 
 _AHEAD = 3
-"""Batches that are fetched ahead of need, where they come from files."""
+"""Batches that are fetched in advance if they come from files."""
 
 
 def generator(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -26,7 +26,7 @@ def generator(seed: int, purpose: str, index: int) -> torch.Generator:
 
 
 class Batches:
-    """Training batches: each epoch is a new order of all images, less the last few that fill no batch.
+    """Training batches: each epoch is a new order of all images, without the last few that do not fill a batch.
 
     Args:
         images: where they come from; batches are on its device.
@@ -47,7 +47,7 @@ class Batches:
         self._augmenting = "augment" if size == 1 else f"augment/{rank}/{size}"
         self._orders: dict[int, torch.Tensor] = {}
         self.steps_per_epoch = max(1, len(images) // self._batch_size)
-        # A mean over ranks whose shares differ by one image is the batch's mean if each counts by its share.
+        # Shares may differ by one image: weighting each rank by its share gives the mean of the batch.
         self.loss_weight = (self._share.stop - self._share.start) * size / self._batch_size
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +60,7 @@ class Batches:
         """Return the numbers of a step's images: those of this process."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch not in self._orders:
-            # A batch may be asked for while the next epoch's first ones are fetched already.
+            # A batch may be requested while the first ones of the next epoch are being fetched.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) <= 1}
             order = torch.randperm(len(self._images), generator=generator(self._seed, "order", epoch))
             self._orders[epoch] = send(order, self._images.index_device)
@@ -82,7 +82,7 @@ def plain_batches(
 def sampled_batches(
     images: Source, pipeline: Pipeline, batch_size: int, most: int, seed: int, *, augmented: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield at most ``most`` batches of random images: a folder's first ones are of one class."""
+    """Yield at most ``most`` batches of random images, since the first images of a folder are all of one class."""
     order = torch.randperm(len(images), generator=generator(seed, "sample", 0))[: most * batch_size]
     batches = send(order, images.index_device).split(batch_size)
     for index, (pixels, targets) in enumerate(_taken(images, batches)):

@@ -1,7 +1,7 @@
 """Image files on disk -> uint8 arrays.
 
-Owns the layouts of labelled images that are understood and the decoding; masks are maskfiles.py's. Never
-unpickles freely: CIFAR-10's python batches are read by an unpickler that can make numpy arrays and nothing else.
+Owns the folder layouts of labelled images and the decoding; masks are maskfiles.py's. CIFAR-10's python batches are
+read by an unpickler that can only make numpy arrays.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawSet:
-    """What was read whole, not yet fitted to a network."""
+    """A data set that was read completely, not yet converted for a network."""
 
     train: Labelled
     test: Labelled
@@ -42,7 +42,7 @@ class RawSet:
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """What a folder holds, not yet decoded.
+    """The images of a folder, not yet decoded.
 
     Args:
         train, test: decoders that give images at the size a network takes.
@@ -121,7 +121,7 @@ def _list_classes(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files anywhere in ``folder``, in order of their names; macOS's ._a.png are none."""
+    """Return the image files anywhere in ``folder``, in order of their names, without macOS's ._a.png."""
     return sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in _SUFFIXES)
 
 
@@ -172,10 +172,10 @@ def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, np.
 
 
 def _eight_bits(image: Any) -> Any:
-    """Return a grey image of 16 bits with 8: Pillow's own conversion cuts everything above 255 off.
+    """Convert a grey image of 16 bits to 8, since Pillow's own conversion clips everything above 255.
 
     Raises:
-        ValueError: floating-point pixels, which come in no known range.
+        ValueError: floating-point pixels, whose range is not known.
     """
     from PIL import Image
 
@@ -188,7 +188,7 @@ def _eight_bits(image: Any) -> Any:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Open an image file; whatever goes wrong while it is read is told as BadInput."""
+    """Open an image file; any error while it is read becomes BadInput."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -202,7 +202,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def read_cifar_batches(folder: Path) -> RawSet | None:
-    """Read CIFAR-10 as its authors pack it, python or binary version; None where the folder is not that.
+    """Read CIFAR-10's original files, python or binary version; None if the folder does not hold them.
 
     Raises:
         BadInput: a batch is missing or damaged.
@@ -231,7 +231,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self._ALLOWED:
-            # numpy moved its core; the files name the place of their time.
+            # numpy has moved its core since; the files name the old place.
             return _RECONSTRUCT if name == "_reconstruct" else getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)

@@ -1,8 +1,8 @@
 """Folders of images with masks -> decoders of both.
 
 Owns the layout ``images/SPLIT/NAME.*`` with ``masks/SPLIT/NAME.png`` (CamVid's, and that of most sets) and what the
-numbers in masks mean. Two codings are understood: binary (255 is the foreground; 128, where it occurs, is void) and
-class indices (0, 1, 2 …; 255 is void, as is the class that classes.txt calls so).
+numbers in masks mean. There are two codings: binary (255 is the foreground, 128 is void) and
+class indices (0, 1, 2 …; 255 is void, as is a class that classes.txt calls void).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Coding:
         """Return classes for values, uint8[H, W].
 
         Raises:
-            BadInput: a value means nothing.
+            BadInput: a value has no meaning.
         """
         table = np.zeros(256, dtype=np.uint8)
         known = np.zeros(256, dtype=np.bool_)
@@ -78,16 +78,16 @@ class MaskedFiles:
 
 
 def list_mask_folders(folder: Path, image_shape: tuple[int, int, int], num_logits: int | None) -> FileSet | None:
-    """List images with masks; None where the folder has no ``images`` beside ``masks``.
+    """List images with masks; None if the folder has no ``images`` beside ``masks``.
 
     Without a ``test`` (or ``val``) folder every tenth image is for testing.
 
     Args:
-        num_logits: of the network, per pixel; with one, ``masks_fg`` (foreground against the rest) is taken where
+        num_logits: of the network, per pixel; with one, ``masks_fg`` (foreground against the rest) is used if
             the set has it and ``masks`` has more classes.
 
     Raises:
-        BadInput: a mask is missing, of another size than its image, or has values that mean nothing.
+        BadInput: a mask is missing, of another size than its image, or has values without a meaning.
     """
     images = folder / "images"
     places = [folder / name for name in ("masks", _FOREGROUND_MASKS) if (folder / name).is_dir()]
@@ -146,7 +146,7 @@ def _coding(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> Coding:
     values: set[int] = set()
     for image, mask in pairs[::step]:
         values.update(np.unique(read_mask(mask, like=image)).tolist())
-    if len(values) == 1:  # of that few, the rest may be told apart
+    if len(values) == 1:  # these few have one value; the others may have more
         values.update(*(np.unique(read_mask(mask, like=image)).tolist() for image, mask in pairs))
     if len(values) == 1:
         raise BadInput(
@@ -170,7 +170,7 @@ def _coding(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> Coding:
 
 
 def _named(lines: Sequence[str]) -> Coding:
-    """Read classes.txt: a name per line, in order of the values; those called void count for nothing."""
+    """Read classes.txt: a name per line, in order of the values; classes called void do not count."""
     meaning: dict[int, int] = {VOID: VOID}
     classes: list[str] = []
     for value, name in enumerate(line.strip() for line in lines if line.strip()):

@@ -1,6 +1,6 @@
 """``digits-on-photos``: real handwritten digits pasted onto real photographs, with exact masks. Nothing is downloaded.
 
-Owns the making of the set. Digits and photographs are those that scikit-learn bundles (1,797 scans of 8x8 pixels;
+Makes the set. Digits and photographs are those that scikit-learn bundles (1,797 scans of 8x8 pixels;
 a temple in China and a dahlia, 427x640). Training and test images share neither a digit nor a pixel of a
 photograph. A picture is a function of its number and the seed alone, whatever its size.
 """
@@ -28,7 +28,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scenes:
-    """What is drawn at random for N pictures; every length is a share of the picture's or the photograph's side.
+    """The random choices for N pictures; lengths are relative to the picture's or the photograph's side.
 
     Args:
         photo: int64[N]. digit: int64[N].
@@ -120,7 +120,7 @@ def _backgrounds(photos: torch.Tensor, scenes: _Scenes, chunk: torch.Tensor, siz
     made = torch.empty(len(chunk), 3, *size)
     for index in range(len(photos)):
         chosen = scenes.photo[chunk] == index
-        # One call for all the cuts of a photograph: laid one below the other.
+        # One call for all the squares of a photograph, placed one below the other.
         cuts = F.grid_sample(
             photos[index : index + 1],
             places[chosen].reshape(1, -1, size[1], 2),
@@ -132,14 +132,14 @@ def _backgrounds(photos: torch.Tensor, scenes: _Scenes, chunk: torch.Tensor, siz
 
 
 def _ink(digits: torch.Tensor, scenes: _Scenes, chunk: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Lay each picture's digit where it belongs: float32[N, 1, H, W], 1 where it covers the pixel."""
+    """Place each picture's digit: float32[N, 1, H, W], 1 where it covers the pixel."""
     extent = scenes.size[chunk][:, None, None, None]
     offset = (_grid(size) - scenes.centre[chunk][:, None, None]) / extent * 2
     cos, sin = scenes.angle[chunk].cos(), scenes.angle[chunk].sin()
     turn = torch.stack((torch.stack((cos, sin), dim=1), torch.stack((-sin, cos), dim=1)), dim=1)
     places = torch.einsum("nij,nhwj->nhwi", turn, offset)
     soft = F.grid_sample(digits[scenes.digit[chunk]], places, mode="bicubic", align_corners=False)
-    # A scan is blurred; its stroke's edge, where the ink is half, becomes about a pixel wide.
+    # A scan is blurred; this makes the edges of its strokes about a pixel wide.
     sharpness = float(extent.mean()) * math.sqrt(size[0] * size[1]) / 8
     return ((soft - 0.5) * sharpness + 0.5).clamp(0, 1)
 

@@ -1,8 +1,8 @@
-"""Image sets: what ``--data`` may name, and how an image becomes a network's input.
+"""Image sets: the values of ``--data``, and how an image becomes a network's input.
 
 Owns ``load`` and ``ImageSet``. Reading files is imagefiles.py's and maskfiles.py's, augmentation augment.py's.
-A set that fits in memory (digits, CIFAR-10, most image folders at one size) is decoded once to uint8 and lives on
-the training device as tensors, so that no step waits for a disk or a host; a larger one stays in its files.
+A set that fits in memory (digits, CIFAR-10, most image folders) is decoded once to uint8 and kept on
+the training device, so that no step waits for a disk or a host; a larger one stays in its files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImageSet:
         classes: the labels' names; label k is ``classes[k]``.
         task: ``classification`` (labels) or ``segmentation`` (masks).
         shares: of the training pixels, per class; () for labels.
-        mean, std: of the training pixels in 0..1, per channel (of 512 images, where they stay in files).
+        mean, std: of the training pixels in 0..1, per channel (of 512 images if they stay in files).
         image_shape: (C, H, W).
     """
 
@@ -71,9 +71,8 @@ def load(
             ``val``), class folders alone (every tenth image is then kept for testing), ``images`` beside ``masks``,
             or CIFAR-10's batches, python or binary.
         image_shape: (C, H, W); images are converted to grey (C = 1) or RGB (C = 3) and resized.
-        num_logits: per image or pixel, where the network is known; see maskfiles.list_mask_folders.
-        memory: bytes that decoded images may take; a folder that needs more is read again and again while
-            training, ahead of need.
+        num_logits: per image or pixel, if the network is known; see maskfiles.list_mask_folders.
+        memory: bytes that decoded images may take; a folder that needs more is read during training, in advance.
 
     Raises:
         BadInput: no such set or folder, nothing readable in it, or a network that does not take images.
@@ -104,7 +103,7 @@ def load(
 
 
 def _from_files(name: str, files: FileSet, image_shape: tuple[int, int, int], memory: int) -> ImageSet:
-    """Decode a folder, or leave it in its files where it is large."""
+    """Decode a folder, or leave it in its files if it is large."""
     channels, height, width = image_shape
     per_image = (channels + files.masked) * height * width
     if (len(files.train) + len(files.test)) * per_image > memory:

@@ -1,8 +1,7 @@
 """Where a data set's images come from: tensors on the training device, or files that are read ahead.
 
-Owns ``Source`` and its two forms. What a number stands for (a file and its label, a file and its mask) is the
-decoders' business, in imagefiles.py and maskfiles.py. Which numbers are asked for, and when, is batches.py's; what
-comes back depends on them alone, never on timing.
+Owns ``Source`` and its two forms. Images have numbers; the decoders in imagefiles.py and maskfiles.py know their files,
+labels and masks. batches.py asks for numbers; the result depends on these only, never on timing.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Source(Protocol):
 
     @property
     def index_device(self) -> torch.device:
-        """Where ``take`` best gets its numbers."""
+        """The device on which ``take`` should get its numbers."""
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -54,7 +53,7 @@ class Source(Protocol):
         """Return pixels uint8[n, C, H, W] and targets (int64[n] or uint8[n, H, W]) of int64[n] numbers."""
 
     def expect(self, batches: Sequence[torch.Tensor]) -> None:
-        """Learn what will be asked for next, so that it can be fetched meanwhile."""
+        """Announce the next batches, so that they can be fetched in advance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +92,7 @@ class Streamed:
     """A source in files, for sets that do not fit in memory: threads decode the batches that come next.
 
     Args:
-        decoder: of the files; what it raises is raised by ``take``.
+        decoder: of the files; ``take`` raises its errors.
         device: where batches are put.
     """
 
@@ -113,7 +112,7 @@ class Streamed:
     def take(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         key = tuple(chosen.tolist())
         examples = [future.result() for future in self._ahead.pop(key, None) or self._submit(key)]
-        return self._placed([pixels for pixels, _ in examples]), self._placed([target for _, target in examples])
+        return self._on_device([pixels for pixels, _ in examples]), self._on_device([target for _, target in examples])
 
     def expect(self, batches: Sequence[torch.Tensor]) -> None:
         wanted = {tuple(batch.tolist()) for batch in batches}
@@ -124,10 +123,10 @@ class Streamed:
             self._ahead[key] = self._submit(key)
 
     def _submit(self, key: tuple[int, ...]) -> list[Future[Example]]:
-        # Pillow lets go of the interpreter while it decodes, so threads help.
+        # Pillow releases the interpreter lock while it decodes, so threads help.
         return [self._pool.submit(self._decoder, index) for index in key]
 
-    def _placed(self, arrays: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+    def _on_device(self, arrays: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
         return send(torch.from_numpy(np.stack(arrays)), self.device)
 
 

@@ -1,7 +1,7 @@
 """Flips, affine maps and colour changes of photographs and their masks, by kornia.
 
-Owns the one place where kornia is called: what it does there, how masks follow, and that its random numbers come
-from the generator that is passed in. The paper's CIFAR-10 pipeline is augment.py's own.
+The only place where kornia is called. Masks follow their images, and random numbers come from the generator that is
+passed in. The paper's CIFAR-10 pipeline is in augment.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def random_warp(
     Raises:
         MissingDependency: kornia is not installed.
     """
-    warp = _made(images.shape[1], masks is not None)
+    warp = _make_warp(images.shape[1], masks is not None)
     # Zeros come in at the border: in masks turned upside down they mean VOID.
     inputs = (images,) if masks is None else (images, (255 - masks)[:, None].float())
     # kornia draws from torch's ambient generator: lend it one, and give the caller's back.
@@ -43,7 +43,7 @@ def random_warp(
 
 
 @lru_cache(maxsize=4)
-def _made(channels: int, masked: bool) -> Any:
+def _make_warp(channels: int, masked: bool) -> Any:
     try:
         import kornia.augmentation as ka
     except ImportError as error:

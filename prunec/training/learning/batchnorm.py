@@ -1,7 +1,7 @@
-"""BatchNorm running statistics, measured afresh.
+"""Measuring BatchNorm running statistics again.
 
-Owns ``reestimate``, and how many images are enough for it. Weights that have just been averaged, pruned or rescaled
-seldom fit the running statistics that were gathered on the way; a few batches set them right.
+Owns ``reestimate``, and how many images are enough for it. Running statistics from training seldom fit weights that
+have just been averaged, pruned or rescaled; a few batches correct them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _BATCHES, _FEWEST, _PIXELS = 20, 2, 1 << 26
 
 
 def enough_batches(batch_size: int, image_shape: Sequence[int]) -> int:
-    """Return how many batches statistics are measured on: 20, or fewer where the images are large.
+    """Return the number of batches to measure statistics on: 20, or fewer if the images are large.
 
-    A statistic is a mean over all positions of all images, and each of these is another sample of it.
+    A statistic is a mean over all positions of all images, so large images give more samples of it.
 
     Args:
         image_shape: C, H, W.

@@ -1,7 +1,7 @@
-"""Distillation: the pruned network also learns what the unpruned one says.
+"""Distillation: the pruned network also learns the outputs of the unpruned one.
 
-Owns the loss of it (Hinton, Vinyals, Dean, arXiv:1503.02531), and the rule by which a network with weights teaches
-when nobody says so. Which network teaches, and when, is run.py's.
+Owns its loss (Hinton, Vinyals, Dean, arXiv:1503.02531), and the rule that decides whether a network with weights
+teaches by default. run.py decides which network teaches, and when.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prunec.training.learning.execution import Forward
 from prunec.training.learning.objective import Objective
 
 TEMPERATURE = 4.0
-"""Softens both distributions, so that what the teacher holds for second best counts too."""
+"""Softens both distributions, so that the teacher's second choices count too."""
 WEIGHT = 0.9
 """Of a trained network's answers in the loss; the labels have the rest."""
 LARGEST_LOSS = 0.5
@@ -50,7 +50,7 @@ class Teacher:
 def default_weight(
     module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], objective: Objective
 ) -> tuple[float, str]:
-    """Return the weight of a given network's answers, and why: none where it knows little of this data.
+    """Return the weight of a given network's answers, and why: 0 if it knows little about these data.
 
     Args:
         module: as it was given; left in its mode.
@@ -60,7 +60,7 @@ def default_weight(
         losses = [float(objective.loss(objective.logits(module(inputs)), targets)) for inputs, targets in batches]
     loss, chance = sum(losses) / max(1, len(losses)), objective.chance_loss
     if loss <= LARGEST_LOSS * chance:
-        return WEIGHT, "fine-tuning also learns what the unpruned network answers; --distill 0 leaves that out"
+        return WEIGHT, "fine-tuning also learns the unpruned network's answers; --distill 0 leaves that out"
     return 0.0, (
         f"the unpruned network does not teach: its loss on the training images is {loss:.3g}, that of guessing "
         f"{chance:.3g}; --distill {WEIGHT:g} lets it"

@@ -1,7 +1,7 @@
-"""The exponential moving average of a network, with which accuracy is reported.
+"""The exponential moving average of a network, which is used to report accuracy.
 
-Owns ``Ema``. Buffers (BatchNorm statistics) are averaged along with the parameters, so that the averaged
-weights are judged with statistics of their own time.
+Owns ``Ema``. Buffers (BatchNorm statistics) are averaged along with the parameters, so that both belong to the same
+steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class EmaState(TypedDict):
-    """What is saved of an ``Ema``."""
+    """The saved state of an ``Ema``."""
 
     num_updates: int
     average: list[torch.Tensor]
@@ -24,8 +24,8 @@ class EmaState(TypedDict):
 class Ema:
     """Averages a module's floating-point parameters and buffers; integers are copied.
 
-    The decay rises to its value as min(decay, (1 + n) / (10 + n)) after n updates, so the first
-    weights, which are no good, are soon forgotten (the usual zero-debias of moving averages).
+    The decay rises to its value as min(decay, (1 + n) / (10 + n)) after n updates, so that the useless first
+    weights are soon forgotten (the usual zero-debias of moving averages).
 
     Args:
         module: whose values to follow. They must stay on one device.
@@ -51,7 +51,7 @@ class Ema:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Give the module the averaged values for the length of a ``with`` block."""
+        """Give the module the averaged values within a ``with`` block."""
         live = [value.detach().clone() for value in self._live]
         self.copy_to_module()
         try:
@@ -60,7 +60,7 @@ class Ema:
             _copy(self._live, live)
 
     def copy_to_module(self) -> None:
-        """Give the module the averaged values for good."""
+        """Give the module the averaged values permanently."""
         _copy(self._live, self._average)
 
     def state_dict(self) -> EmaState:

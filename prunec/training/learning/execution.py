@@ -1,7 +1,7 @@
 """How a step is computed on its device: precision, memory layout, torch.compile.
 
-Owns what can be asked for, what is done instead where the device cannot, and the sentences that say so. Scores and the
-exported network are always those of float32: only training steps run in less.
+Owns the choices, what is done instead if the device cannot, and the sentences that say so. Scores and the
+exported network are always float32; only training steps run in lower precision.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Execution:
         dtype: of convolutions and matrix products; None is float32 throughout.
         channels_last: activations and weights in NHWC order.
         compiles: through torch.compile.
-        scaler: keeps float16 gradients from vanishing; None where they do not need it.
-        notes: what was asked for and is done otherwise; sentences.
+        scaler: keeps float16 gradients from vanishing; else None.
+        notes: sentences about requests that could not be met as given.
     """
 
     device: torch.device
@@ -40,14 +40,14 @@ class Execution:
     notes: tuple[str, ...]
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, in the memory layout that steps want; the same module comes back."""
+        """Move a module to the device and memory layout of training steps; returns the same module."""
         module.to(self.device)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
         return module
 
     def forward(self, module: nn.Module, note: Callable[[str], None]) -> Forward:
-        """Return what computes ``module`` in training steps; ``note`` is told if it cannot be compiled."""
+        """Return the forward function of training steps; calls ``note`` if ``module`` cannot be compiled."""
         compute = _compiled(module, note) if self.compiles else module
         if not self.channels_last:
             return compute
@@ -64,7 +64,7 @@ class Execution:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update. A scaled update waits for the device: it is left out where a gradient overflowed."""
+        """Update. With a scaler this waits for the device, and skips the update if a gradient overflowed."""
         if self.scaler is None:
             optimizer.step()
             return
@@ -80,11 +80,11 @@ def plan_execution(
     channels_last: bool | None = None,
     compiles: bool = False,
 ) -> Execution:
-    """Fit what was asked for to the device.
+    """Adapt the requested execution to the device.
 
     Args:
-        asked_device: ``auto`` where the run chose ``device``.
-        channels_last: None takes it on CUDA, in reduced precision: there tensor cores want it.
+        asked_device: ``auto`` if the run chose ``device``.
+        channels_last: None takes it on CUDA in reduced precision, because tensor cores want it.
     """
     notes = []
     if asked_device == "auto" and device.type == "cpu":
@@ -104,7 +104,7 @@ def plan_execution(
 def _compiled(module: nn.Module, note: Callable[[str], None]) -> Forward:
     """Return the compiled module; one that fails to compile runs as it is.
 
-    Only the first call is watched: what fails later is an error of the run.
+    Only the first call is guarded: a later failure is an error of the run.
     """
     fast: Forward = torch.compile(module)
     chosen: list[Forward] = []

@@ -1,8 +1,8 @@
-"""What a network is trained for: the loss that is minimised, and the scores that say how well it does.
+"""The objective of training: the loss that is minimised, and the scores that are reported.
 
 Owns the two kinds of ``Objective``: class labels and masks. Scores come from *tallies*, int64 vectors that are
 counted on the device and add up over batches (and over processes), so that no step waits for a number. All
-scores are in 0..1, and larger is better. Which data set asks for which kind is data.py's.
+scores are in 0..1, and larger is better. The data set decides which kind is used.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ VOID = 255
 
 
 class Objective(Protocol):
-    """Loss and scores of one kind of target. Frozen: what is counted is handed in and out."""
+    """Loss and scores of one kind of target. Frozen: tallies are passed in and out."""
 
     metric: ClassVar[str]
     """The score that a run is judged by; a key of what ``scores`` returns."""
 
     @property
     def chance_loss(self) -> float:
-        """The loss of a network that knows how frequent each class is, and nothing else."""
+        """The loss of a network that only knows how frequent each class is."""
 
     def logits(self, output: Any) -> torch.Tensor:
-        """Return the scores before softmax or sigmoid among what a network returns.
+        """Return the scores before softmax or sigmoid from a network's output.
 
-        The first tensor counts: networks with auxiliary heads return those behind it.
+        The first tensor counts: networks with auxiliary heads return these after it.
         """
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch."""
 
     def no_tally(self, device: torch.device) -> torch.Tensor:
-        """Return the tally of nothing."""
+        """Return an empty tally."""
 
     def tally(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Count a batch, without waiting for the device; tallies add up."""
@@ -93,7 +93,7 @@ class Segmentation:
 
     Targets are uint8[N, H, W] with class indices, and VOID where a pixel does not count. Logits are
     float[N, 1, h, w] for two classes (binary cross-entropy plus Dice, which keeps a small foreground from being
-    given up) or float[N, K ≥ classes, h, w] (cross-entropy); another size is brought to the mask's, bilinearly.
+    ignored) or float[N, K ≥ classes, h, w] (cross-entropy); they are resized to the mask's size, bilinearly.
 
     Args:
         classes: their names; with two, the second is the foreground.
@@ -140,7 +140,7 @@ class Segmentation:
         return max(self.num_logits, len(self.classes))
 
     def tally(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return pixels per class: rightly found, found, wanted."""
+        """Return pixels per class: correct, predicted, true."""
         counted = (targets != VOID).flatten().long()
         found = self.masks(logits, targets).flatten().long()
         wanted = torch.where(targets == VOID, 0, targets).flatten().long()
@@ -173,11 +173,11 @@ def make_objective(output: Any, task: str, classes: tuple[str, ...], shares: tup
         output: of the network, for any batch.
         task: ``classification`` or ``segmentation``: what the data set asks for.
         classes: of the data set.
-        shares: of the classes in the training masks; not looked at for labels.
+        shares: of the classes in the training masks; not used for labels.
 
     Raises:
         UnsupportedModel: the output is of another kind.
-        BadInput: it tells fewer classes apart than the data has.
+        BadInput: it has fewer classes than the data.
     """
     if task == "classification":
         labels = Classification(classes)
@@ -190,7 +190,7 @@ def make_objective(output: Any, task: str, classes: tuple[str, ...], shares: tup
 
 
 def num_logits(output: Any) -> int | None:
-    """Return how many scores a network gives per image or pixel; None where it gives no tensor of scores."""
+    """Return the number of scores per image or pixel; None if the output is not a tensor of scores."""
     scores = first_tensor(output)
     return scores.shape[1] if scores is not None and scores.dim() in (2, 4) else None
 
@@ -204,7 +204,7 @@ def _check_classes(count: int, classes: tuple[str, ...]) -> None:
 
 
 def first_tensor(output: Any) -> torch.Tensor | None:
-    """Return the first tensor of nested tuples, lists and dicts; None where something else comes first."""
+    """Return the first tensor of nested tuples, lists and dicts; None if something else comes first."""
     first = output
     while isinstance(first, tuple | list | dict) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]

@@ -1,9 +1,8 @@
-"""One process, or several that train one network together: who does what, and how they stay equal.
+"""One process, or several that train one network together: how they divide the work and stay equal.
 
 Owns everything that a data-parallel run needs beyond a run on one device. Processes are started by torchrun (or
-any launcher that sets RANK and WORLD_SIZE) and joined by Hugging Face Accelerate, which is imported only then.
-Rank 0 alone writes and prints. Which step calls for what is run.py's and loop.py's; the order of the images and each
-rank's share of them are batches.py's.
+any launcher that sets RANK and WORLD_SIZE) and connected by Hugging Face Accelerate, which is only imported then.
+Only rank 0 writes and prints. batches.py owns the order of the images and each rank's share of them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Ranks(Protocol):
     Args:
         rank: this process, from 0.
         size: how many there are.
-        device: where this process trains; None leaves the choice to the run.
+        device: where this process trains; None: the run chooses.
     """
 
     rank: int
@@ -35,17 +34,17 @@ class Ranks(Protocol):
     device: torch.device | None
 
     def parallel(self, module: nn.Module, has_unused: bool) -> nn.Module:
-        """Return ``module`` so that a backward pass leaves the gradient's mean over the ranks.
+        """Return ``module``, wrapped so that a backward pass gives the mean gradient over the ranks.
 
         Args:
             has_unused: some parameters get no gradient.
         """
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Let every rank do ``work``; when one of them fails, all raise."""
+        """Let every rank do ``work``; if one of them fails, all raise."""
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Let rank 0 do ``work``; its result, or its error, is everyone's."""
+        """Let rank 0 do ``work``; all ranks return its result, or raise its error."""
 
     def copy_state(self, module: nn.Module) -> None:
         """Give all ranks the parameters and buffers of rank 0."""
@@ -159,7 +158,7 @@ class Together:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """Return what another rank can raise in place of ``error``: prunec's own errors travel, others as a sentence."""
+    """Return an error that can be sent to other ranks: prunec's own as they are, others as a sentence."""
     if error is None or isinstance(error, PrunecError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
@@ -167,7 +166,7 @@ def _sendable(error: Exception | None) -> Exception | None:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; one that was started by itself stays alone.
+    """Connect the processes that torchrun started; a single process stays alone.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: metrics, progress, pictures, curves.
+"""The output of a run while it goes on: metrics, progress, pictures, curves.
 
-Owns the log, not what is done with it; pages are prunec.report's.
+Owns the log; pages are prunec.report's.
 """

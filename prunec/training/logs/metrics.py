@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object per log step, valid line by line whenever the run is killed.
+"""metrics.jsonl: one JSON object per log step, valid line by line even if the run is killed.
 
-Owns the file and the running sums between log steps. Which numbers go in is loop.py's.
+Owns the file and the running sums between log steps. loop.py supplies the numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class MetricsFile:
     """Appends rows, each flushed as a whole line.
 
     Args:
-        path: made when missing. Rows after ``last_step`` (written by a run that was killed before its next
-            checkpoint), and a half-written last line, are cut off first.
-        last_step: 0 starts the file afresh.
+        path: created if missing. Rows after ``last_step`` (written by a run that was killed before its next
+            checkpoint), and a half-written last line, are removed first.
+        last_step: 0 starts a new file.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -40,7 +40,7 @@ class MetricsFile:
         append_line(self._path, _line(row))
 
     def flush_to_disk(self) -> None:
-        """Make sure that the rows outlive a power cut; called with each checkpoint."""
+        """Make sure that the rows survive a power cut; called with each checkpoint."""
         with open(self._path, "rb+") as file:
             os.fsync(file.fileno())
 
@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
 
 
 class WindowState(TypedDict):
-    """What is saved of a ``Window``."""
+    """The saved state of a ``Window``."""
 
     loss: float
     tally: torch.Tensor
@@ -85,13 +85,13 @@ class Window:
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Take in one batch: its mean loss, what the network said and what was wanted."""
+        """Add one batch: its mean loss, the network's outputs and the targets."""
         self._loss += loss.detach()
         self._tally += self._objective.tally(logits.detach(), targets)
         self._batches += 1
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Return mean loss and scores since the last call, and start afresh. This waits for the device."""
+        """Return mean loss and scores since the last call, and reset. This waits for the device."""
         sums = self.state_dict()
         self._loss.zero_()
         self._tally.zero_()

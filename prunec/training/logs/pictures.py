@@ -1,7 +1,7 @@
-"""What a segmentation run shows beside its numbers: a few test images with their masks, true and found.
+"""Pictures of a segmentation run: a few test images with their true and predicted masks.
 
-Owns which images are shown, what is kept of them while the run goes on, and the sheet (masks.png in the run
-folder) that the report embeds: a row per image; columns: the image, its true mask, and the mask found at each moment.
+Owns the choice of images, their masks while the run goes on, and the sheet (masks.png in the run
+folder) that the report embeds: a row per image; columns: the image, its true mask, and the mask at each moment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rgb = np.ndarray[Any, np.dtype[np.uint8]]
 
 @torch.no_grad()
 def found_masks(module: nn.Module, images: Source, pipeline: Pipeline, objective: Segmentation) -> torch.Tensor:
-    """Return what ``module`` finds on the images that are shown, uint8[n, H, W] on the CPU."""
+    """Return ``module``'s masks of the images that are shown, uint8[n, H, W] on the CPU."""
     pixels, targets = images.take(_shown(images))
     with evaluating(module):
         return objective.masks(objective.logits(module(pipeline.test(pixels))), targets).cpu()

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on.
+"""Progress of a run on the terminal.
 
 Owns the ``Progress`` protocol, which the loop calls, and its three forms: nothing, plain lines, and a bar
 drawn by rich on stderr. The numbers come from the loop's log rows.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told about a run while it goes on."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str, total: int, done: int) -> None:
-        """A phase of ``total`` steps begins, or goes on after ``done`` of them."""
+        """A phase of ``total`` steps begins, or continues after ``done`` of them."""
 
     def step(self, done: int) -> None:
-        """``done`` steps of the phase are through. Must be quick: it is called at every step."""
+        """``done`` steps of the phase are complete. Must be quick: it is called at every step."""
 
     def row(self, row: Mapping[str, Any], full_params: int) -> None:
         """A log row was written; ``full_params`` is the size of the network before pruning."""
@@ -32,7 +32,7 @@ class Progress(Protocol):
         """Something a person should read."""
 
     def close(self) -> None:
-        """The run has ended, well or not."""
+        """The run has ended, successfully or not."""
 
 
 class Silent:
@@ -112,7 +112,7 @@ class Bar(Silent):
 
 
 def for_stream(stream: TextIO | None = None) -> Progress:
-    """Return a bar where stderr is a terminal, else lines."""
+    """Return a bar if stderr is a terminal, else lines."""
     stream = stream if stream is not None else sys.stderr
     return Bar() if stream.isatty() else Lines(stream)
 

@@ -1,6 +1,6 @@
 """The log as TensorBoard curves, beside metrics.jsonl.
 
-Owns the ``tensorboard`` folder of a run. Which numbers there are is loop.py's; metrics.jsonl stays the record.
+Owns the ``tensorboard`` folder of a run. loop.py supplies the numbers; metrics.jsonl is the authoritative log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Curves:
 
     Args:
         file: the log.
-        folder: of TensorBoard's files; made when missing.
+        folder: of TensorBoard's files; created if missing.
         last_step: curves beyond it, of a run that was killed before its next checkpoint, are not shown.
     """
 

@@ -1,7 +1,7 @@
-"""The checkpoint of a run: everything that the next step depends on, in one file that is replaced whole.
+"""The checkpoint of a run: everything that the next step depends on, in one file that is replaced atomically.
 
-Owns the file's form. A run killed at any moment finds the last complete checkpoint and goes on from there,
-with the same result bit for bit on the CPU. Nothing in the file is code: it is read with weights_only.
+Owns the file's form. A run killed at any moment continues from the last complete checkpoint,
+with the same result bit for bit on the CPU. The file cannot run code: it is read with weights_only.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ def save(folder: RunFolder, checkpoint: Checkpoint, *, milestone: bool = False) 
     """Replace the folder's checkpoint in one step.
 
     Args:
-        milestone: keep it aside, as the state from which ISTA goes on once a milestone is done.
+        milestone: save it separately, as the state from which ISTA continues after a milestone.
     """
     folder.checkpoint.mkdir(exist_ok=True)
-    # Through a file of Python's: torch's own writer hides why a write failed.
+    # Written through a Python file, because torch's own writer hides why a write failed.
     with replacing(folder.checkpoint / (_ISTA_NAME if milestone else _NAME)) as aside, open(aside, "wb") as file:
         torch.save(dict(checkpoint), file)
 
 
 def save_teacher(folder: RunFolder, state: Mapping[str, torch.Tensor]) -> None:
-    """Keep the network that fine-tuning is to distil from."""
+    """Save the network that fine-tuning is to distil from."""
     folder.checkpoint.mkdir(exist_ok=True)
     with replacing(folder.checkpoint / _TEACHER_NAME) as aside, open(aside, "wb") as file:
         torch.save(dict(state), file)
 
 
 def load_teacher(folder: RunFolder, module: nn.Module) -> nn.Module:
-    """Return a copy of ``module`` with the kept values, in eval mode.
+    """Return a copy of ``module`` with the saved values, in eval mode.
 
     Raises:
         BadInput: the file is missing or damaged.
@@ -88,7 +88,7 @@ def load_teacher(folder: RunFolder, module: nn.Module) -> nn.Module:
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the ambient generators that dropout and its like draw from."""
+    """Return the states of torch's ambient generators, which dropout uses."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -96,7 +96,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Set the generators to what ``rng_state`` returned; the device may be another now."""
+    """Restore the generators from ``rng_state``; the device may be another now."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -111,8 +111,8 @@ def load(folder: RunFolder, config: RunConfig, *, milestone: bool = False) -> Ch
     """Read the folder's checkpoint, onto the CPU.
 
     Args:
-        config: the settings that the run goes on with.
-        milestone: the one that was kept aside.
+        config: the settings that the run continues with.
+        milestone: the one that was saved separately.
 
     Raises:
         BadInput: there is none, it is damaged, of another version, or of other settings.

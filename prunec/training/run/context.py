@@ -34,11 +34,11 @@ from prunec.training.sparsity.controller import Controller
 
 
 class Context:
-    """One run as it stands; mutable, and lives inside one call of ``train_prune``.
+    """The present state of a run; mutable, and lives inside one call of ``train_prune``.
 
     Args:
-        setup: replaced when the budget moves, or when channels leave the network that is trained.
-        progress: told what happens.
+        setup: replaced when the budget changes, or when channels are removed from the network.
+        progress: receives what happens.
         interrupt: knows whether a stop was asked for.
     """
 
@@ -63,7 +63,7 @@ class Context:
         self.progress.note(sentence)
 
     def open_log(self) -> None:
-        """Open metrics.jsonl (and TensorBoard's curves) where this process writes them."""
+        """Open metrics.jsonl (and TensorBoard's curves) if this process writes them."""
         folder, step = self.setup.folder, self.state.step
         if self.ranks.rank == 0:
             file = MetricsFile(folder.metrics, step)
@@ -93,7 +93,7 @@ class Context:
         self.state.phase_step = 0
 
     def ready_forward(self) -> None:
-        """Make the forward pass of training steps: on this device, with the same gradients on all ranks."""
+        """Prepare the forward pass of training steps: on this device, with the same gradients on all ranks."""
         together = self.module
         if self.ranks.size > 1:
             as_given = together is self.setup.module
@@ -113,7 +113,7 @@ class Context:
             self.state.record.masks[moment] = masks
 
     def settle_statistics(self) -> None:
-        """Measure the BatchNorms' statistics afresh, on images as training sees them: the weights fit no others."""
+        """Measure the BatchNorms' statistics again, on augmented images, because the weights were trained on these."""
         config, data = self.config, self.setup.data
         most = enough_batches(config.batch_size, data.image_shape)
         batches = sampled_batches(data.train, self.setup.pipeline, config.batch_size, most, config.seed, augmented=True)
@@ -123,10 +123,10 @@ class Context:
         """Write a checkpoint.
 
         Args:
-            milestone: aside, as the state from which ISTA goes on once a milestone is done.
+            milestone: separately, as the state from which ISTA continues after a milestone.
 
         Raises:
-            CheckFailed: a weight is not a number; the checkpoint before stays.
+            CheckFailed: a weight is not a number; the previous checkpoint stays.
         """
         if not _all_finite(self.module):
             raise diverged(self.config.output, self.state.step, self.setup.phases[self.state.phase].name)
@@ -153,7 +153,7 @@ class Context:
         self.ranks.on_main(lambda: checkpoints.save(self.setup.folder, checkpoint, milestone=milestone))
 
     def restore(self, resumed: Checkpoint | None) -> None:
-        """Take up what a checkpoint holds, into a network and an optimiser of the same form; None changes nothing."""
+        """Load a checkpoint into a network and an optimiser of the same form; None changes nothing."""
         if resumed is None:
             return
         self.module.load_state_dict(resumed["module"])
@@ -173,7 +173,7 @@ class Context:
 
 
 def state_of(checkpoint: Checkpoint) -> State:
-    """Return how far a checkpoint's run had come."""
+    """Return the position of a checkpoint's run."""
     return State(
         checkpoint["phase"],
         checkpoint["phase_step"],

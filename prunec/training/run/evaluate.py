@@ -1,4 +1,4 @@
-"""How well a network does on the test images."""
+"""Scoring a network on the test images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The steps of one phase: batches in, updates out, a log row now and then, a checkpoint in time.
+"""The steps of one phase: batches, updates, log rows and checkpoints.
 
-Owns the training loop and nothing around it: what a phase optimises and watches comes in as a ``Task``, what
-phases there are and what happens between them is run.py's. No step waits for the device; log steps do.
+Owns the training loop only: a ``Task`` says what a phase optimises and watches; run.py owns the
+phases and what happens between them. No step waits for the device; log steps do.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from prunec.training.settings.setup import Phase, Setup
 
 @dataclass(slots=True)
 class State:
-    """How far a run has come.
+    """The position of a run.
 
     Args:
         phase: index into the run's phases.
         phase_step: steps done in that phase.
         step: steps done in all.
-        milestone: number of the milestone that the run is on its way to; 0 where there are none.
+        milestone: number of the milestone that the run is on its way to; 0 without milestones.
         record: what was measured and chosen.
     """
 
@@ -57,24 +57,24 @@ class Task(Protocol):
         """Set learning rates and ρ; ``progress`` is the share of the phase done, in [0, 1)."""
 
     def measure(self, progress: float, loss: float) -> Mapping[str, Any]:
-        """Return further entries of the log row; may refuse to go on."""
+        """Return further entries of the log row; may raise an error that ends the run."""
 
     def stop_reason(self) -> str:
-        """Return why the phase should end early; "" to go on."""
+        """Return why the phase should end early; "" to continue."""
 
     def advice(self) -> list[str]:
         """Return what to tell the user now."""
 
     def failure(self) -> CheckFailed | None:
-        """Return what the run should end with now, its checkpoint written."""
+        """Return the error with which the run should end now, after writing its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tools:
     """What a phase needs to run: the network, its optimiser, its average, and where to report.
 
-    ``forward`` computes what ``module`` does, and leaves gradients that are the same on all ranks. ``teacher`` is whom
-    to distil from.
+    ``forward`` computes the same as ``module`` and leaves equal gradients on all ranks. ``teacher`` is the network to
+    distil from.
     """
 
     setup: Setup
@@ -90,7 +90,7 @@ class Tools:
 
 
 def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: Interrupt) -> str:
-    """Run a phase from where ``state`` says it is; return why it ended early, or "".
+    """Run a phase from the position in ``state``; return why it ended early, or "".
 
     Raises:
         CheckFailed: the loss is no longer a number (the last good checkpoint stays), or the task says so.
@@ -130,7 +130,7 @@ def _stop_asked(tools: Tools, state: State, log_every: int, interrupt: Interrupt
 
 
 def resume_command(output: str) -> str:
-    """Return the command line that goes on with the run in ``output``."""
+    """Return the command line that continues the run in ``output``."""
     return f"prunec train-prune -o {shlex.quote(output)} --resume"
 
 
@@ -147,7 +147,7 @@ def _step(tools: Tools, state: State) -> None:
 
 
 def _gradients(tools: Tools, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave the batch's gradients, part by part where they are accumulated; return mean loss and logits."""
+    """Compute the batch's gradients, part by part if they are accumulated; return mean loss and logits."""
     parts, execution = tools.setup.config.accumulate, tools.setup.execution
     outputs: list[torch.Tensor] = []
     total = torch.zeros((), device=inputs.device)
@@ -190,7 +190,7 @@ def _log(tools: Tools, state: State, phase: Phase, task: Task) -> None:
 
 
 def diverged(output: str, step: int, phase: str) -> CheckFailed:
-    """Return the error of a run whose numbers are no longer any."""
+    """Return the error of a run whose loss has become NaN or infinite."""
     return CheckFailed(
         f"the loss is not a number at step {step} ({phase})",
         why="the network diverged",
@@ -199,9 +199,9 @@ def diverged(output: str, step: int, phase: str) -> CheckFailed:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a request that is honoured between two steps; the second is immediate.
+    """Turns the first Ctrl-C or SIGTERM into a request that takes effect between two steps; a second stops at once.
 
-    A launcher may pass on a Ctrl-C as SIGTERM to processes that had it already: that is no second one.
+    A launcher may forward a Ctrl-C as SIGTERM to processes that have received it already; that is not a second one.
 
     Used as a context manager. Outside the main thread, where signals cannot be caught, it does nothing.
     """
@@ -223,7 +223,7 @@ class Interrupt:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Let the body look at ``requested`` (the signal's number, or 0) and end in its own time.
+        """Within the block, a stop only sets ``requested`` (the signal's number, else 0).
 
         Elsewhere signals stop the run at once.
         """
@@ -241,5 +241,5 @@ class Interrupt:
         if self.requested:
             return
         self.requested = number
-        # Nothing that takes a lock or a buffer: this runs between any two instructions.
+        # This may run between any two instructions, so it must not take a lock or use a buffer.
         os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")

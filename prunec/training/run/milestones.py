@@ -1,7 +1,7 @@
 """Several pruned networks from one run: ``--milestones 0.7,0.5,0.3``.
 
-Owns what a milestone is: its budget, its folder, its line in the run's table, and the run folder's own result, which
-is the last milestone's. The order of things (ISTA, a copy is pruned and fine-tuned, ISTA goes on) is run.py's.
+Owns what a milestone is: its budget, its folder, its row in the run's table, and the run folder's own result, which
+is the last milestone's. run.py owns the order (ISTA, prune and fine-tune a copy, continue ISTA).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUANTITY = "macs"
 
 
 def goals_at(config: RunConfig, index: int) -> tuple[Goal, ...]:
-    """Return the budget that the run is on its way to: that of milestone ``index``, or the only one."""
+    """Return the run's present budget: that of milestone ``index``, or the only one."""
     if not config.milestones:
         return config.goals
     start = config.milestones[index - 1] if index else 1.0
@@ -43,7 +43,7 @@ def open_folder(setup: Setup, index: int) -> Setup:
 
 
 def entry(result: RunResult, share: float) -> dict[str, Any]:
-    """Return a milestone's line in the table: target, folder, sizes, score and speed; plain data."""
+    """Return a milestone's row of the table: target, folder, sizes, score and speed; plain data."""
     return {
         "target": share,
         "folder": result.output,

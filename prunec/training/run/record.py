@@ -1,6 +1,6 @@
-"""What a run has measured and chosen so far: it lies in the checkpoint, and the summary is made of it.
+"""What a run has measured and chosen so far; it is saved in the checkpoint and becomes the summary.
 
-Owns the types and their form as plain data. Who fills in a field is said beside it.
+Owns the types and their form as plain data.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBudget:
-    """The budget of MACs that stands for a share of the latency.
+    """The budget of MACs that is used for a share of the latency.
 
     Args:
         asked: the share of the latency.
         macs: the share of the MACs.
-        probes: what was timed to find it, the original first.
+        probes: the networks that were timed to find it, the original first.
     """
 
     asked: float
@@ -43,10 +43,10 @@ class Record:
         alpha, rho, mu: α, ρ and the gammas' step size that the run began with; ``mu`` is None where it is the
             configuration's. See tuning.py.
         top: right end of the histogram of |γ|.
-        focus: ids of the classes that the penalty is on, a list for each milestone that was begun; see focus.py.
+        focus: ids of the classes that the penalty is on, a list for each milestone that has begun; see focus.py.
         latency: see time_budget.py.
         distill: the teacher's weight while fine-tuning; 0 without one.
-        by_data: what is missing to the budget is chosen by images, see removing.py.
+        by_data: training images choose the channels that the budget still needs, see removing.py.
         report: of the removal, as JSON data.
         rho_reached: at the end of a milestone's ISTA.
         milestones: see milestones.entry.
@@ -69,14 +69,14 @@ class Record:
     milestones: list[dict[str, Any]] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what ``of_plain`` reads: dicts, lists, numbers, texts and tensors."""
+        """Return the record as data for ``of_plain``: dicts, lists, numbers, texts and tensors."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain["latency"] = asdict(self.latency) if self.latency is not None else None
         return plain
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> Record:
-        """Return the record that ``to_plain`` wrote down."""
+        """Return the record from ``to_plain``'s data."""
         record = cls(**plain)
         if plain["latency"] is not None:
             probes = tuple(Point(**point) for point in plain["latency"]["probes"])

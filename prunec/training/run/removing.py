@@ -1,6 +1,6 @@
-"""The removal of a run: rank 0 decides what goes, and every process carries it out.
+"""The removal of a run: rank 0 decides which channels go, and every process removes them.
 
-Owns which of the two removals it is (removal.py has both) and the images that one of them looks at.
+Chooses between the two removals (removal.py has both), and the images that one of them uses.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def remove(context: Context, finetune_steps: int) -> dict[str, Any]:
         context.tell(said)
     plan = PrunePlan.from_json(text)
     context.module = found[0] if found else apply_plan(context.module, plan)
-    # Training goes on from the fitted weights, and ends with others, which are in a file of their own.
+    # Training continues from the fitted weights; its own final weights are in a separate file.
     context.plan = replace(plan, refits=())
     return report
 
 
 def _pruned(context: Context, finetune_steps: int) -> tuple[api.Pruned, str]:
-    """Remove what is constant and, where the budget asks for more, what images show; return a sentence on that."""
+    """Remove constant channels and, if the budget needs more, those that images choose; return a sentence on that."""
     setup, config = context.setup, context.config
     if not context.state.record.by_data:
         return remove_constant(context.module, setup.example_inputs, config, finetune_steps), ""
@@ -50,7 +50,7 @@ def _pruned(context: Context, finetune_steps: int) -> tuple[api.Pruned, str]:
     context.progress.note(f"choosing channels, and fitting those that stay, on {len(images)} training images")
     pruned = remove_by_data(context.module, images, config, finetune_steps, setup.goals, setup.sparsity)
     left = in_words(setup.goals, Size(pruned.report.after.params, pruned.report.after.macs), setup.full)
-    chosen = f"what goes was chosen, and what stays fitted to make up for it, on {len(images)} training images"
+    chosen = f"the channels to remove were chosen, and the others fitted, on {len(images)} training images"
     return pruned, f"budget: {left} are left; {chosen}"
 
 

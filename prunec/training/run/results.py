@@ -1,6 +1,6 @@
-"""What a finished run leaves behind: the exported network, its weights and plan, the summary, the report.
+"""The results of a finished run: the exported network, its weights and plan, the summary, the report.
 
-Owns the files of the run folder that are written at the end, each whole or not at all, and RunResult.
+Owns the files of the run folder that are written at the end, each completely or not at all, and RunResult.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class RunResult:
         output: the run folder.
         before, after: params, macs, activations and channels, recounted on the result.
         metric: the score that counts: ``accuracy``, or ``miou`` for masks.
-        scores: of the test images, by name, each in 0..1 at the MOMENTS; in JSON each stands under its own name.
+        scores: of the test images, by name, each in 0..1 at the MOMENTS; in JSON each has a key of its own.
         layers: node, op and output channels before and after, per contraction.
         validation: the exported file against the module; its latency is that of the unpruned network
             (a) and the pruned one (b) in ONNX Runtime.
         reasons: what was chosen, and why phases ended; sentences.
-        advice: what the curves said was going wrong; sentences.
-        blocked: channels that were constant and survive, with the node that holds them.
+        advice: symptoms that the curves showed; sentences.
+        blocked: channels that were constant but have to stay, with the node that holds them.
         files: the files that were written, by name.
         milestones: per milestone its target, folder, params, macs, score and latency ratio.
-        latency: with --target-latency, the share asked for, the one measured of the exported network, the provider,
-            the share of the MACs that stood for it, and the probes from which that came; else None.
+        latency: with --target-latency, the share asked for, the measured share of the exported network, the provider,
+            the budget of MACs that was used for it, and the probes that led to it; else None.
     """
 
     model: str
@@ -87,13 +87,13 @@ def write_results(setup: Setup, module: nn.Module, plan: PrunePlan, record: Reco
 
     Args:
         module: the pruned network, on the CPU, in eval mode.
-        plan: how it came from the original.
+        plan: how it was made from the original.
         record: what the run measured and chose.
 
     Raises:
         ValidationFailed: ONNX Runtime does not agree with ``module``.
         UnsupportedModel: no exporter takes it.
-        BudgetNotMet: all is written, but the network is larger than was asked for.
+        BudgetNotMet: everything is written, but the network is larger than asked for.
     """
     folder = setup.folder
     save_weights(module, folder.weights)
@@ -123,7 +123,7 @@ def write_results(setup: Setup, module: nn.Module, plan: PrunePlan, record: Reco
 
 
 def _slowest(setup: Setup) -> float:
-    """Return the share of the original's latency that passes."""
+    """Return the largest share of the original's latency that passes."""
     asked = setup.config.target_latency
     return math.inf if asked is None else asked * (1 + TOLERANCE)
 
@@ -141,7 +141,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
         aside.touch()
         mode = aside.stat().st_mode
         save_file(state, aside, metadata={"format": "pt"})
-        aside.chmod(mode)  # safetensors makes files that only their owner can read
+        aside.chmod(mode)  # safetensors creates files that only their owner can read
 
 
 def _result(setup: Setup, record: Record, validation: Validation) -> RunResult:

@@ -1,8 +1,7 @@
 """``prunec train-prune``: the whole job, from a network and data to a smaller network, checked.
 
-Owns the order: measure, train towards sparsity, remove, fine-tune, write; and going on after a stop. What can be
-wrong with a run is found in setup.py, what its parts share is in context.py, warm-up and ISTA are sparsifying.py's,
-and what it leaves behind is written by results.py.
+Owns the order (measure, train towards sparsity, remove, fine-tune, write) and resuming. setup.py checks everything
+beforehand, context.py has the shared state, sparsifying.py warm-up and ISTA, and results.py writes the results.
 """
 
 from __future__ import annotations
@@ -54,18 +53,18 @@ def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResul
     Processes that torchrun started train together (see ranks.py); each returns the result, rank 0 writes.
 
     Args:
-        config: see RunConfig; make one with presets.make_config, or presets.resume_config to go on.
-        progress: told what happens; nothing is shown without it.
+        config: see RunConfig; make one with presets.make_config, or presets.resume_config to continue a run.
+        progress: receives what happens; nothing is shown without it.
 
     Returns:
-        What the run folder's summary.json says.
+        The content of the run folder's summary.json.
 
     Raises:
         PrunecError: the settings, the data or the network cannot be used: nothing was written.
         CheckFailed: the run failed a check (no channels left, loss not a number, budget not met, the
             exported network differs).
-        Interrupted: stopped by the user or the system; says how to go on.
-        WriteFailed: the disk is full; what was saved before is whole.
+        Interrupted: stopped by the user or the system; the message says how to continue.
+        WriteFailed: the disk is full; files saved before are intact.
     """
     progress = progress if progress is not None else Silent()
     try:
@@ -77,13 +76,13 @@ def train_prune(config: RunConfig, progress: Progress | None = None) -> RunResul
             try:
                 return _Run(setup, progress, interrupt).run()
             except (Interrupted, WriteFailed) as stop:
-                raise _with_the_way_on(stop, config) from stop
+                raise _with_resume_command(stop, config) from stop
     finally:
         progress.close()
 
 
-def _with_the_way_on(stop: Interrupted | WriteFailed, config: RunConfig) -> Interrupted | WriteFailed:
-    """Return the error with the command that goes on with the run, where there is a checkpoint to go on from."""
+def _with_resume_command(stop: Interrupted | WriteFailed, config: RunConfig) -> Interrupted | WriteFailed:
+    """Return the error with the command that continues the run, if there is a checkpoint."""
     if not checkpoints.exists(RunFolder(Path(config.output))):
         return stop
     how = resume_command(config.output)
@@ -96,14 +95,14 @@ def _with_the_way_on(stop: Interrupted | WriteFailed, config: RunConfig) -> Inte
 
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    """Seed torch's ambient generator (dropout draws from it) for the run, and give the caller's back."""
+    """Seed torch's ambient generator (dropout uses it) for the run, and restore the caller's afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 class _Run(Context):
-    """One run, from its beginning or from where it was stopped."""
+    """One run, from the beginning or from a checkpoint."""
 
     def run(self) -> RunResult:
         for sentence in self.setup.execution.notes:
@@ -114,7 +113,7 @@ class _Run(Context):
             self.ranks.on_main(lambda: start_run_folder(self.setup.folder, self.config))
             torch.manual_seed(self.config.seed + self.ranks.rank)
         else:
-            self._take_up(resumed)
+            self._resume_from(resumed)
         self.open_log()
         with self.interrupt.between_steps():
             while True:
@@ -126,13 +125,13 @@ class _Run(Context):
         return self._finish()
 
     def _resumed(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from; a run killed before its first one starts anew."""
+        """Return the checkpoint to resume from; a run killed before its first one starts from the beginning."""
         if self.config.resume and checkpoints.exists(self.setup.folder):
             return checkpoints.load(self.setup.folder, self.config)
         return None
 
-    def _take_up(self, resumed: Checkpoint) -> None:
-        """Go on from a checkpoint, with the settings given anew."""
+    def _resume_from(self, resumed: Checkpoint) -> None:
+        """Resume from a checkpoint, with the settings that were changed."""
         self.state = state_of(resumed)
         record = self.state.record
         self.setup = focused(self.setup, record.focus)
@@ -148,20 +147,20 @@ class _Run(Context):
             self.tell(f"{said}, without effect: fine-tuning goes by finetune-lr" if without_effect else said)
 
     def _goals(self) -> tuple[Goal, ...]:
-        """Return the budget that the run is on its way to."""
+        """Return the run's present budget."""
         if self.state.record.latency is not None:
             return time_budget.goals(self.state.record.latency)
         return milestones.goals_at(self.config, self.state.milestone)
 
     def _measure_latency(self) -> None:
-        """Find the MACs budget that stands for the latency asked for; it is kept, so that a resumed run has it."""
+        """Find the MACs budget for the latency asked for, and save it for a resumed run."""
         asked = self.config.target_latency
         if asked is not None:
             self.progress.note("measuring how long pruned networks take, in ONNX Runtime on this machine's CPU")
             self.state.record.latency = self.ranks.on_main(lambda: time_budget.begin(self.setup, asked))
 
     def _to_fine_tuned(self, resumed: Checkpoint | None) -> None:
-        """Train towards sparsity, remove, fine-tune; or go on with where ``resumed`` is in that."""
+        """Train towards sparsity, remove, fine-tune; or continue from where ``resumed`` is."""
         if self.state.phase < FINETUNE:
             train_sparse(self, resumed)
             self._remove()
@@ -174,7 +173,7 @@ class _Run(Context):
     # --- milestones ---------------------------------------------------------------------------------
 
     def _next_milestone(self) -> Checkpoint:
-        """Write a milestone's result, and return the state from which ISTA goes on to the next one."""
+        """Write a milestone's result, and return the state from which ISTA continues to the next one."""
         self._finish_milestone()
         kept = checkpoints.load(self.setup.folder, self.config, milestone=True)
         reached = self.state.record.milestones
@@ -250,7 +249,7 @@ class _Run(Context):
         return self._settled_result(lambda: self.setup)
 
     def _settled_result(self, setup: Callable[[], Setup]) -> RunResult:
-        """Bring the network to its last form, score it, and write it where ``setup`` says."""
+        """Bring the network to its final form, score it, and write it to the folder of ``setup``."""
         if self.setup.phases[FINETUNE].steps and self.config.ema_decay:
             self.ema.copy_to_module()
         self.settle_statistics()

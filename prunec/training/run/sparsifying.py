@@ -1,6 +1,6 @@
 """Warm-up and ISTA until the gammas of superfluous channels are zero, and the last correction towards the budget.
 
-Owns the order of these. The steps are loop.py's, what they watch is tasks.py's, and the removal at the end run.py's.
+Owns their order. loop.py makes the steps, tasks.py watches them, and run.py removes channels at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prunec.training.sparsity.rescale import Rescaling
 from prunec.training.sparsity.sparsify import build, gamma_values
 
 _LESSONS = 4
-"""Batches on which a network shows whether it knows the data."""
+"""Batches for finding out whether a network knows the data."""
 
 
 _AT_ONCE = {
@@ -43,10 +43,10 @@ _AT_ONCE = {
 
 
 def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
-    """Train ``context.module`` until its zero gammas are those that shall go.
+    """Train ``context.module`` until the gammas of the channels to remove are zero.
 
     Args:
-        resumed: where to go on; None begins.
+        resumed: where to continue; None starts from the beginning.
     """
     if resumed is None:
         _begin(context)
@@ -56,7 +56,7 @@ def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
         _focus(context)
     _make_trainers(context, resumed)
     if context.state.phase_step == 0:
-        # Shows before the first step that a checkpoint can be written, whatever quotas there are.
+        # Shows before the first step that a checkpoint can be written, despite quotas.
         context.save()
     context.ready_forward()
     while context.state.phase < FINETUNE:
@@ -71,7 +71,7 @@ def train_sparse(context: Context, resumed: Checkpoint | None) -> None:
 
 
 def _begin(context: Context) -> None:
-    """Score what has weights already, fix ρ and α, and rescale."""
+    """Score a network that comes with weights, fix ρ and α, and rescale."""
     setup, record = context.setup, context.state.record
     if context.config.pretrained:
         context.score("before")
@@ -96,7 +96,7 @@ def _begin(context: Context) -> None:
 
 
 def _focus(context: Context) -> None:
-    """Put the penalty on what the budget takes, if the run is of that kind."""
+    """Put the penalty on the channels that the budget would remove, if this run does that."""
     record, setup = context.state.record, context.setup
     if not context.config.focuses or not setup.phases[ISTA].steps:
         return
@@ -153,7 +153,7 @@ def _run_phase(context: Context) -> None:
     controller = context.controller if is_ista else None
     record = context.state.record
     context.run_phase(Sparsify(context.setup, context.module, _ista(context), controller, context.history, record))
-    # From scratch, the measure is the network as it was before the penalty or, for want of a warm-up,
+    # From scratch, "before" is the network before the penalty or, without a warm-up,
     # the unpruned network after ISTA.
     trained = is_ista or context.setup.phases[WARMUP].steps > 0
     if trained and "before" not in context.state.record.scores:
@@ -165,7 +165,7 @@ def _run_phase(context: Context) -> None:
 
 
 def _meet_budget(context: Context) -> None:
-    """Bring the network to its budget: give back what went beyond it, take what is missing."""
+    """Bring the network to its budget: give channels back if it is too small, remove more if it is too large."""
     if not context.setup.goals:
         return
     record, plan = context.state.record, context.setup.sparsity
@@ -189,7 +189,7 @@ def _meet_budget(context: Context) -> None:
 
 
 def _is_missing(context: Context, sizer: Sizer) -> bool:
-    """Tell whether what has reached zero is too little for the budget; what is missing is then the removal's choice."""
+    """Tell whether too few gammas are zero for the budget; the removal then chooses the rest."""
     setup, history = context.setup, context.history
     zero = (history.zero_since > 0) & setup.sparsity.penalised
     left = sizer.size(with_zeros(setup.sparsity, history.values, zero))
@@ -197,7 +197,7 @@ def _is_missing(context: Context, sizer: Sizer) -> bool:
 
 
 def _correct_latency(context: Context, sizer: Sizer, before: LatencyBudget) -> None:
-    """Move the MACs budget to where the network that fits it takes the time asked for."""
+    """Correct the MACs budget so that the network takes the time asked for."""
     now, said = context.ranks.on_main(lambda: time_budget.correct(context.setup, context.history, sizer, before))
     context.state.record.latency = now
     context.setup = replace(context.setup, goals=time_budget.goals(now))
@@ -205,7 +205,7 @@ def _correct_latency(context: Context, sizer: Sizer, before: LatencyBudget) -> N
 
 
 def _keep_teacher(context: Context) -> None:
-    """Keep the network as it is now, if fine-tuning is to distil from it: by default, if it has weights."""
+    """Save the network as it is now, if fine-tuning is to distil from it (by default, if it came with weights)."""
     config, setup = context.config, context.setup
     weight = config.distill or 0.0
     if config.distill is None and config.pretrained and setup.phases[FINETUNE].steps:

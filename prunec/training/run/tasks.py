@@ -1,6 +1,6 @@
 """What the phases optimise and watch: ISTA with its controller, and fine-tuning.
 
-Owns the two ``Task``s of loop.py. The decisions are controller.py's, the sizes footprint.py's.
+Owns the two ``Task``s of loop.py. controller.py decides, footprint.py counts sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sparsify:
     """Warm-up (``controller`` None: no penalty) and ISTA.
 
     Args:
-        history: what the gammas were before they became zero.
+        history: the gammas before they became zero.
         record: of the run; ``top`` and ``mu`` are read.
     """
 
@@ -90,7 +90,7 @@ class Sparsify:
         return zero / plan.num_gammas
 
     def _size(self, values: Mapping[str, np.ndarray[Any, Any]], keep: Mask) -> Size:
-        """Return what is left if pruned now: counted as removal counts under a budget, else estimated quickly."""
+        """Return the size if pruned now: under a budget counted as by the removal, else a quick estimate."""
         plan = self._setup.sparsity
         if not self._setup.goals:
             return size_under(plan.graph, plan.classes, keep)
@@ -99,7 +99,7 @@ class Sparsify:
         return self._setup.sizer.size({**values, **betas})
 
     def _is_emptied(self, keep: Mask) -> bool:
-        """Refuse to empty the network; where the run stops at symptoms it is one, and under a budget the phase ends."""
+        """Refuse to empty the network; a symptom if the run stops at these, and the end of the phase under a budget."""
         plan = self._setup.sparsity
         try:
             check_alive(plan.graph, plan.classes, keep, self._ista.rho)

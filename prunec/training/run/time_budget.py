@@ -1,8 +1,8 @@
-"""How long pruned networks take against the original, measured, and how many MACs a share of that time allows.
+"""The time of pruned networks relative to the original, measured, and the budget of MACs for a share of that time.
 
-Owns ``--target-latency``: the measurement in ONNX Runtime, and the MACs budget that stands for the share that was asked
-for. A few prunings of the network are timed before training, and those that fit the budget once gammas are trained
-correct it. Moving ρ towards the budget is controller.py's, choosing channels landing.py's; read those next.
+Owns ``--target-latency``: the measurement in ONNX Runtime, and the MACs budget that is used for the share asked
+for. A few prunings of the network are timed before training; after ISTA, networks that fit the budget are timed to
+correct it. controller.py adjusts ρ towards the budget, landing.py chooses channels; read those next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from prunec.training.sparsity.sparsify import Sparsity, gamma_values
 TOLERANCE = 0.05
 """Share of the target by which a measurement may miss it: two measurements of one network differ by about as much."""
 _PROBES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Shares of the channels that may go, at which the network is timed before training."""
+"""Shares of the removable channels at which the network is timed before training."""
 _CORRECTIONS = 4
 _AIM = 0.98
 _LARGEST = 0.99
@@ -59,7 +59,7 @@ class Stopwatch:
 
         Args:
             pruned: its file.
-            at_most: share of the original's; a file that takes more is timed twice more, and the middle counts.
+            at_most: share of the original's; a file that takes more is timed twice more, and the median counts.
         """
         pairs = [self._once(pruned)]
         if ratio(pairs[0]) > at_most:
@@ -83,7 +83,7 @@ def stopwatch(original: nn.Module, inputs: Sequence[torch.Tensor], names: Interf
     """Export ``original``, on the CPU, to time others against it.
 
     Args:
-        inputs: example inputs; the first of the batch is what is timed.
+        inputs: example inputs; the first image of the batch is timed.
     """
     one_image = tuple(tensor[:1] for tensor in inputs)
     with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
@@ -94,10 +94,10 @@ def stopwatch(original: nn.Module, inputs: Sequence[torch.Tensor], names: Interf
 
 @contextmanager
 def pruned_timer(setup: Setup, arrays: Arrays) -> Iterator[Callable[[Mask], Point]]:
-    """Give a function that measures ``setup.module`` without the classes that are ``gone``: bool[num_classes].
+    """Return a function that measures ``setup.module`` without the classes that are ``gone``: bool[num_classes].
 
     Args:
-        arrays: the gammas, float[C] per parameter, that classes which stay have; the module has them afterwards.
+        arrays: the gammas of the classes that stay, float[C] per parameter; the module has them afterwards.
     """
     plan, module = setup.sparsity, setup.module.to("cpu")
     none = np.zeros(plan.classes.num_classes, dtype=bool)
@@ -130,7 +130,7 @@ def begin(setup: Setup, asked: float) -> LatencyBudget:
 
 
 def correct(setup: Setup, history: GammaHistory, sizer: Sizer, before: LatencyBudget) -> tuple[LatencyBudget, str]:
-    """Move the MACs budget to where the network that fits it takes the time asked for; say so in a sentence."""
+    """Correct the MACs budget so that the network takes the time asked for; also return a sentence on that."""
     points = list(before.probes)
     least = smallest(sizer, history.values).macs / setup.full.macs
     with pruned_timer(setup, history.values) as measure:
@@ -147,12 +147,12 @@ def correct(setup: Setup, history: GammaHistory, sizer: Sizer, before: LatencyBu
 
 
 def goals(budget: LatencyBudget) -> tuple[Goal, ...]:
-    """Return the budget that stands for the latency."""
+    """Return the budget of MACs that is used for the latency."""
     return (Goal("macs", budget.macs),)
 
 
 def in_words(budget: LatencyBudget) -> str:
-    """Say what was measured before training."""
+    """Describe the measurements before training."""
     probes = ", ".join(f"{point.latency:.1%} at {point.macs:.1%} of the MACs" for point in budget.probes[1:])
     return (
         f"latency {budget.asked:.1%} of the original's: a budget of {budget.macs:.1%} of the MACs to begin with; "
@@ -161,7 +161,7 @@ def in_words(budget: LatencyBudget) -> str:
 
 
 def probe(setup: Setup) -> tuple[Point, ...]:
-    """Time the network with more and more channels gone, about as many of each layer, the smallest gammas first."""
+    """Time the network with more and more channels removed, equal shares of all layers, the smallest gammas first."""
     plan = setup.sparsity
     history = GammaHistory(plan)
     history.observe(gamma_values(plan, setup.module))
@@ -176,7 +176,7 @@ def probe(setup: Setup) -> tuple[Point, ...]:
 
 
 def _evenly(plan: Sparsity, norms: Floats) -> Ids:
-    """Return the penalised classes so that the first of them are about the same share of every layer."""
+    """Return the penalised classes, ordered so that any number of first ones is about the same share of every layer."""
     place = np.zeros(plan.classes.num_classes)
     for gamma in plan.gammas:
         mine = np.unique(gamma.classes[plan.channels_of(gamma)])
@@ -209,7 +209,7 @@ def macs_for(points: Sequence[Point], latency: float) -> float:
 
 
 def latency_at(points: Sequence[Point], macs: float) -> float:
-    """Return where the rising line through ``points`` is at a share of the MACs."""
+    """Return the latency at a share of the MACs, on the rising line through ``points``."""
     line = _rising(points)
     return float(np.interp(macs, [point.macs for point in line], [point.latency for point in line]))
 
@@ -229,10 +229,10 @@ def _rising(points: Sequence[Point]) -> list[Point]:
 def corrected(
     points: Sequence[Point], asked: float, budget: float, smallest: float, measure: Callable[[float], Point]
 ) -> tuple[float, Point]:
-    """Return the largest MACs budget found whose network takes at most the share ``asked``, and what it measured.
+    """Return the largest MACs budget found whose network takes at most the share ``asked``, and its measurement.
 
-    Where none does, the fastest one. Each measurement scales the line of the probes; where that leads out of what
-    is known to be too small and too large, the middle between them is tried.
+    If none does, return the fastest one. Each measurement scales the line of the probes; if this leads outside of the
+    budgets that are known to be too small and too large, the middle between these is tried.
 
     Args:
         points: of the probes.

@@ -37,25 +37,24 @@ class RunConfig:
     Args:
         output: the run folder.
         arch, model, onnx: a built-in architecture, ``package.module:factory``, or an ONNX file; one of the three.
-        restore_batchnorm: ``auto`` puts BatchNorms back into an ONNX network where they were folded away, ``never``
-            leaves it as it is.
+        restore_batchnorm: ``auto`` puts folded BatchNorms back into an ONNX network, ``never`` does not.
         weights: a state dict to start from; "" trains from scratch.
         input_shape: (C, H, W) of the images a ``model`` takes; () asks the model.
         data: ``digits``, ``digits-on-photos`` or a folder; see training.data.load.
         data_memory: GiB of decoded images to keep in memory; a folder that needs more is read while training.
-        preset: the preset that filled in what was not given, for the record.
+        preset: the preset that filled in the other settings, for the record.
         normalise, augment: see training.augment.
         batch_size: images per step.
         accumulate: batches whose gradients are added up for one step.
         optimizer: ``sgd``, ``nesterov`` or ``adamw``, for everything but the penalised gammas.
         distill: weight of the unpruned network's answers in the loss of fine-tuning, in [0, 1]; 0 leaves them out.
-            None takes distill.WEIGHT where the network comes with weights that know the data, else 0.
-        drive_beta: also bring the betas of channels whose gamma is zero to zero, so that the channels carry nothing.
+            None takes distill.WEIGHT if the network comes with weights that know the data, else 0.
+        drive_beta: also shrink the betas of channels whose gamma is zero to zero, so that no constant remains.
         epochs, steps: length of the whole run, in passes over the training images or in steps; ``steps`` wins.
-        shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning. Without ISTA, which only a run
-            from weights to a budget may do, all channels that go go at once.
-        criterion: how a budget is met where too few gammas are zero: ``l1`` takes the channels with the smallest
-            filters, ``reconstruct`` those that the others make up for best on training images, and fits these.
+        shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning. A run from weights to a budget
+            may do without ISTA: then all channels are removed at once.
+        criterion: how a budget is met if too few gammas are zero: ``l1`` removes the channels with the smallest
+            filters, ``reconstruct`` those that the others can best make up for on training images, and fits the others.
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
         gamma_lr: μ, step size of the penalised gammas; None takes ``lr``, or chooses one for a network with weights.
         finetune_lr: where fine-tuning's cosine decay starts.
@@ -68,22 +67,22 @@ class RunConfig:
         border: how constants of removed channels meet zero padding; ``auto`` is ``bias`` when fine-tuning
             follows (as in the paper) and ``exact`` when it does not.
         multiple_of: layers keep a multiple of this many channels where they can: 16 suits ONNX Runtime's CPU kernels.
-        target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is moved until it is.
-        target_latency: share of the unpruned network's latency to reach, in (0, 1), as ONNX Runtime has it on this
+        target_macs, target_params: share of MACs or parameters to reach, in (0, 1); ρ is adjusted for that.
+        target_latency: share of the unpruned network's latency to reach, in (0, 1), measured in ONNX Runtime on this
             machine's CPU; it becomes a share of the MACs, see run/time_budget.py.
         milestones: falling shares of the MACs at which a copy of the network is pruned and fine-tuned, each in a
             folder of its own; the steps of ISTA and of fine-tuning are divided evenly among them.
-        on_symptom: what is done about a symptom of wrong settings: ``warn`` or ``stop``; see symptoms.py.
+        on_symptom: the reaction to a symptom of wrong settings: ``warn`` or ``stop``; see symptoms.py.
         stop_on_plateau: end the ISTA phase early when loss, sparsity and lasso have settled.
-        ema_decay: of the moving average with which accuracy is reported; 0 turns it off.
+        ema_decay: of the moving average that is used to report accuracy; 0 turns it off.
         seed: of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of training steps: ``fp32``, ``bf16`` or ``fp16`` (CUDA only).
-        channels_last: NHWC memory layout while training; None takes it where it is faster.
+        channels_last: NHWC memory layout while training; None uses it where it is faster.
         compile: run training steps through torch.compile.
         tensorboard: write the log as TensorBoard curves too.
         log_every, checkpoint_every: steps.
-        resume: go on from the run folder's checkpoint.
+        resume: continue from the run folder's checkpoint.
         force: replace an existing run.
     """
 
@@ -142,7 +141,7 @@ class RunConfig:
 
     @property
     def goals(self) -> tuple[Goal, ...]:
-        """The budget; () where there is none, or where it has to be measured."""
+        """The budget; () if there is none, or if it has to be measured."""
         given = (("macs", self.target_macs), ("params", self.target_params))
         return tuple(Goal(name, share) for name, share in given if share is not None)
 
@@ -153,17 +152,17 @@ class RunConfig:
 
     @property
     def pretrained(self) -> bool:
-        """The network comes with weights, rather than from a seed."""
+        """Whether the network comes with weights, rather than from a seed."""
         return bool(self.weights or self.onnx)
 
     @property
     def focuses(self) -> bool:
-        """The run goes from weights to a budget, and no ρ, α or μ was chosen for it: see focus.py."""
+        """Whether the run goes from weights to a budget without a given ρ, α or μ: see focus.py."""
         budgeted = bool(self.goals or self.milestones or self.target_latency)
         return self.pretrained and budgeted and all(value is None for value in (self.rho, self.alpha, self.gamma_lr))
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON data, less those that only say how this process was started."""
+        """Return the settings as JSON data, without those that only say how this process was started."""
         document = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         for name in _STARTING:
             del document[name]
@@ -204,7 +203,7 @@ CHANGEABLE = (
     "log_every",
     "checkpoint_every",
 )
-"""What ``--resume`` may be given anew: a checkpoint still fits."""
+"""Settings that ``--resume`` may change, because a checkpoint fits all the same."""
 _STARTING = ("output", "resume", "force")
 _UNIT_INTERVAL = ("target_macs", "target_params", "target_latency")
 _POSITIVE = (
@@ -291,7 +290,7 @@ def _check_targets(config: RunConfig) -> None:
     if config.criterion == "reconstruct" and not (config.goals or shares):
         raise BadInput(
             "the criterion reconstruct needs a budget of MACs or parameters",
-            why="it says what goes where too few gammas are zero; a budget of time is met by timing what l1 chooses",
+            why="it chooses channels if too few gammas are zero; a budget of time is met by timing the choices of l1",
             do="give --target-macs, --target-params or --milestones, or leave --criterion out",
         )
     falling = all(a > b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))

@@ -1,10 +1,10 @@
-"""Which channels the penalty is on, where a trained network has a budget to meet and no ρ was given.
+"""Which channels the penalty is on, if a trained network has a budget to meet and no ρ was given.
 
-Owns that choice: the channels that would go if the network were pruned to its budget now. (Whether it is made is
-RunConfig.focuses.) A penalty on every channel needs long until it has told them apart, and meanwhile takes from those
-that stay; the steps of a run that starts from weights are few. On the others it does nothing, and these channels fade
+Owns that choice: the channels that would go if the network were pruned to its budget now (RunConfig.focuses says
+whether it is made). A penalty on every channel needs many steps to tell them apart and meanwhile harms those
+that stay, but a run from weights is short. With this choice the others are not penalised, and the chosen channels fade
 while the rest of the network learns to do without them: growing regularisation, Wang, Qin, Zhang, Fu, "Neural Pruning
-via Growing Regularization" (ICLR 2021). The proximal steps are ista.py's, how fast ρ makes them is tuning.py's.
+via Growing Regularization" (ICLR 2021). ista.py makes the proximal steps, tuning.py chooses their speed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from prunec.training.settings.setup import Setup
 
 
 def focused(setup: Setup, entries: Sequence[Sequence[int]]) -> Setup:
-    """Return the setup with the last focus of the run: ids of classes, of which each milestone adds a list.
+    """Return the setup with the last focus of the run: ids of classes, one list for each milestone.
 
-    Without one it stays.
+    Without a focus, return the setup unchanged.
     """
     if not entries:
         return setup

@@ -1,7 +1,7 @@
 """An ONNX file's network, ready to be trained: imported, its interface remembered, checked against the file.
 
-Owns what training needs to know of the file besides the module. The import is importer/module.py's,
-BatchNorms that were folded away come back in restore.py.
+Owns what training needs to know about the file besides the module. importer/module.py imports it,
+and restore.py puts folded BatchNorms back.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OTHER_SIZE = 32
 class Interface:
     """The names of a network's input and output in the file, and their open axes: name -> axis -> symbol.
 
-    ``open_axes`` None leaves it to the exporter: the batch is open where the network allows it.
+    ``open_axes`` None leaves it to the exporter: the batch is open if the network allows it.
     """
 
     input_name: str = "images"
@@ -55,8 +55,8 @@ class OnnxNetwork:
     """A file's network.
 
     Args:
-        module: computes what the file does; ends in log-probabilities while it trains, where the file ends in
-            probabilities.
+        module: computes what the file does; if the file ends in probabilities, it returns their logarithms during
+            training.
         image_shape: (C, H, W).
         interface: the file's.
         path: the file.
@@ -69,7 +69,7 @@ class OnnxNetwork:
 
 
 class Probabilities(nn.Module):
-    """Softmax; its logarithm in training mode, which is what the cross-entropy wants."""
+    """Softmax; in training mode its logarithm, which the cross-entropy needs."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def load_network(path: Path, input_shape: Sequence[int] = ()) -> OnnxNetwork:
 
     Args:
         path: the .onnx file.
-        input_shape: (C, H, W), where the file leaves sizes open.
+        input_shape: (C, H, W), if the file leaves sizes open.
 
     Raises:
         BadInput: no such file, or open sizes that are not given.
@@ -119,10 +119,10 @@ def load_network(path: Path, input_shape: Sequence[int] = ()) -> OnnxNetwork:
 def prepared_network(
     network: OnnxNetwork, data: ImageSet, images: Pipeline, config: RunConfig, tell: Callable[[str], None]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Check the network on training images, and put folded BatchNorms back if that is wanted.
+    """Check the network on training images, and put folded BatchNorms back if asked to.
 
     Args:
-        tell: is given a sentence before what may take long.
+        tell: called with a sentence before anything that may take long.
 
     Returns:
         the module to train, and sentences for a person.
@@ -149,7 +149,7 @@ def check_agreement(network: fx.GraphModule, path: Path, interface: Interface, i
     """Compare a network with the file on images, one at a time, in eval mode.
 
     Raises:
-        UnsupportedModel: they differ; the file's network would not be what is trained.
+        UnsupportedModel: they differ, so that another network than the file's would be trained.
     """
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     device = next(network.parameters()).device
@@ -166,7 +166,7 @@ def check_agreement(network: fx.GraphModule, path: Path, interface: Interface, i
                     why=f"shapes {expected.shape} and {found.shape}"
                     if found_gap is None
                     else f"by {found_gap.over():.2g} (relative) on an image",
-                    do="please report this with the model; train the network where it comes from",
+                    do="please report this with the model; train the network in its own framework",
                 )
 
 
@@ -203,7 +203,7 @@ def _ending_in_logs(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _follows_size(network: OnnxNetwork) -> bool:
-    """Tell whether the module takes the other sizes that the file does, and agrees with it there."""
+    """Tell whether the module accepts the same other sizes as the file, and agrees with it there."""
     axes = (network.interface.open_axes or {}).get(network.interface.input_name, {})
     if not set(axes) & {2, 3}:
         return True
@@ -217,7 +217,7 @@ def _follows_size(network: OnnxNetwork) -> bool:
 
 
 def _with_fixed_size(network: OnnxNetwork) -> OnnxNetwork:
-    """Return the network with nothing but the batch open: sizes are written into it."""
+    """Return the network with only the batch open, because its other sizes are fixed."""
     axes = {
         name: {axis: symbol for axis, symbol in found.items() if axis == 0}
         for name, found in (network.interface.open_axes or {}).items()

@@ -1,6 +1,6 @@
-"""Named recipes: the paper's, the demo's, and what is used when nobody names one.
+"""Named recipes: the paper's, the demo's, and the defaults.
 
-Owns ``PRESETS`` and the rule that turns a preset and what the user gave into a RunConfig.
+Owns ``PRESETS`` and the rule that turns a preset and the user's settings into a RunConfig.
 """
 
 from __future__ import annotations
@@ -211,17 +211,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
 
 
 def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
-    """Fill in a RunConfig: what is given, then the preset, then RunConfig's defaults.
+    """Make a RunConfig from the given settings, then the preset's, then RunConfig's defaults.
 
     Args:
         output: the run folder.
         preset: a name; "" takes ``digits`` for the architecture of that name (or when no network is
             named), ``segnet-demo`` or, with data, ``segment`` for a segmentation architecture, ``pretrained``
-            where weights or an ONNX file are given, else ``scratch``.
+            if weights or an ONNX file are given, else ``scratch``.
         given: fields of RunConfig; those that are None count as not given.
 
     Raises:
-        BadInput: no such preset, something it needs is missing, or a value that makes no sense.
+        BadInput: there is no such preset, something it needs is missing, or a value makes no sense.
     """
     given = {name: value for name, value in given.items() if value is not None and value != ""}
     name = preset or _default(given)
@@ -247,7 +247,7 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
 
 
 def _for_adamw(settings: Mapping[str, Any], *, from_scratch: bool) -> dict[str, Any]:
-    """Return AdamW's own step sizes; the penalised gammas, which it does not move, keep those of the recipe."""
+    """Return AdamW's own step sizes; the penalised gammas, which it does not update, keep those of the recipe."""
     gamma_lr = settings.get("gamma_lr", settings.get("lr") if from_scratch else None)
     return {"lr": 1e-3, "finetune_lr": 1e-3, "weight_decay": 0.01, "gamma_lr": gamma_lr}
 
@@ -259,15 +259,15 @@ _HOW_TO_GIVE = {
 
 
 def resume_config(output: str, **changes: Any) -> RunConfig:
-    """Read the settings of the run in ``output``, to go on with it.
+    """Read the settings of the run in ``output``, to continue it.
 
     Args:
         output: the run folder.
-        changes: settings to go on with: what the run has already, or others of config.CHANGEABLE; those that are
-            None or "" stay.
+        changes: settings to continue with: those that the run has already, or others of config.CHANGEABLE; None and ""
+            change nothing.
 
     Raises:
-        BadInput: the folder holds no run, or a setting is another one that cannot change.
+        BadInput: the folder holds no run, or a setting differs that cannot change.
     """
     given = {name: value for name, value in changes.items() if value is not None and value != ""}
     if not holds_run(output):
@@ -292,7 +292,7 @@ def resume_config(output: str, **changes: Any) -> RunConfig:
 
 
 def holds_run(output: str) -> bool:
-    """Tell whether a folder has a run to go on with."""
+    """Tell whether a folder has a run to continue."""
     return RunFolder(Path(output)).config.is_file()
 
 
@@ -310,14 +310,14 @@ def _shown(value: Any) -> str:
 
 
 _BATCH = 125
-"""Images a step for which the rate of ``pretrained`` was measured."""
+"""Images per step for which the rate of ``pretrained`` was measured."""
 
 
 def _to_a_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run from weights to a budget does unless told otherwise; docs/training.md has what it was worth.
+    """Return the defaults of a run from weights to a budget; docs/training.md says why.
 
-    Every step is fine-tuning's, of what the channels that stay make up for best; and small batches make smaller steps,
-    in proportion: with the rate of large ones they wreck what the network still knows.
+    Channels are removed at once by ``reconstruct``, and every step is fine-tuning. Smaller batches get a proportionally
+    smaller rate: with the rate of large ones they destroy what the network still knows.
     """
     found: dict[str, Any] = {"shares": (0.0, 0.0, 1.0)}
     if not settings.get("target_latency"):

@@ -1,6 +1,6 @@
 """The removal between ISTA and fine-tuning, by trained gammas or by data, and the optimiser on either side of it.
 
-Owns which options of a run reach the removal; the removal itself is prunec/api.py's.
+Translates the options of a run for the removal, which is prunec/api.py's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from prunec.training.settings.config import RunConfig
 from prunec.training.sparsity.sparsify import Sparsity
 
 _FEWEST, _MOST, _PIXELS = 64, 1000, 1 << 24
-"""Images on which channels make up for others; fewer of large ones, each of which shows more places."""
+"""Images for the fit; fewer if they are large, because each then shows more positions."""
 
 
 def border_of(config: RunConfig, finetune_steps: int) -> Border:
-    """Return how removed constants meet zero padding: the paper's way when fine-tuning follows, else exactly."""
+    """Return the treatment of removed constants at zero padding: the paper's if fine-tuning follows, else exact."""
     if config.border == "auto":
         return "bias" if finetune_steps else "exact"
     return config.border
@@ -38,7 +38,7 @@ def border_of(config: RunConfig, finetune_steps: int) -> Border:
 def remove_constant(
     module: nn.Module, example_inputs: Sequence[Any], config: RunConfig, finetune_steps: int
 ) -> api.Pruned:
-    """Remove what the zero gammas made constant.
+    """Remove the channels that zero gammas made constant.
 
     Args:
         module: on the CPU; left as it is.
@@ -54,7 +54,7 @@ def remove_constant(
 
 
 def enough_images(image_shape: Sequence[int]) -> int:
-    """Return on how many images of (C, H, W) ``remove_by_data`` should work."""
+    """Return the number of images of (C, H, W) for ``remove_by_data``."""
     return max(_FEWEST, min(_MOST, _PIXELS // math.prod(image_shape[1:])))
 
 
@@ -66,16 +66,16 @@ def remove_by_data(
     goals: Sequence[Goal],
     plan: Sparsity,
 ) -> api.Pruned:
-    """Remove what is constant and then, until the goals hold, what the rest makes up for; fit the rest to do so.
+    """Remove constant channels, then those that the rest can best make up for until the goals hold; fit the rest.
 
     Args:
         module: on the CPU; left as it is.
         images: float32[N, C, H, W], inputs as the network takes them, on the CPU.
-        plan: of ``module``; what it does not penalise stays, as it does with ISTA.
+        plan: of ``module``; channels that it does not penalise stay, as with ISTA.
 
     Raises:
-        BudgetNotMet: what cannot go costs more.
-        BadInput: the images say nothing: all are the same.
+        BudgetNotMet: channels that have to stay cost more.
+        BadInput: all images are the same.
     """
     shares = {goal.quantity: goal.share for goal in goals}
     stay = [g.param for g in plan.gammas if bool((g.decides & ~plan.penalised[g.classes]).any())]
@@ -96,13 +96,13 @@ def remove_by_data(
                 target_params=shares.get("params"),
             )
         except BadInput as error:
-            # The user's data are in another place than this copy of some of them.
+            # The message should not name the temporary copy of the user's images.
             what = error.what.replace(folder, f"{config.data} (training images)")
             raise BadInput(what, why=error.why, do=error.do) from error
 
 
 def base_optimizer(module: nn.Module, config: RunConfig, lr: float) -> torch.optim.Optimizer:
-    """Return the optimiser of both halves of a run; vectors (biases, gammas, betas) have no weight decay."""
+    """Return the optimiser before and after the removal; vectors (biases, gammas, betas) have no weight decay."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() <= 1]

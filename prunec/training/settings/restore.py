@@ -1,8 +1,8 @@
-"""BatchNorm put back behind layers whose own was folded away, without a change to the function.
+"""Putting folded BatchNorms back behind their layers, without changing the function.
 
-Owns which layers get one and what is in it. A deployed file has its BatchNorms folded into convolutions;
-ISTA needs gammas. γ = σ and β = μ of the layer's outputs over data, with running statistics μ and σ², is
-the identity at inference, and a BatchNorm like any other in training.
+Chooses the layers and the values. A deployed file has its BatchNorms folded into convolutions, but
+ISTA needs gammas. With γ = σ and β = μ of the layer's outputs over data, and running statistics μ and σ², a BatchNorm
+is the identity at inference, and like any other in training.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def restore_batchnorm(
         keep: shell patterns of layers to leave alone.
 
     Returns:
-        the network, computing the same in eval mode, and the names of the layers that got a BatchNorm.
+        the network, which computes the same in eval mode, and the names of the layers that got a BatchNorm.
     """
     moments, example = _measured(module, batches)
     if not moments or example is None:
@@ -93,7 +93,7 @@ def _measured(module: fx.GraphModule, batches: Iterable[Tensor]) -> tuple[dict[s
 
 
 def _lacks_norm(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether a node is a layer of several channels that something other than a BatchNorm or the end reads."""
+    """Tell whether a node is a layer of several channels whose output is read, but not by a BatchNorm or the output."""
     if node.op != "call_module":
         return False
     layer = module.get_submodule(str(node.target))

@@ -1,7 +1,6 @@
 """RunConfig -> Setup: model, data, device and run folder, all checked before the first step.
 
-Owns everything that can be wrong with a run before it starts. What is wrong is found here, before any
-file is written.
+Owns the checks of everything that can be wrong with a run before it starts, before any file is written.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from prunec.training.sparsity.sparsify import Sparsity, plan_sparsity, require_s
 WARMUP, ISTA, FINETUNE = 0, 1, 2
 """Indices of a run's phases."""
 _LOG_BYTES = 16 << 20
-"""Room for metrics.jsonl and the report."""
+"""Bytes for metrics.jsonl and the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """What a run works with.
+    """Everything that a run needs.
 
     Args:
         config: its settings.
@@ -66,7 +65,7 @@ class Setup:
         device: where it trains.
         execution: how its steps are computed there.
         has_unused: some trainable parameter gets no gradient.
-        module: what is trained towards sparsity, on the device, in training mode.
+        module: the network to train, on the device, in training mode.
         example_inputs: zeros of two images, on the CPU.
         data: on the device.
         objective: loss and scores.
@@ -76,8 +75,8 @@ class Setup:
         scaling: where γ–W rescaling of ``module`` is possible.
         full: the size of ``module``.
         interface: names and open axes of the exported file.
-        notes: sentences about how the network was made ready.
-        goals: the budget, the last of several; () where there is none.
+        notes: sentences about how the network was prepared.
+        goals: the budget, the last of several; () if there is none.
         sizer: counts what removal would leave.
     """
 
@@ -103,7 +102,7 @@ class Setup:
     notes: tuple[str, ...]
 
     def log_every(self, phase: Phase) -> int:
-        """Return the steps between two log rows; under a budget, ISTA's rows are what moves ρ."""
+        """Return the steps between two log rows; under a budget, ρ is adjusted at ISTA's log rows."""
         if phase == self.phases[ISTA] and self.goals:
             return max(1, min(self.config.log_every, phase.steps // BUDGET_READINGS))
         return self.config.log_every
@@ -113,7 +112,7 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
     """Load and check everything a run needs.
 
     Args:
-        tell: is given a sentence before what may take long.
+        tell: called with a sentence before anything that may take long.
 
     Raises:
         BadInput, UnsupportedModel, UntraceableModel, MissingDependency: saying what is wrong.
@@ -190,7 +189,7 @@ def prepare(config: RunConfig, ranks: Ranks, tell: Callable[[str], None] = lambd
 def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:
     """Make a training step without its update, and tell whether some trainable parameter has no gradient after it.
 
-    It is made on a copy; torch's ambient generators are left alone.
+    The step is made on a copy; torch's ambient generators do not change.
 
     Raises:
         BadInput, UnsupportedModel: the network does not train on a batch of this data.
@@ -217,7 +216,7 @@ def try_step(module: nn.Module, batches: Batches, objective: Objective) -> bool:
     if not bool(loss.isfinite()):
         raise BadInput(
             "the network's loss is not a number before the first step",
-            why="its weights, or what it computes, hold values that are not finite",
+            why="its weights, or values that it computes, are not finite",
             do="check the weights file, or how the network initialises itself",
         )
     return any(p.grad is None for p in trial.parameters() if p.requires_grad)
@@ -243,9 +242,9 @@ def _images_per_step(config: RunConfig, images: int) -> int:
 
 
 def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, Phase]:
-    """Divide the run's steps among its phases; ISTA has at least one, if it has a share at all.
+    """Divide the run's steps among its phases; ISTA has at least one if it has a share.
 
-    With milestones, ISTA and fine-tuning are the phases of one of them.
+    With milestones, the ISTA and fine-tuning phases are those of one milestone.
     """
     if config.steps is not None:
         total = config.steps
@@ -262,7 +261,7 @@ def plan_phases(config: RunConfig, steps_per_epoch: int) -> tuple[Phase, Phase, 
 
 
 def choose_device(asked: str) -> torch.device:
-    """Return the device to train on; ``auto`` takes CUDA where it works.
+    """Return the device to train on; ``auto`` takes CUDA if it works.
 
     Raises:
         BadInput: CUDA is asked for and does not work.
@@ -278,7 +277,7 @@ def choose_device(asked: str) -> torch.device:
 
 
 def _cuda_fault() -> str:
-    """Return why CUDA cannot be used, or "". A device may be there that this torch has no kernels for: it is tried."""
+    """Return why CUDA cannot be used, or "". It is tried, since this torch may lack kernels for the device."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
     try:
@@ -289,7 +288,7 @@ def _cuda_fault() -> str:
 
 
 def _model(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Build the network from the seed, load its weights, and return it with the (C, H, W) that it takes."""
+    """Build the network from the seed, load its weights, and return it with its input's (C, H, W)."""
     torch.manual_seed(config.seed)
     shapes = {"": (2, *config.input_shape)} if config.input_shape else {}
     weights = Path(config.weights) if config.weights else None
@@ -320,7 +319,7 @@ def _output(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Any:
 
 
 def _check_budget(goals: Sequence[Goal], sizer: Sizer, full: Size) -> None:
-    """Find out before the first step whether pins leave room for the budget."""
+    """Check before the first step that pins leave room for the budget."""
     if goals:
         gammas = {gamma.param: sizer.graph.params[gamma.param].array for gamma in sizer.plan.gammas}
         least = smallest(sizer, gammas)
@@ -329,7 +328,7 @@ def _check_budget(goals: Sequence[Goal], sizer: Sizer, full: Size) -> None:
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Find out whether the run can be written, and would not destroy another; changes nothing.
+    """Check that the run can be written and would not destroy another; changes nothing.
 
     Raises:
         BadInput: a run is there (without resume or force), something else is, or it cannot be written.
@@ -347,7 +346,7 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         if folder.config.is_file():
             what, do = "already holds a run", "give another folder, --resume to go on, or --force to replace the run"
         else:
-            what, do = "is not empty", "give another folder, or --force to put the run beside what is there"
+            what, do = "is not empty", "give another folder, or --force to put the run beside the other files"
         raise BadInput(f"the folder {path} {what}", do=do)
     check_folder(_existing(path))
 
@@ -360,8 +359,8 @@ def _existing(path: Path) -> Path:
 def _check_disk(folder: RunFolder, module: nn.Module) -> None:
     """Check that checkpoints and results will fit.
 
-    A checkpoint holds the weights, their average and up to two moments of the optimiser, and is whole before the
-    one before it goes; then come the ONNX file, the weights and a log.
+    A checkpoint holds the weights, their average and up to two moments of the optimiser, and is complete before the
+    previous one is deleted; then come the ONNX file, the weights and a log.
     """
     refuse_unreadable(module)
     tensors = (*module.parameters(), *module.buffers())
@@ -370,7 +369,7 @@ def _check_disk(folder: RunFolder, module: nn.Module) -> None:
 
 
 def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Make the folder, clear away what a replaced run left, and write the settings."""
+    """Make the folder, delete files of a replaced run, and write the settings."""
     folder.path.mkdir(parents=True, exist_ok=True)
     clear_asides(folder.path)
     results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures)
@@ -384,7 +383,7 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
 
 
 def continue_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Clear away what a killed process was writing, and write the settings that the run goes on with."""
+    """Delete files that a killed process was writing, and write the settings that the run continues with."""
     for path in (folder.path, folder.checkpoint):
         clear_asides(path)
     write_json(folder.config, config.to_json_dict())

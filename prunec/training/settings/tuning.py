@@ -1,6 +1,6 @@
 """ρ, α and μ when the user gives none, by the guidelines of Ye, Lu, Lin, Wang, ICLR 2018, section 3.4, and beyond.
 
-Owns the two rules, their reasons, and which of them a run needs. A budget then moves ρ further: controller.py.
+Owns the rules, their reasons, and which of them a run needs. With a budget, controller.py then adjusts ρ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REGULARISER_SHARE = 0.3
 REACH_SHARE = 1 / 3
 """Share of the ISTA steps within which a gamma without use should reach zero."""
 FOCUS_SHARE = 1 / 2
-"""The same for half of the gammas that the penalty is on, where these are chosen: see focus.py."""
+"""The same for half of the penalised gammas, if these are chosen: see focus.py."""
 LARGEST_MU = 1.0
 """Above it, the noise of gradients moves gammas of usual size by themselves."""
 MOST_TIMES = 10.0
@@ -40,7 +40,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class GammaSummary:
-    """What the rules look at.
+    """Statistics of the gammas, which the rules use.
 
     Args:
         weighted: Σ λ_G·‖γ_G‖₂ over the penalised classes.
@@ -57,7 +57,7 @@ class GammaSummary:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a run begins with; ``mu`` is None where gammas make the steps that were given, or those of the weights."""
+    """The values at the start; ``mu`` is None if gammas take the given step size, or that of the weights."""
 
     alpha: Choice
     rho: Choice
@@ -65,7 +65,7 @@ class Chosen:
 
 
 def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
-    """Fix α, ρ and μ: what was given, or what the rules say.
+    """Fix α, ρ and μ, as given or by the rules.
 
     Args:
         values: each gamma parameter's float[C].
@@ -89,7 +89,7 @@ def choose(setup: Setup, values: Mapping[str, Floats]) -> Chosen:
 
 
 def _too_fast(config: RunConfig) -> str:
-    """Return what to say where a given α is likely to wreck a trained network; "" where it is not."""
+    """Return a warning if a given α is likely to ruin a trained network, else ""."""
     alpha = config.alpha
     if not config.pretrained or alpha is None or config.lr / alpha**2 <= 10 * LARGEST_MU:
         return ""
@@ -98,7 +98,7 @@ def _too_fast(config: RunConfig) -> str:
 
 
 def _with_focus(gammas: GammaSummary, config: RunConfig, steps: int) -> Chosen:
-    """Let the gammas that the penalty is on reach zero in time, by ρ alone: it does not have to tell them apart."""
+    """Choose ρ so that the chosen gammas reach zero in time; it need not find out which channels are superfluous."""
     mu = _two_digits(config.lr / (1 - config.momentum) if config.momentum < 1 else config.lr)
     reach = max(1, round(FOCUS_SHARE * steps))
     rho = _two_digits(gammas.reach / (mu * reach))
@@ -114,14 +114,14 @@ def _with_own_step(gammas: GammaSummary, config: RunConfig, chance_loss: float, 
     """Leave a trained network's scales alone, and give its gammas a step size of their own.
 
     A small α lets gammas reach zero in fewer steps, but multiplies the learning rate of betas by 1/α² and that of the
-    weights behind them by α²: the network is wrecked before it is sparse. A larger μ does the same to gammas alone.
+    weights behind them by α², which ruins the network before it is sparse. A larger μ speeds up gammas only.
     """
     alpha = Choice(1.0, "gammas have a step size of their own")
     rho = choose_rho(gammas, 1.0, chance_loss) if config.rho is None else Choice(config.rho, "given")
     mu = choose_mu(gammas, rho.value, config.lr, steps)
     if config.rho is None:
         rho = choose_rho_in_time(gammas, 1.0, chance_loss, mu.value, steps)
-        mu = Choice(mu.value, _in_time(round(gammas.reach / (mu.value * rho.value)), steps))
+        mu = Choice(mu.value, _when_zero(round(gammas.reach / (mu.value * rho.value)), steps))
     return Chosen(alpha, rho, mu)
 
 
@@ -131,7 +131,7 @@ def choose_mu(gammas: GammaSummary, rho: float, lr: float, steps: int) -> Choice
         return Choice(lr, "there is no penalty")
     needed = gammas.reach / (rho * REACH_SHARE * max(1, steps))
     mu = _two_digits(min(LARGEST_MU, max(lr, needed)))
-    return Choice(mu, _in_time(round(gammas.reach / (mu * rho)), steps))
+    return Choice(mu, _when_zero(round(gammas.reach / (mu * rho)), steps))
 
 
 def gamma_summary(plan: Sparsity, values: Mapping[str, Floats]) -> GammaSummary:
@@ -164,21 +164,21 @@ def choose_rho(gammas: GammaSummary, alpha: float, chance_loss: float) -> Choice
 
 
 def choose_rho_in_time(gammas: GammaSummary, alpha: float, chance_loss: float, mu: float, steps: int) -> Choice:
-    """Choose ρ as ``choose_rho``, or larger where gammas without use would not reach zero within a third of ``steps``.
+    """Choose ρ as ``choose_rho``, or larger if gammas without use would not reach zero within a third of ``steps``.
 
-    The paper's ρ are made for tens of thousands of steps. At most ten times its rule: beyond that the
-    penalty drowns the loss, and a longer run is the answer.
+    The paper's ρ are for tens of thousands of steps. At most ten times its rule: beyond that the
+    penalty outweighs the loss, and the run should be longer.
     """
     comparable = choose_rho(gammas, alpha, chance_loss)
     needed = alpha * gammas.reach / (mu * REACH_SHARE * max(1, steps))
     if needed <= comparable.value:
         return comparable
     rho = _two_digits(min(needed, MOST_TIMES * comparable.value))
-    return Choice(rho, _in_time(round(alpha * gammas.reach / (mu * rho)), steps))
+    return Choice(rho, _when_zero(round(alpha * gammas.reach / (mu * rho)), steps))
 
 
-def _in_time(reach: int, steps: int) -> str:
-    """Return what becomes of a gamma without use."""
+def _when_zero(reach: int, steps: int) -> str:
+    """Say how soon a gamma without use reaches zero."""
     if reach > steps:
         return f"a gamma without use would take about {reach} steps to zero, and ISTA has {steps}: train longer"
     return f"a gamma without use then reaches zero within about {reach} of the {steps} steps of ISTA"
@@ -187,8 +187,8 @@ def _in_time(reach: int, steps: int) -> str:
 def choose_alpha(gammas: GammaSummary, mu: float, lr: float, rho: float | None, chance_loss: float) -> Choice:
     """Choose α of 1, 0.1, 0.01, 0.001 so that mean |αγ| is nearest to 100·μ·λ·ρ: zero within a few hundred steps.
 
-    Gammas then learn as with μ/α², and betas as with lr/α²: values of α for which one of these is above 1 would wreck
-    the network, and are left out. Where ρ is to be chosen too, it is the ρ that would go with each α.
+    Gammas then learn as with μ/α², and betas as with lr/α²: values of α for which one of these is above 1 would ruin
+    the network, and are left out. If ρ is to be chosen too, the comparison uses the ρ that belongs to each α.
     """
     if rho == 0:
         return Choice(1.0, "there is no penalty")

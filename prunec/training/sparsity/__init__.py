@@ -1,5 +1,5 @@
-"""ISTA: the optimiser that brings gammas to exactly zero, and what steers it.
+"""ISTA: the optimiser that brings gammas to exactly zero, and its control.
 
-Owns the paper's method for anyone's loop. Which channels a class has is decided in prunec.passes. Read
+Owns the paper's method for any training loop. prunec.passes finds the channel classes. Read
 ``sparsify.py`` first.
 """

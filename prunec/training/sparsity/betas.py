@@ -1,8 +1,8 @@
-"""Betas of channels whose gamma is zero: brought to zero too, where a channel can only go without its constant.
+"""Shrinking the betas of channels whose gamma is zero, if a channel can only go without its constant.
 
-Owns the step on betas. A channel whose gamma is zero still carries act(β). Behind a squeeze-excite gate that is no
-constant any more, unless it is zero; at β = 0 it is, behind every activation with act(0) = 0. Such a channel leaves
-nothing to fold and needs no carrier at padded borders either. Which betas there are is worked out in sparsity.py.
+Owns the step on betas. A channel whose gamma is zero still carries act(β). Multiplied by a squeeze-excite gate, this is
+no longer constant unless it is zero, which it is at β = 0 behind every activation with act(0) = 0. Such a channel
+leaves nothing to fold and needs no carrier at padded borders either. sparsify.py finds these betas.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Driven:
 class BetaDrive:
     """Shrinks the betas of zero gammas by μρλ a step, to exact zeros; never waits for the device.
 
-    Such a beta makes no other step: what the gradient, momentum or weight decay would have done is undone. Else one
-    behind an activation with a slope at 0 (SiLU) would move off its zero with every step.
+    Such a beta makes no other step: changes by gradient, momentum or weight decay are undone. Otherwise a beta
+    in front of an activation with a slope at 0 (SiLU) would leave zero at every step.
     """
 
     def __init__(self, driven: Sequence[Driven]) -> None:
@@ -44,12 +44,12 @@ class BetaDrive:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Remember the betas as they are before the optimiser's step."""
+        """Remember the betas before the optimiser's step."""
         self._held = torch.cat(self._betas)
 
     @torch.no_grad()
     def step(self, threshold: float) -> None:
-        """Make one step from where ``hold`` was called; ``threshold`` is μρ, and nothing happens at 0."""
+        """Make one step from the betas at ``hold``; ``threshold`` is μρ, and 0 does nothing."""
         if self._held is None or not threshold:
             return
         now = torch.cat(self._betas)

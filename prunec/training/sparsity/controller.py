@@ -1,7 +1,7 @@
-"""What ρ is at each step, when ISTA ends, and what is done when the curves show that something is wrong.
+"""The value of ρ at each step, the end of ISTA, and the symptoms to report.
 
-Owns the decisions; pure numbers, no tensors. How symptoms are recognised is symptoms.py's. The loop feeds it one
-``Reading`` per log line. Everything it remembers goes into the checkpoint and comes back.
+Owns the decisions; pure numbers, no tensors. symptoms.py recognises symptoms. The loop passes one
+``Reading`` per log line. The whole state is saved in the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _BUDGET_STEP = 1.15
 _LOSS_ROOM = 0.1
 _BUDGET_START, _BUDGET_END = 0.1, 0.85
 BUDGET_READINGS = 80
-"""Readings that a phase under a budget has at least: each may move ρ by a step."""
+"""Fewest readings of a phase under a budget; each may change ρ by a step."""
 
 
 @dataclass(slots=True)
 class Controller:
-    """Moves ρ through the ISTA phase.
+    """Adjusts ρ during the ISTA phase.
 
     Args:
         rho: the base value.
@@ -34,7 +34,7 @@ class Controller:
         budgeted: there is a size to reach.
         stop_on_plateau: end when loss, sparsity and lasso have settled at the last factor.
         chance_loss: the loss of guessing, ln(number of classes).
-        committed: what the penalty is on has to go, whatever that does to the loss: ρ never falls below its base.
+        committed: the penalised channels have to go whatever happens to the loss, so ρ never falls below its base.
     """
 
     rho: float
@@ -55,7 +55,7 @@ class Controller:
         return self.rho * self.factors[stage] * rise * self.budget_factor
 
     def observe(self, reading: Reading) -> None:
-        """Take in a log line; under a budget, move ρ towards the planned course."""
+        """Take in a log line; under a budget, adjust ρ towards the planned course."""
         self.readings.append(reading)
         if self.budgeted and reading.progress > self.warmup:
             behind = reading.excess - planned_excess(reading.progress)
@@ -67,12 +67,12 @@ class Controller:
                 self.budget_factor = max(1.0, self.budget_factor)
 
     def _hurts(self, reading: Reading) -> bool:
-        """The loss has gone a tenth of the way to guessing: more penalty would cost more than it decides."""
+        """Whether the loss has gone a tenth of the way to guessing, so that more penalty would do more harm."""
         start = self.readings[0].loss
         return reading.loss > start + _LOSS_ROOM * (self.chance_loss - start)
 
     def is_done(self) -> str:
-        """Return why the phase should end now; "" while it should go on."""
+        """Return why the phase should end now; "" if it should continue."""
         if not self.readings:
             return ""
         if self.budgeted:
@@ -94,10 +94,10 @@ class Controller:
         )
 
     def symptoms(self, emptied: bool = False) -> list[Symptom]:
-        """Return the symptoms to tell of now, each once.
+        """Return the symptoms to report now, each once.
 
         Args:
-            emptied: a layer has lost its last channel, whatever the others have.
+            emptied: a layer has lost its last channel.
         """
         found = find_symptoms(self.readings, self.warmup, self.chance_loss)
         if emptied and SPARSITY not in found:
@@ -123,14 +123,14 @@ class Controller:
 
 
 def restarted(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a controller's state for a phase that goes on to the next goal: what it did to ρ is in ρ by now."""
+    """Return a controller's state for a phase towards the next goal; its changes of ρ are in ρ already."""
     return {**state, "readings": state["readings"][:1], "budget_factor": 1.0}
 
 
 def planned_excess(progress: float) -> float:
-    """Return the excess that there should be at ``progress`` so that the budget is met in time.
+    """Return the planned excess at ``progress``, with which the budget is met in time.
 
-    Straight from 1 at a tenth of the phase to 0 at 85%: what is left is for settling.
+    It falls linearly from 1 at a tenth of the phase to 0 at 85%; the rest is for settling.
     """
     return 1 - min(1.0, max(0.0, (progress - _BUDGET_START) / (_BUDGET_END - _BUDGET_START)))
 

@@ -1,7 +1,7 @@
-"""ISTA as an optimiser: proximal steps that bring gammas to exactly zero, in anyone's training loop.
+"""ISTA as an optimiser: proximal steps that bring gammas to exactly zero, in any training loop.
 
 Owns ``Ista``, a ``torch.optim.Optimizer`` around another one, and the proximal step. It knows nothing
-of graphs: which gammas to penalise, how strongly and in which groups is worked out in sparsity.py.
+about graphs: sparsify.py chooses the gammas to penalise, the weights and the groups.
 
 The base optimiser updates everything except the penalised gammas, which are taken out of its groups.
 They make the plain proximal-gradient step of Ye, Lu, Lin, Wang, ICLR 2018, section 3:
@@ -12,8 +12,8 @@ where a group G is one channel's gamma, or all gammas of a channel class (a resi
 reach zero together. For one gamma this is soft thresholding, sgn(x)·max(|x| − μρλ, 0).
 
 No momentum, no weight decay and no preconditioner act on a penalised gamma, whatever the base optimiser
-does. Momentum m would multiply the gradient's pull by 1/(1 − m) but not the threshold's, and so quietly
-divide ρ by ten; with the plain step a gamma rests at zero exactly where |∇γ| ≤ ρλ.
+does. Momentum m would multiply the effect of the gradient by 1/(1 − m) but not the threshold, which at
+m = 0.9 divides ρ by ten; with the plain step a gamma rests at zero exactly where |∇γ| ≤ ρλ.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def _take_out(base: Optimizer, gammas: Sequence[Penalised]) -> Any:
         if id(gamma.parameter) not in holders:
             raise BadInput(
                 f"the optimiser does not hold {gamma.name}",
-                why="its learning rate and gradient are the optimiser's to give",
+                why="the optimiser has to update the gammas that are penalised",
                 do="make the optimiser over all of the module's parameters",
             )
     lr = holders[id(gammas[0].parameter)]["lr"]
@@ -272,7 +272,7 @@ def _check(gammas: Sequence[Penalised], rho: float) -> None:
         raise BadInput(
             "there is no gamma to penalise",
             why="no BatchNorm of the network has a channel that could be removed",
-            do="see what `prunec analyze` says of the network's pins",
+            do="see what `prunec analyze` says about the network's pins",
         )
     if len({id(gamma.parameter) for gamma in gammas}) < len(gammas):
         raise BadInput("a gamma is given twice", do="give each parameter once")

@@ -1,8 +1,8 @@
 """γ–W rescaling: gamma and beta of the classes to be pruned times α, the weights that read them times 1/α.
 
 Ye, Lu, Lin, Wang, ICLR 2018, section 3.2: a smaller gamma reaches zero in fewer proximal steps, while the
-network computes the same. Owns carrying it out, its check and its undoing; which classes allow it is
-worked out in passes/sparsity/scaling.py.
+network computes the same. Owns doing it, checking it and undoing it; passes/sparsity/scaling.py finds the
+classes that allow it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunec.frontends.fx.running.containers import tensors_in
 from prunec.passes.sparsity.scaling import Read, Scaling
 
 TOLERANCE = 1e-4
-"""Largest relative change of the outputs that is put down to rounding; a wrong factor changes them by far more."""
+"""Largest relative change of the outputs that counts as rounding; a wrong factor changes them by far more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class _Part:
 class Rescaling:
     """A rescaling of one module by one α.
 
-    A run that goes on from a checkpoint makes it anew with ``of`` (its weights are scaled already) and undoes it.
+    A resumed run, whose weights are scaled already, makes it again with ``of`` and only undoes it.
     """
 
     alpha: float
@@ -45,10 +45,10 @@ class Rescaling:
 
     @classmethod
     def of(cls, module: nn.Module, scaling: Scaling, alpha: float) -> Rescaling:
-        """Find the parameters that ``scaling`` names; nothing is changed yet.
+        """Find the parameters that ``scaling`` names, without changing them yet.
 
         Args:
-            module: what the scaling's graph was traced from, or a module that shares its parameters.
+            module: the module from which the scaling's graph was traced, or one that shares its parameters.
             alpha: > 0; 1 changes nothing.
 
         Raises:
@@ -59,7 +59,7 @@ class Rescaling:
         return cls(alpha, _parts(dict(module.named_parameters(remove_duplicate=False)), scaling))
 
     def apply(self, module: nn.Module, example_inputs: Sequence[Any]) -> None:
-        """Scale in place, and check that the function stayed.
+        """Scale in place, and check that the function did not change.
 
         Args:
             module: the module of ``of``.
@@ -77,7 +77,7 @@ class Rescaling:
             raise InternalError("rescaling", f"scaling by {self.alpha} changed the outputs by {error:.1e} (relative)")
 
     def undo(self) -> None:
-        """Divide by what was multiplied: zeros stay zeros, and the function stays."""
+        """Divide by the factors again: zeros stay zeros, and the function stays."""
         _multiply(self.parts, 1 / self.alpha)
 
 
@@ -147,5 +147,5 @@ def _relative_error(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor
     for a, b in zip(before, after, strict=True):
         same = (a == b) | (a.isnan() & b.isnan())  # an infinity, too, is itself
         gap = float(torch.where(same, 0.0, (a - b).abs()).max() / a.abs().max().clamp(min=1e-30))
-        worst = worst if gap <= worst else gap  # what is not a number is worse than any
+        worst = worst if gap <= worst else gap  # NaN is worse than any number
     return worst

@@ -1,6 +1,6 @@
-"""Module -> Ista: the three lines that bring sparsity to anyone's training loop.
+"""Module -> Ista: three lines that bring sparsity to any training loop.
 
-Owns the step from the graph's answer (which gammas, which classes, which λ) to the optimiser's input.
+Turns the results of the passes (which gammas, which classes, which λ) into an optimiser.
 
     ista = sparsify(module, (images,), torch.optim.SGD(module.parameters(), lr=0.1), rho=1e-3)
     ...                                        # train with ista in place of the optimiser
@@ -35,7 +35,7 @@ Residual = Literal["group", "keep"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparsity:
-    """What training may prune, worked out once per network.
+    """What training may prune, computed once per network.
 
     Args:
         graph, classes: the network.
@@ -44,7 +44,7 @@ class Sparsity:
         penalty: float64[num_classes], λ.
         driven: bool[num_classes], the penalised classes whose betas follow their gammas to zero: those that are
             multiplied by a computed gate on the way to a contraction, where only a constant of zero is constant.
-        focus: bool[num_classes], those of the penalised classes that the penalty is on; None: all of them.
+        focus: bool[num_classes], the penalised classes that the penalty is on; None: all.
     """
 
     graph: Graph
@@ -86,7 +86,7 @@ def sparsify(
 
     Args:
         module: any module prunec can trace; it is not changed.
-        example_inputs: what ``module`` is called with, for the trace: a sequence by position, or a dict by name.
+        example_inputs: arguments of ``module`` for the trace: a sequence by position, or a dict by name.
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
         penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or a function of yours, see
@@ -95,7 +95,7 @@ def sparsify(
             ``keep`` leaves them alone, as the paper does for ResNet-20.
         keep: shell patterns over parameter and node names whose channels must stay.
         lr: μ, the gammas' step size; by default the optimiser's.
-        rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
+        rules: what your own ops are like, by name ("mylib::swish"), see docs/extending.md.
 
     Raises:
         BadInput: no gamma can be pruned, or the optimiser does not hold one that can.
@@ -115,13 +115,13 @@ def plan_sparsity(
     residual: Residual = "group",
     drive_all: bool = False,
 ) -> Sparsity:
-    """Work out which classes of ``module`` can be trained away, and their λ.
+    """Find the classes of ``module`` that can be trained away, and their λ.
 
-    A class with a frozen gamma (``requires_grad`` False) is left alone: it could never go as a whole.
+    A class with a frozen gamma (``requires_grad`` False) is left alone, because it could never go as a whole.
 
     Args:
         kind, residual: see ``sparsify``.
-        drive_all: the betas of all penalised classes follow their gammas to zero, not of those behind gates only.
+        drive_all: the betas of all penalised classes follow their gammas to zero, not only those behind gates.
     """
     found = gammas(graph, classes)
     penalised = np.zeros(classes.num_classes, dtype=bool)

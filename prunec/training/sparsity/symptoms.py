@@ -24,8 +24,8 @@ _CHANCE = 0.95
 class Reading:
     """One log line of the ISTA phase.
 
-    ``progress`` is the share of the phase's steps done; ``excess`` how much of the way to the budget is still to
-    go (see budget/goals.py): 1 for the full network, 0 or less where the budget holds.
+    ``progress`` is the share of the phase's steps done; ``excess`` the remaining part of the way to the
+    budget (see budget/goals.py): 1 for the full network, 0 or less if the budget holds.
     """
 
     progress: float
@@ -64,7 +64,7 @@ def find_symptoms(readings: Sequence[Reading], warmup: float, chance_loss: float
     """Return the symptoms that the readings of a phase show, oldest reading first.
 
     Args:
-        warmup: share of the phase over which ρ rises; the lasso says nothing in it.
+        warmup: share of the phase over which ρ rises; the lasso means nothing during it.
         chance_loss: the loss of guessing.
     """
     if len(readings) < WINDOW:
@@ -79,7 +79,7 @@ def find_symptoms(readings: Sequence[Reading], warmup: float, chance_loss: float
 
 
 def _lasso_falls_alone(readings: Sequence[Reading], warmup: float) -> bool:
-    """The lasso falls in a straight line that ends behind the phase, while no gamma has reached zero."""
+    """Whether the lasso falls in a straight line that ends after the phase, while no gamma has reached zero."""
     recent = [reading for reading in readings if reading.progress > warmup][-2 * WINDOW :]
     if len(recent) < WINDOW or recent[-1].progress < _EARLIEST_LASSO or any(r.sparsity > 0 for r in recent):
         return False

@@ -65,7 +65,7 @@ def test_what_stays_makes_up_for_what_goes(network: type[nn.Module]) -> None:
 def test_images_that_are_all_the_same_are_named_as_the_users_data() -> None:
     with pytest.raises(BadInput, match=r"the data in photos \(training images\) are constant") as error:
         _removed(trained_like(Chain()), torch.ones(40, 3, 8, 8), data="photos")
-    assert "some hundred" in error.value.do
+    assert "a few hundred" in error.value.do
 
 
 def test_residual_streams_stay_where_they_are_to_be_kept() -> None:
@@ -116,7 +116,7 @@ def test_the_budget_is_met_at_once_and_the_summary_says_how(finished: RunResult)
     assert {row["phase"] for row in read_lines(Path(finished.output) / "metrics.jsonl")} == {"finetune"}
     said = "\n".join(finished.reasons)
     assert "the channels that the others make up for best go at once" in said
-    assert "of the MACs (50.0% were asked for) are left; what goes was chosen" in said
+    assert "of the MACs (50.0% were asked for) are left; the channels to remove were chosen" in said
     assert "on 80 training images" in said
 
 

@@ -88,7 +88,7 @@ def test_an_existing_run_is_not_replaced_unasked(finished: Path, bars: Path) -> 
 
 def test_a_folder_of_other_things_is_called_that(tmp_path: Path, bars: Path) -> None:
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(BadInput, match=r"is not empty\n(.*)--force to put the run beside what is there") as error:
+    with pytest.raises(BadInput, match=r"is not empty\n(.*)--force to put the run beside the other files") as error:
         train_prune(config(tmp_path, bars))
     assert "--resume" not in str(error.value)
 

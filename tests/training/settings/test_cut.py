@@ -122,7 +122,7 @@ def test_the_budget_is_met_at_once_and_every_step_is_fine_tunings(finished: RunR
     assert rows[-1]["step"] == 60
     said = "\n".join(finished.reasons)
     assert "the channels with the smallest filters go at once" in said
-    assert "fine-tuning also learns what the unpruned network answers" in said
+    assert "fine-tuning also learns the unpruned network's answers" in said
     assert (Path(finished.output) / "report.html").stat().st_size > 1000
 
 
