@@ -123,13 +123,13 @@ def carry(weight: Array, carried: Carried) -> None:
     The sums are float64; what is added to is the weight in its own precision, which may be most of a big file.
     """
     node, fold = carried.node, carried.fold
-    groups = node.attrs["conv_groups"]
+    groups = node.attrs.get("conv_groups", 1)
     ratios = np.asarray(fold.constants, dtype=np.float64) / fold.carrier_constant
     positions = np.asarray(fold.positions)
     if carried.scales is not None:
         width = carried.scales.size
         ratios = ratios * carried.scales[positions % width] / carried.scales[fold.carrier % width]
-    if node.op == "conv_transpose":
+    if node.op == "conv_transpose" or (node.op == "matmul" and not node.attrs.get("transpose_b")):
         added = np.tensordot(ratios, weight[positions], axes=(0, 0))
         weight[fold.carrier] = 1 if carried.is_mask else weight[fold.carrier].astype(np.float64) + added
         return
