@@ -78,8 +78,8 @@ def _split(run: Ids, rows: Ids, full: Floats, within: float, first: Ids, factors
 
 
 def _same(found: Floats, expected: Floats, within: float) -> Mask:
-    same: Mask = (np.abs(found - expected) <= within * np.abs(found)).all(axis=1)
-    return same
+    same = np.abs(found - expected) <= within * np.abs(found)
+    return np.asarray(same.all(axis=1))
 
 
 def _line(rows: Floats, seed: int) -> Floats:
@@ -105,7 +105,7 @@ def _neighbours(rows: Floats, group_of: Ids, seed: int, within: float) -> tuple[
 def _has_neighbour(rows: Floats, group_of: Ids, seed: int, within: float) -> Mask:
     """Return bool[rows]: another row of its group may be a multiple; so may it be where all that is seen is zero."""
     order, close = _neighbours(rows, group_of, seed, within)
-    near: Mask = ~rows.any(axis=1)
+    near = np.asarray(~rows.any(axis=1))
     near[order[:-1][close]] = True
     near[order[1:][close]] = True
     return near

@@ -4,7 +4,7 @@ Two filters of a layer of which one is a multiple of the other make such channel
 with zeros, or averaged together with padded zeros: they are uneven at the border, all of them in the same way. Channel
 k is then coefficient_k · p, with one map p for all of them, for any input of any size, and what reads them can take
 one for another (passes/selection/carriers.py). Owns the forward sweep that finds them, and what contractions make of
-them; passes/filters.py compares weights, passes/rules/profiles.py has all other ops, passes/constants.py knows the
+them; passes/filters.py compares weights, passes/rules/profiles/ has all other ops, passes/constants.py knows the
 constants, passes/reads.py takes the result to the contractions.
 """
 
@@ -20,7 +20,8 @@ from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import WEIGHTED, Constants
 from prunec.passes.filters import families, same_within
 from prunec.passes.rules.arrays import along, lift, others, stretched, uniform
-from prunec.passes.rules.profiles import PROFILE_RULES, At, Keys, Profile, Rule, alike
+from prunec.passes.rules.profiles.at import At, Keys, Profile, Rule, alike
+from prunec.passes.rules.profiles.table import PROFILE_RULES
 from prunec.passes.rules.weights import Weight
 
 SHAPED = ("pad", "avg_pool")
@@ -29,9 +30,7 @@ SHAPED = ("pad", "avg_pool")
 _CONSTANT: Ids = np.zeros((), dtype=np.int64)
 
 
-def profiles(
-    graph: Graph, constants: Constants, rules: Mapping[str, Rule] = PROFILE_RULES
-) -> Mapping[str, Profile]:
+def profiles(graph: Graph, constants: Constants, rules: Mapping[str, Rule] = PROFILE_RULES) -> Mapping[str, Profile]:
     """Find the values in which channels share a map other than 1.
 
     Requires: nodes in topological order; ``constants`` of the same graph.
@@ -93,7 +92,7 @@ def _part(name: str, constants: Constants, found: Mapping[str, Profile]) -> Prof
 
 
 def _contracted(at: At, weight: Weight) -> Profile | None:
-    """Return which outputs of a contraction are multiples of one map: rows of its weight that are, with their biases."""
+    """Return which outputs are multiples of one map: those whose rows of the weight are, with their biases."""
     axis = at.rank - 1 if at.node.op == "matmul" else 1
     if at.rank < 2 or weight.num_outputs < 2 or not at.is_float or at.out_shapes[0][axis] != weight.num_outputs:
         return None

@@ -23,8 +23,9 @@ from prunec.passes.columns import columns
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
-from prunec.passes.profiles import Profile, profiles
+from prunec.passes.profiles import profiles
 from prunec.passes.rules.channels.label_tools import summed
+from prunec.passes.rules.profiles.at import Profile
 
 READERS = (*CONTRACTIONS, "dynamic_quantize", "reduce")
 
@@ -68,8 +69,9 @@ class Read:
     @property
     def fine(self) -> Mask:
         """True where the channel can leave without a change to what the node computes."""
-        fine: Mask = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
-        return fine | (self.shared != 0) | self.passes
+        settled = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+        fine: Mask = settled | (self.shared != 0) | self.passes
+        return fine
 
 
 def contracted_axis(node: Node, index: int, rank: int) -> int | None:

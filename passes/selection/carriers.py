@@ -68,13 +68,14 @@ class Absorption:
         Args:
             exact, border: see ``folds``.
         """
-        lost = self.removed & self.constant
+        lost: Mask = self.removed & self.constant
         if self.varies:
             wished = (lost & ~exact[self.classes]).any() and not (self.carriers() & ~self.removed).any()
-            return lost & (not wished)
+            return np.zeros_like(lost) if wished else lost
         if not self.border or (border != "exact" and self.read.node.op != "conv_transpose"):
-            return lost & False
-        return lost & exact[self.classes]
+            return np.zeros_like(lost)
+        of_constants: Mask = lost & exact[self.classes]
+        return of_constants
 
     def carriers(self) -> Mask:
         """Return bool[positions]: constants large enough to stand for those that are removed."""
@@ -162,10 +163,11 @@ def choose_carriers(
     Returns:
         bool[num_classes] twice: all of them, and those among them that carry constants.
     """
-    pending = []
-    for absorption in absorptions(classes, found, wanted, keep):
-        if absorption.carried(exact, border).any() and not (absorption.carriers() & ~absorption.removed).any():
-            pending.append(absorption)
+    pending = [
+        absorption
+        for absorption in absorptions(classes, found, wanted, keep)
+        if absorption.carried(exact, border).any() and not (absorption.carriers() & ~absorption.removed).any()
+    ]
     chosen, carrying = (np.zeros(classes.num_classes, dtype=bool) for _ in range(2))
     chosen[_greedy_cover([_shares(absorption) for absorption in pending])] = True
     for absorption in pending:
@@ -283,7 +285,12 @@ def folds(
         if carried.any():
             staying = absorption.carriers() & ~absorption.removed
             if not staying.any():
-                raise InternalError("absorb", f"no channel stays to carry what leaves at {read.node.origin}", "")
+                what = (
+                    "channel stays to take over others at"
+                    if absorption.varies
+                    else "constant stays to carry the borders of"
+                )
+                raise InternalError("absorb", f"no {what} {read.node.origin}", "")
             at = int(np.where(staying, np.abs(absorption.constants), -1).argmax())
             carrier = (int(absorption.positions[at]), float(absorption.constants[at]))
             result.append(_fold(absorption, carried, "carrier", "", *carrier))
@@ -291,6 +298,17 @@ def folds(
         if rest.any() and not absorption.varies:
             result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
+
+
+def taken_over(
+    classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, border: str, exact: Mask
+) -> Mask:
+    """Return bool[num_classes]: what leaves as a multiple of a channel that stays. Arguments as for ``folds``."""
+    mask = np.zeros(classes.num_classes, dtype=bool)
+    for absorption in absorptions(classes, [read for read in found if read.shared.any()], wanted, keep):
+        if absorption.varies:
+            mask[absorption.classes[absorption.carried(exact, border)]] = True
+    return mask
 
 
 def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: int = -1, value: float = 0.0) -> Fold:

@@ -21,7 +21,15 @@ from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, cost
 from prunec.passes.liveness import Liveness
 from prunec.passes.reads import Read, exactly_removable
-from prunec.passes.selection.carriers import absorbing, absorptions, choose_carriers, clashes, folds, sharing
+from prunec.passes.selection.carriers import (
+    absorbing,
+    absorptions,
+    choose_carriers,
+    clashes,
+    folds,
+    sharing,
+    taken_over,
+)
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.shapes import pruned_shapes
@@ -58,6 +66,10 @@ class Selection:
     @property
     def removed(self) -> Mask:
         return ~self.keep
+
+    def multiples(self, facts: Facts) -> Mask:
+        """Return bool[num_classes]: what is removed because a channel that stays is a multiple of it."""
+        return taken_over(facts.classes, facts.reads, self.wanted, self.keep, self.border, self.exact)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,9 +158,7 @@ def carried_out(demands: Demands, keep: Mask) -> Selection:
         if demands.widths.steps:
             current = round_up(demands.widths.steps, current, demands.order)
             wanted = demands.sweep(demands.sweep.kept(current))
-        chosen, carrying = choose_carriers(
-            classes, demands.absorbing, wanted, current, exact, demands.border
-        )
+        chosen, carrying = choose_carriers(classes, demands.absorbing, wanted, current, exact, demands.border)
         carriers |= carrying & ~current
         current |= chosen
         if (current == before).all():
