@@ -7,17 +7,18 @@ changes is computed from them, and only rows that lie next to another one by it 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from prunec.ir.arrays import Array, Floats, Ids, Mask
 
-PROBE = 16
+PROBE = 8
 """Elements of a row that are looked at before all others."""
 
-SLACK = 4
-"""So many times the difference of single elements may that of their sums be."""
+SLACK = 1.5
+"""So many times the difference of single elements may that of their lines be: at most 1, and the rounding of sums."""
+
+GLANCE = 1e-6
+"""How far apart the lines of multiples may lie where they are computed in float32."""
 
 SAME = {"float64": 2.0**-44}
 """Relative difference up to which two numbers count as the same number rounded, by dtype: what a few roundings make."""
@@ -29,6 +30,13 @@ rounded to 11 bits prove nothing."""
 def same_within(dtype: str) -> float:
     """Return the relative difference up to which two numbers of a dtype count as the same number, rounded."""
     return SAME.get(dtype, SAME_SINGLE)
+
+
+def may_have_families(taps: Array) -> bool:
+    """Tell whether some rows may be multiples of others: in almost all weights none is, and a glance tells."""
+    if taps.shape[0] * taps.shape[1] < 2 or taps.shape[1] == 1 or not taps.size:
+        return False
+    return _candidates(taps, np.repeat(np.arange(taps.shape[0]), taps.shape[1]), 0.0).size > 1
 
 
 def families(taps: Array, group_of: Ids, within: float) -> tuple[Ids, Floats]:
@@ -45,20 +53,17 @@ def families(taps: Array, group_of: Ids, within: float) -> tuple[Ids, Floats]:
     Cost: linear in rows; linear in elements where rows are multiples.
     """
     first, factors = np.full(group_of.size, -1, dtype=np.int64), np.full(group_of.size, np.nan)
-    groups, outs, ins, per_input = taps.shape
-    length = ins * per_input
-    sizes = np.bincount(group_of[group_of >= 0], minlength=1)
-    rows = np.flatnonzero((group_of >= 0) & (sizes[group_of] > 1))
-    if rows.size < 2 or not length:
+    outs, length = taps.shape[1], taps.shape[2] * taps.shape[3]
+    if group_of.size < 2 or not length:
         return first, factors
-    at = np.unique(np.linspace(0, length - 1, min(length, PROBE)).astype(np.int64))
-    probes = taps[:, :, at // per_input, at % per_input].reshape(groups * outs, at.size).astype(np.float64)
-    for seed in (1, 2):
-        rows = rows[_has_neighbour(probes[rows], group_of[rows], seed, within)]
+    rows = _candidates(taps, group_of, within)
     if rows.size < 2:
         return first, factors
     full = taps[rows // outs, rows % outs].reshape(rows.size, length).astype(np.float64)
-    order, close = _neighbours(full, group_of[rows], 3, within)
+    line = _line(full, 1)
+    order = np.lexsort((line, group_of[rows]))
+    with np.errstate(invalid="ignore"):
+        close = (np.diff(line[order]) <= SLACK * within) & (np.diff(group_of[rows][order]) == 0)
     for run in np.split(order, np.flatnonzero(~close) + 1):
         _split(np.sort(run), rows, full, within, first, factors)
     return first, factors
@@ -82,30 +87,34 @@ def _same(found: Floats, expected: Floats, within: float) -> Mask:
     return np.asarray(same.all(axis=1))
 
 
-def _line(rows: Floats, seed: int) -> Floats:
-    """Return float64[rows] in [0, 1/2]: |a fixed sum of the elements| over that of their magnitudes.
+def _line(rows: Array, seed: int) -> Array:
+    """Return number[rows] in [0, 1/2]: |a fixed sum of the elements| over that of their magnitudes.
 
     The same for all multiples of a row, negative ones included. NaN where the row is zero.
     """
-    weights: np.ndarray[Any, np.dtype[np.float64]] = np.modf(np.arange(1, rows.shape[1] + 1) * np.sqrt(seed + 1.25))[0]
+    weights = (np.modf(np.arange(1, rows.shape[1] + 1) * np.sqrt(seed + 1.25))[0] - 0.5).astype(rows.dtype)
     with np.errstate(all="ignore"):
-        line: Floats = np.abs(rows @ (weights - 0.5)) / np.abs(rows).sum(axis=1)
-    return line
+        return np.asarray(np.abs(rows @ weights) / (np.abs(rows) @ np.ones_like(weights)))
 
 
-def _neighbours(rows: Floats, group_of: Ids, seed: int, within: float) -> tuple[Ids, Mask]:
-    """Return the order of rows by group and line, and bool[rows - 1]: each of them may be a multiple of the next."""
-    line = _line(rows, seed)
-    order = np.lexsort((line, group_of))
-    with np.errstate(invalid="ignore"):
-        close: Mask = (np.diff(line[order]) <= SLACK * within) & (np.diff(group_of[order]) == 0)
-    return order, close
+def _candidates(taps: Array, group_of: Ids, within: float) -> Ids:
+    """Return the rows that may be multiples of another one of their group, by their first few elements.
 
-
-def _has_neighbour(rows: Floats, group_of: Ids, seed: int, within: float) -> Mask:
-    """Return bool[rows]: another row of its group may be a multiple; so may it be where all that is seen is zero."""
-    order, close = _neighbours(rows, group_of, seed, within)
-    near = np.asarray(~rows.any(axis=1))
-    near[order[:-1][close]] = True
-    near[order[1:][close]] = True
-    return near
+    So may all of which these are zero. Elements that lie together are looked at, since each other one would have to be
+    fetched from memory by itself.
+    """
+    few = -(-PROBE // min(taps.shape[3], PROBE))
+    probes = taps[:, :, :few, :PROBE].reshape(group_of.size, -1)
+    if probes.dtype.kind != "f" or probes.itemsize < 4:
+        probes = probes.astype(np.float32)
+    rows = np.arange(group_of.size)
+    for seed in (2, 3):
+        line = _line(probes, seed)
+        line = line + group_of if taps.shape[0] > 1 else line
+        ordered = np.sort(line)
+        close = ~(ordered[1:] - ordered[:-1] > SLACK * within + GLANCE)
+        if not close.any():
+            return rows[:0]
+        near = np.isin(line, np.append(ordered[:-1][close], ordered[1:][close])) | np.isnan(line)
+        rows, probes, group_of = rows[near], probes[near], group_of[near]
+    return rows[group_of >= 0]

@@ -18,7 +18,7 @@ import numpy as np
 from prunec.ir.arrays import Array, Floats, Ids
 from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import WEIGHTED, Constants
-from prunec.passes.filters import families, same_within
+from prunec.passes.filters import families, may_have_families, same_within
 from prunec.passes.rules.arrays import along, lift, others, stretched, uniform
 from prunec.passes.rules.profiles.at import At, Keys, Profile, Rule, alike
 from prunec.passes.rules.profiles.table import PROFILE_RULES
@@ -43,7 +43,9 @@ def profiles(graph: Graph, constants: Constants, rules: Mapping[str, Rule] = PRO
     with np.errstate(invalid="ignore"):
         for node in graph.nodes:
             weight = constants.weights.get(node.name) if node.op in WEIGHTED else None
-            if weight is None and node.op not in SHAPED and found.keys().isdisjoint(node.inputs):
+            if found.keys().isdisjoint(node.inputs) and not (
+                node.op in SHAPED if weight is None else may_have_families(weight.taps)
+            ):
                 continue
             if not node.outputs or fixed.issuperset(node.outputs):
                 continue

@@ -89,8 +89,8 @@ class At:
     def new(self, maps: Sequence[Ids], marks: Sequence[Ids], coefficients: Floats, output: int = 0) -> Profile | None:
         """Return other maps of which elements are multiples, where all is known and some map is no constant."""
         shape = np.broadcast_shapes(coefficients.shape, *(each.shape for each in (*maps, *marks)))
-        known = np.isfinite(coefficients) & (coefficients != 0) & np.logical_or.reduce([each != 0 for each in maps])
-        known = np.broadcast_to(known, shape)
+        known = np.broadcast_to(np.isfinite(coefficients) & (coefficients != 0), shape)
+        known = known & np.logical_or.reduce([np.broadcast_to(each != 0, shape) for each in maps])
         if not known.any():
             return None
         keys = self.keys.of(f"{self.node.name}:{output}" if output else self.node.name, maps, marks)
