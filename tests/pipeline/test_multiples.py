@@ -287,6 +287,66 @@ def test_a_weight_that_reads_something_else_as_well_takes_nothing_over() -> None
     assert pruned(Twice(), image()) == 0
 
 
+class Turned(nn.Module):
+    """Maps, and the same maps another way round, side by side."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor], factors: tuple[tuple[int, int, float], ...]) -> None:
+        super().__init__()
+        self.first, self.last, self.turn = nn.Conv2d(3, WIDTH, 3), nn.Conv2d(2 * WIDTH, 4, 3, padding=1), turn
+        with torch.no_grad():
+            for row, source, factor in factors:
+                make_multiple(self.first, nn.Identity(), row, source, factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.last(torch.cat([y, self.turn(y)], 1))  # type: ignore[no-any-return]
+
+
+TURNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda y: y.transpose(2, 3),
+    "turned": lambda y: y.flip(2).transpose(2, 3),
+    "flipped": lambda y: y.flip(3),
+    "rolled": lambda y: y.roll(1, 2),
+    "cut": lambda y: torch.cat([y[:, :, 3:], y[:, :, :3]], 2),
+    "repeated": lambda y: y[:, :, :, :1].expand(-1, -1, -1, 9),
+    "repeated_down": lambda y: y[:, :, :1, :].expand(-1, -1, 9, -1),
+    "tiled": lambda y: y[:, :, :3].repeat(1, 1, 3, 1),
+    "reshaped": lambda y: y.transpose(2, 3).reshape(2, WIDTH, 81).view(2, WIDTH, 9, 9),
+    "shuffled": lambda y: y.view(2, 2, WIDTH // 2, 9, 9).transpose(1, 2).reshape(2, WIDTH, 9, 9),
+    "half": lambda y: y * 0.5,
+    "swapped": lambda y: y[:, list(range(WIDTH))[::-1]],
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_map_that_was_moved_is_another_one(name: str) -> None:
+    """Once some filters are multiples, and once all are of the first. What is joined along a map is not followed."""
+    for factors in (FACTORS, tuple((row, 0, 0.5 + row) for row in range(1, WIDTH))):
+        torch.manual_seed(10)
+        assert pruned(Turned(TURNS[name], factors), image()) == (0 if name == "cut" else len(factors))
+
+
+class Spread(nn.Module):
+    """One column and one row of multiples, spread over an image the one way and the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, WIDTH), nn.Conv2d(2 * WIDTH, 4, 3, padding=1)
+        with torch.no_grad():
+            for row in range(1, WIDTH):
+                make_multiple(self.first, nn.Identity(), row, 0, 0.5 + row)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).transpose(1, 2)
+        down, across = y.reshape(2, WIDTH, 9, 1), y.reshape(2, WIDTH, 1, 9)
+        return self.last(torch.cat([down.expand(2, WIDTH, 9, 9), across.expand(2, WIDTH, 9, 9)], 1))  # type: ignore[no-any-return]
+
+
+def test_a_map_that_was_spread_is_another_one() -> None:
+    torch.manual_seed(11)
+    assert pruned(Spread(), torch.randn(2, 9, 3)) == WIDTH - 1
+
+
 # --- real life ------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,9 @@ from prunec.ir.graph import Node, Shape
 class Profile:
     """What is known of one value: each element is ``coefficients`` times the map that ``keys`` names.
 
+    A key says all of a map, in the order of its elements: values of different ops may come to lie side by side, so an
+    op that cuts, repeats or reorders maps makes other ones of them.
+
     Both have the value's rank, and the same shape: full size on the axes along which maps are told apart, 1 on those
     along which a map extends. NaN is an element of which nothing is known (its key is 0). Key 0 is the map that is
     1 everywhere (a constant, which may be of size 1 along any axis); negative keys are other maps that do not depend on
@@ -40,16 +43,17 @@ class Keys:
     def __init__(self) -> None:
         self._numbers: dict[tuple[Any, ...], int] = {}
 
-    def of(self, name: str, maps: Sequence[Ids], marks: Sequence[Ids] = ()) -> Ids:
-        """Return the keys of what the node ``name`` makes of maps, element by element; equal ones where all are equal.
+    def of(self, made: tuple[str, int], maps: Sequence[Ids], marks: Sequence[Ids] = ()) -> Ids:
+        """Return the keys of what a node makes of maps, element by element; equal ones where all are equal.
 
         Args:
+            made: the node, and the number of its output.
             maps: keys; where none of them depends on the input, the result does not.
             marks: whatever else tells elements apart, as numbers.
         """
         columns = np.stack([array.ravel() for array in np.broadcast_arrays(*maps, *marks)])
         found, inverse = np.unique(columns, axis=1, return_inverse=True)
-        numbers = [self._number((name, *column), column[: len(maps)]) for column in found.T.tolist()]
+        numbers = [self._number((*made, *column), column[: len(maps)]) for column in found.T.tolist()]
         shape = np.broadcast_shapes(*(array.shape for array in (*maps, *marks)))
         return np.asarray(numbers, dtype=np.int64)[inverse.ravel()].reshape(shape)
 
@@ -93,7 +97,7 @@ class At:
         known = known & np.logical_or.reduce([np.broadcast_to(each != 0, shape) for each in maps])
         if not known.any():
             return None
-        keys = self.keys.of(f"{self.node.name}:{output}" if output else self.node.name, maps, marks)
+        keys = self.keys.of((self.node.name, output), maps, marks)
         return Profile(np.where(known, coefficients, np.nan), np.where(known, keys, 0))
 
 

@@ -178,9 +178,11 @@ def _product(at: At, join: Callable[[Floats, Floats], Floats], *, plain: bool) -
     made = at.new([ka, kb], [], join(ca, cb))
     if made is None:
         return None
-    keys = np.where((ka != 0) & (kb == 0) & (made.keys != 0), ka, made.keys)
-    if at.node.op == "mul":
-        keys = np.where((ka == 0) & (kb != 0) & (made.keys != 0), kb, keys)
+    keys = made.keys
+    if at.in_shapes[0] == at.out_shapes[0]:  # else the map is repeated, and another one
+        keys = np.where((ka != 0) & (kb == 0) & (keys != 0), ka, keys)
+    if at.in_shapes[1] == at.out_shapes[0] and at.node.op == "mul":
+        keys = np.where((ka == 0) & (kb != 0) & (keys != 0), kb, keys)
     return Profile(made.coefficients, keys)
 
 

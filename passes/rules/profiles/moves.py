@@ -37,24 +37,33 @@ def moves(at: At) -> Sequence[Profile | None]:
     found = moved(at, [part])
     if all(part.keys.shape[axis] != 1 for axis in axes):
         return found
-    kept = [None if each is None else at.keys.of(f"{at.node.name}:{n}", [each.keys]) for n, each in enumerate(found)]
-    return [
-        None if each is None or keys is None else Profile(each.coefficients, np.where(each.keys != 0, keys, 0))
-        for each, keys in zip(found, kept, strict=True)
-    ]
+    return [_renamed(at, each, number) for number, each in enumerate(found)]
+
+
+def _renamed(at: At, part: Profile | None, output: int = 0) -> Profile | None:
+    """Return the maps as other ones."""
+    if part is None:
+        return None
+    return Profile(part.coefficients, np.where(part.keys != 0, at.keys.of((at.node.name, output), [part.keys]), 0))
 
 
 def _repeated(at: At) -> list[int]:
-    """Return the axes of the input that a tile repeats; an expansion repeats what has size 1, and changes no map."""
-    if at.node.op != "tile":
-        return []
-    new = at.rank - len(at.in_shapes[0])
-    return [axis for axis in range(len(at.in_shapes[0])) if at.node.attrs["repeats"][new + axis] != 1]
+    """Return the axes of the input that a tile or an expansion repeats."""
+    shape, out = at.in_shapes[0], at.out_shapes[0]
+    new = at.rank - len(shape)
+    if at.node.op == "tile":
+        return [axis for axis in range(len(shape)) if at.node.attrs["repeats"][new + axis] != 1]
+    return [axis for axis in range(len(shape)) if shape[axis] != out[new + axis]]
 
 
 def transpose(at: At) -> Sequence[Profile | None]:
-    """Move what is known."""
-    return [None] if at.parts[0] is None else moved(at, [at.parts[0]])
+    """Move what is known; where the axes of maps change places, these are other maps."""
+    part, perm = at.parts[0], at.node.attrs["perm"]
+    if part is None:
+        return [None]
+    left = [axis for axis in perm if part.keys.shape[axis] == 1 and at.in_shapes[0][axis] != 1]
+    (found,) = moved(at, [part])
+    return [found if left == sorted(left) else _renamed(at, found)]
 
 
 def reshape(at: At) -> Sequence[Profile | None]:
@@ -76,9 +85,11 @@ def reshape(at: At) -> Sequence[Profile | None]:
     if np.prod(full, dtype=np.float64) > MOST_PLACES:
         return [None]
     if places.size > 1:
-        keys = np.where(part.keys != 0, at.keys.of(at.node.name, [part.keys], [places]), 0)
+        keys = np.where(part.keys != 0, at.keys.of((at.node.name, 0), [part.keys], [places]), 0)
         part = Profile(np.broadcast_to(part.coefficients, keys.shape), keys)
-    return moved(at, [part])
+    (found,) = moved(at, [part])
+    # What is the same along a new axis counts as a map along it.
+    return [found if found is None or found.keys.size == part.keys.size else _renamed(at, found)]
 
 
 def concat(at: At) -> Sequence[Profile | None]:

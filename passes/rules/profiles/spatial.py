@@ -41,7 +41,7 @@ def _uneven(at: At, part: Profile, changed: Sequence[int]) -> Profile | None:
     if not known.any():
         return None
     c, known, keys = (np.broadcast_to(array, full) for array in (c, known, part.keys))
-    made = at.keys.of(at.node.name, [np.where(known, keys, 0)])
+    made = at.keys.of((at.node.name, 0), [np.where(known, keys, 0)])
     return Profile(np.where(known, c, np.nan), np.where(known, made, 0))
 
 
