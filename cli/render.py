@@ -132,6 +132,8 @@ def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
         f"removable without changing the function: {gone.channels:,} channels, {readable(gone.params)} parameters "
         f"({percent(gone.params, analysis.params)}), {readable(gone.macs)} MACs ({percent(gone.macs, analysis.macs)})"
     )
+    if gone.multiples:
+        out.print(f"{gone.multiples:,} of these channels are multiples of others: one of each kind is enough")
     _show_layers(out, analysis.layers, full)
     _show_groups(out, analysis.groups, full)
     _show_blocked(out, analysis.blocked, full)
@@ -251,6 +253,8 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         )
     if report.calibration is not None:
         _print_calibration(out, report.calibration)
+    if report.multiples:
+        out.print(f"{report.multiples:,} channels are multiples of others, which take them over")
     if report.carriers:
         out.print(f"constant channels that stay as carriers, so that padded borders remain exact: {report.carriers:,}")
     if report.expanded:

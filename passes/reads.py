@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunec.ir.arrays import Floats, Ids, Mask
-from prunec.ir.contractions import bias_of, geometry, is_spatial, read_axis
+from prunec.ir.contractions import bias_of, geometry, read_axis
 from prunec.ir.graph import Graph, Node
 from prunec.ir.labels import ChannelClasses, Label, varying
 from prunec.ir.ops import CONTRACTIONS
@@ -24,8 +24,9 @@ from prunec.passes.columns import columns
 from prunec.passes.constants import Constants
 from prunec.passes.integers import bias_step, is_integer
 from prunec.passes.liveness import Liveness
-from prunec.passes.profiles import Profile, profiles
+from prunec.passes.profiles import profiles
 from prunec.passes.rules.channels.label_tools import summed
+from prunec.passes.rules.profiles.at import Profile
 
 READERS = (*CONTRACTIONS, "dynamic_quantize", "reduce")
 
@@ -46,6 +47,11 @@ class Read:
             bias alone is not exact.
         profile: int64, shape of ``ids``: 0, or the map that ``constant`` is a factor of (passes/profiles.py):
             a channel that varies over space in the same way as all others of the same number.
+        shared: int64, shape of ``ids``: 0, or the map that ``factor`` is a factor of, as it is of other channels that
+            are read here: one of them can take over the others. It depends on the input, so ``constant`` is NaN.
+        factor: float64, shape of ``ids``; NaN where ``shared`` is 0.
+        passes: bool, shape of ``ids``: the channel leaves together with all that this node makes of it (a depthwise
+            convolution), and that is a multiple of others, which what reads it can take over.
     """
 
     node: Node
@@ -57,11 +63,15 @@ class Read:
     absorbs: bool
     border: bool
     profile: Ids
+    shared: Ids
+    factor: Floats
+    passes: Mask
 
     @property
     def fine(self) -> Mask:
         """True where the channel can leave without a change to what the node computes."""
-        fine: Mask = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+        settled = self.dead | (self.constant == 0) | (self.absorbs & ~np.isnan(self.constant))
+        fine: Mask = settled | (self.shared != 0) | self.passes
         return fine
 
 
@@ -100,10 +110,14 @@ def _reads_of(
             ids = _along(field, axis) if absorbs else field
             live = np.broadcast_to(any_outside(liveness.of(name), ids), ids.shape)
             constant = channel_constants(constants, name, ids)
-            profile = np.zeros(ids.shape, dtype=np.int64)
+            profile = shared = np.zeros(ids.shape, dtype=np.int64)
+            factor, passes = np.full(ids.shape, np.nan), profile.astype(np.bool_)
             if name in maps and absorbs and _carries(graph, node):
                 constant, profile = _with_profile(maps[name], constant)
-            yield Read(node, index, axis, ids, constant, ~live, absorbs, border, profile)
+                factor, shared = _multiples(node, maps[name], classes.class_of[ids], constant, ~live)
+            if not index and node.outputs[0] in maps:
+                passes = _passes(node, ids, classes, maps[node.outputs[0]])
+            yield Read(node, index, axis, ids, constant, ~live, absorbs, border, profile, shared, factor, passes)
 
 
 def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: Constants) -> Iterator[Read]:
@@ -114,24 +128,51 @@ def _reads_of_fixed(node: Node, name: str, classes: ChannelClasses, constants: C
     for axis, ids in _fields_read(node, 0, classes.labels[name]):
         known = channel_constants(constants, name, ids)
         known = np.where(known == 0, known, np.nan)
-        nothing = np.zeros(ids.shape, dtype=np.int64)
-        yield Read(node, 0, axis, ids, known, nothing.astype(np.bool_), absorbs=False, border=False, profile=nothing)
+        nothing, no = np.zeros(ids.shape, dtype=np.int64), np.zeros(ids.shape, dtype=np.bool_)
+        unknown = np.full(ids.shape, np.nan)
+        yield Read(node, 0, axis, ids, known, no, False, False, nothing, nothing, unknown, no)
 
 
 def _carries(graph: Graph, node: Node) -> bool:
     """Tell whether one channel's weights can take over another's: its own parameters make them, no integers."""
-    return is_spatial(node) and bool(columns(graph, node)) and not is_integer(graph, node)
+    return bool(columns(graph, node)) and not is_integer(graph, node)
 
 
 def _with_profile(found: Profile, constant: Floats) -> tuple[Floats, Ids]:
     """Return (constants or coefficients, profile), each of the shape of ``constant``."""
-    for axis, size in enumerate(constant.shape):
-        if size == 1 and found.coefficients.shape[axis] != 1:
-            return constant, np.zeros(constant.shape, dtype=np.int64)
-    coefficients = np.broadcast_to(found.coefficients, constant.shape)
-    shared = np.isnan(constant) & ~np.isnan(coefficients)
-    profile = np.where(shared, np.broadcast_to(found.keys, constant.shape), 0)
-    return np.where(shared, coefficients, constant), profile
+    if found.keys.shape != constant.shape:
+        return constant, np.zeros(constant.shape, dtype=np.int64)
+    uneven = np.isnan(constant) & (found.keys < 0)
+    return np.where(uneven, found.coefficients, constant), np.where(uneven, -found.keys, 0)
+
+
+def _multiples(node: Node, found: Profile, owners: Ids, constant: Floats, dead: Mask) -> tuple[Floats, Ids]:
+    """Return (factors, maps) of the channels that share a map with one of another class in their convolution group."""
+    shared = np.zeros(owners.shape, dtype=np.int64)
+    if found.keys.shape == owners.shape:
+        able = np.isnan(constant) & (found.keys > 0) & ~dead
+        shared = _with_company(np.where(able, found.keys, 0).ravel(), owners.ravel(), node).reshape(owners.shape)
+    return np.where(shared != 0, found.coefficients if shared.any() else np.nan, np.nan), shared
+
+
+def _with_company(keys: Ids, owners: Ids, node: Node) -> Ids:
+    """Return the keys that several classes have within their convolution group; 0 for others."""
+    groups = node.attrs.get("conv_groups", 1)
+    group = np.repeat(np.arange(groups), keys.size // groups)
+    pairs = np.stack([group, keys, owners])
+    _, kind = np.unique(pairs[:2], axis=1, return_inverse=True)
+    classes_of = np.bincount(kind.ravel()[np.unique(pairs, axis=1, return_index=True)[1]])
+    return np.where(classes_of[kind.ravel()] > 1, keys, 0)
+
+
+def _passes(node: Node, ids: Ids, classes: ChannelClasses, made: Profile) -> Mask:
+    """Return bool, shape of ``ids``: see ``Read.passes``. Each output lies in the class of the only input it reads."""
+    none = np.zeros(ids.shape, dtype=np.bool_)
+    fields = classes.labels[node.outputs[0]].on(1) if node.op in ("conv", "conv_transpose") else ()
+    if node.attrs.get("conv_groups", 1) != ids.size or len(fields) != 1 or fields[0].shape != ids.shape:
+        return none
+    alike = classes.class_of[fields[0]] == classes.class_of[ids]
+    return alike & (made.keys != 0) if made.keys.shape == ids.shape else none
 
 
 def _fields_read(node: Node, index: int, label: Label) -> list[tuple[int, Ids]]:

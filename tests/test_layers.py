@@ -36,6 +36,7 @@ ROOMS = (
     "prunec.passes.rules",
     "prunec.passes.rules.channels",
     "prunec.passes.rules.constants",
+    "prunec.passes.rules.profiles",
     "prunec.passes",
     "prunec.passes.sparsity",
     "prunec.passes.selection",

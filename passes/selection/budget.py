@@ -17,6 +17,7 @@ from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.labels import distinct
 from prunec.passes.cost import as_it_came, class_cost, cost
 from prunec.passes.groups import group_classes
+from prunec.passes.selection.carriers import shared
 from prunec.passes.selection.recounts import Recounts
 from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of
 from prunec.passes.selection.shares import Shares, shares, sides
@@ -128,6 +129,9 @@ class _Search:
         self._whole = cost(as_it_came(graph))
         self._base = carried_out(demands, ~demands.exact)
         classes = demands.facts.classes
+        # A channel that stayed because others are multiples of it can only leave by request.
+        held = self._base.keep & shared(classes, demands.facts.reads)
+        self._demands = replace(demands, exact=demands.exact & ~held)
         self._sides = sides(graph, classes)
         free = np.flatnonzero(self._base.keep & ~classes.pinned & classes.is_channel)
         order = free[np.argsort(scores[free], kind="stable")]

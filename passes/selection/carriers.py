@@ -7,7 +7,8 @@ At a contraction that loses channels k with constants c_k, the paper adds Σ_k c
 the bias (or takes it from the running mean that follows). With zero padding the constant is missing
 in the padded ring, so that is not exact. A carrier r, one constant channel that stays, makes it so:
 W[:, r] += Σ_k (c_k / c_r) · W[:, k] is linear in the padded map itself. So it is for channels that were
-padded, or averaged with padded zeros, before (passes/profiles.py). Ye et al., ICLR 2018, sec. 4.
+padded, or averaged with padded zeros, before, and for those that vary with the input, but are multiples of one map
+(passes/profiles.py); these need a carrier everywhere. Ye et al., ICLR 2018, sec. 4.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunec.errors import InternalError
-from prunec.ir.arrays import Mask
+from prunec.ir.arrays import Floats, Ids, Mask
 from prunec.ir.contractions import bias_of, conv_groups, is_spatial
 from prunec.ir.graph import Graph, Node, reads_alike, summed_axis
 from prunec.ir.labels import ChannelClasses
@@ -39,10 +40,10 @@ would make weights so large that float32 loses digits."""
 class Absorption:
     """One convolution group of one contraction that loses constants other than zero.
 
-    Channels that are a constant times a map of their own (``Read.profile``) are apart: only one of them can
-    stand for the others. ``positions`` are indices on the contracted axis, int64; ``classes`` and
+    Channels that are a constant times a map of their own (``Read.profile``, ``Read.shared``) are apart: only one of
+    them can stand for the others. ``positions`` are indices on the contracted axis, int64; ``classes`` and
     ``constants`` belong to all positions of the group; ``removed`` and ``constant`` (bool) mark those that
-    go, and those that are constant everywhere and not zero.
+    go, and those that are constant everywhere and not zero. ``varies``: their map depends on the input.
     """
 
     read: Read
@@ -52,11 +53,30 @@ class Absorption:
     removed: Mask
     constant: Mask
     profile: int = 0
+    varies: bool = False
 
     @property
     def border(self) -> bool:
         """True where a bias alone is not exact."""
         return self.read.border or self.profile != 0
+
+    def carried(self, exact: Mask, border: str) -> Mask:
+        """Return bool[positions]: what a carrier takes over.
+
+        Where a channel left by request, constants go into a bias. What varies has no other place than a carrier, and
+        goes without one where all that could take it over has left, and something by request.
+
+        Args:
+            exact, border: see ``folds``.
+        """
+        lost: Mask = self.removed & self.constant
+        if self.varies:
+            wished = (lost & ~exact[self.classes]).any() and not (self.carriers() & ~self.removed).any()
+            return np.zeros_like(lost) if wished else lost
+        if not self.border or (border != "exact" and self.read.node.op != "conv_transpose"):
+            return np.zeros_like(lost)
+        of_constants: Mask = lost & exact[self.classes]
+        return of_constants
 
     def carriers(self) -> Mask:
         """Return bool[positions]: constants large enough to stand for those that are removed."""
@@ -71,10 +91,31 @@ def absorbing(found: Sequence[Read]) -> tuple[Read, ...]:
 
 
 def _foldable(read: Read) -> Mask:
-    """Return bool[channels]: constants other than zero, and not dead."""
-    constants = read.constant.ravel()
+    """Return bool[channels]: constants other than zero and factors of shared maps, and not dead."""
+    constants = _values(read)
     foldable: Mask = ~np.isnan(constants) & (constants != 0) & ~read.dead.ravel()
     return foldable
+
+
+def _values(read: Read) -> Floats:
+    """Return float64[channels]: constants, and factors of shared maps."""
+    values: Floats = np.where(read.shared != 0, read.factor, read.constant).ravel()
+    return values
+
+
+def _maps(read: Read) -> Ids:
+    """Return int64[channels]: 0 for constants, else the map that a value is a factor of; negative where that varies."""
+    maps: Ids = np.where(read.shared != 0, -read.shared, read.profile).ravel()
+    return maps
+
+
+def shared(classes: ChannelClasses, found: Sequence[Read]) -> Mask:
+    """Return bool[num_classes]: some read shares a map that varies between the class and others."""
+    mask = np.zeros(classes.num_classes, dtype=bool)
+    for read in found:
+        if read.shared.any():
+            mask[classes.class_of[read.ids[read.shared != 0]]] = True
+    return mask
 
 
 def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask) -> Iterator[Absorption]:
@@ -86,36 +127,54 @@ def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, k
     for read in found:
         if read.node.name not in wanted.nodes or not read.absorbs:
             continue
-        owners, constants = classes.class_of[read.ids.ravel()], read.constant.ravel()
+        owners, constants = classes.class_of[read.ids.ravel()], _values(read)
         constant = _foldable(read)
         lost = constant & ~keep[owners]
         if not lost.any():
             continue
         groups = conv_groups(read.node)
-        profile = read.profile.ravel()
+        profile = _maps(read)
         for group in np.arange(owners.size).reshape(groups, -1):
+            of_key = _by_key(group, profile[group])
             for key in np.unique(profile[group[lost[group]]]).tolist():
-                rows = group[profile[group] == key]
-                yield Absorption(read, rows, owners[rows], constants[rows], ~keep[owners[rows]], constant[rows], key)
+                rows = of_key[key]
+                gone = ~keep[owners[rows]]
+                yield Absorption(read, rows, owners[rows], constants[rows], gone, constant[rows], key, varies=key < 0)
 
 
-def choose_carriers(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, exact: Mask) -> Mask:
-    """Return bool[num_classes]: the channels to give back so that every border is exact.
+def _by_key(positions: Ids, keys: Ids) -> dict[int, Ids]:
+    """Return key -> the positions that have it, in order."""
+    order = np.argsort(keys, kind="stable")
+    found, starts = np.unique(keys[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(positions[order], starts[1:]), strict=True))
+
+
+def choose_carriers(
+    classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, exact: Mask, border: str = "exact"
+) -> tuple[Mask, Mask]:
+    """Return the channels to give back so that every border, and every channel that was taken over, is exact.
 
     Each absorption that meets a border needs one; the class that serves most of them is taken first
     (greedy set cover; ties go to the largest constant). Channels that stay anyway serve for nothing.
 
     Args:
         exact: bool[num_classes]; only channels that may leave exactly need a carrier.
+        border: "exact" or "bias", see ``folds``.
+
+    Returns:
+        bool[num_classes] twice: all of them, and those among them that carry constants.
     """
-    pending = []
-    for absorption in absorptions(classes, found, wanted, keep):
-        lost = absorption.removed & absorption.constant & exact[absorption.classes]
-        if absorption.border and lost.any() and not (absorption.carriers() & ~absorption.removed).any():
-            pending.append(absorption)
-    chosen = np.zeros(classes.num_classes, dtype=bool)
+    pending = [
+        absorption
+        for absorption in absorptions(classes, found, wanted, keep)
+        if absorption.carried(exact, border).any() and not (absorption.carriers() & ~absorption.removed).any()
+    ]
+    chosen, carrying = (np.zeros(classes.num_classes, dtype=bool) for _ in range(2))
     chosen[_greedy_cover([_shares(absorption) for absorption in pending])] = True
-    return chosen
+    for absorption in pending:
+        if not absorption.varies:
+            carrying[absorption.classes[absorption.carriers()]] = True
+    return chosen, chosen & carrying
 
 
 def _shares(absorption: Absorption) -> dict[int, float]:
@@ -165,7 +224,8 @@ def sharing(graph: Graph, found: Sequence[Read]) -> tuple[tuple[Read, Read], ...
     pairs = []
     for read in found:
         weight = graph.stored(read.node.inputs[1]) if len(read.node.inputs) > 1 else ""
-        behind = {column.param for column in columns(graph, read.node)} if read.border else set()
+        takes = read.border or bool(read.shared.any())
+        behind = {column.param for column in columns(graph, read.node)} if takes else set()
         for name in sorted({weight, *behind} - {""}):
             first = first_of.setdefault((name, summed_axis(read.node)), read)
             if first.node is not read.node:
@@ -199,9 +259,9 @@ def _folded(read: Read, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return what a read folds per position: 0 where nothing, NaN where it cannot be compared."""
     if read.ids.size != size:
         return np.full(size, np.nan)
-    nothing = read.dead | np.isnan(read.constant)  # what varies goes by request, and leaves nothing behind
-    comparable = np.where(read.profile.ravel() == 0, read.constant.ravel(), np.nan)
-    return np.where(nothing.ravel(), 0.0, comparable)
+    values = _values(read)
+    nothing = read.dead.ravel() | np.isnan(values)  # what varies alone goes by request, and leaves nothing behind
+    return np.where(nothing, 0.0, np.where(_maps(read) == 0, values, np.nan))
 
 
 def folds(
@@ -222,22 +282,34 @@ def folds(
     for absorption in absorptions(classes, found, wanted, keep):
         read = absorption.read
         lost = absorption.removed & absorption.constant
-        carried = (
-            lost & exact[absorption.classes]
-            if absorption.border and (border == "exact" or read.node.op == "conv_transpose")
-            else lost & False
-        )
+        carried = absorption.carried(exact, border)
         if carried.any():
             staying = absorption.carriers() & ~absorption.removed
             if not staying.any():
-                raise InternalError("absorb", f"no constant stays to carry the borders of {read.node.origin}", "")
+                what = (
+                    "channel stays to take over others at"
+                    if absorption.varies
+                    else "constant stays to carry the borders of"
+                )
+                raise InternalError("absorb", f"no {what} {read.node.origin}", "")
             at = int(np.where(staying, np.abs(absorption.constants), -1).argmax())
             carrier = (int(absorption.positions[at]), float(absorption.constants[at]))
             result.append(_fold(absorption, carried, "carrier", "", *carrier))
         rest = lost & ~carried
-        if rest.any():
+        if rest.any() and not absorption.varies:
             result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
+
+
+def taken_over(
+    classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, border: str, exact: Mask
+) -> Mask:
+    """Return bool[num_classes]: what leaves as a multiple of a channel that stays. Arguments as for ``folds``."""
+    mask = np.zeros(classes.num_classes, dtype=bool)
+    for absorption in absorptions(classes, [read for read in found if read.shared.any()], wanted, keep):
+        if absorption.varies:
+            mask[absorption.classes[absorption.carried(exact, border)]] = True
+    return mask
 
 
 def _fold(absorption: Absorption, which: Mask, kind: Any, target: str, carrier: int = -1, value: float = 0.0) -> Fold:

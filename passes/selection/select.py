@@ -22,7 +22,15 @@ from prunec.passes.constants import Constants
 from prunec.passes.cost import Cost, cost
 from prunec.passes.liveness import Liveness
 from prunec.passes.reads import Read, exactly_removable
-from prunec.passes.selection.carriers import absorbing, absorptions, choose_carriers, clashes, folds, sharing
+from prunec.passes.selection.carriers import (
+    absorbing,
+    absorptions,
+    choose_carriers,
+    clashes,
+    folds,
+    sharing,
+    taken_over,
+)
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Needs, Sweep
 from prunec.passes.selection.shapes import pruned_shapes
@@ -59,6 +67,10 @@ class Selection:
     @property
     def removed(self) -> Mask:
         return ~self.keep
+
+    def multiples(self, facts: Facts) -> Mask:
+        """Return bool[num_classes]: what is removed because a channel that stays is a multiple of it."""
+        return taken_over(facts.classes, facts.reads, self.wanted, self.keep, self.border, self.exact)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,18 +159,11 @@ def carried_out(demands: Demands, keep: Mask) -> Selection:
         if demands.widths.steps:
             current = round_up(demands.widths.steps, current, demands.order)
             wanted = demands.sweep(demands.sweep.kept(current))
-        chosen = _carriers(demands, wanted, current) & ~current
-        carriers |= chosen
+        chosen, carrying = choose_carriers(classes, demands.absorbing, wanted, current, exact, demands.border)
+        carriers |= carrying & ~current
         current |= chosen
         if (current == before).all():
             return Selection(current, exact, carriers, given, clashed, wanted, demands.border)
-
-
-def _carriers(demands: Demands, wanted: Needs, keep: Mask) -> Mask:
-    found: Sequence[Read] = demands.absorbing
-    if demands.border != EXACT:
-        found = [read for read in found if read.node.op == "conv_transpose"]
-    return choose_carriers(demands.facts.classes, found, wanted, keep, demands.exact)
 
 
 def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, reason: str = "") -> PrunePlan:
@@ -166,7 +171,9 @@ def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, rea
     graph, classes, keep = facts.graph, facts.classes, selection.keep
     lossy = bool((~keep & ~selection.exact).any())
     border = selection.border
-    inexact = border == BIAS and any(a.border for a in absorptions(classes, facts.reads, selection.wanted, keep))
+    inexact = border == BIAS and any(
+        a.border and not a.varies for a in absorptions(classes, facts.reads, selection.wanted, keep)
+    )
     return PrunePlan(
         inputs=tuple(inputs),
         keeps=_axis_keeps(classes, keep),

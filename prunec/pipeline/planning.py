@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PROVABLE = "removed what is provably constant or dead"
+MULTIPLES = ", and multiples of channels that stay"
 SHOWN = "removed what is constant or dead, provably or on the calibration data"
 
 SAME_KIND = 3
@@ -76,7 +77,7 @@ def choose(
     """
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
-        return chosen, PROVABLE
+        return chosen, PROVABLE + (MULTIPLES if chosen.multiples(facts).any() else "")
     scores = scores_of(facts, options, saliency, data)
     chosen = select_budget(
         facts,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from prunec.report.charts import stacked_bar, text
 from prunec.report.drawing import drawing
-from prunec.report.findings import Analysis, Blocked, LayerSummary, PinReport
+from prunec.report.findings import Analysis, Blocked, LayerSummary, PinReport, Removable
 from prunec.report.run_page import html_table, name_cell, page, section, tiles
 from prunec.report.wording import constant_in, percent, readable
 
@@ -26,7 +26,7 @@ def analysis_page(analysis: Analysis) -> str:
         (readable(analysis.macs), "MACs, batch 1", ""),
         (f"{counts.prunable:,} of {counts.total:,}", "channels prunable", ""),
         (f"{counts.constant:,} / {counts.dead:,}", "channels constant / dead", ""),
-        (f"{gone.channels:,}", "channels removable exactly", "good" if gone.channels else ""),
+        (f"{gone.channels:,}", f"channels removable exactly{_multiples(gone)}", "good" if gone.channels else ""),
         (
             f"{percent(gone.params, analysis.params)}",
             f"of parameters with them, {percent(gone.macs, analysis.macs)} of MACs",
@@ -45,6 +45,10 @@ def analysis_page(analysis: Analysis) -> str:
         section("Coupled groups", _groups(analysis, colours)),
     ]
     return page(f"{analysis.model} analysed", "".join(body))
+
+
+def _multiples(gone: Removable) -> str:
+    return f", {gone.multiples:,} of them multiples of others" if gone.multiples else ""
 
 
 def group_colours(analysis: Analysis) -> dict[int, str]:

@@ -39,11 +39,15 @@ class ChannelCounts:
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """What exact removal would remove: output channels of contractions, parameters, MACs."""
+    """What exact removal would remove: output channels of contractions, parameters, MACs.
+
+    ``multiples`` counts those among the channels that leave because they are multiples of channels that stay.
+    """
 
     channels: int = 0
     params: int = 0
     macs: int = 0
+    multiples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +379,7 @@ class PruneReport:
         notes: what a person must know to read the numbers.
         agreement: with a criterion and data: the result against the original on held-out samples; else None.
         latency: the measured times, if a share of the time was asked for; else None.
+        multiples: how many of the removed channels were multiples of channels that stay, which take them over.
     """
 
     model: str
@@ -397,6 +402,7 @@ class PruneReport:
     notes: tuple[str, ...] = ()
     agreement: Agreement | None = None
     latency: Latency | None = None
+    multiples: int = 0
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null if it was left out."""

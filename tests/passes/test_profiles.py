@@ -108,7 +108,7 @@ def test_coefficients_and_keys_of_a_padded_constant() -> None:
     found = profiles(graph, constants(graph))
     assert set(found) == {out}
     assert found[out].coefficients.ravel().tolist()[0] == 2.0
-    assert found[out].keys.ravel().tolist() == [1, 0]  # zeros stay constant
+    assert found[out].keys.ravel().tolist() == [-1, 0]  # a map of no input; zeros stay constant
 
 
 def weight_of_first(model: onnx.ModelProto) -> int:

@@ -121,7 +121,7 @@ def test_an_analysis_has_the_promised_keys() -> None:
     }
     assert promised <= set(document)
     assert set(document["channels"]) == {"total", "prunable", "pinned", "constant", "dead"}
-    assert set(document["removable"]) == {"channels", "params", "macs"}
+    assert set(document["removable"]) == {"channels", "params", "macs", "multiples"}
     group = document["groups"][0]
     assert set(group) == {"id", "channels", "prunable", "params_per_channel", "macs_per_channel", "members"}
     assert set(group["members"][0]) == {"param", "axis", "count", "node", "op"}

@@ -12,9 +12,10 @@ from prunec.passes.rules.channels.table import CHANNEL_RULES
 from prunec.passes.rules.constants.table import CONSTANT_RULES
 from prunec.passes.rules.cost import COST_RULES, PARTS
 from prunec.passes.rules.liveness import LIVENESS_RULES
+from prunec.passes.rules.profiles.table import PROFILE_RULES
 
 
-@pytest.mark.parametrize("table", [CHANNEL_RULES, CONSTANT_RULES, LIVENESS_RULES, COST_RULES])
+@pytest.mark.parametrize("table", [CHANNEL_RULES, CONSTANT_RULES, LIVENESS_RULES, PROFILE_RULES, COST_RULES])
 def test_every_rule_table_has_exactly_the_ops_of_the_vocabulary(table: Mapping[str, Any]) -> None:
     assert set(table) == set(OPS)
 
