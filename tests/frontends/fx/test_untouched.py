@@ -161,3 +161,20 @@ def test_memory_that_is_only_looked_at_by_numpy_says_nothing() -> None:
     looks = hostile.CountedByNumpy(lambda t: t.numpy().copy()).eval()
     notes = prunec.analyze_module(looks, (torch.randn(2, 3, 8, 8),)).notes
     assert not any("by numpy" in note for note in notes)
+
+
+def test_a_vmap_that_cannot_be_traced_leaves_nothing_open() -> None:
+    class Mapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(lambda row: row * row.mean())(x)
+
+    class Deciding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.set_default_dtype(torch.float64)
+            return x * 2
+
+    for net in (Mapped(), Deciding()):
+        with contextlib.suppress(PrunecError):
+            prunec.analyze_module(net, (torch.randn(2, 3, 8, 8),))
+        assert torch._C._functorch.peek_interpreter_stack() is None
+        assert torch.get_default_dtype() is torch.float32

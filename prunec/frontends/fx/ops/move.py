@@ -209,6 +209,14 @@ def full(value: float | None) -> Row:
     return row
 
 
+def empty(call: Call, to: Emitter) -> None:
+    """Translate memory that is filled later; what it holds until then is anything."""
+    if call.out.dtype.is_floating_point:
+        to.emit("full", [], call.results, shape=list(call.out.shape), value=None)
+    else:
+        made(call, to)
+
+
 def made(call: Call, to: Emitter) -> None:
     """Translate an op that makes a tensor from no channels (arange, rand …)."""
     to.emit("opaque", [], call.results, reason="makes a tensor whose values are not fixed")
