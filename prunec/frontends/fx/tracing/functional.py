@@ -155,9 +155,9 @@ def _written(node: fx.Node, base: fx.Node, index: Any) -> fx.Node | None:
             part = node.graph.call_function(operator.getitem, (base, index))
             return node.graph.call_function(torch.full_like, (part, source))
     plain = _PLAIN.get(source.target) if source.op == "call_function" else None
-    part: Any = source.args[0] if plain is not None else None
-    if isinstance(part, fx.Node) and (part.target, part.args) == (operator.getitem, (base, index)):
-        if set(part.users) != {source} or set(source.users) != {node}:
+    view = source.args[0] if plain is not None else None
+    if isinstance(view, fx.Node) and (view.target, view.args) == (operator.getitem, (base, index)):
+        if set(view.users) != {source} or set(source.users) != {node}:
             return None
         source.target = plain  # type: ignore[assignment]  # a function for a function
     return source
