@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 import random
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,6 +74,7 @@ class Untouched:
         with ExitStack() as at_exit:
             at_exit.callback(_all, undo)
             at_exit.callback(self._put_back, tensors)
+            at_exit.enter_context(_not_compiled())
             at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
@@ -255,6 +257,17 @@ def _state_of_torch() -> Iterator[Undo]:
     yield functools.partial(torch.set_default_dtype, torch.get_default_dtype())
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     yield functools.partial(torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth, depth)
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    """Run what torch.compile has wrapped as it was written: tracers are no place to compile for, or to guard."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
 
 
 # --- tensors --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ it fails, export.py is tried. Each run of the user's forward is a block of its o
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import itertools
@@ -26,7 +27,7 @@ from prunec.frontends.fx.tracing.failures import one_line
 from prunec.frontends.fx.tracing.functional import functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues, Sizes
-from prunec.frontends.fx.tracing.tracer import Tracer
+from prunec.frontends.fx.tracing.tracer import Tracer, wrapped_at
 from prunec.frontends.fx.tracing.values import drop_unread, whatever_it_sees
 
 _LOG = logging.getLogger("prunec")
@@ -60,6 +61,10 @@ def symbolic_trace(
     """
     if isinstance(module, fx.GraphModule):
         return module, None
+    path = wrapped_at(module)
+    if path:
+        inside, why = symbolic_trace(module.get_submodule(path), inputs, untouched)
+        return None if inside is None else _under(path, inside), why
     reason: BaseException | None = None
     writes = asks = False
     ways = (True, False) if _reads_buffers(module) else (False, True)
@@ -97,6 +102,7 @@ def _traced(
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    concrete |= {p.name: None for p, given in zip(parameters, inputs, strict=False) if given is None}
     sizes = Sizes(module, inputs, answers) if sized else None
     tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=sizes)
     with warnings.catch_warnings(), untouched.block():
@@ -118,6 +124,19 @@ def _traced(
     traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
     traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places))
     return traced
+
+
+def _under(path: str, inside: fx.GraphModule) -> fx.GraphModule:
+    """Return a traced network with the names that it has inside of a wrapper."""
+    graph = copy.deepcopy(inside.graph)
+    for n in graph.nodes:
+        if n.op in ("get_attr", "call_module"):
+            n.target = f"{path}.{n.target}"
+    holder = nn.Module()
+    holder.add_module(path, inside)
+    made = fx.GraphModule(holder, graph, inside.__class__.__name__)
+    made.meta.update(inside.meta)
+    return made
 
 
 def _modes_in_training(

@@ -275,6 +275,9 @@ class Tracer(fx.Tracer):
         """Trace torch.nn's transformers through forwards that can be traced."""
         if self.sizes is not None and self.sizes.asking:
             return forward(*args, **kwargs)
+        path = wrapped_at(m)
+        if path and not (m._forward_hooks or m._forward_pre_hooks):
+            return m.get_submodule(path)(*args, **kwargs)
         return super().call_module(m, partial(FORWARDS[type(m)], m) if _is_transparent(m) else forward, args, kwargs)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -307,6 +310,13 @@ class Tracer(fx.Tracer):
             make = lambda node: _Held(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
+
+
+def wrapped_at(m: nn.Module) -> str:
+    """Return where a wrapper that computes what one module in it does has that module; "" for all others."""
+    if isinstance(m, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    return "_orig_mod" if type(m).__name__ == "OptimizedModule" and hasattr(m, "_orig_mod") else ""
 
 
 def _num_parts(node: fx.Node) -> int | None:
