@@ -172,12 +172,20 @@ def slice_scatter(call: Call, to: Emitter) -> None:
     x = call["self"]
     axis = positive(call.get("dim", 0), x.dim())
     start, end, step = slice(call.get("start"), call.args.get("end"), call.get("step", 1)).indices(x.shape[axis])
+    _check_source(call, (*x.shape[:axis], len(range(start, end, step)), *x.shape[axis + 1 :]))
     to.emit("scatter_slice", [x, call["src"]], call.results, axis=axis, start=start, end=end, step=step)
+
+
+def _check_source(call: Call, expected: Sequence[int]) -> None:
+    """Refuse what does not run, though shapes alone do: a source of another size than what it replaces."""
+    if tuple(call["src"].shape) != tuple(expected):
+        raise ValueError(f"{tuple(call['src'].shape)} is written into {tuple(expected)}")
 
 
 def select_scatter(call: Call, to: Emitter) -> None:
     x, rank = call["self"], call["self"].dim()
     axis = positive(call["dim"], rank)
+    _check_source(call, (*x.shape[:axis], *x.shape[axis + 1 :]))
     start = positive(call["index"], x.shape[axis])
     shape = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
     (part,) = to.emit("reshape", [call["src"]], [shape], shape=list(shape))
