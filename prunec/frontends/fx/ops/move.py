@@ -176,7 +176,7 @@ def slice_scatter(call: Call, to: Emitter) -> None:
     to.emit("scatter_slice", [x, call["src"]], call.results, axis=axis, start=start, end=end, step=step)
 
 
-def _check_source(call: Call, expected: Sequence[int]) -> None:
+def _check_source(call: Call, expected: tuple[int, ...]) -> None:
     """Refuse what does not run, though shapes alone do: a source of another size than what it replaces."""
     if tuple(call["src"].shape) != tuple(expected):
         raise ValueError(f"{tuple(call['src'].shape)} is written into {tuple(expected)}")
