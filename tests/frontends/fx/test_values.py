@@ -125,7 +125,15 @@ def _count(_: Any, y: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("looks", [_branch, _scale, _constant, _both, _loop, _count])
+def _many(_: Any, y: Tensor) -> Tensor:
+    return y * 2 if int((y > 0).sum()) > 100 else y
+
+
+def _between(_: Any, y: Tensor) -> Tensor:
+    return y * 2 if 10 < float(y.max()) < 1000 else y
+
+
+@pytest.mark.parametrize("looks", [_branch, _scale, _constant, _both, _loop, _count, _many, _between])
 def test_values_that_decide_are_refused_with_the_users_line(looks: Callable[..., Tensor]) -> None:
     with in_time(60), pytest.raises(UntraceableModel) as refused:
         analyze_module(Looking(looks).eval(), (torch.randn(2, 3, 8, 8),))

@@ -34,7 +34,7 @@ class Answers:
 
     Args:
         decisions: the first answers to yes-or-no questions; later ones are answered with no.
-        number, whole: the answers to all questions for a number, and for a whole one.
+        number: the answer to all questions for a number.
 
     Attributes:
         decided: the answers that were given to yes-or-no questions.
@@ -42,12 +42,12 @@ class Answers:
         told_numbers: whether there were questions for a number.
     """
 
-    def __init__(self, decisions: Sequence[bool] = (), number: float = 0.5, whole: int = 2) -> None:
+    def __init__(self, decisions: Sequence[bool] = (), number: float = 0.5) -> None:
         self.decided: list[bool] = []
         self.places: dict[str, None] = {}
         self.told_numbers = False
         self._decisions = decisions
-        self._numbers = (number, whole)
+        self._number = number
         self._left = 200
 
     def decision(self) -> bool:
@@ -56,14 +56,14 @@ class Answers:
         self.decided.append(self._decisions[at] if at < len(self._decisions) else False)
         return self.decided[-1]
 
-    def number(self, *, whole: bool) -> float:
+    def number(self) -> float:
         self._ask()
         self.told_numbers = True
-        return self._numbers[whole]
+        return self._number
 
     def again(self) -> Answers:
         """Return the same answers, for another trace that gives the questions to this one."""
-        twin = Answers(self._decisions, *self._numbers)
+        twin = Answers(self._decisions, self._number)
         twin.decided, twin.places = self.decided, self.places
         self.decided.clear()
         return twin
@@ -104,9 +104,11 @@ class Sizes:
         if isinstance(value, bool | int | float):
             self._guard(proxy, value)
             return value
-        if self.answers is None:
+        if (
+            self.answers is None or whole
+        ):  # a count is gone through: what is large would not end, what is small says little
             raise AsksForValues("the forward decides by values of tensors")
-        return self.answers.number(whole=whole)
+        return self.answers.number()
 
     def decision(self, proxy: fx.Proxy) -> bool:
         """Return whether a proxy stands for something that is true, and guard it.
