@@ -150,6 +150,7 @@ def prune_module(
     from prunec.backends.fx.backend import apply_edits
     from prunec.frontends.fx.running.arguments import by_position, ordered, structure
     from prunec.pipeline import checking, data_report, evidence, time_budget
+    from prunec.pipeline.apply import held_beside_state
 
     chosen = Options.of(
         with_data=calibration is not None,
@@ -188,7 +189,8 @@ def prune_module(
         report = checking.checked_module(
             module, job.result, example_inputs, job, report, allowed, feeds, (check_time, progress)
         )
-    return Pruned(job.result, replace(job.plan, example=taken), report)
+    held = held_beside_state(module, traced)
+    return Pruned(job.result, replace(job.plan, example=taken, held=held), report)
 
 
 @judged

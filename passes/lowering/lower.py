@@ -76,7 +76,7 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
             raise BadPlan(
                 f"the plan expects {axis_keep.size} channels on axis {axis_keep.axis} of {axis_keep.param}",
                 why=f"the model has {found}",
-                do="apply the plan to the architecture that it was made for",
+                do="apply the plan to the architecture that it was made for, its caches empty if they were then",
             )
         gone = np.ones(axis_keep.size, dtype=bool)
         gone[list(axis_keep.keep)] = False

@@ -49,7 +49,9 @@ def _complaint(path: str) -> str:
     try:
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:  # noqa: BLE001  # of several types by version; whatever it is, it is a complaint
-        return sessions.first_line(error)
+        complaint = sessions.first_line(error)
+        if _RANKLESS not in complaint:
+            return complaint
     try:
         runner = sessions.open_runner(path, path, "cpu", optimise=False)
         if all(_takes_anything(shape, kind) for _, shape, kind in runner.inputs):
@@ -64,4 +66,6 @@ def _takes_anything(shape: Sequence[int | str | None], kind: str) -> bool:
     return kind in _FLOATS and len(shape) > 1 and all(isinstance(size, int) for size in shape[1:])
 
 
+_RANKLESS = "Field 'shape' of 'type' is required"
+"""What the checker says of inputs and outputs whose rank is not told, which all else takes."""
 _FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")

@@ -34,6 +34,7 @@ Channelwise over space (each output channel reads the same channel of input 0 an
     avg_pool        x   pads counts_padding (True: padded zeros count)
     resize          x   keeps_constants (False where the border is extrapolated)
     sample          x, ...      grid_sample, roi_align and their like: channel axis 1 of x passes
+      groups: that many stretches of channels have a grid each (deformable convolutions)
     linear          x   passes           a linear map over all axes but those in passes, (axis of x, axis of the
       result) each, and the same for every index of these (Fourier transforms, real and imaginary parts)
 Reductions and their like

@@ -186,7 +186,8 @@ class PrunePlan:
     ``exact`` tells whether the pruned network computes the same function (up to float rounding);
     ``reason`` says in one sentence how the channels were chosen. ``earlier`` are the plans that come before this
     one, in order, where a network was pruned more than once: each is of the network that those before it leave.
-    ``example`` is how the network takes its inputs, as JSON data; None for tensors by position.
+    ``example`` is how the network takes its inputs, as JSON data; None for tensors by position. ``held`` names the
+    tensors beside its state that the network read (a cache that was filled).
     """
 
     inputs: tuple[InputSpec, ...]
@@ -201,6 +202,7 @@ class PrunePlan:
     gate_folds: tuple[GateFold, ...] = ()
     example: Mapping[str, Any] | None = field(default=None, hash=False)
     refits: tuple[Refit, ...] = ()
+    held: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -226,6 +228,8 @@ class PrunePlan:
         document = {"format": "prunec-plan", "version": FORMAT_VERSION, **_plain(self)}
         if self.example is None:
             del document["example"]
+        if not self.held:
+            del document["held"]
         if not self._is_refitted:
             del document["refits"]
         if self.example is None and not self._is_refitted:
@@ -326,6 +330,7 @@ def _plan(document: Mapping[str, Any]) -> PrunePlan:
             for g in document.get("gate_folds", ())
         ),
         refits=tuple(_refit(r) for r in document.get("refits", ())),
+        held=tuple(map(str, document.get("held", ()))),
     )
 
 

@@ -7,6 +7,7 @@ forward has no written-out sizes). passes/lowering/lower.py knows what a plan do
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,8 @@ from prunec.backends.fx.backend import apply_edits
 from prunec.backends.fx.check import check_shapes
 from prunec.backends.fx.parameters import parameter_like, refresh_modules, set_parameters
 from prunec.errors import BadInput, BadPlan, UnsupportedModel
-from prunec.frontends.fx.running.arguments import Example, example_of, zeros
+from prunec.frontends.fx.running.arguments import Example, by_position, example_of, zeros
+from prunec.frontends.fx.running.untouched import eval_mode, untouched
 from prunec.frontends.fx.traced import Traced
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.plan import PrunePlan
@@ -83,8 +85,23 @@ def _lowered(
 
 
 def _read(module: nn.Module, plan: PrunePlan, example_inputs: Example | None, rules: OpRules) -> Traced:
+    """Read a module as the plan's was: a plan of a network that had run, its caches filled, needs them filled."""
     given = example_inputs_of(plan) if example_inputs is None else example_inputs
-    return read_module(module, given, rules=rules)
+    traced = read_module(module, given, rules=rules)
+    if not plan.held or held_beside_state(module, traced) == plan.held:
+        return traced
+    module, inputs = by_position(module, given)
+    with untouched(module, inputs), eval_mode(module), torch.no_grad(), suppress(Exception):
+        module(*inputs)
+        warm = read_module(module, inputs, rules=rules)
+        if held_beside_state(module, warm) == plan.held:
+            return warm
+    return traced
+
+
+def held_beside_state(module: nn.Module, traced: Traced) -> tuple[str, ...]:
+    """Return the names of the tensors that a traced network reads and that are not in its state."""
+    return tuple(sorted(traced.module.state_dict().keys() - module.state_dict().keys()))
 
 
 def _changed(where: str, why: str) -> UnsupportedModel:

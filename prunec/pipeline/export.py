@@ -74,6 +74,7 @@ def export_onnx(
 
     Raises:
         UnsupportedModel: neither exporter takes the module.
+        BadInput: the module does not run on the example.
     """
     from prunec.frontends.fx.running.arguments import by_position
     from prunec.frontends.fx.running.untouched import Untouched
@@ -122,7 +123,7 @@ def _memory_kept(module: torch.nn.Module, arguments: tuple[Any, ...]) -> Iterato
     import torch
 
     stored = (*module.parameters(), *module.buffers(), *tensors_among(arguments))
-    tensors = [tensor for tensor in stored if not torch.nn.parameter.is_lazy(tensor)]
+    tensors = [tensor for tensor in stored if not (torch.nn.parameter.is_lazy(tensor) or tensor.is_meta)]
     saved = [tensor.detach().clone() for tensor in tensors]
     try:
         yield

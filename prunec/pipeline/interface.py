@@ -40,10 +40,19 @@ def interface_of(
     output_names: Sequence[str],
     dynamic_batch: bool,
 ) -> Interface:
-    """Run the module to see its outputs, and again with another batch size to see which of them change with it."""
+    """Run the module to see its outputs, and again with another batch size to see which of them change with it.
+
+    Raises:
+        BadInput: it does not run on these arguments.
+    """
+    from prunec.frontends.fx.tracing.failures import cannot_run
+
     tensors = tensors_among(arguments)
     inputs = tuple(input_names) or names_of_inputs(module, tensors)
-    result = run_once(module, arguments)
+    try:
+        result = run_once(module, arguments)
+    except Exception as error:
+        raise cannot_run(arguments, error) from error
     named = _output_names(result, taken=(*inputs, *output_names))
     outputs = (*output_names, *named[len(output_names) :])
     sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim > 0}

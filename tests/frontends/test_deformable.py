@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunec.api import prune_module
+from prunec.api import prune_module, prune_onnx
 from prunec.ir.plan import PrunePlan
 from prunec.passes.channels import channels
 from prunec.pipeline.apply import apply_plan
@@ -40,7 +40,10 @@ def _sampled(x: Tensor, offset: Tensor, taps: tuple[int, int], pad: int, mask: T
 
 def _deform(x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     groups, masked, pad = rest[6], rest[8], rest[2]
-    maps = _sampled(x, offset, (w.shape[2], w.shape[3]), pad, mask if masked else None)
+    grids = rest[7]
+    masks = mask.chunk(grids, 1) if masked else [None] * grids
+    parts = zip(x.chunk(grids, 1), offset.chunk(grids, 1), masks, strict=True)
+    maps = torch.cat([_sampled(each, at, (w.shape[2], w.shape[3]), pad, seen) for each, at, seen in parts], 1)
     n, c, taps, height, width = maps.shape
     rows = maps.reshape(n, groups, c // groups * taps, height * width)
     y = torch.einsum("ngkl,gok->ngol", rows, w.reshape(groups, w.shape[0] // groups, -1))
@@ -106,18 +109,37 @@ def test_a_deformable_convolution_gives_up_zero_inputs_and_its_outputs(groups: i
     assert lossy.report.after.params <= 0.9 * exact.report.after.params
 
 
-def test_channels_that_share_offsets_in_groups_are_kept() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_channels_of_several_grids_go_where_as_many_stay_in_each(groups: int) -> None:
     class Grouped(Deformable):
+        def __init__(self, groups: int, masked: bool) -> None:
+            super().__init__(groups, masked)
+            self.offset, self.mask = nn.Conv2d(8, 36, 3, padding=1), nn.Conv2d(8, 18, 3, padding=1)
+
         def forward(self, x: Tensor) -> Tensor:
             y = self.stem(x)
-            offsets = torch.cat([self.offset(y)] * 2, 1)
-            settings = (1, 1, 1, 1, 1, 1, 1, 2, False)
-            y = torch.ops.torchvision.deform_conv2d(y, self.weight, offsets, torch.zeros(1, 1), self.bias, *settings)
-            return self.head(y)  # type: ignore[no-any-return]
+            settings = (1, 1, 1, 1, 1, 1, self.groups, 2, True)
+            inputs = (y, self.weight, self.offset(y), self.mask(y).sigmoid(), self.bias)
+            y = torch.ops.torchvision.deform_conv2d(*inputs, *settings)
+            return self.head(self.last(F.relu(self.norm(y))))  # type: ignore[no-any-return]
 
-    net = silence(Grouped(1, masked=False))
-    result = prune_module(net, (torch.randn(1, 3, 16, 16),), validate=False)
-    assert result.module.get_parameter("weight").shape == (8, 8, 3, 3)
+    torch.manual_seed(0)
+    net = silence(Grouped(groups, masked=True), 0.25)
+    with torch.no_grad():
+        net.stem[1].weight.copy_(torch.tensor([0.0, 1, 2, 3, 0, 1, 0, 3]))
+        net.stem[1].bias[net.stem[1].weight == 0] = 0
+    x = torch.randn(2, 3, 16, 16)
+    result = prune_module(net, (x,), validate=False)
+    assert result.module.get_parameter("stem.0.weight").shape[0] == 6  # 0 and 4 of eight: 6 has no partner
+    assert result.module.get_parameter("weight").shape[1:] == (6 // groups, 3, 3)
+    for size in (16, 21):
+        batch = torch.randn(2, 3, size, size)
+        assert relative_error(outputs_of(net, batch), outputs_of(result.module, batch)) <= 1e-5
+    again = apply_plan(Grouped(groups, masked=True).eval(), PrunePlan.from_json(result.plan.to_json()))
+    again.load_state_dict(result.module.state_dict())
+    assert torch.equal(again(x), result.module(x))
+    lossy = prune_module(net, (x,), criterion="l1", target_params=0.4, validate=False)
+    assert lossy.module(x).shape == net(x).shape
 
 
 def _file(path: Path, offset_group: int = 1) -> Path:
@@ -136,7 +158,7 @@ def _file(path: Path, offset_group: int = 1) -> Path:
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 2, 8, 8])],
         [numpy_helper.from_array(torch.randn(shape).numpy(), name) for name, shape in weights.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
     return path
 
 
@@ -147,5 +169,21 @@ def test_channels_go_into_and_come_out_of_a_deformable_convolution_of_a_file(tmp
     assert members["w", 0] == members["b", 0] == members["c", 1]
     assert not classes.pinned[members["w", 0]].any()
     assert not classes.pinned[members["w", 1]].any()
-    shared = channels(read_onnx(_file(tmp_path / "two.onnx", offset_group=2)).graph)
-    assert any("share sampling offsets" in pin.reason for pin in shared.pins)
+
+
+def test_channels_of_a_files_grids_go_together(tmp_path: Path) -> None:
+    path, out = _file(tmp_path / "two.onnx", offset_group=2), tmp_path / "out.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "a":
+            array = numpy_helper.to_array(tensor).copy()
+            array[[0, 2, 3]] = 0  # 0 and 2 are the first of their grids
+            tensor.CopyFrom(numpy_helper.from_array(array, "a"))
+    onnx.save(model, path)
+    classes = channels(read_onnx(path).graph)
+    members = {(member.param, member.axis): classes.class_of[member.ids].tolist() for member in classes.members}
+    assert members["a", 0][:2] == members["a", 0][2:]
+    prune_onnx(path, out)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(out).graph.initializer}
+    assert shapes["a"] == (2, 3, 1, 1)
+    assert shapes["w"] == (6, 2, 3, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from modules.pruned import prune
 from torch import Tensor, nn
 
 from prunec.api import prune_module
+from prunec.errors import BadInput
+from prunec.pipeline.export import export_onnx
 
 
 def test_the_users_module_is_left_as_it_was() -> None:
@@ -114,3 +117,11 @@ def test_module_attributes_agree_with_their_tensors() -> None:
                 assert tuple(module.weight.shape) == (module.out_features, module.in_features), name
             elif isinstance(module, nn.PReLU):
                 assert module.weight.shape[0] == module.num_parameters, name
+
+
+@pytest.mark.parametrize("example", [(torch.randn(2, 4, 8, 8),), (), ("text",), (torch.zeros(2, 3, 8, 8).int(),)])
+def test_an_export_on_inputs_that_do_not_fit_is_told_in_a_message(example: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    with pytest.raises(BadInput, match="cannot run on an input of shape"):
+        export_onnx(net, example, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())

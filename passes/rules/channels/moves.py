@@ -193,7 +193,8 @@ def scatter_slice(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape |
     fields = list(merge(outer, tuple(1 if i == axis else s for i, s in enumerate(after)), ties).fields)
     if base.on(axis) or source.on(axis):
         for label in inputs:
-            ties.pin([f for f in label.on(axis) if len(varying(f)) > 1], "is overwritten in part")
+            stepped = node.attrs["step"] != 1  # those that stay would not lie in equal steps
+            ties.pin([f for f in label.on(axis) if stepped or len(varying(f)) > 1], "is overwritten in part")
         ids = [spread(vector(label, axis, ties), axis, base.rank) for label in inputs]
         moved = MOVES["scatter_slice"](node, ids, [known(v.shape) for v in inputs], [after], 0)
         if moved is None:

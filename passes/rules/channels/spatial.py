@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prunec.ir.graph import Node, Shape
 from prunec.ir.labels import Label, Ties
 from prunec.passes.rules.arrays import passed
-from prunec.passes.rules.channels.label_tools import SPATIAL, across, known, merge, pin_all
+from prunec.passes.rules.channels.label_tools import SPATIAL, across, known, merge, pin_all, vector
 
 
 def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
@@ -21,6 +21,18 @@ def channelwise(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | N
     pin_all(rest, ties, f"is read by {node.source or node.op}")
     fields = x.without(mixed).fields
     return [Label(shape, fields) for shape in outputs]
+
+
+def sample(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:
+    """Move: as ``channelwise``; where groups of channels have a grid each, the nth of all groups go together.
+
+    Which grid a channel is sampled at is told by its place alone: as many as before have to stay in each group.
+    """
+    groups = node.attrs.get("groups", 1)
+    if groups > 1 and inputs[0].on(1):
+        ids = vector(inputs[0], 1, ties).reshape(groups, -1)
+        ties.unify(ids, ids[:1])
+    return channelwise(node, inputs, outputs, ties)
 
 
 def max_unpool(node: Node, inputs: Sequence[Label], outputs: Sequence[Shape | None], ties: Ties) -> Sequence[Label]:

@@ -34,7 +34,7 @@ from prunec.passes.rules.channels.normalisations import (
     per_channel,
 )
 from prunec.passes.rules.channels.refusals import mixes, opaque, reduces, shape_of
-from prunec.passes.rules.channels.spatial import channelwise, linear, max_unpool
+from prunec.passes.rules.channels.spatial import channelwise, linear, max_unpool, sample
 
 RANKLESS = frozenset({"conv", "conv_transpose", "shape_of", "opaque"})
 """Ops whose rules take values of unknown rank; of the others ``unranked`` is asked there."""
@@ -69,7 +69,8 @@ CHANNEL_RULES: Mapping[str, Rule] = MappingProxyType(
         "im2col": moves,
         "scatter_slice": scatter_slice,
         "full": full,
-        **dict.fromkeys(("max_pool", "avg_pool", "resize", "sample"), channelwise),
+        **dict.fromkeys(("max_pool", "avg_pool", "resize"), channelwise),
+        "sample": sample,
         "max_unpool": max_unpool,
         "linear": linear,
         "quantize": per_channel,

@@ -142,9 +142,9 @@ def _expand(site: Site) -> None:
 def _full(site: Site) -> None:
     if site.target in LIKE:
         _full_like(site)
-    elif site.target in ("zeros", "ones"):
+    elif site.target in ("zeros", "ones", "empty"):
         _sizes(site, 0)
-    elif site.target in ("new_zeros", "new_ones"):
+    elif site.target in ("new_zeros", "new_ones", "new_empty"):
         _sizes(site, 1)
     elif site.target in ("full", "new_full"):
         n, at = site.fx_node, 0 if site.target == "full" else 1
@@ -156,7 +156,9 @@ def _full(site: Site) -> None:
         n.args = (*n.args[:at], sizes, *n.args[at + 1 :])
 
 
-LIKE = MappingProxyType({"zeros_like": "new_zeros", "ones_like": "new_ones", "full_like": "new_full"})
+LIKE = MappingProxyType(
+    {"zeros_like": "new_zeros", "ones_like": "new_ones", "full_like": "new_full", "empty_like": "new_empty"}
+)
 """Functions that make a tensor of another's size, and the methods that make one of a size that is told."""
 
 

@@ -234,7 +234,7 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
         return
     if scaled and node.source in _SCALED:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
-    elif node.outputs[0] != view.outputs[0]:
+    elif node.outputs[0] != view.outputs[0] and node.source != "Gemm":  # whose C is added behind the product
         raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
     if is_spatial(node):  # behind a convolution that takes no bias, channels are axis 1 of what comes out
         bias = bias.reshape(-1, *(1 for _ in node.attrs["strides"]))

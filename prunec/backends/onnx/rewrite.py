@@ -280,8 +280,12 @@ def _counted_from_the_end(site: Site, cuts: Sequence[Cut], name: str) -> Entries
     return {
         written[axis][0]: number
         for axis, number in numbers
-        if before[axis] != after[axis] and isinstance(written[axis][1], int) and written[axis][1] < 0 <= number
+        if before[axis] != after[axis] and number is not None and _counts_back(written[axis][1]) and number >= 0
     }
+
+
+def _counts_back(entry: Any) -> bool:
+    return isinstance(entry, int) and entry < 0
 
 
 def _gather(site: Site) -> Sequence[int]:

@@ -134,8 +134,9 @@ class Recorder(MetaMode):
         short = name.removesuffix("_") if in_place else name
         translate(Call(short, bound, tensors, str(schema.name)), self, self._rules)
         self._emit_rest(name, args, tensors)
-        if in_place:
-            self._written(tensors[0])
+        for tensor in tensors:
+            if (in_place and tensor is tensors[0]) or tensor is kwargs.get("out"):
+                self._written(tensor)
 
     def _emit_rest(self, name: str, args: Sequence[Any], results: Sequence[Tensor]) -> None:
         """Give the results that a row leaves out (a max pool's indices) a node, for readers that take them."""

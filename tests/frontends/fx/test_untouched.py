@@ -161,3 +161,64 @@ def test_memory_that_is_only_looked_at_by_numpy_says_nothing() -> None:
     looks = hostile.CountedByNumpy(lambda t: t.numpy().copy()).eval()
     notes = prunec.analyze_module(looks, (torch.randn(2, 3, 8, 8),)).notes
     assert not any("by numpy" in note for note in notes)
+
+
+def test_a_vmap_that_cannot_be_traced_leaves_nothing_open() -> None:
+    class Mapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(lambda row: row * row.mean())(x)
+
+    class Deciding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.set_default_dtype(torch.float64)
+            return x * 2
+
+    for net in (Mapped(), Deciding()):
+        with contextlib.suppress(PrunecError):
+            prunec.analyze_module(net, (torch.randn(2, 3, 8, 8),))
+        assert torch._C._functorch.peek_interpreter_stack() is None
+        assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("part", ["whole", "a method", "a submodule"])
+@pytest.mark.filterwarnings("ignore:the batch of the ONNX file is fixed")
+def test_what_is_compiled_is_followed_and_not_compiled_by_prunec(part: str, tmp_path: Path) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(1)
+        return graph
+
+    net: nn.Module = hostile.Net().eval()
+    x = torch.randn(2, 3, 8, 8)
+    if part == "whole":
+        net = torch.compile(net, backend=backend)  # type: ignore[assignment]  # a module for a module
+    elif part == "a submodule":
+        net.a = torch.compile(net.a, backend=backend)  # type: ignore[assignment,arg-type]  # the same
+    else:
+        net.forward = torch.compile(net.forward, backend=backend)  # type: ignore[method-assign]
+    with torch.no_grad():
+        next(weight for name, weight in net.named_parameters() if name.endswith("1.weight"))[:4] = 0
+    for call in ("analyze", "prune to a budget", "sparsify", "export"):
+        CALLS[call](net, (x,), tmp_path)
+    result = prunec.prune_module(net, (x,))
+    assert not compiled
+    assert result.report.removed_channels >= 3
+    assert not any("torch.export" in note for note in result.report.notes)
+    with torch.no_grad():
+        assert (result.module(x) - net(x)).abs().max() < 1e-5
+        assert compiled
+
+
+def test_a_network_in_data_parallel_is_followed_and_keeps_its_names() -> None:
+    net = nn.DataParallel(hostile.Net().eval())
+    with torch.no_grad():
+        net.get_parameter("module.a.1.weight")[:4] = 0
+    x = torch.randn(2, 3, 8, 8)
+    result = prunec.prune_module(net, (x,))
+    assert set(result.module.state_dict()) <= set(net.state_dict())
+    assert result.report.removed_channels >= 3
+    assert result.module(torch.randn(3, 3, 12, 10)).shape == net(torch.randn(3, 3, 12, 10)).shape
+    fresh = prunec.apply_plan(nn.DataParallel(hostile.Net().eval()), result.plan)
+    fresh.load_state_dict(result.module.state_dict())
+    assert torch.equal(fresh(x), result.module(x))

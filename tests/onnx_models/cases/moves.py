@@ -168,6 +168,7 @@ MOVES: Mapping[str, tuple[int, Build]] = {
     "slice-reversed": (13, stepped((1,), (-1,), (-100,), (-1,))),
     "slice-steps-of-several-axes": (13, stepped((3, 1, 2), (0, 1, 0), (9, 100, -1), (2, 2, 1))),
     "slice-steps-of-all-axes": (10, stepped((-3, 2), (1, 5), (8, -9), (2, -2))),
+    "slice-backwards-to-the-first": (13, stepped((-3, 2), (7, 0), (-(2**31), 2**31 - 1), (-2, 2))),
     "overwritten": (13, overwritten(slice(None), slice(2, 7))),
     "overwritten-whole": (11, overwritten(slice(None), slice(None))),
     "overwritten-first": (18, overwritten_first),

@@ -107,10 +107,9 @@ def deform_conv(call: Call, to: Emitter) -> None:
     What is sampled beside the map is zero, so only zeros are uniform afterwards, and go.
     """
     x, weight = call["input"], call["weight"]
-    if call["offset_groups"] != 1:
-        return opaque(call, to)
     mask = call["mask"] if call["use_mask"] else None
-    (sampled,) = to.emit("sample", [x, call["offset"], mask], [(*x.shape[:2], *call.out.shape[2:])])
+    groups = {"groups": call["offset_groups"]} if call["offset_groups"] != 1 else {}
+    (sampled,) = to.emit("sample", [x, call["offset"], mask], [(*x.shape[:2], *call.out.shape[2:])], **groups)
     settings = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "conv_groups": call["groups"]}
     to.emit("conv", [sampled, weight, call["bias"]], call.results, **settings)
 

@@ -172,12 +172,20 @@ def slice_scatter(call: Call, to: Emitter) -> None:
     x = call["self"]
     axis = positive(call.get("dim", 0), x.dim())
     start, end, step = slice(call.get("start"), call.args.get("end"), call.get("step", 1)).indices(x.shape[axis])
+    _check_source(call, (*x.shape[:axis], len(range(start, end, step)), *x.shape[axis + 1 :]))
     to.emit("scatter_slice", [x, call["src"]], call.results, axis=axis, start=start, end=end, step=step)
+
+
+def _check_source(call: Call, expected: tuple[int, ...]) -> None:
+    """Refuse what does not run, though shapes alone do: a source of another size than what it replaces."""
+    if tuple(call["src"].shape) != tuple(expected):
+        raise ValueError(f"{tuple(call['src'].shape)} is written into {tuple(expected)}")
 
 
 def select_scatter(call: Call, to: Emitter) -> None:
     x, rank = call["self"], call["self"].dim()
     axis = positive(call["dim"], rank)
+    _check_source(call, (*x.shape[:axis], *x.shape[axis + 1 :]))
     start = positive(call["index"], x.shape[axis])
     shape = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
     (part,) = to.emit("reshape", [call["src"]], [shape], shape=list(shape))
@@ -207,6 +215,14 @@ def full(value: float | None) -> Row:
             to.emit("full", [], call.results, shape=list(call.out.shape), value=float(fill))
 
     return row
+
+
+def empty(call: Call, to: Emitter) -> None:
+    """Translate memory that is filled later; what it holds until then is anything."""
+    if call.out.dtype.is_floating_point:
+        to.emit("full", [], call.results, shape=list(call.out.shape), value=None)
+    else:
+        made(call, to)
 
 
 def made(call: Call, to: Emitter) -> None:

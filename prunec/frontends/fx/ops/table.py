@@ -71,7 +71,7 @@ _VIEWS = (
     "reshape_as",
 )  # fmt: skip
 
-_SOURCES = ("arange", "linspace", "rand", "randn", "rand_like", "randn_like", "empty", "empty_like", "new_empty", "eye")
+_SOURCES = ("arange", "linspace", "rand", "randn", "rand_like", "randn_like", "eye")
 
 ATEN: Mapping[str, Row] = MappingProxyType(
     {
@@ -171,6 +171,7 @@ ATEN: Mapping[str, Row] = MappingProxyType(
         **dict.fromkeys(("ones", "ones_like", "new_ones"), move.full(1.0)),
         **dict.fromkeys(("full", "full_like", "new_full", "fill", "scalar_tensor"), move.full(None)),
         **dict.fromkeys(_SOURCES, move.made),
+        **dict.fromkeys(("empty", "empty_like", "new_empty"), move.empty),
         **{f"max_pool{n}d": compute.max_pool(n) for n in (1, 2, 3)},
         **{f"max_pool{n}d_with_indices": compute.max_pool(n) for n in (1, 2, 3)},
         **{f"max_unpool{n}d": compute.max_unpool(n) for n in (2, 3)},

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 import random
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -64,10 +65,16 @@ class Untouched:
                 them and compute for real where all operands are real; or in blocks of its own.
         """
         tensors = _Tensors(self._found.tensors)
-        undo = [*_containers(self._found), *_namespaces(self._found), *_random_state(self._found.generators)]
+        undo = [
+            *_containers(self._found),
+            *_namespaces(self._found),
+            *_random_state(self._found.generators),
+            *_state_of_torch(),
+        ]
         with ExitStack() as at_exit:
             at_exit.callback(_all, undo)
             at_exit.callback(self._put_back, tensors)
+            at_exit.enter_context(_not_compiled())
             at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
@@ -240,6 +247,27 @@ def _random_state(generators: Sequence[Any]) -> Iterator[Undo]:
             yield functools.partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
         else:
             yield functools.partial(generator.set_state, generator.get_state())
+
+
+# --- torch itself ---------------------------------------------------------------------------------------
+
+
+def _state_of_torch() -> Iterator[Undo]:
+    """Note what a forward may set for the whole process, or leave open where it fails under a tracer (a vmap)."""
+    yield functools.partial(torch.set_default_dtype, torch.get_default_dtype())
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    yield functools.partial(torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth, depth)
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    """Run what torch.compile has wrapped as it was written: tracers are no place to compile for, or to guard."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
 
 
 # --- tensors --------------------------------------------------------------------------------------------

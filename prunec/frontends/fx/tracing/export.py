@@ -153,16 +153,20 @@ class _Deadline(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_LOUD = ("torch._export", "torch.fx.experimental.symbolic_shapes")
+
+
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep what torch.export logs about sizes that it takes for fixed from the user."""
-    log = logging.getLogger("torch._export")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Keep what torch.export logs about sizes that it takes for fixed, or cannot tell, from the user."""
+    levels = {name: logging.getLogger(name).level for name in _LOUD}
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _is_seen_elsewhere(n: fx.Node) -> bool:

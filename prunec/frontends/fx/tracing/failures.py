@@ -17,11 +17,19 @@ from prunec.errors import BadInput, UntraceableModel
 from prunec.frontends.fx.running.arguments import named_tensors
 from prunec.frontends.fx.running.reachable import LIBRARIES
 from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.tracing.sizes import AsksForValues
 
 
 def untraceable(fx_error: BaseException | None, export_error: BaseException) -> UntraceableModel:
     """Return the error of a network that neither tracer reads."""
     by_fx = one_line(fx_error) if fx_error else "its graph cannot be run"
+    if isinstance(fx_error, AsksForValues):
+        return UntraceableModel(
+            f"{str(fx_error).removesuffix(_where(fx_error))}{_where(fx_error)}",
+            why="what a network does has to be the same for all inputs of a size, or prunec would prune one case of "
+            f"several; torch.export: {one_line(export_error)}",
+            do="compute what both ways give and choose with torch.where, or take the decision out of the forward",
+        )
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
         why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",

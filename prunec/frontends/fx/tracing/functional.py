@@ -11,20 +11,12 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-
-from prunec.frontends.fx.tracing.attention import FORWARDS
-from prunec.frontends.fx.tracing.regions import Regions
-from prunec.frontends.fx.tracing.sizes import Sizes
-from prunec.frontends.fx.tracing.switches import write_with_finally
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -35,12 +27,15 @@ _FRESH_FUNCTIONS = frozenset(
         torch.zeros_like,
         torch.ones_like,
         torch.full_like,
+        torch.empty,
+        torch.empty_like,
         torch.clone,
         torch.slice_scatter,
+        torch.select_scatter,
         torch.masked_fill,
     }
 )
-_FRESH_METHODS = frozenset({"clone", "new_zeros", "new_ones", "new_full"})
+_FRESH_METHODS = frozenset({"clone", "new_zeros", "new_ones", "new_full", "new_empty"})
 _LIKE = frozenset({torch.zeros_like, torch.ones_like, torch.full_like, torch.clone, "clone"})
 _COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "less", "greater", "less_equal", "greater_equal"})
 _COMPUTED = frozenset(
@@ -49,242 +44,6 @@ _COMPUTED = frozenset(
 """Operators, functions and methods whose results share no memory with anything else, either."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CIRCULAR_PADS = (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
-
-
-class _Assignable(fx.Proxy):
-    """A proxy that records ``z[index] = y``, which torch.fx's own refuses, and that passes for a tensor.
-
-    A forward that asks ``isinstance(x, Tensor)`` takes the branch that it takes when it runs. Nobody else is told so:
-    torch's own code would read the memory of a size among the arguments as if it were a tensor's.
-    """
-
-    _is_param = False
-    _is_buffer = False
-
-    @property  # type: ignore[misc]  # isinstance asks for it when the type itself does not answer
-    def __class__(self) -> type:
-        asks = sys._getframe(1)
-        theirs = str(asks.f_globals.get("__name__", "")).partition(".")[0] != "torch"
-        if theirs and "isinstance" in asks.f_code.co_names and not _is_number(self.node):
-            return torch.Tensor
-        return type(self)
-
-    def __len__(self) -> int:
-        count = _num_parts(self.node)
-        return super().__len__() if count is None else count
-
-    def __getattr__(self, k: str) -> Any:
-        """Return the proxy of an attribute. ctypes would ask each proxy for another one, until the stack is full."""
-        if k == "_as_parameter_":
-            raise AttributeError(k)
-        return super().__getattr__(k)
-
-    @property
-    def requires_grad(self) -> bool:
-        """As in training, where gradients are on: memory-efficient networks ask whether to checkpoint."""
-        return torch.is_grad_enabled()
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        self.requires_grad_(value)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    @property
-    def data(self) -> Any:
-        """The tensor without its history: a call that the recorder follows, instead of an attribute."""
-        return self.detach()
-
-    @data.setter
-    def data(self, value: Any) -> None:
-        """``self.weight.data = value`` is a statement of the traced network, as it is one of the user's."""
-        self.tracer.create_proxy("call_function", setattr, (self, "data", value), {})
-
-
-@contextmanager
-def tensors_pass() -> Iterator[None]:
-    """Let ``torch.is_tensor`` tell of a proxy what ``isinstance`` does: it asks from inside of torch."""
-    asked = torch.is_tensor
-    torch.is_tensor = lambda value: isinstance(value, torch.Tensor)  # type: ignore[assignment]  # its guard is narrower
-    try:
-        yield
-    finally:
-        torch.is_tensor = asked
-
-
-def _is_number(node: fx.Node) -> bool:
-    """Tell whether a node is a size, or computed from sizes alone."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "ndimension", "numel", "item", "tolist", "__len__")
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    if getattr(node.target, "__module__", "") in ("_operator", "math", "builtins"):
-        return bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
-    return False
-
-
-class _Held(_Assignable):
-    """A parameter or buffer that is read in the forward: its sizes are numbers."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, held: torch.Tensor) -> None:
-        super().__init__(node, tracer)
-        self.held = held
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.held.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.held.ndim
-
-    def size(self, dim: int | None = None) -> torch.Size | int:
-        return self.held.size() if dim is None else self.held.size(dim)
-
-    def dim(self) -> int:
-        return self.held.dim()
-
-    def numel(self) -> int:
-        return self.held.numel()
-
-    nelement = numel
-    ndimension = dim
-
-
-class _Sized(_Assignable):
-    """A proxy that answers with a number where one is needed, see ``Sizes``."""
-
-    def __len__(self) -> int:
-        count = _num_parts(self.node)
-        return self._sizes.length(self) if count is None else count
-
-    def __int__(self) -> int:
-        return int(self._sizes.number(self))
-
-    def __index__(self) -> int:
-        return operator.index(int(self._sizes.number(self)))
-
-    def __float__(self) -> float:
-        return float(self._sizes.number(self))
-
-    @property
-    def _sizes(self) -> Sizes:
-        assert isinstance(self.tracer, Tracer)
-        assert self.tracer.sizes is not None
-        return self.tracer.sizes
-
-
-class Tracer(fx.Tracer):
-    """torch.fx's tracer, which also records assignments to slices. They are writes: see ``has_writes``.
-
-    Args:
-        sizes: answers where the forward decides by sizes; None refuses it.
-        buffers: a buffer that the forward reads is a node, as a parameter is; else it is read at once, and what is
-            computed from it is a constant without a name.
-        regions: what keeps no_grad, inference_mode and autocast.
-    """
-
-    def __init__(self, *, buffers: bool = True, regions: Regions | None = None, sizes: Sizes | None = None) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.trace_asserts = True
-        self.buffers = buffers
-        self.regions = Regions() if regions is None else regions
-        self.sizes = sizes
-        self._names: dict[int, tuple[str, torch.Tensor]] = {}
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace a module; its tensors are listed once, before its forward can put others in their place."""
-        held = (*root.named_parameters(), *root.named_buffers())
-        self._names = {id(tensor): (name, tensor) for name, tensor in reversed(held)}
-        with self.regions.watched(), tensors_pass():  # also where a saved GraphModule is traced again
-            graph = super().trace(root, concrete_args)
-        if self.regions.seen:
-            write_with_finally(graph)
-        return graph
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node in the modes (no_grad, autocast) that are on."""
-        self.regions.catch_up(self.graph)
-        if (kind, target) == ("call_method", "__setitem__"):  # into a tensor that is none of the trace's
-            kind, target = "call_function", operator.setitem
-        return super().create_node(kind, target, *args, **kwargs)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Assignable(node, self) if self.sizes is None else _Sized(node, self)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decide by sizes as the example's decide; a decision by values is refused."""
-        try:
-            return super().to_bool(obj)
-        except fx.proxy.TraceError:
-            if self.sizes is None:
-                raise
-            return bool(self.sizes.number(obj))
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not _is_transparent(m) and super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Trace torch.nn's transformers through forwards that can be traced."""
-        if self.sizes is not None and self.sizes.asking:
-            return forward(*args, **kwargs)
-        return super().call_module(m, partial(FORWARDS[type(m)], m) if _is_transparent(m) else forward, args, kwargs)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Go over the parts of a tensor that was split: how many there are stands in the call."""
-        count = _num_parts(obj.node)
-        if count is None:
-            try:
-                return super().iter(obj)
-            except fx.proxy.TraceError:
-                if self.sizes is None:
-                    raise
-                count = self.sizes.length(obj)
-        return (operator.getitem(obj, place) for place in range(count))
-
-    def create_arg(self, a: Any) -> Any:
-        """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
-        """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
-        if self.sizes is not None and self.sizes.asking:
-            return attr_val
-        is_parameter = isinstance(attr_val, nn.Parameter)
-        if not isinstance(attr_val, torch.Tensor) or not (self.buffers or is_parameter):
-            return attr_val
-        name, held = self._names.get(id(attr_val), ("", None))
-        if held is not attr_val:  # nobody's, or made by the forward that is being traced
-            return attr_val
-        if name not in parameter_proxy_cache:
-            make = lambda node: _Held(node, self, attr_val)  # noqa: E731  # what create_proxy asks for
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
-        return parameter_proxy_cache[name]
-
-
-def _num_parts(node: fx.Node) -> int | None:
-    """Return into how many parts a call splits a tensor; None where that depends on its size.
-
-    A chunk of a short tensor makes fewer than it says. Then the graph does not run, and torch.export is asked.
-    """
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    given = node.args[1] if len(node.args) > 1 else next((node.kwargs[key] for key in _HOW if key in node.kwargs), None)
-    if name in ("chunk", "tensor_split") and isinstance(given, int):
-        return given
-    if not isinstance(given, list | tuple):
-        return None
-    return {"split": len(given), "split_with_sizes": len(given), "tensor_split": len(given) + 1}.get(str(name))
-
-
-_HOW = ("chunks", "split_size", "split_size_or_sections", "split_sizes", "sections", "indices", "indices_or_sections")
-"""What the argument of a call that splits is called."""
-
-
-def _is_transparent(m: nn.Module) -> bool:
-    return type(m) in FORWARDS and not (m._forward_hooks or m._forward_pre_hooks)
 
 
 def functional(module: fx.GraphModule) -> fx.GraphModule | None:
@@ -309,7 +68,7 @@ def _concerns(module: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a rewrite may change a node: most networks have none, and their graph need not be copied."""
     if node.op == "call_function":
         circular = "circular" in (*node.args[2:3], node.kwargs.get("mode"))
-        return node.target is operator.setitem or (node.target is F.pad and circular)
+        return node.target is operator.setitem or node.target in _PLAIN or (node.target is F.pad and circular)
     layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     return isinstance(layer, _CIRCULAR_PADS) or (isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "circular")
 
@@ -322,6 +81,8 @@ def has_writes(module: fx.GraphModule) -> bool:
 def _rewrite(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is operator.setitem:
         return _scatter(node)
+    if node.op == "call_function" and node.target in _PLAIN:
+        return _not_in_place(module, node)
     if node.op == "call_function" and node.target is F.pad:
         return _pad_call(node)
     if node.op == "call_module":
@@ -330,23 +91,107 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _scatter(node: fx.Node) -> bool:
-    """``base[index] = source`` becomes ``slice_scatter(base, source)``, which later readers of ``base`` read."""
+    """``base[index] = source`` becomes ``slice_scatter(base, source)``, which later readers of ``base`` read.
+
+    With several slices the outer part is taken out, written into and put back.
+    """
     base, index, source = node.args
     if isinstance(base, fx.Node) and isinstance(index, fx.Node) and isinstance(source, int | float):
         return _masked_fill(node, base, index, source)
-    where = _single_slice(index)
-    if where is None or not isinstance(source, fx.Node) or not isinstance(base, fx.Node) or not _is_unseen(base, node):
+    steps = _steps(index)
+    if not steps or not isinstance(base, fx.Node) or not _is_unseen(base, node):
         return False
-    axis, chosen = where
+    written = _written(node, base, index)
+    if written is None:
+        return False
+    before = set(base.users)
     with node.graph.inserting_before(node):
-        after = node.graph.call_function(
-            torch.slice_scatter,
-            (base, source),
-            {"dim": axis, "start": chosen.start, "end": chosen.stop},
-        )
-    base.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after and user is not node)
+        after = _put(node.graph, _filled(node.graph, base), steps, written)
+    _redirect(base, after, before, node)
     node.graph.erase_node(node)
     return True
+
+
+def _filled(graph: fx.Graph, base: fx.Node) -> fx.Node:
+    """Return memory that holds nothing yet as a copy of the tensor that it is like: any content will do."""
+    like = base.args[0] if base.target is torch.empty_like and len(base.args) == 1 and not base.kwargs else None
+    return graph.call_method("clone", (like,)) if isinstance(like, fx.Node) else base
+
+
+def _redirect(base: fx.Node, after: fx.Node, before: set[fx.Node], write: fx.Node) -> None:
+    """Let those that read ``base`` after a write read what was written; ``before`` are its readers so far."""
+    earlier = _before(write)
+    later = {user for user in before if user not in earlier and user is not write}
+    base.replace_all_uses_with(after, delete_user_cb=lambda user: user in later)
+
+
+def _put(graph: fx.Graph, base: fx.Node, steps: Sequence[tuple[int, slice | int]], source: fx.Node) -> fx.Node:
+    """Write nodes for ``base`` with ``source`` in a part of it; axes are counted as in ``base``."""
+    (axis, where), *rest = steps
+    if rest:
+        index: Any = (*(slice(None),) * axis, where) if axis >= 0 else (Ellipsis, where, *(slice(None),) * (-1 - axis))
+        part = graph.call_function(operator.getitem, (base, index))
+        gone = isinstance(where, int)
+        inner = [(at - (gone and at >= 0), what) for at, what in rest]
+        source = _put(graph, part, inner, source)
+    if isinstance(where, int):
+        return graph.call_function(torch.select_scatter, (base, source), {"dim": axis, "index": where})
+    step = {} if where.step in (None, 1) else {"step": where.step}
+    return graph.call_function(
+        torch.slice_scatter, (base, source), {"dim": axis, "start": where.start, "end": where.stop, **step}
+    )
+
+
+def _written(node: fx.Node, base: fx.Node, index: Any) -> fx.Node | None:
+    """Return what a write puts in place; None where it cannot be told.
+
+    ``base[index] *= 2`` is a view, a product in place and a write of what lies there already.
+    """
+    source = node.args[2]
+    if not isinstance(source, fx.Node):
+        if not isinstance(source, int | float):
+            return None
+        with node.graph.inserting_before(node):
+            part = node.graph.call_function(operator.getitem, (base, index))
+            return node.graph.call_function(torch.full_like, (part, source))
+    plain = _PLAIN.get(source.target) if source.op == "call_function" else None
+    view = source.args[0] if plain is not None else None
+    if isinstance(view, fx.Node) and (view.target, view.args) == (operator.getitem, (base, index)):
+        if set(view.users) != {source} or set(source.users) != {node}:
+            return None
+        source.target = plain  # type: ignore[assignment]  # a function for a function
+    return source
+
+
+def _not_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+    """``y += x`` becomes ``y = y + x`` where nothing else shows y's memory."""
+    base = node.args[0]
+    if not isinstance(base, fx.Node) or not (_is_unseen(base, node) or _is_of_a_layer(module, base, node)):
+        return False
+    before = set(base.users)
+    node.target = _PLAIN[node.target]
+    _redirect(base, node, before, node)
+    return True
+
+
+def _is_of_a_layer(module: fx.GraphModule, base: fx.Node, write: fx.Node) -> bool:
+    """Tell whether ``base`` is what a layer has just computed, and nothing but the write has read it."""
+    if base.op != "call_module" or not _before(write).isdisjoint(base.users):
+        return False
+    layer = module.get_submodule(str(base.target))
+    if getattr(layer, "inplace", False):
+        source = base.args[0] if base.args else None
+        return isinstance(source, fx.Node) and set(source.users) == {base} and _is_of_a_layer(module, source, base)
+    return isinstance(layer, _LAYERS)
+
+
+_LAYERS = (
+    *(nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.ReLU),
+    *(nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.LeakyReLU, nn.PReLU),
+)
+"""Modules whose results share no memory with anything else."""
+_PLAIN = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
+"""Operators that write in place -> those that do not."""
 
 
 def _masked_fill(node: fx.Node, base: fx.Node, mask: fx.Node, value: float) -> bool:
@@ -377,26 +222,41 @@ def _before(node: fx.Node) -> set[fx.Node]:
     return set(itertools.takewhile(lambda other: other is not node, node.graph.nodes))
 
 
-def _single_slice(index: Any) -> tuple[int, slice] | None:
-    """Return the one axis that an index selects on, and its slice with known bounds; None for any other index."""
+def _steps(index: Any) -> list[tuple[int, slice | int]]:
+    """Return the axes that an index of slices and numbers selects on, and what of each; empty for any other index."""
     items = list(index) if isinstance(index, tuple) else [index]
-    from_end = bool(items) and items[0] is Ellipsis
-    items = items[1:] if from_end else items
-    if not all(isinstance(item, slice) for item in items):
-        return None
-    chosen = [(axis, item) for axis, item in enumerate(items) if item != slice(None)]
-    if len(chosen) != 1:
-        return None
-    axis, item = chosen[0]
-    bounds = (item.start, item.stop)
-    if item.step not in (None, 1) or not all(bound is None or isinstance(bound, int) for bound in bounds):
-        return None
-    return axis - len(items) if from_end else axis, item
+    if items.count(Ellipsis) > 1 or not all(_is_step(item) for item in items):
+        return []
+    cut = items.index(Ellipsis) if Ellipsis in items else len(items)
+    front = list(enumerate(items[:cut]))
+    back = [(at - len(items), item) for at, item in enumerate(items) if at > cut]
+    if any(isinstance(item, int) for _, item in back) and len([1 for _, item in back if item != slice(None)]) > 1:
+        return []  # how many axes are left to count from the end would change in between
+    return [(axis, item) for axis, item in (*front, *back) if item != slice(None)]
+
+
+def _is_step(item: Any) -> bool:
+    if isinstance(item, slice):
+        return all(bound is None or isinstance(bound, int) for bound in (item.start, item.stop, item.step))
+    return item is Ellipsis or (isinstance(item, int) and not isinstance(item, bool))
 
 
 def _is_unseen(base: fx.Node, write: fx.Node) -> bool:
-    """Tell whether ``base`` is memory of its own that nobody has looked at before the write."""
-    return _is_fresh(base) and _before(write).isdisjoint(base.users)
+    """Tell whether ``base`` is memory of its own, and nothing that showed it before the write is read after it."""
+    if "out" in base.kwargs or not (_is_fresh(base) or _name(base) in _COMPUTED):
+        return False
+    before = _before(write)
+    shown = [user for user in base.users if user in before]
+    while shown:
+        user = shown.pop()
+        if _name(user) == "setitem":
+            return False
+        if _name(user) in _COMPARED | _COMPUTED:
+            continue
+        if any(reader not in before and reader is not write for reader in user.users):
+            return False
+        shown.extend(reader for reader in user.users if reader in before)
+    return True
 
 
 def _is_fresh(node: fx.Node) -> bool:

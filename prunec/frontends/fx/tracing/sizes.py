@@ -1,9 +1,9 @@
-"""What a traced forward asks of sizes, answered as the example's sizes are.
+"""What a traced forward asks of sizes, answered as the example's sizes are, and what it asks of values.
 
 Owns the run on shapes beside a symbolic trace. ``if height % 2``, ``range(height // 7)``, ``max(padding, 0)`` and
 ``for part in x`` need a number where torch.fx has a proxy. What was traced so far is run on the meta device, each node
-once, and the number is read off. A guard in the graph says so at sizes that decide otherwise; a question about values
-stays unanswered. Read next: functional.py, whose tracer asks.
+once, and the number is read off. A guard in the graph says so at sizes that decide otherwise. A question about values
+has no such answer: ``Answers`` are tried one after another (values.py). Read next: tracer.py, whose tracer asks.
 """
 
 from __future__ import annotations
@@ -25,15 +25,67 @@ NOTES = "prunec_notes"
 """Key of a GraphModule's ``meta``: what a person should know of how it was traced."""
 
 
+class AsksForValues(fx.proxy.TraceError):
+    """A forward wants to know the content of a tensor."""
+
+
+class Answers:
+    """What one trace is told where it asks for values.
+
+    Args:
+        decisions: the first answers to yes-or-no questions; later ones are answered with no.
+        number: the answer to all questions for a number.
+
+    Attributes:
+        decided: the answers that were given to yes-or-no questions.
+        places: where in the user's code values were asked for.
+        told_numbers: whether there were questions for a number.
+    """
+
+    def __init__(self, decisions: Sequence[bool] = (), number: float = 0.5) -> None:
+        self.decided: list[bool] = []
+        self.places: dict[str, None] = {}
+        self.told_numbers = False
+        self._decisions = decisions
+        self._number = number
+        self._left = 200
+
+    def decision(self) -> bool:
+        self._ask()
+        at = len(self.decided)
+        self.decided.append(self._decisions[at] if at < len(self._decisions) else False)
+        return self.decided[-1]
+
+    def number(self) -> float:
+        self._ask()
+        self.told_numbers = True
+        return self._number
+
+    def again(self) -> Answers:
+        """Return the same answers, for another trace that gives the questions to this one."""
+        twin = Answers(self._decisions, self._number)
+        twin.decided, twin.places = self.decided, self.places
+        self.decided.clear()
+        return twin
+
+    def _ask(self) -> None:
+        self.places[place()] = None
+        self._left -= 1
+        if self._left < 0:  # a loop until something is small: no answer ends it
+            raise AsksForValues("the forward decides by values of tensors")
+
+
 class Sizes:
     """The sizes of one example, for one trace.
 
     Args:
         module: what is traced.
         inputs: the example, by position.
+        answers: to questions about values; None refuses them.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[Any], answers: Answers | None = None) -> None:
+        self.answers = answers
         self.asking = False
         self.places: dict[str, None] = {}
         self._module = module
@@ -42,17 +94,32 @@ class Sizes:
         self._known: dict[fx.Node, Any] = {}
         self._last: fx.Node | None = None
 
-    def number(self, proxy: fx.Proxy) -> bool | int | float:
-        """Return what a proxy of a number stands for, and guard it.
+    def number(self, proxy: fx.Proxy, *, whole: bool = False) -> bool | int | float:
+        """Return what a proxy of a number stands for, and guard it; ``whole``: an integer is needed.
 
         Raises:
-            torch.fx.proxy.TraceError: it depends on values.
+            AsksForValues: it depends on values.
         """
         value = self._value(proxy.node)
-        if not isinstance(value, bool | int | float):
-            raise fx.proxy.TraceError("the forward decides by values of tensors")
-        self._guard(proxy, value)
-        return value
+        if isinstance(value, bool | int | float):
+            self._guard(proxy, value)
+            return value
+        if (
+            self.answers is None or whole
+        ):  # a count is gone through: what is large would not end, what is small says little
+            raise AsksForValues("the forward decides by values of tensors")
+        return self.answers.number()
+
+    def decision(self, proxy: fx.Proxy) -> bool:
+        """Return whether a proxy stands for something that is true, and guard it.
+
+        Raises:
+            AsksForValues: it depends on values.
+        """
+        value = self._value(proxy.node)
+        if self.answers is None or isinstance(value, bool | int | float):
+            return bool(self.number(proxy))
+        return self.answers.decision()
 
     def length(self, proxy: fx.Proxy) -> int:
         """Return how many parts a tuple or a tensor has.

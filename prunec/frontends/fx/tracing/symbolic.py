@@ -8,6 +8,8 @@ it fails, export.py is tried. Each run of the user's forward is a block of its o
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import inspect
 import itertools
 import logging
@@ -22,9 +24,11 @@ from prunec.frontends.fx.running.untouched import Untouched
 from prunec.frontends.fx.tracing.attention import expand
 from prunec.frontends.fx.tracing.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.tracing.failures import one_line
-from prunec.frontends.fx.tracing.functional import Tracer, functional, has_writes
+from prunec.frontends.fx.tracing.functional import functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
-from prunec.frontends.fx.tracing.sizes import NOTES, Sizes
+from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues, Sizes
+from prunec.frontends.fx.tracing.tracer import Tracer, wrapped_at
+from prunec.frontends.fx.tracing.values import drop_unread, whatever_it_sees
 
 _LOG = logging.getLogger("prunec")
 
@@ -52,20 +56,26 @@ def symbolic_trace(
 ) -> tuple[fx.GraphModule | None, BaseException | None]:
     """Trace a module with torch.fx; return its graph, or None and why there is none.
 
-    A forward that decides by sizes is followed as the example's sizes decide, where it cannot be traced for all.
+    A forward that decides by sizes is followed as the example's sizes decide, where it cannot be traced for all; one
+    that asks for values, where they make no difference.
     """
     if isinstance(module, fx.GraphModule):
         return module, None
+    path = wrapped_at(module)
+    if path:
+        inside, why = symbolic_trace(module.get_submodule(path), inputs, untouched)
+        return None if inside is None else _under(path, inside), why
     reason: BaseException | None = None
-    writes = False
+    writes = asks = False
     ways = (True, False) if _reads_buffers(module) else (False, True)
-    for sized, buffers in itertools.product((False, True), ways):
-        if sized and writes:
+    for stage, buffers in itertools.product(("any size", "these sizes", "these sizes, any values"), ways):
+        if (stage != "any size" and writes) or (stage.endswith("values") and not asks):
             break  # it can be traced; numbers in place of sizes change nothing
         if buffers and not ways[0] and not isinstance(reason, _Lost):
             continue
+        trace = functools.partial(_traced, module, inputs, untouched, buffers=buffers, sized=stage != "any size")
         try:
-            made = _traced(module, inputs, untouched, buffers=buffers, sized=sized)
+            made = whatever_it_sees(trace) if stage.endswith("values") else trace(None)
             if not has_writes(made):
                 return made, None
             rewritten = functional(made)
@@ -74,7 +84,7 @@ def symbolic_trace(
             reason, writes = TypeError("it writes into a part of a tensor that something else may see"), True
         except Exception as error:  # noqa: BLE001  # whatever the user's forward raises on proxies means "not traceable"
             _LOG.debug("torch.fx cannot trace the network: %s", one_line(error))
-            reason = error
+            reason, asks = error, asks or isinstance(error, AsksForValues)
     return None, reason
 
 
@@ -82,6 +92,7 @@ def _traced(
     module: nn.Module,
     inputs: Sequence[Any],
     untouched: Untouched,
+    answers: Answers | None,
     *,
     buffers: bool,
     sized: bool,
@@ -91,7 +102,9 @@ def _traced(
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = [p for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=Sizes(module, inputs) if sized else None)
+    concrete |= {p.name: None for p, given in zip(parameters, inputs, strict=False) if given is None}
+    sizes = Sizes(module, inputs, answers) if sized else None
+    tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=sizes)
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
         graph = tracer.trace(module, concrete_args=concrete or None)
@@ -99,16 +112,31 @@ def _traced(
     lost = untouched.lost_write(_held(graph, module, made))
     if lost:
         raise _Lost(f"torch.fx would lose a write into a tensor of the module ({lost})")
-    again = Tracer(buffers=buffers, sizes=Sizes(module, inputs) if sized else None)
+    again = Tracer(buffers=buffers, sizes=Sizes(module, inputs, answers and Answers()) if sized else None)
     only_here = tracer.regions.seen - _modes_in_training(module, concrete, untouched, again, tracer.regions.seen)
     places = [*(tracer.regions.checkpoints | again.regions.checkpoints)]
     if only_here and not ignored:
-        return _traced(module, inputs, untouched, buffers=buffers, sized=sized, ignored=tuple(only_here))
+        asked = answers and answers.again()
+        return _traced(module, inputs, untouched, asked, buffers=buffers, sized=sized, ignored=tuple(only_here))
+    drop_unread(graph)
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
     traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places))
     return traced
+
+
+def _under(path: str, inside: fx.GraphModule) -> fx.GraphModule:
+    """Return a traced network with the names that it has inside of a wrapper."""
+    graph = copy.deepcopy(inside.graph)
+    for n in graph.nodes:
+        if n.op in ("get_attr", "call_module"):
+            n.target = f"{path}.{n.target}"
+    holder = nn.Module()
+    holder.add_module(path, inside)
+    made = fx.GraphModule(holder, graph, inside.__class__.__name__)
+    made.meta.update(inside.meta)
+    return made
 
 
 def _modes_in_training(

@@ -78,8 +78,6 @@ def conv(view: View) -> Sequence[Draft]:
 def deform_conv(view: View) -> Sequence[Draft]:
     """DeformConv: maps sampled for each tap at computed offsets, which a convolution reads; beside them are zeros."""
     shape, weight = view.shape(0), view.shape(1)
-    if view.attrs.get("offset_group", 1) != 1:
-        return opaque(view, "groups of its channels share sampling offsets")
     if shape is None or weight is None or len(shape) != len(weight):
         return opaque(view, "the rank of its input or its weight is not known")
     count = len(weight) - 2
@@ -90,9 +88,10 @@ def deform_conv(view: View) -> Sequence[Draft]:
     operands, places = [sampled, view.inputs[1]], [-1, 1]
     if view.has(3):
         operands, places = [*operands, view.inputs[3]], [*places, 3]
-    groups = view.attrs.get("group", 1)
+    groups, grids = view.attrs.get("group", 1), view.attrs.get("offset_group", 1)
+    sampling = {"groups": grids} if grids != 1 else {}
     return [
-        Draft("sample", tuple(view.inputs[slot] for slot in slots), (sampled,), {}, slots),
+        Draft("sample", tuple(view.inputs[slot] for slot in slots), (sampled,), sampling, slots),
         Draft("conv", tuple(operands), view.outputs, {**settings, "conv_groups": groups}, tuple(places)),
     ]
 

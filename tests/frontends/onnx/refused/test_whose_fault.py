@@ -76,6 +76,16 @@ def test_file_that_refuses_random_inputs_is_not_at_fault_for_a_crash(holds: str,
         stumble(tmp_path / "fine.onnx")
 
 
+def test_an_output_without_a_rank_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    net = Net(13)
+    net.output(net.conv(net.input("x", [1, 3, 6, 6]), 3, 8))
+    model = net.model()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "fine.onnx")
+    with pytest.raises(IndexError):
+        stumble(tmp_path / "fine.onnx")
+
+
 @judged
 def stumble(path: str | Path) -> None:
     raise IndexError(path)
