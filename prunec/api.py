@@ -287,6 +287,7 @@ def prune_onnx(
     with staged_onnx(job.result, output) as staged:
         nothing: Any = None
         job = replace(job, result=nothing)  # it is in the file now: the check needs the memory
+        traced.source.files.let_go()
         if shown.fit is not None:
             report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
