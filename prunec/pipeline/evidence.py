@@ -1,6 +1,7 @@
 """What a user's data show of a network, before anything is planned.
 
-Owns which looks at the data a pruning asks for; how each is made is prunec.data's business.
+Owns which looks at the data a pruning asks for; how each is made is prunec.data's business. What fits to data is
+imported where there are some: without, a small file is pruned in little more time than imports take.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ from prunec.data.calibration import Calibration, Observed
 from prunec.data.observing import module_slots, observe_module, observe_onnx
 from prunec.data.sample_files import read_samples
 from prunec.data.samples import Samples
-from prunec.fitting.fit_data import fit_data
-from prunec.fitting.opened import OpenedOnnx
-from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
 from prunec.passes.selection.criteria import check_has_data, needs
-from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
 from prunec.runtime import model_inputs, sessions
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from prunec.fitting.reconstruct import Reconstruction
     from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
+    from prunec.pipeline.data_report import Runs
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]
 """Parameter name -> the importance of each of its elements."""
@@ -92,7 +91,10 @@ def _module_fit(
     """Return what fits a module to data; None where nothing is to be fitted."""
     if options.criterion is None:
         return None
+    from prunec.fitting.fit_data import fit_data
+    from prunec.fitting.reconstruct import Reconstruction
     from prunec.fitting.stages_module import OpenedModule, runner
+    from prunec.pipeline.data_report import labelled
 
     run = runner(traced, traced.module)
     split = fit_data(samples, run, labelled(calibration, run))
@@ -102,6 +104,7 @@ def _module_fit(
 def module_runs(traced: Traced, pruned: fx.GraphModule) -> Runs:
     """Return how the original and the pruned module run on samples."""
     from prunec.fitting.stages_module import runner
+    from prunec.pipeline.data_report import Runs
 
     return Runs(runner(traced, traced.module), runner(traced, pruned))
 
@@ -135,6 +138,11 @@ def _onnx_fit(
     traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
 ) -> Reconstruction:
     """Return what fits a file to data."""
+    from prunec.fitting.fit_data import fit_data
+    from prunec.fitting.opened import OpenedOnnx
+    from prunec.fitting.reconstruct import Reconstruction
+    from prunec.pipeline.data_report import labelled
+
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
@@ -143,6 +151,8 @@ def _onnx_fit(
 
 def onnx_runs(path: str | Path, pruned: Path) -> Runs:
     """Return how the original and the pruned file run on samples."""
+    from prunec.pipeline.data_report import Runs
+
     first, second = (sessions.open_runner(file, str(file), "cpu", optimise=False) for file in (path, pruned))
     return Runs(first, second, first.outputs)
 
