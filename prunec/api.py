@@ -17,7 +17,6 @@ import numpy as np
 
 from prunec.check.blame import judged
 from prunec.check.clock import CHECK_TIME, Tell
-from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
@@ -37,6 +36,7 @@ from prunec.report.findings import Analysis, PruneReport
 if TYPE_CHECKING:
     from torch import fx, nn
 
+    from prunec.data.calibration import Calibration
     from prunec.frontends.fx.running.arguments import Example
     from prunec.pipeline.evidence import Evidence
 

@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.check.clock import Tell
-from prunec.data.calibration import Calibration, Observed
-from prunec.data.observing import module_slots, observe_module, observe_onnx
-from prunec.data.sample_files import read_samples
-from prunec.data.samples import Samples
 from prunec.passes.channels import channels
 from prunec.passes.selection.criteria import check_has_data, needs
 from prunec.pipeline.options import Options
@@ -26,6 +22,8 @@ from prunec.runtime import model_inputs, sessions
 if TYPE_CHECKING:
     from torch import fx
 
+    from prunec.data.calibration import Calibration, Observed
+    from prunec.data.samples import Samples
     from prunec.fitting.reconstruct import Reconstruction
     from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
@@ -69,6 +67,9 @@ def module_evidence(
         saliency: taken instead of what the data would give.
         progress: told what is being done.
     """
+    from prunec.data.observing import module_slots, observe_module
+    from prunec.data.sample_files import read_samples
+
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
     if calibration is None:
         check_has_data(options.criterion, data=False, saliency=saliency is not None)
@@ -122,6 +123,8 @@ def onnx_evidence(
     given = onnx_samples(path, inputs, input_shapes) if inputs is not None else None
     if calibration is None:
         return Evidence(given)
+    from prunec.data.observing import observe_onnx
+
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
     fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
     looked, observed, saliency = samples if fit is None else fit.data, None, None
@@ -165,6 +168,8 @@ def onnx_samples(
     path: str | Path, data: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, normalise: str | None = None
 ) -> Samples:
     """List the samples of a folder for an ONNX file, in batches that it takes."""
+    from prunec.data.sample_files import read_samples
+
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))
