@@ -120,10 +120,11 @@ def open_runner(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    mapped = None if isinstance(model, bytes) else _weights_left_out(Path(model))
+    path = None if isinstance(model, bytes) else Path(model)
+    mapped = None if path is None else _weights_left_out(path)
     with quiet():
-        if mapped is not None:
-            options.add_session_config_entry(_WEIGHTS_IN, str(Path(model).absolute().parent))
+        if path is not None and mapped is not None:
+            options.add_session_config_entry(_WEIGHTS_IN, str(path.absolute().parent))
             with contextlib.suppress(Exception):  # no ONNX model, or weights where it takes none: as it is, then
                 return Runner(name, ort.InferenceSession(mapped, options, providers=_providers(provider)))
         try:
@@ -145,9 +146,10 @@ def _weights_left_out(path: Path) -> bytes | None:
     from prunec.frontends.onnx.loading.load import load_onnx
 
     try:
-        return load_onnx(path).model.SerializeToString()
+        message: bytes = load_onnx(path).model.SerializeToString()
     except BadInput:  # ONNX Runtime's own format, or no model: it says so itself
         return None
+    return message
 
 
 def open_small(model: bytes) -> Any:
