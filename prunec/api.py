@@ -1,7 +1,7 @@
 """The steps in order: analyze and prune, for modules and for files.
 
 Owns nothing but the order: read, look at the data, plan and apply (facts, choice, lowering and backend:
-pipeline/planning.py), report, check. Torch is imported inside the functions that need it, so that work on
+pipeline/planning.py), report, check. Torch, and what few calls need, is imported where it is needed, so that work on
 ONNX files does not load it.
 """
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from prunec.check.blame import judged
 from prunec.check.clock import CHECK_TIME, Tell
-from prunec.data.calibration import Calibration
 from prunec.files import write_text
 from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
@@ -37,6 +36,7 @@ from prunec.report.findings import Analysis, PruneReport
 if TYPE_CHECKING:
     from torch import fx, nn
 
+    from prunec.data.calibration import Calibration
     from prunec.frontends.fx.running.arguments import Example
     from prunec.pipeline.evidence import Evidence
 
@@ -149,7 +149,7 @@ def prune_module(
     """
     from prunec.backends.fx.backend import apply_edits
     from prunec.frontends.fx.running.arguments import by_position, ordered, structure
-    from prunec.pipeline import checking, data_report, evidence, time_budget
+    from prunec.pipeline import evidence
     from prunec.pipeline.apply import held_beside_state
 
     chosen = Options.of(
@@ -177,13 +177,19 @@ def prune_module(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
+        from prunec.pipeline import time_budget
+
         with time_budget.module_timer(module, example_inputs) as time:
             job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, name or type(module).__name__, calibration, shown.observed), latency=took)
     report = replace(report, notes=(*report.notes, *traced.notes))
     if shown.fit is not None:
+        from prunec.pipeline import data_report
+
         report = data_report.with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
+        from prunec.pipeline import checking
+
         allowed = checking.allowed_error(job, tolerance, calibration)
         feeds = shown.given or (shown.samples if job.by_data else None)
         report = checking.checked_module(
@@ -258,7 +264,7 @@ def prune_onnx(
     """
     from prunec.backends.onnx.backend import apply_onnx
     from prunec.backends.onnx.save import staged_onnx
-    from prunec.pipeline import checking, data_report, evidence, time_budget
+    from prunec.pipeline import evidence
 
     chosen = Options.of(
         with_data=calibration is not None,
@@ -283,17 +289,24 @@ def prune_onnx(
     if chosen.target_latency is None:
         job, took = make(None), None
     else:
+        from prunec.pipeline import time_budget
+
         with time_budget.file_timer(path, input_shapes, chosen.seed) as time:
             job, took = time_budget.pruned_to(chosen, traced.graph, make, time, progress or _silent)
     report = replace(report_of(job, str(path), calibration, shown.observed), latency=took)
     with staged_onnx(job.result, output) as staged:
         nothing: Any = None
         job = replace(job, result=nothing)  # it is in the file now: the check needs the memory
+        traced.source.files.let_go()
         if shown.fit is not None:
+            from prunec.pipeline import data_report
+
             report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:
+            from prunec.pipeline import checking
+
             allowed = checking.allowed_error(job, tolerance, calibration)
             feeds, budget = shown.given or (shown.samples if job.by_data else None), (check_time, progress)
             report = checking.checked_files(

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -294,7 +293,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 def _aside(path: Path) -> Path:
     """Return an unused name beside ``path`` that keeps its suffix (writers look at it)."""
-    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    return path.with_name(f".{path.stem[:40]}.{os.urandom(6).hex()}.tmp{path.suffix}")
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -35,26 +35,33 @@ def slice_params(
         if name in grouped:
             array = _slice_grouped(array, axes.get(0), grouped[name])
             axes = {axis: index for axis, index in axes.items() if axis not in (0, 1)}
-        result[name] = np.ascontiguousarray(_cut_out(array, axes), dtype=param.array.dtype)
+        result[name] = np.ascontiguousarray(cut_out(array, axes), dtype=param.array.dtype)
     return result
 
 
 _AT_ONCE = 1 << 20
-"""Elements that are cut along several axes at a time: what lies between the cuts stays in the cache."""
+"""Elements that are cut at a time: what lies between the cuts stays in the cache."""
 
 
-def _cut_out(array: Array, axes: Mapping[int, Array]) -> Array:
-    """Return what the indices of each axis leave of an array."""
-    if len(axes) < 2 or 0 not in axes or array.size <= _AT_ONCE:
-        for axis, index in axes.items():
-            array = array.take(index, axis=axis)
-        return array
-    rows, rest = axes[0], {axis: index for axis, index in axes.items() if axis}
+def cut_out(array: Array, axes: Mapping[int, Array]) -> Array:
+    """Return what the ascending indices of each axis leave of an array."""
+    if not axes or array.size <= _AT_ONCE:
+        return _taken(array, axes)
+    rows = axes.get(0, np.arange(len(array)))
     shape = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(array.shape))
     made, step = np.empty(shape, array.dtype), max(1, _AT_ONCE * len(array) // array.size)
-    for at in range(0, len(rows), step):
-        made[at : at + step] = _cut_out(array.take(rows[at : at + step], axis=0), rest)
+    for at in range(0, len(array), step):
+        # Weights in a file may lie unaligned: numpy then copies all of what it takes from, so that is a few rows.
+        first, end = np.searchsorted(rows, (at, at + step))
+        here = {**axes, 0: rows[first:end] - at} if 0 in axes else axes
+        made[first:end] = _taken(array[at : at + step], here)
     return made
+
+
+def _taken(array: Array, axes: Mapping[int, Array]) -> Array:
+    for axis, index in axes.items():
+        array = array.take(index, axis=axis)
+    return array
 
 
 def _slice_grouped(weight: Array, rows: Array | None, slots: Sequence[Sequence[int]]) -> Array:

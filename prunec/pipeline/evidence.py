@@ -1,6 +1,7 @@
 """What a user's data show about a network, before anything is planned.
 
-Chooses what a pruning needs to know from the data; prunec.data finds it.
+Chooses what a pruning needs to know from the data; prunec.data finds it. Modules that only data need are imported
+in the functions that use them: without data, a small file is pruned in little more time than imports take.
 """
 
 from __future__ import annotations
@@ -13,24 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunec.check.clock import Tell
-from prunec.data.calibration import Calibration, Observed
-from prunec.data.observing import module_slots, observe_module, observe_onnx
-from prunec.data.sample_files import read_samples
-from prunec.data.samples import Samples
-from prunec.fitting.fit_data import fit_data
-from prunec.fitting.opened import OpenedOnnx
-from prunec.fitting.reconstruct import Reconstruction
 from prunec.passes.channels import channels
 from prunec.passes.selection.criteria import check_has_data, needs
-from prunec.pipeline.data_report import Runs, labelled
 from prunec.pipeline.options import Options
 from prunec.runtime import model_inputs, sessions
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from prunec.data.calibration import Calibration, Observed
+    from prunec.data.samples import Samples
+    from prunec.fitting.reconstruct import Reconstruction
     from prunec.frontends.fx.traced import Traced
     from prunec.frontends.onnx.frontend import TracedOnnx
+    from prunec.pipeline.data_report import Runs
 
 Saliency = Mapping[str, np.ndarray[Any, Any]]
 """Parameter name -> the importance of each of its elements."""
@@ -70,6 +67,9 @@ def module_evidence(
         saliency: used instead of the data's.
         progress: called with what is being done.
     """
+    from prunec.data.observing import module_slots, observe_module
+    from prunec.data.sample_files import read_samples
+
     given = read_samples(inputs, module_slots(traced)) if inputs is not None else None
     if calibration is None:
         check_has_data(options.criterion, data=False, saliency=saliency is not None)
@@ -92,7 +92,10 @@ def _module_fit(
     """Return the object that fits a module to data; None if nothing is to be fitted."""
     if options.criterion is None:
         return None
+    from prunec.fitting.fit_data import fit_data
+    from prunec.fitting.reconstruct import Reconstruction
     from prunec.fitting.stages_module import OpenedModule, runner
+    from prunec.pipeline.data_report import labelled
 
     run = runner(traced, traced.module)
     split = fit_data(samples, run, labelled(calibration, run))
@@ -102,6 +105,7 @@ def _module_fit(
 def module_runs(traced: Traced, pruned: fx.GraphModule) -> Runs:
     """Return functions that run the original and the pruned module on samples."""
     from prunec.fitting.stages_module import runner
+    from prunec.pipeline.data_report import Runs
 
     return Runs(runner(traced, traced.module), runner(traced, pruned))
 
@@ -119,6 +123,8 @@ def onnx_evidence(
     given = onnx_samples(path, inputs, input_shapes) if inputs is not None else None
     if calibration is None:
         return Evidence(given)
+    from prunec.data.observing import observe_onnx
+
     samples = onnx_samples(path, calibration.data, input_shapes, calibration.normalise)
     fit = None if options.criterion is None else _onnx_fit(traced, path, samples, calibration, progress)
     looked, observed, saliency = samples if fit is None else fit.data, None, None
@@ -135,6 +141,11 @@ def _onnx_fit(
     traced: TracedOnnx, path: str | Path, samples: Samples, calibration: Calibration, progress: Tell | None
 ) -> Reconstruction:
     """Return the object that fits a file to data."""
+    from prunec.fitting.fit_data import fit_data
+    from prunec.fitting.opened import OpenedOnnx
+    from prunec.fitting.reconstruct import Reconstruction
+    from prunec.pipeline.data_report import labelled
+
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
@@ -143,6 +154,8 @@ def _onnx_fit(
 
 def onnx_runs(path: str | Path, pruned: Path) -> Runs:
     """Return functions that run the original and the pruned file on samples."""
+    from prunec.pipeline.data_report import Runs
+
     first, second = (sessions.open_runner(file, str(file), "cpu", optimise=False) for file in (path, pruned))
     return Runs(first, second, first.outputs)
 
@@ -155,6 +168,8 @@ def onnx_samples(
     path: str | Path, data: str | Path, input_shapes: Mapping[str, Sequence[int]] | None, normalise: str | None = None
 ) -> Samples:
     """List the samples of a folder for an ONNX file, in batches that it accepts."""
+    from prunec.data.sample_files import read_samples
+
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     samples = read_samples(data, model_inputs.slots(runner, input_shapes), normalise=normalise)
     return samples.that_run(runner, str(path))

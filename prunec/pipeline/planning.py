@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from prunec.data.calibration import Observed
 from prunec.errors import InternalError
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
@@ -31,6 +30,7 @@ from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
 
 if TYPE_CHECKING:
+    from prunec.data.calibration import Observed
     from prunec.fitting.reconstruct import Reconstruction
 
 Result = TypeVar("Result")

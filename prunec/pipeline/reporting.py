@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunec.data.calibration import Calibration, Observed
 from prunec.passes.selection.select import EXACT
 from prunec.pipeline.planning import SHOWN, Job
 from prunec.report.analysis import prune_report
 from prunec.report.findings import CalibrationReport, PruneReport
 
 if TYPE_CHECKING:
+    from prunec.data.calibration import Calibration, Observed
     from prunec.frontends.onnx.frontend import OnnxSource
 
 

@@ -87,12 +87,14 @@ def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
     settled = _settled_layers(facts, selection)
     left = _constant_somewhere(facts, settled) & selection.keep & classes.is_channel
     merged: dict[tuple[str, str, str], Mask] = {}
-    for node, where, reason, mask in _holders(facts, selection):
+    for node, where, reason, mask in _holders(facts, selection) if left.any() else ():
         found = mask & left
         if found.any():
             key = (where, (node.source or node.op) if node is not None else "", reason)
             merged[key] = merged.get(key, False) | found
             left &= ~found
+            if not left.any():
+                break
     return tuple(
         Blocked(where, op, reason, int(mask.sum()), _layers(settled, mask))
         for (where, op, reason), mask in merged.items()

@@ -103,25 +103,22 @@ def first_channels(model: Model) -> int:
 
 def external_bytes(path: Path) -> int:
     """Return the size of the weights that an ONNX file keeps in other files."""
-    import onnx
-
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort) keep all in one file
-        return 0
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return sum(int(entry.value) for entry in entries if entry.key == "length" and entry.value.isdecimal())
+    found = ({entry.key: entry.value for entry in tensor.external_data} for tensor in _skeleton(path).initializer)
+    lengths = (entries.get("length", "") for entries in found if entries.get("location") != path.name)
+    return sum(int(length) for length in lengths if length.isdecimal())
 
 
 def _skeleton(model: Model) -> Any:
-    """Return the graph of a model that ONNX Runtime has taken, without what lies in other files."""
+    """Return the graph of a model that ONNX Runtime has taken, without its weights."""
     import onnx
+
+    from prunec.frontends.onnx.loading.load import load_onnx
 
     if isinstance(model, bytes):
         return onnx.load_from_string(model).graph
     try:
-        return onnx.load(str(model), load_external_data=False).graph
-    except Exception:  # noqa: BLE001 - ONNX Runtime's own formats (.ort): nothing can be told from them
+        return load_onnx(model).model.graph
+    except BadInput:  # ONNX Runtime's own formats (.ort): nothing can be told from them
         return onnx.GraphProto()
 
 

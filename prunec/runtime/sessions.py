@@ -27,6 +27,10 @@ ProviderName = Literal["auto", "cpu", "cuda"]
 Model = str | Path | bytes
 """A file, or a serialised ModelProto."""
 
+_MAPPED_BYTES = 2**27
+"""ONNX Runtime holds the weights of a file three times and more while it opens it; from this size on it is given the
+weights as references into the file (external data), which it maps into memory."""
+
 _CPU = "CPUExecutionProvider"
 
 _CUDA = "CUDAExecutionProvider"
@@ -116,7 +120,13 @@ def open_runner(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    path = None if isinstance(model, bytes) else Path(model)
+    mapped = None if path is None else _weights_left_out(path)
     with quiet():
+        if path is not None and mapped is not None:
+            options.add_session_config_entry(_WEIGHTS_IN, str(path.absolute().parent))
+            with contextlib.suppress(Exception):  # no ONNX model, or weights where it takes none: as it is, then
+                return Runner(name, ort.InferenceSession(mapped, options, providers=_providers(provider)))
         try:
             session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=_providers(provider)
@@ -124,6 +134,22 @@ def open_runner(
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise cannot_open(error, name) from error
     return Runner(name, session)
+
+
+_WEIGHTS_IN = "session.model_external_initializers_file_folder_path"
+
+
+def _weights_left_out(path: Path) -> bytes | None:
+    """Return a large file's message with its weights as references into the file; None for other files."""
+    if path.stat().st_size < _MAPPED_BYTES:
+        return None
+    from prunec.frontends.onnx.loading.load import load_onnx
+
+    try:
+        message: bytes = load_onnx(path).model.SerializeToString()
+    except BadInput:  # ONNX Runtime's own format, or no model: it says so itself
+        return None
+    return message
 
 
 def open_small(model: bytes) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,24 @@ def test_a_pruned_model_is_out_of_memory_while_it_is_checked(tmp_path: Path, mon
     prune_onnx(tmp_path / "net.onnx", tmp_path / "out.onnx")
     written, checked = alive
     assert checked == written - 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells it")
+def test_weights_that_are_let_go_take_no_memory_and_can_be_read_again(tmp_path: Path) -> None:
+    weight = np.arange(1 << 22, dtype=np.float32)
+    net = Net()
+    net.output(net.op("Add", net.input("x", [1 << 22]), net.const(weight)))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    source = load_onnx(tmp_path / "net.onnx")
+    stored = source.array(source.model.graph.initializer[0])
+
+    def mapped() -> int:
+        found = re.search(r"RssFile:\s*(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return 1024 * int(found[1])
+
+    assert np.array_equal(stored, weight)
+    read = mapped()
+    source.files.let_go()
+    assert mapped() < read - 0.9 * weight.nbytes
+    assert np.array_equal(stored, weight)

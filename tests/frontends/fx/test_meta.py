@@ -82,6 +82,9 @@ def calls(func: Any, x: Tensor) -> list[tuple[Any, ...]]:
     if func is ATEN.native_group_norm.default and x.dim() == 4:
         sizes = (x.shape[0], 8, x.shape[2] * x.shape[3])
         return [(x, vector, vector, *sizes, 4, 1e-5), (x, None, None, *sizes, 1, 1e-5)]
+    if func is ATEN.mean.dim:
+        axes: list[list[int] | None] = [[-1], [0], [1, -1], [-1, -2], [0, 1], [1, 1], [7], [], None]
+        return [(x, each, *keep) for each in axes for keep in ([], [True], [False])]
     if func is ATEN.upsample_bilinear2d.default and x.dim() == 4:
         return [(x, [8, 12], False), (x, [3, 3], True, 0.5, 0.5)]
     takes_one = len([a for a in func._schema.arguments if not a.has_default_value() and not a.kwarg_only]) == 1

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from prunec.api import prune_module
 from prunec.frontends.onnx.frontend import trace_onnx
+from prunec.passes.lowering import slice_parameters
 from prunec.passes.lowering.lower import lower
 from prunec.passes.selection.select import plan, select
 from prunec.pipeline.planning import gather_facts
@@ -57,3 +58,19 @@ def test_weights_that_take_carriers_are_made_one_after_the_other() -> None:
     result = sum(array.nbytes for array in edits.params.values())
     largest = max(np.asarray(param.array).nbytes for param in graph.params.values())
     assert peak <= result + 2.5 * largest, "the whole network was in memory once more"
+
+
+def test_a_weight_that_lies_unaligned_is_cut_a_few_rows_at_a_time() -> None:
+    shape = (2048, 512, 3, 3)
+    values = np.frombuffer(bytes(1) + np.arange(np.prod(shape), dtype=np.float32).tobytes(), np.uint8)
+    array = values[1:].view(np.float32).reshape(shape)
+    assert not array.flags.aligned  # as nearly all in a file
+    rows, columns = np.flatnonzero(np.arange(2048) % 8 == 0), np.flatnonzero(np.arange(512) % 5)
+    for axes in ({0: rows}, {1: columns}, {0: rows, 1: columns}, {1: columns, 0: rows}):
+        expected = array[np.ix_(axes.get(0, np.arange(2048)), axes.get(1, np.arange(512)))]
+        tracemalloc.start()
+        found = slice_parameters.cut_out(array, axes)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert np.array_equal(found, expected)
+        assert peak < found.nbytes + 0.5 * array.nbytes

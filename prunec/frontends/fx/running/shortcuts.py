@@ -138,6 +138,18 @@ def _group_norm(args: Sequence[Any]) -> Any:
     return _like(x), _new(x, (batch, groups)), _new(x, (batch, groups))
 
 
+def _mean(args: Sequence[Any]) -> Any:
+    """Over some axes that are named once each; torch tells what is wrong with others."""
+    x, axes, *keep = args
+    if not _plain(x) or not axes or any(not -x.dim() <= axis < x.dim() for axis in axes):
+        return None
+    gone = {axis % x.dim() for axis in axes}
+    if len(gone) < len(axes):
+        return None
+    kept = [1 if axis in gone else size for axis, size in enumerate(x.shape)]
+    return _new(x, kept if any(keep) else [size for axis, size in enumerate(kept) if axis not in gone])
+
+
 def _resized(args: Sequence[Any]) -> Any:
     x, sizes = args[:2]
     return _new(x, (*x.shape[:2], *sizes)) if _plain(x) and x.numel() and min(sizes) > 0 else None
@@ -160,6 +172,7 @@ SHORTCUTS: Mapping[Any, Callable[[Sequence[Any]], Any]] = MappingProxyType(
         torch.ops.aten.cat.default: _cat,
         torch.ops.aten.native_layer_norm.default: _layer_norm,
         torch.ops.aten.native_group_norm.default: _group_norm,
+        torch.ops.aten.mean.dim: _mean,
         torch.ops.aten.upsample_bilinear2d.default: _resized,
     }
 )

@@ -278,8 +278,11 @@ class _Tensors(TorchDispatchMode):
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
-        self._before = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in tensors]
-        self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
+        aliases = [tensor.data for tensor in tensors]
+        with torch._C.DisableTorchFunction():  # blocks around this one need not be told of each look at a tensor
+            flags = [(tensor.requires_grad, tensor.grad if tensor.is_leaf else None) for tensor in tensors]
+            self._before = [(t, alias, *held) for t, alias, held in zip(tensors, aliases, flags, strict=True)]
+            self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
         self._contents: dict[int, torch.UntypedStorage] = {}
         self._handed_out: dict[int, str] = {}
         self.written: dict[int, str] = {}
@@ -324,7 +327,9 @@ class _Tensors(TorchDispatchMode):
     def put_back(self) -> None:
         for key, content in self._contents.items():
             storage_of(self._memory[key]).copy_(content)
-        for tensor, alias, requires_grad, grad in self._before:
+        with torch._C.DisableTorchFunction():
+            changed = [before for before in self._before if not _is_as_it_was(*before)]
+        for tensor, alias, requires_grad, grad in changed:
             if not _same_memory(tensor, alias):
                 tensor.data = alias
             if tensor.is_leaf and tensor.requires_grad != requires_grad:
@@ -344,13 +349,14 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         name = str(getattr(func, "__name__", ""))
         in_place = name.endswith("_") and not name.endswith("__")
-        written = [kwargs.get("out")]
+        written = [kwargs["out"]] if "out" in kwargs else []
         if args and (in_place or name in _WRITING or kwargs.get("inplace")):
             written.append(args[0])
-        with _disable_current_modes():
-            for tensor in pytree.tree_leaves(written):
-                if isinstance(tensor, Tensor):
-                    self._tensors.keep(tensor)
+        if written:  # most calls only read, those for a tensor's shape above all
+            with _disable_current_modes():
+                for tensor in pytree.tree_leaves(written):
+                    if isinstance(tensor, Tensor):
+                        self._tensors.keep(tensor)
         return func(*args, **kwargs)
 
 
@@ -390,6 +396,11 @@ def _memory(tensor: Tensor) -> int:
 def _same_bytes(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
     now, before = (torch.empty(0, dtype=torch.uint8, device=held.device).set_(held) for held in (a, b))
     return torch.equal(now, before)
+
+
+def _is_as_it_was(tensor: Tensor, alias: Tensor, requires_grad: bool, grad: Tensor | None) -> bool:
+    flags = not tensor.is_leaf or (tensor.requires_grad == requires_grad and tensor.grad is grad)
+    return flags and _same_memory(tensor, alias)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

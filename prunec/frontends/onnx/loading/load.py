@@ -80,6 +80,12 @@ class WeightFiles:
             )
         return memoryview(data)[offset:stop]
 
+    def let_go(self) -> None:
+        """Give back the memory that what was read takes; it is read from the files again where it is needed."""
+        for data in self._open.values():
+            if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                data.madvise(mmap.MADV_DONTNEED)
+
     def _map(self, tensor: TensorProto, location: str) -> mmap.mmap:
         if self.folder is None:
             raise _bad_tensor(
