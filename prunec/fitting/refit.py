@@ -118,7 +118,7 @@ def combined_start(place: Place) -> Floats:
         start[group, :width] = weight[:, columns[group]].T
         gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
         if gone.size:
-            seen = np.append(columns[group], first.shape[2]) if prior.ones else columns[group]
+            seen = np.append(columns[group], first.shape[2]) if biased else columns[group]
             total = prior.total[group]
             mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
             start[group][: seen.size] += mixed @ weight[:, gone].T
@@ -252,7 +252,7 @@ class Layer:
         old[0, np.arange(width), kept] = 1
         prior, gone = self.place.prior, np.setdiff1d(np.arange(channels), kept)
         if prior is not None and gone.size:
-            seen = np.append(kept, channels) if prior.ones else kept
+            seen = np.append(kept, channels) if biased else kept
             total = prior.total[0]
             old[0][: seen.size, gone] = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], EXACT)
         for seen, batch, picked in self._seen():

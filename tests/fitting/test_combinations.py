@@ -273,6 +273,18 @@ def test_too_few_samples_are_fitted_and_told_how_many_would_do(file: Path, tmp_p
     assert "too few samples to hold any out" in text
 
 
+@pytest.mark.parametrize("memory", [2 << 30, 64 << 20])
+def test_layers_without_bias_are_fitted_under_a_budget_of_parameters(data: Path, memory: int) -> None:
+    """No biases may be made, though the moments of the original are those of a layer that could have one."""
+    torch.manual_seed(0)
+    shape = {"kernel_size": 3, "padding": 1, "bias": False}
+    layers = [nn.Conv2d(3, 24, **shape), nn.ReLU(), nn.Conv2d(24, 24, **shape), nn.ReLU(), nn.Conv2d(24, 4, **shape)]
+    net, example = nn.Sequential(*layers).eval(), (torch.zeros(1, 3, 12, 12),)
+    pruned = prune_module(net, example, target_params=0.5, calibration=Calibration(data, memory=memory))
+    assert error(pruned.report) < 0.5
+    assert all(module.bias is None for module in pruned.module.modules() if isinstance(module, nn.Conv2d))
+
+
 def test_the_criterion_needs_data(file: Path) -> None:
     with pytest.raises(BadInput, match="needs data"):
         prune_onnx(file, file.with_name("p.onnx"), criterion="reconstruct", target_macs=0.7)
