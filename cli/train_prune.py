@@ -39,7 +39,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--distill",
     type=click.FloatRange(0, 1),
-    help="Weight of the unpruned network's answers in fine-tuning; default: 0.9 with weights, else 0.",
+    help="Weight of the unpruned network's answers in fine-tuning; default: 0.9 with weights and classes, else 0.",
 )
 @click.option("--drive-beta", is_flag=True, default=None, help="Also shrink the betas of channels whose gamma is zero.")
 @click.option("--lr", type=_POSITIVE, help="Learning rate of SGD before fine-tuning.")

@@ -50,12 +50,14 @@ class Teacher:
 def default_weight(
     module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], objective: Objective
 ) -> tuple[float, str]:
-    """Return the weight of a given network's answers, and why: 0 if it knows little about these data.
+    """Return the weight of a given network's answers, and why: 0 for masks, or if it knows little about these data.
 
     Args:
         module: as it was given; left in its mode.
         batches: inputs and targets of the training set.
     """
+    if not objective.distils:
+        return 0.0, f"fine-tuning learns masks from their labels; --distill {WEIGHT:g} adds the unpruned network's"
     with torch.no_grad(), evaluating(module):
         losses = [float(objective.loss(objective.logits(module(inputs)), targets)) for inputs, targets in batches]
     loss, chance = sum(losses) / max(1, len(losses)), objective.chance_loss

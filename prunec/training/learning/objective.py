@@ -25,6 +25,8 @@ class Objective(Protocol):
 
     metric: ClassVar[str]
     """The score that a run is judged by; a key of what ``scores`` returns."""
+    distils: ClassVar[bool]
+    """A network that came with weights teaches the pruned one by default. Of pixels' classes that lost points."""
 
     @property
     def chance_loss(self) -> float:
@@ -56,6 +58,7 @@ class Classification:
     classes: tuple[str, ...]
 
     metric: ClassVar[str] = "accuracy"
+    distils: ClassVar[bool] = True
 
     @property
     def chance_loss(self) -> float:
@@ -106,6 +109,7 @@ class Segmentation:
     shares: tuple[float, ...]
 
     metric: ClassVar[str] = "miou"
+    distils: ClassVar[bool] = False
 
     @property
     def chance_loss(self) -> float:

@@ -17,7 +17,7 @@ from prunec.errors import BadInput
 from prunec.files import read_lines
 from prunec.ir.plan import PrunePlan
 from prunec.training.learning.distill import WEIGHT, Teacher, default_weight, distillation_loss
-from prunec.training.learning.objective import Classification
+from prunec.training.learning.objective import Classification, Segmentation
 from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
@@ -209,6 +209,17 @@ def test_the_rule_compares_the_loss_with_that_of_guessing() -> None:
     assert default_weight(knows, [(inputs, targets)], objective)[0] == WEIGHT
     assert default_weight(guesses, [(inputs, targets)], objective)[0] == 0
     assert knows.training
+
+
+def test_a_network_that_makes_masks_does_not_teach_by_default() -> None:
+    """A SegNet on nuclei lost four points of mIoU to its own teaching, pruned or not, and gained one without."""
+    objective = Segmentation(("background", "foreground"), 1, (0.5, 0.5))
+    targets = torch.arange(2, dtype=torch.uint8).repeat(2, 4, 4)
+    logits = 8.0 * (2.0 * targets[:, None] - 1)
+    assert objective.loss(logits, targets) < 0.1 * objective.chance_loss
+    weight, why = default_weight(nn.Identity(), [(logits, targets)], objective)
+    assert weight == 0
+    assert "masks" in why
 
 
 def test_the_loss_is_the_weighted_sum_of_labels_and_answers() -> None:
