@@ -34,9 +34,19 @@ def same_within(dtype: str) -> float:
 
 def may_have_families(taps: Array) -> bool:
     """Tell whether some rows may be multiples of others: in almost all weights none is, and a glance tells."""
-    if taps.shape[0] * taps.shape[1] < 2 or taps.shape[1] == 1 or not taps.size:
+    if taps.shape[0] * taps.shape[1] < 2 or taps.shape[1] == 1 or not taps.size or is_placeholder(taps):
         return False
     return _candidates(taps, np.repeat(np.arange(taps.shape[0]), taps.shape[1]), 0.0).size > 1
+
+
+def is_placeholder(taps: Array) -> bool:
+    """Tell whether a weight is one number everywhere, as in files without their weights: that tells nothing of filters.
+
+    Those of one element per row are none: depthwise kernels of 1x1, gains.
+    """
+    if taps.shape[2] * taps.shape[3] < 2:
+        return False
+    return not any(taps.strides) or bool((taps[0] == taps.flat[0]).all() and (taps == taps.flat[0]).all())
 
 
 def families(taps: Array, group_of: Ids, within: float) -> tuple[Ids, Floats]:

@@ -19,7 +19,7 @@ from prunec.ir.arrays import Array, Floats, Ids
 from prunec.ir.contractions import bias_of, channel_axis, is_affine, is_spatial, read_axis
 from prunec.ir.graph import Graph, Node
 from prunec.passes.constants import Constants
-from prunec.passes.filters import families, may_have_families, same_within
+from prunec.passes.filters import families, is_placeholder, may_have_families, same_within
 from prunec.passes.rules.arrays import along, lift, others, stretched, uniform
 from prunec.passes.rules.profiles.at import At, Keys, Profile, Rule, alike
 from prunec.passes.rules.profiles.table import PROFILE_RULES
@@ -98,6 +98,8 @@ def _contracted(at: At, weight: Weight) -> Profile | None:
     """Return which outputs are multiples of one map: those whose rows of the weight are, with their biases."""
     axis = channel_axis(at.node, at.rank)
     if at.rank < 2 or weight.num_outputs < 2 or not at.is_float or at.out_shapes[0][axis] != weight.num_outputs:
+        return None
+    if weight.taps.shape[2] > 1 and is_placeholder(weight.taps):
         return None
     taps, groups, extra = _as_maps(at, weight)
     still = None if at.still is None else uniform(at.still, others(at.still.ndim, axis))
