@@ -22,7 +22,14 @@ from prunec.backends.fx.check import check_shapes
 from prunec.backends.fx.copies import copies
 from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.origin import ORIGIN, origin_of
-from prunec.backends.fx.parameters import delete_unused_tensors, parameter_like, refresh_modules, set_parameters
+from prunec.backends.fx.parameters import (
+    delete_unused_tensors,
+    held_tensors,
+    leave_unsaved,
+    parameter_like,
+    refresh_modules,
+    set_parameters,
+)
 from prunec.backends.fx.rewrite import LIKE, REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
 from prunec.frontends.fx.running.garbage import collected_later
@@ -55,6 +62,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     module.recompile()
     module.delete_all_unused_submodules()
     delete_unused_tensors(module)
+    leave_unsaved(module, traced.unsaved)
     check_shapes(traced, edits, module)
     return module
 
@@ -100,7 +108,10 @@ class _Surgery:
     def run(self) -> None:
         self._freeze_sizes()
         self._freeze_scales()
-        set_parameters(self.module, {name: self.edits.params[name] for name in _to_set(self.traced, self.edits)})
+        contents = {name: self.edits.params[name] for name in _to_set(self.traced, self.edits)}
+        for name in contents.keys() - held_tensors(self.module).keys():
+            self._hold(name, contents.pop(name))
+        set_parameters(self.module, contents)
         self._rewrite_attributes()
         self._insert()
         self._add_biases()
@@ -153,6 +164,24 @@ class _Surgery:
             return False
         rank = len(self.traced.graph.shape(ref.name) or ())
         return axis % max(1, rank) in self.edits.keeps.get(ref.name, {})
+
+    def _hold(self, name: str, content: np.ndarray[Any, Any]) -> None:
+        """Store a tensor that the forward makes of numbers (``torch.tensor([…], device=x.device)``) as a buffer."""
+        for node in self.traced.graph.nodes:
+            if name not in node.inputs:
+                continue
+            n, made = self.nodes[node.origin], self.ir_of.get(node.origin, [])
+            whole = bool(made) and all(each.op in ("identity", "cast") for each in made)
+            result = made[-1].outputs[0] if whole else ""
+            if self.traced.results[origin_of(n)] != Ref(result):
+                raise CannotRewrite(node.origin, "prunec cannot change a tensor that is made inside of this call")
+            dtype = getattr(torch, self.traced.graph.values[result].dtype)
+            buffer = add_buffer(self.module, f"{n.name}_constant", torch.from_numpy(np.array(content)).to(dtype))
+            self.module._non_persistent_buffers_set.add(buffer)  # as little as it was before
+            with self.module.graph.inserting_before(n):
+                stored = self.module.graph.get_attr(buffer)
+            stored.meta[ORIGIN] = ""
+            call(n, torch.clone, stored)  # the forward may write into what it makes
 
     def _rewrite_attributes(self) -> None:
         for origin, nodes in self.ir_of.items():

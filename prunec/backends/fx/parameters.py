@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,23 @@ def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Paramet
     return nn.Parameter(content.to(device=like.device, dtype=kind), requires_grad=like.requires_grad)
 
 
+def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, shared ones by each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
 def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Replace parameters and buffers by name (dtype, device and requires_grad stay); shared ones stay shared.
 
     Args:
         contents: handed over: an array that has memory of its own becomes the tensor's.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = held_tensors(module)
     names: dict[int, list[str]] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
-        tensors[name] = tensor
+    for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     taken: set[int] = set()
     for name, content in contents.items():
@@ -52,6 +56,14 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
                 owner._parameters[attribute] = new
             else:
                 owner._buffers[attribute] = new
+
+
+def leave_unsaved(module: nn.Module, names: Iterable[str]) -> None:
+    """Leave buffers out of the state_dict: torch.fx registers what it copies without saying so."""
+    held = dict(module.named_modules(remove_duplicate=False))
+    for owner, _, attribute in (name.rpartition(".") for name in names):
+        if owner in held and attribute in held[owner]._buffers:
+            held[owner]._non_persistent_buffers_set.add(attribute)
 
 
 def refresh_modules(module: nn.Module) -> None:

@@ -235,7 +235,8 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
     if scaled and node.source in _SCALED:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
     elif node.outputs[0] != view.outputs[0] and node.source != "Gemm":  # whose C is added behind the product
-        raise CannotRewrite(node.origin, f"{node.source} has no place for a bias")
+        reason = f"the constants that it reads would have to be added to its result, which {node.source} cannot"
+        raise CannotRewrite(node.origin, reason)
     if is_spatial(node):  # behind a convolution that takes no bias, channels are axis 1 of what comes out
         bias = bias.reshape(-1, *(1 for _ in node.attrs["strides"]))
     surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")

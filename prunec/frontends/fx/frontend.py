@@ -26,7 +26,15 @@ from prunec.frontends.fx.running.untouched import Untouched, eval_mode
 from prunec.frontends.fx.traced import Traced
 from prunec.frontends.fx.tracing.attention import follow_modes
 from prunec.frontends.fx.tracing.export import export
-from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, refuse_unreadable, untraceable
+from prunec.frontends.fx.tracing.failures import (
+    calls_functions,
+    cannot_run,
+    failure_of,
+    one_line,
+    refuse_unbuilt,
+    refuse_unreadable,
+    untraceable,
+)
 from prunec.frontends.fx.tracing.lost import fixed_sizes
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.symbolic import candidates, symbolic_trace
@@ -48,16 +56,30 @@ def trace(module: nn.Module, example_inputs: Sequence[Any], name: str = "", rule
 
     Raises:
         UntraceableModel: neither tracer can read it; both reasons are given.
-        BadInput: the module cannot run on inputs of this shape.
+        BadInput: the module cannot run on inputs of this shape, or its forward has layers to build yet.
     """
     modes = {path: sub.training for path, sub in module.named_modules()}
     refuse_unreadable(module)
     untouched = Untouched(module, tuple(example_inputs))
     with untouched.block(on_shapes=True), eval_mode(module), torch.no_grad():
-        found = _read(module, tuple(example_inputs), name, untouched, rules)
+        try:
+            found = _read(module, tuple(example_inputs), name, untouched, rules)
+        except (UntraceableModel, BadInput):
+            refuse_unbuilt(untouched.built)
+            raise
+    refuse_unbuilt(untouched.built)
     follow_modes(found.module, modes)
     past = (f"{_PAST_TORCH} ({where})" for where in untouched.written_past_torch)
-    return replace(found, notes=(*found.notes, *past))
+    return replace(found, unsaved=_unsaved(module), notes=(*found.notes, *past))
+
+
+def _unsaved(module: nn.Module) -> frozenset[str]:
+    """Return the buffers that are no part of the state_dict: they were registered with ``persistent=False``."""
+    return frozenset(
+        f"{path}.{name}" if path else name
+        for path, sub in module.named_modules(remove_duplicate=False)
+        for name in sub._non_persistent_buffers_set
+    )
 
 
 _PAST_TORCH = "the forward writes into a tensor by numpy or the like, which the traced network does not"
@@ -113,7 +135,7 @@ def _exported(
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
-        if failure_of(module, inputs, untouched) is None:
+        if calls_functions(error) or failure_of(module, inputs, untouched) is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
 

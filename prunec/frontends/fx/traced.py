@@ -30,6 +30,7 @@ class Traced:
         exported: True where torch.fx could not trace it and torch.export did.
         parameters: parameter and buffer names -> the tensors themselves.
         unused: FX nodes that compute something no output depends on.
+        unsaved: buffers of the user's module that its state_dict leaves out.
         notes: what a person should know of how it was read.
     """
 
@@ -40,4 +41,5 @@ class Traced:
     exported: bool
     parameters: Mapping[str, Tensor]
     unused: frozenset[str]
+    unsaved: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()

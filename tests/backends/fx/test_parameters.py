@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from assertions import parameter_elements
+from assertions import assert_same_function, parameter_elements
 from modules.blocks import cbr
 from modules.networks import silence
 from modules.silent import CHANNELS, REWRITTEN, Spelled, prune
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from prunec.api import prune_module
 
 
 class Functional(nn.Module):
@@ -102,3 +104,70 @@ def test_unused_layers_and_parameters_are_gone_from_the_result() -> None:
 
     result = prune(silence(Wasteful()))
     assert not [name for name in result.module.state_dict() if name.startswith(("unused", "extra"))]
+
+
+class Scaled(nn.Module):
+    """A network with buffers, one of which is not saved; so is one of a part in which it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tail = cbr(3, CHANNELS), nn.Conv2d(CHANNELS, 4, 1)
+        self.register_buffer("scale", torch.rand(CHANNELS, 1, 1) + 0.5, persistent=False)
+        self.register_buffer("shift", torch.rand(CHANNELS, 1, 1))
+        silence(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(torch.relu(self.stem(x)) * self.scale + self.shift)  # type: ignore[no-any-return]
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Scaled()
+        self.register_buffer("last", torch.rand(4, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x) * self.last  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+class Makes(Scaled):
+    """A forward that makes tensors of numbers, as long as channels are many, and writes into one."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, numbers = self.stem(x), [float(1 + c) for c in range(CHANNELS)]
+        made: Callable[[], Tensor] = {
+            "dtype": lambda: torch.tensor(numbers, dtype=y.dtype),
+            "device": lambda: torch.tensor(numbers, device=y.device),
+            "as_tensor": lambda: torch.as_tensor(numbers, dtype=y.dtype, device=y.device),
+            "new_tensor": lambda: y.new_tensor(numbers),
+            "written": lambda: y.new_tensor(numbers).mul_(2),
+            "cast": lambda: torch.tensor([*range(CHANNELS)], device=y.device).to(y.dtype),
+            "inside": lambda: torch.tensor(numbers, device=y.device).view(1, -1),
+        }[self.how]
+        return self.tail(torch.relu(y * made().view(1, -1, 1, 1)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["dtype", "device", "as_tensor", "new_tensor", "written", "cast", "inside"])
+def test_tensors_that_a_forward_makes_of_numbers_lose_channels(how: str) -> None:
+    torch.manual_seed(0)
+    net, x = Makes(how).eval(), torch.randn(2, 3, 8, 8)
+    result = prune_module(net, (x,))
+    assert result.report.removed_channels > 0
+    for _ in range(2):
+        assert_same_function(net, result.module, x)
+    assert set(result.module.state_dict()) <= set(net.state_dict())
+    assert prune_module(net, (x,), criterion="l1", target_macs=0.5).report.removed_channels > 0
+
+
+@pytest.mark.parametrize("kind", [Scaled, Around])
+def test_buffers_that_are_not_saved_stay_out_of_the_state(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, x = kind().eval(), torch.randn(2, 3, 8, 8)
+    result = prune_module(net, (x,))
+    assert result.report.removed_channels > 0
+    assert set(result.module.state_dict()) == set(net.state_dict())
+    result.module.load_state_dict(result.module.state_dict())

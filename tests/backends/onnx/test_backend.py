@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models.chain import CHANNELS, SILENT, chain
 from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
+from prunec.api import prune_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
 
@@ -245,3 +246,18 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     assert pruned.ByteSize() < net.model().ByteSize()
     assert [node.op_type for node in pruned.graph.node].count("ConstantOfShape") == 1
     assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100
+
+
+@pytest.mark.parametrize("equation", ["bchw,oc->bohw", "bchw,oc->obhw"])
+def test_a_product_that_cannot_take_a_constant_over_says_why(equation: str, tmp_path: Path) -> None:
+    """Its channels are turned behind the product, where the node ends."""
+    net = Net(17)
+    weight, bias = net.weight(8, 3, 3, 3), net.rng.standard_normal(8).astype(np.float32)
+    weight[0], bias[0] = 0, 0.7
+    maps = net.op("Relu", net.op("Conv", net.input("x", [2, 3, 8, 8]), net.const(weight), net.const(bias)))
+    net.output(net.op("Einsum", maps, net.const(net.weight(5, 8)), equation=equation))
+    onnx.save(net.model(), tmp_path / "net.onnx")
+    report = prune_onnx(tmp_path / "net.onnx", tmp_path / "pruned.onnx")
+    (blocked,) = report.blocked
+    assert blocked.op == "Einsum"
+    assert blocked.reason == "the constants that it reads would have to be added to its result, which Einsum cannot"

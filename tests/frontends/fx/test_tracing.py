@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from prunec.api import analyze_module, prune_module
 from prunec.check.validate import validate_modules
@@ -155,3 +161,111 @@ HOW = ("isinstance", "of a tuple", "torch.is_tensor", "a size is none", "a numbe
 def test_a_forward_that_asks_for_types_is_traced_as_it_runs(how: str) -> None:
     net, x = Asking(how).eval(), image()
     assert torch.allclose(trace(net, (x,)).module(x), net(x))
+
+
+class Builds(nn.Module):
+    """A forward that makes what it needs in its first run."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.rest = how, None, nn.ModuleDict()
+
+    def forward(self, x: Tensor) -> Any:
+        if self.how == "layer" and self.conv is None:
+            self.conv = nn.Conv2d(x.shape[1], 4, 3)
+        if self.how == "parameter" and self.conv is None:
+            self.conv = nn.Parameter(torch.randn(4, x.shape[1], 3, 3))
+        if self.how == "dict":
+            if not self.rest:
+                self.rest["conv"] = nn.Conv2d(x.shape[1], 4, 3)
+            return self.rest["conv"](x)
+        if self.how == "moved" and self.conv is None:
+            self.conv = nn.Conv2d(x.shape[1], 4, 3).to(x.device)
+        return torch.conv2d(x, self.conv) if isinstance(self.conv, Tensor) else self.conv(x)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("how", ["layer", "parameter", "dict", "moved"])
+def test_a_network_that_has_not_built_its_layers_is_to_be_run_before(how: str) -> None:
+    net, x = Builds(how).eval(), image()
+    with pytest.raises(BadInput, match=r"makes parameters of its own: (conv|rest)") as refused:
+        trace(net, (x,))
+    assert "run the network once" in str(refused.value)
+    assert not list(net.parameters())
+    net(x)
+    assert torch.allclose(trace(net, (x,)).module(x), net(x))
+
+
+class Loose(dict[str, Any]):
+    """A dict that torch.fx does not know."""
+
+
+pytree.register_pytree_node(
+    Loose, lambda d: (list(d.values()), list(d)), lambda values, keys: Loose(zip(keys, values, strict=True))
+)
+
+
+@dataclass
+class Scores(OrderedDict):  # type: ignore[type-arg]  # as the outputs of transformers are
+    """A dict whose items are attributes, too."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None})
+
+
+pytree.register_pytree_node(
+    Scores, lambda d: (list(d.values()), list(d)), lambda values, keys: Scores(**dict(zip(keys, values, strict=True)))
+)
+
+
+def test_a_choice_between_functions_is_refused_by_its_name() -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            made: Tensor = torch.cond(y.sum() > 0, lambda y: y + 1.0, lambda y: y - 1.0, (y,))
+            return made
+
+    with pytest.raises(UntraceableModel, match=r"torch\.cond") as refused:
+        trace(Chooses().eval(), (image(),))
+    assert "torch.where" in str(refused.value)
+
+
+class Returning(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.tail, self.make = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), make
+        with torch.no_grad():
+            self.conv.weight[0] = 0
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.tail(torch.relu(self.conv(x))))
+
+
+def test_what_a_network_returns_keeps_its_type() -> None:
+    made: tuple[Callable[[Tensor], Any], ...] = (
+        lambda y: OrderedDict([("out", y), ("aux", y + 1)]),
+        lambda y: [OrderedDict(b=y, a={"c": y})],
+        lambda y: Scores(logits=y),
+    )
+    for make in made:
+        net, x = Returning(make).eval(), torch.randn(2, 3, 5, 5)
+        result = prune_module(net, (x,))
+        assert result.report.removed_channels == 1
+        for module in (result.module, pickle.loads(pickle.dumps(result.module))):
+            old, new = net(x), module(x)
+            old, new = (old[0], new[0]) if isinstance(old, list) else (old, new)
+            assert type(new) is type(old)
+            assert list(new) == list(old)
+    assert result.module(x).logits is not None
+    assert result.report.notes == ()
+
+
+def test_a_dict_of_another_kind_is_said_to_become_a_plain_one() -> None:
+    result = prune_module(Returning(lambda y: Loose(out=y)).eval(), (image(),))
+    assert any("Loose" in note and "plain dict" in note for note in result.report.notes)

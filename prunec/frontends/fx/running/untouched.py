@@ -46,6 +46,7 @@ class Untouched:
 
     Attributes:
         checkpoints: whether the code that was found can checkpoint activations.
+        built: parameters that a block gave the modules, which had none of these names.
         written_past_torch: places in the user's code that wrote into tensors by numpy and the like.
     """
 
@@ -53,6 +54,9 @@ class Untouched:
         self._found = Reachable(roots)
         self._caches = list(_caches(self._found))
         self.checkpoints = self._found.checkpoints
+        self.built: dict[str, None] = {}
+        self._modules = [root for root in roots if isinstance(root, nn.Module)]
+        self._parameters = self._named()
         self.written_past_torch: dict[str, None] = {}
         self._last = _Tensors(())
 
@@ -81,7 +85,13 @@ class Untouched:
             at_exit.enter_context(_Calls(tensors) if on_shapes else tensors)
             yield
 
+    def _named(self) -> dict[str, None]:
+        return dict.fromkeys(
+            name for root in self._modules for name, _ in root.named_parameters(remove_duplicate=False)
+        )
+
     def _put_back(self, tensors: _Tensors) -> None:
+        self.built |= dict.fromkeys(name for name in self._named() if name not in self._parameters)
         self._last = tensors
         self.written_past_torch |= tensors.written_past_torch()
         tensors.put_back()

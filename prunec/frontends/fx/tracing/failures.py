@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,22 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
             f"several; torch.export: {one_line(export_error)}",
             do="compute what both ways give and choose with torch.where, or take the decision out of the forward",
         )
+    if calls_functions(export_error):
+        return UntraceableModel(
+            "the forward calls functions through torch.cond, torch.while_loop or the like",
+            why="what a network does has to be the same for all inputs of a size",
+            do="compute what both ways give and choose with torch.where, or take the choice out of the forward",
+        )
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
         why=f"torch.fx: {by_fx}; torch.export: {one_line(export_error)}",
         do="mark what cannot be traced with torch.fx.wrap, or give the network as an ONNX file",
     )
+
+
+def calls_functions(error: BaseException) -> bool:
+    """Tell whether torch gave up at an op that takes functions: modes that watch a network do not bear it."""
+    return isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error)
 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
@@ -88,6 +100,22 @@ def refuse_unreadable(module: nn.Module) -> None:
                 why="it belongs to a lazy layer, which gets its shape from the first input",
                 do="run the network once on an example input",
             )
+
+
+def refuse_unbuilt(names: Collection[str]) -> None:
+    """Refuse a forward that made parameters: in each run other ones, which are random.
+
+    Raises:
+        BadInput: there are some.
+    """
+    if names:
+        first = next(iter(names))
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise BadInput(
+            f"the forward makes parameters of its own: {first}{more}",
+            why="layers that are built in the first run have no weights before it",
+            do="run the network once on an example input before, and load its weights",
+        )
 
 
 def _refuse_quantised(name: str, sub: nn.Module) -> None:

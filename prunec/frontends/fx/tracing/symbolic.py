@@ -122,7 +122,8 @@ def _traced(
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
-    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places))
+    plain = (f"the network returns or passes a {name}: a plain dict in the traced network" for name in tracer.plain)
+    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain)
     return traced
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -233,6 +235,7 @@ class Tracer(fx.Tracer):
         self.buffers = buffers
         self.regions = Regions() if regions is None else regions
         self.sizes = sizes
+        self.plain: dict[str, None] = {}
         self._names: dict[int, tuple[str, torch.Tensor]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -294,7 +297,18 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+        if issubclass(type(a), fx.Proxy):
+            return a.node
+        made = super().create_arg(a)
+        if type(made) is not dict or type(a) is dict:
+            return made
+        # torch.fx makes a plain dict of any.
+        if type(a) is OrderedDict:
+            return self.create_node("call_function", OrderedDict, ([*made.items()],), {})
+        if is_dataclass(a):
+            return self.create_node("call_function", type(a), (), {f.name: made.get(f.name) for f in fields(a)})
+        self.plain[type(a).__name__] = None
+        return made
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
         """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
