@@ -299,6 +299,8 @@ class Tracer(fx.Tracer):
         """Return the node of a proxy; the base class would take it for a tensor that nobody holds."""
         if issubclass(type(a), fx.Proxy):
             return a.node
+        if type(a) is torch.Tensor and self._names.get(id(a), ("", None))[1] is not a:
+            return self._constant(a)
         made = super().create_arg(a)
         if type(made) is not dict or type(a) is dict:
             return made
@@ -309,6 +311,14 @@ class Tracer(fx.Tracer):
             return self.create_node("call_function", type(a), (), {f.name: made.get(f.name) for f in fields(a)})
         self.plain[type(a).__name__] = None
         return made
+
+    def _constant(self, tensor: torch.Tensor) -> fx.Node:
+        """Keep a tensor that is no buffer, as the base class does after looking at all buffers each time."""
+        name = self.tensor_attrs.get(tensor)
+        if name is None:
+            name = self.tensor_attrs[tensor] = self.get_fresh_qualname("_tensor_constant")
+            setattr(self.root, name, tensor)
+        return self.create_node("get_attr", name, (), {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002  # torch.fx's
         """Return what reading an attribute of a module gives: a proxy for a parameter or buffer of the network."""
