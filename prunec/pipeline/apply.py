@@ -101,7 +101,8 @@ def _read(module: nn.Module, plan: PrunePlan, example_inputs: Example | None, ru
 
 def held_beside_state(module: nn.Module, traced: Traced) -> tuple[str, ...]:
     """Return the names of the tensors that a traced network reads and that are not in its state."""
-    return tuple(sorted(traced.module.state_dict().keys() - module.state_dict().keys()))
+    traced_state, state = (each.state_dict(keep_vars=True) for each in (traced.module, module))
+    return tuple(sorted(traced_state.keys() - state.keys()))
 
 
 def _changed(where: str, why: str) -> UnsupportedModel:

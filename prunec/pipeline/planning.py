@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from prunec.errors import InternalError
+from prunec.frontends.fx.running.garbage import collected_later
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
@@ -42,6 +43,7 @@ SAME_KIND = 3
 """After this many calls of one kind that a backend cannot rewrite, all calls of that kind are pinned."""
 
 
+@collected_later()
 def gather_facts(
     graph: Graph,
     keep: Sequence[str] = (),

@@ -90,6 +90,7 @@ class Recorder(MetaMode):
         self.source = ""
         self._serial = 0
         self._paused = False
+        self._signatures: dict[Any, tuple[Sequence[str], Mapping[str, Any]]] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             self.tensors.setdefault(name, tensor)
             self._names.setdefault(id(tensor), name)
@@ -122,9 +123,8 @@ class Recorder(MetaMode):
         schema = func._schema
         if not tensors or schema.name in _LAYOUT_OPS:
             return
-        bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        bound.update(zip((a.name for a in schema.arguments), args, strict=False))
-        bound.update(kwargs)
+        names, defaults = self._signature(func)
+        bound = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         name = schema.name.partition("::")[2]
         writes = schema.is_mutable and name.endswith("_") and not name.endswith("__")
         in_place = writes and isinstance(args[0], Tensor) and self._place(tensors[0]) == self._place(args[0])
@@ -137,6 +137,14 @@ class Recorder(MetaMode):
         for tensor in tensors:
             if (in_place and tensor is tensors[0]) or tensor is kwargs.get("out"):
                 self._written(tensor)
+
+    def _signature(self, func: Any) -> tuple[Sequence[str], Mapping[str, Any]]:
+        """Return the names of an op's arguments, and what they are by default; torch is asked once per op."""
+        if func not in self._signatures:
+            given = func._schema.arguments
+            defaults = {argument.name: argument.default_value for argument in given if argument.has_default_value()}
+            self._signatures[func] = ([argument.name for argument in given], defaults)
+        return self._signatures[func]
 
     def _emit_rest(self, name: str, args: Sequence[Any], results: Sequence[Tensor]) -> None:
         """Give the results that a row leaves out (a max pool's indices) a node, for readers that take them."""
@@ -278,6 +286,8 @@ class Recorder(MetaMode):
             self._outputs.extend(self._name(tensor) for tensor in tensors_in(args[0]))
         if isinstance(result, Tensor):
             self.results[n.name] = Ref(self._name(result))
+        elif isinstance(result, int | float | None):
+            self.results[n.name] = result
         else:
             self.results[n.name] = pytree.tree_map(
                 lambda leaf: Ref(self._name(leaf)) if isinstance(leaf, Tensor) else leaf, result

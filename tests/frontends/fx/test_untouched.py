@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import prunec
 from prunec.check.validate import validate_modules
 from prunec.errors import PrunecError
+from prunec.frontends.fx.running.untouched import eval_mode
 from prunec.ir.plan import InputSpec
 from prunec.pipeline.export import export_onnx
 
@@ -222,3 +223,22 @@ def test_a_network_in_data_parallel_is_followed_and_keeps_its_names() -> None:
     fresh = prunec.apply_plan(nn.DataParallel(hostile.Net().eval()), result.plan)
     fresh.load_state_dict(result.module.state_dict())
     assert torch.equal(fresh(x), result.module(x))
+
+
+def test_what_is_in_eval_mode_already_is_not_put_there() -> None:
+    class Counting(nn.Module):
+        times = 0
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            Counting.times += name == "training"
+            super().__setattr__(name, value)
+
+    still, training = Counting().eval(), Counting()
+    Counting.times = 0
+    with eval_mode(still):
+        assert not still.training
+    assert Counting.times == 0
+    with eval_mode(training):
+        assert not training.training
+    assert training.training
+    assert Counting.times == 2

@@ -306,7 +306,7 @@ class _Tensors(TorchDispatchMode):
                 if self.keep(tensor) and _memory(tensor) not in self.written:
                     self.written[_memory(tensor)] = place()
             if not _is_view(func):
-                read = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+                read = _operands((*args, *kwargs.values()))
                 self.read.update(_memory(t) for t in read if _has_memory(t) and not any(t is w for w in written))
         return func(*args, **kwargs)
 
@@ -377,6 +377,14 @@ _WRITING = frozenset(
 """Methods that write into their tensor, besides those whose names end in an underscore."""
 
 
+def _operands(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an op's arguments; they come alone or in a list."""
+    for value in values:
+        yield from (
+            item for item in (value if isinstance(value, list | tuple) else (value,)) if isinstance(item, Tensor)
+        )
+
+
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """Yield the tensors that an op writes into. Batch norms update their statistics without saying so."""
     schema = func._schema
@@ -389,6 +397,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
                 yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
+@functools.cache
 def _is_view(func: Any) -> bool:
     """Tell whether what an op returns is its operand's memory."""
     return any(result.alias_info is not None for result in func._schema.returns)
@@ -426,9 +435,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put every submodule in eval mode for the time of the trace, then each back as it was."""
     modes = [(sub, sub.training) for sub in module.modules()]
     try:
-        for sub, _ in modes:
-            sub.training = False
+        for sub, mode in modes:
+            if mode:  # torch's modules take microseconds to set an attribute
+                sub.training = False
         yield
     finally:
         for sub, mode in modes:
-            sub.training = mode
+            if sub.training != mode:
+                sub.training = mode
