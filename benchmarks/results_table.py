@@ -7,10 +7,11 @@ r"""The rows of docs/results.md: runs one, or prints the table of those that wer
 
 WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
 train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
-does: the same batches, teacher, cosine, average and statistics. All train in bfloat16, compiled; scores are those of
-float32. ``--answers FOLDER`` keeps what the unpruned network answers to each batch, which is the same for all rows of
-a seed and a third of the time; ONNX Runtime answers then, so that a figure can move as much as on another machine.
-``statistics`` scores an unpruned network with BatchNorm statistics from three places.
+does: the same batches, teacher, cosine, average and statistics. ResNets train in bfloat16, compiled; scores are those
+of float32. Rows of segnet take a folder of nuclei (images/ and masks/) as DATA; some start from another row's network,
+which is looked for in ``--scratch``. ``--answers FOLDER`` keeps what the unpruned network answers to each batch, which
+is the same for all rows of a seed and a third of the time; ONNX Runtime answers then, so that a figure can move as much
+as on another machine. ``statistics`` scores an unpruned network with BatchNorm statistics from three places.
 Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
 """
 
@@ -447,9 +448,11 @@ _STYLE = (
 
 
 def plot() -> str:
-    """Return accuracy against MACs, one point per row (mean over seeds), as an SVG document."""
+    """Return ResNet-20's accuracy against MACs, one point per row (mean over seeds), as an SVG document."""
     points = []
     for name, runs in _runs().items():
+        if ROWS[name].network != "resnet20":
+            continue
         score = sum(each["scores"]["after"] for each in runs) / len(runs)
         points.append((name.removeprefix("resnet20-"), float(runs[0]["macs"][1]), score))
     drawn = pareto_chart("ResNet-20 on CIFAR-10: accuracy against MACs", points, width=760, height=420)
