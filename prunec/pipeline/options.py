@@ -68,12 +68,14 @@ class Options:
         budget = any(share is not None for share in (self.target_macs, self.target_params, self.target_latency))
         if self.criterion is not None and not budget:
             raise BadInput(
-                "a criterion without a budget removes nothing", do="give target_macs, target_params or target_latency"
+                "a criterion without a budget removes nothing",
+                do="give a target: of MACs (--target-macs, target_macs=), parameters or latency",
             )
         if budget and self.criterion is None:
             raise BadInput(
                 "a budget without a criterion cannot be met",
-                do="give a criterion (l1, gamma, taylor or random), or data to choose by (calibration)",
+                do="give data to choose by (--calibrate, calibration=), or a criterion that needs none "
+                "(--criterion l1, criterion='l1')",
             )
 
     @property
