@@ -78,4 +78,4 @@ def test_channels_go_through_a_mask_written_in_place(name: str) -> None:
 
 @pytest.mark.parametrize("mask", [_through_a_view, _of_places])
 def test_masks_that_others_see_or_that_count_samples_stay_exact(mask: Callable[[Tensor], Tensor]) -> None:
-    prune(Spelled(mask))
+    prune(Spelled(mask))  # which compares the outputs with the original's
