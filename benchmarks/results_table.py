@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ import prunec
 from prunec.cli.main import execute
 from prunec.data.calibration import Calibration
 from prunec.files import read_json, write_json, write_text
+from prunec.models.resnet_cifar import CifarResNet
 from prunec.report.charts import pareto_chart
 from prunec.runtime.modules import evaluating
 from prunec.training.data.batches import sampled_batches
@@ -69,7 +71,9 @@ class Row:
 
     Args:
         method: ``train-prune``, or by which rule the single cut is made: a criterion of prunec, ``taylor`` (of the
-            labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``.
+            labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``; ``torch-pruning-slimming`` is
+            Network Slimming (Liu et al., ICCV 2017): the first half of the steps has an L1 subgradient on γ, then
+            the smallest γ go. ``uniform`` is a narrower network from scratch, every stage by the same factor.
         network: a built-in architecture that has weights.
         macs: share that stays; 1 is no budget of MACs.
         steps: in all.
@@ -99,6 +103,7 @@ def _rows() -> dict[str, Row]:
         "cut-random",
         "torch-pruning-l2",
         "torch-pruning-group",
+        "torch-pruning-slimming",
     )
     rows: dict[str, Row] = {}
     for macs in (0.5, 0.3):
@@ -108,6 +113,7 @@ def _rows() -> dict[str, Row]:
             rows[f"resnet20-{macs * 100:.0f}-l1-{steps}"] = by_l1
             for cut in cuts:
                 rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
+            rows[f"resnet20-{macs * 100:.0f}-uniform-{steps}"] = Row("uniform", "resnet20", macs, steps, lr=0.1)
     short: dict[str, Any] = {"batch_size": 50}
     for cut in cuts:
         rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)
@@ -136,7 +142,19 @@ def _rows() -> dict[str, Row]:
             rows[f"resnet20-50-ista-{criterion}-{steps}"] = Row("train-prune", "resnet20", 0.5, steps, with_ista)
         for macs in (0.476, 0.392):
             rows[f"resnet56-{macs * 1000:.0f}-default-{steps}"] = Row("train-prune", "resnet56", macs, steps)
-    return rows | _segmentation()
+    return rows | _convnet() | _segmentation()
+
+
+def _convnet() -> dict[str, Row]:
+    """Return the paper's ConvNet: trained without a penalty, and cut from there to the sizes of its rows A, B, C."""
+    base = "convnet-base-8000"
+    paper = {"a": 309_655, "b": 207_583, "c": 144_935}
+    alone = "--preset scratch --rho 0 --shares 0,0.01,0.99 --normalise imagenet --finetune-lr 0.1 --weight-decay 5e-4"
+    rows = {base: Row("train-prune", "convnet", 1, 8000, alone, start="scratch")}
+    for letter, params in paper.items():
+        budget = f"--target-params {math.floor(1e4 * params / 1_986_760) / 1e4}"
+        rows[f"convnet-{letter}-default-2400"] = Row("train-prune", "convnet", 1, 2400, budget, start=base)
+    return rows
 
 
 def _segmentation() -> dict[str, Row]:
@@ -257,18 +275,25 @@ def single_cut(row: Row, weights: Path, data: Path, seed: int, answers: Path | N
     given_module = setup.module.eval()
     teacher = _teaching(answers, row, seed)(copy.deepcopy(given_module))
     before = _cost(given_module, setup)
+    learning = Teacher(teacher, WEIGHT, setup.objective)
+    done = 0
+    if row.method == "torch-pruning-slimming":
+        done = row.steps // 2
+        fine_tune(given_module, setup, learning, row.lr, range(done), _shrink)
     module = cut(row.method, given_module.to(memory_format=torch.contiguous_format), setup, row.macs, seed, folder)
     after = _cost(module, setup)
     module.to(memory_format=torch.channels_last)
     _settle(module, setup)
     scores = {"removed": _score(module, setup)}
-    fine_tune(module, setup, Teacher(teacher, WEIGHT, setup.objective), row.lr)
+    fine_tune(module, setup, learning, row.lr, range(done, row.steps))
     scores["after"] = _score(module, setup)
     return {"params": [before.params, after.params], "macs": [before.macs, after.macs], "scores": scores}
 
 
 def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, folder: Path) -> nn.Module:
     """Return the network with a share of its MACs, chosen by ``method``; its plan goes to ``folder``."""
+    if method == "uniform":
+        return _uniform(setup, macs)
     if method.startswith("torch-pruning-"):
         return _by_torch_pruning(module, setup, macs, method.removeprefix("torch-pruning-"))
     criterion = method.removeprefix("cut-")
@@ -304,7 +329,11 @@ def _by_torch_pruning(module: nn.Module, setup: Setup, macs: float, importance: 
     """Return what Torch-Pruning leaves: one global ratio, the largest network that meets the budget."""
     import torch_pruning as tp
 
-    kinds = {"l2": tp.importance.MagnitudeImportance, "group": tp.importance.GroupMagnitudeImportance}
+    kinds = {
+        "l2": partial(tp.importance.MagnitudeImportance, p=2),
+        "group": partial(tp.importance.GroupMagnitudeImportance, p=2),
+        "slimming": tp.importance.BNScaleImportance,
+    }
     whole, best = _cost(module, setup).macs, None
     low, high = 0.0, 0.95
     for _ in range(9):
@@ -314,7 +343,7 @@ def _by_torch_pruning(module: nn.Module, setup: Setup, macs: float, importance: 
         tool = tp.pruner.MagnitudePruner(
             trial,
             setup.example_inputs[0],
-            importance=kinds[importance](p=2),
+            importance=kinds[importance](),
             global_pruning=True,
             pruning_ratio=ratio,
             max_pruning_ratio=0.9,
@@ -329,25 +358,55 @@ def _by_torch_pruning(module: nn.Module, setup: Setup, macs: float, importance: 
     return best
 
 
+def _uniform(setup: Setup, macs: float) -> nn.Module:
+    """Return a new CIFAR ResNet-20, the widest that meets the budget with its stages in their usual proportion.
+
+    Its shortcuts pad as many channels in front as behind, so two stages differ by an even number.
+    """
+    whole = _cost(setup.module, setup).macs
+    for percent in range(100, 0, -1):
+        first = max(1, round(0.16 * percent))
+        second, third = (2 * round((stage * percent / 100 - first) / 2) + first for stage in (32, 64))
+        module = CifarResNet(3, widths=(first, second, third))
+        if _cost(module.eval(), setup).macs <= macs * whole:
+            return module
+    raise AssertionError("no width meets the budget")
+
+
+def _shrink(module: nn.Module) -> None:
+    """Add the L1 subgradient on γ, with Network Slimming's own weight of it."""
+    for each in module.modules():
+        if isinstance(each, nn.BatchNorm2d) and each.weight.grad is not None:
+            each.weight.grad.add_(each.weight.detach().sign(), alpha=1e-4)
+
+
 def _cost(module: nn.Module, setup: Setup) -> Any:
     """Return parameters and MACs as prunec counts them, of any tool's network."""
     return prunec.analyze_module(module, setup.example_inputs)
 
 
-def fine_tune(module: nn.Module, setup: Setup, teacher: Teacher, lr: float) -> None:
-    """Train in place as train-prune fine-tunes."""
-    config, steps = setup.config, sum(phase.steps for phase in setup.phases)
+def fine_tune(
+    module: nn.Module,
+    setup: Setup,
+    teacher: Teacher,
+    lr: float,
+    steps: range,
+    penalty: Callable[[nn.Module], None] = lambda _: None,
+) -> None:
+    """Train in place as train-prune fine-tunes; ``penalty`` changes the gradients of each step."""
+    config = setup.config
     optimizer, ema = base_optimizer(module, config, lr), Ema(module, config.ema_decay)
     forward = setup.execution.forward(module, print)
     module.train()
-    for step in range(steps):
+    for number, step in enumerate(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            group["lr"] = lr * (1 + math.cos(math.pi * number / len(steps))) / 2
         inputs, targets = setup.batches.at(step)
         optimizer.zero_grad()
         with setup.execution.autocast():
             loss = teacher.loss(inputs, setup.objective.logits(forward(inputs)).float(), targets)
         loss.backward()
+        penalty(module)
         optimizer.step()
         ema.update()
     ema.copy_to_module()

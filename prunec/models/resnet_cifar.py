@@ -45,16 +45,21 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of 6·blocks + 2 layers for 32x32 images. float32[N, 3, 32, 32] -> float32[N, 10]."""
+    """ResNet of 6·blocks + 2 layers for 32x32 images. float32[N, 3, 32, 32] -> float32[N, 10].
 
-    def __init__(self, blocks: int, num_classes: int = 10) -> None:
+    Args:
+        widths: channels of the three stages; neighbours differ by an even number (see ``OptionA``).
+    """
+
+    def __init__(self, blocks: int, num_classes: int = 10, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
-        self.linear = nn.Linear(64, num_classes)
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(first, first, blocks, stride=1)
+        self.layer2 = _stage(first, second, blocks, stride=2)
+        self.layer3 = _stage(second, third, blocks, stride=2)
+        self.linear = nn.Linear(third, num_classes)
         self.apply(_initialise)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
