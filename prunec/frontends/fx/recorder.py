@@ -61,8 +61,10 @@ class _Walk(fx.Interpreter):
         else:
             with recorder.paused():
                 result = getattr(self, n.op)(n.target, args, kwargs)
-            record(args, kwargs, result)
-        recorder.end(n, args, result)
+            with torch._C.DisableTorchFunction():
+                record(args, kwargs, result)
+        with torch._C.DisableTorchFunction():
+            recorder.end(n, args, result)
         return result
 
 
@@ -114,7 +116,8 @@ class Recorder(MetaMode):
         kwargs = kwargs or {}
         result = self.compute(func, args, kwargs) if self._fake is None else func(*args, **kwargs)
         if not self._paused:
-            self._call(func, args, kwargs, result)
+            with torch._C.DisableTorchFunction():  # as in ``compute``
+                self._call(func, args, kwargs, result)
         return result
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:

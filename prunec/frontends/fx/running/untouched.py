@@ -16,7 +16,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Untouched:
         self._parameters = self._named()
         self.written_past_torch: dict[str, None] = {}
         self._last = _Tensors(())
+        self._inside: list[_Tensors] = []
 
     @contextmanager
     def block(self, *, on_shapes: bool = False) -> Iterator[None]:
@@ -82,8 +83,18 @@ class Untouched:
             at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
-            at_exit.enter_context(_Calls(tensors) if on_shapes else tensors)
+            at_exit.enter_context(self._calls(tensors) if on_shapes else tensors)
             yield
+
+    @contextmanager
+    def _calls(self, tensors: _Tensors) -> Iterator[None]:
+        """Tell ``tensors`` of calls. Each look at a tensor is one, so blocks inside each other have one mode together."""
+        self._inside.append(tensors)
+        try:
+            with nullcontext() if len(self._inside) > 1 else _Calls(self._inside):
+                yield
+        finally:
+            self._inside.pop()
 
     def _named(self) -> dict[str, None]:
         return dict.fromkeys(
@@ -351,7 +362,7 @@ class _Tensors(TorchDispatchMode):
 class _Calls(TorchFunctionMode):
     """Keeps the content of memory that a call of torch's Python functions writes into."""
 
-    def __init__(self, tensors: _Tensors) -> None:
+    def __init__(self, tensors: Sequence[_Tensors]) -> None:
         super().__init__()
         self._tensors = tensors
 
@@ -366,7 +377,8 @@ class _Calls(TorchFunctionMode):
             with _disable_current_modes():
                 for tensor in pytree.tree_leaves(written):
                     if isinstance(tensor, Tensor):
-                        self._tensors.keep(tensor)
+                        for tensors in self._tensors:
+                            tensors.keep(tensor)
         return func(*args, **kwargs)
 
 
