@@ -18,6 +18,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from prunec.frontends.fx.tracing.unwritten import unwritten
+
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
     {
@@ -54,13 +56,12 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
     if not any(_concerns(module, node) for node in module.graph.nodes):
         return None
     graph = copy.deepcopy(module.graph)
-    made = fx.GraphModule(module, graph, module.__class__.__name__)
+    made = unwritten(module, graph, module.__class__.__name__)
     changed = [_rewrite(made, node) for node in list(graph.nodes)]
     if not any(changed):
         return None
     made.meta.update(module.meta)
     graph.lint()
-    made.recompile()
     return made
 
 

@@ -28,6 +28,7 @@ from prunec.frontends.fx.tracing.functional import functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues, Sizes
 from prunec.frontends.fx.tracing.tracer import Tracer, wrapped_at
+from prunec.frontends.fx.tracing.unwritten import unwritten
 from prunec.frontends.fx.tracing.values import drop_unread, whatever_it_sees
 
 _LOG = logging.getLogger("prunec")
@@ -121,7 +122,7 @@ def _traced(
     drop_unread(graph)
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
-    traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+    traced = unwritten(_with_constants(module, made), graph, type(module).__name__)
     plain = (f"the network returns or passes a {name}: a plain dict in the traced network" for name in tracer.plain)
     traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain)
     return traced
@@ -135,7 +136,7 @@ def _under(path: str, inside: fx.GraphModule) -> fx.GraphModule:
             n.target = f"{path}.{n.target}"
     holder = nn.Module()
     holder.add_module(path, inside)
-    made = fx.GraphModule(holder, graph, inside.__class__.__name__)
+    made = unwritten(holder, graph, inside.__class__.__name__)
     made.meta.update(inside.meta)
     return made
 
