@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,27 @@ def _compute_anew(sub: nn.Module) -> None:
             hook(sub, ())
 
 
+def delete_unused_modules(module: fx.GraphModule) -> None:
+    """Drop the modules that no node calls or reads from: torch's own method compares each with each."""
+    names = [name for name, _ in module.named_modules()]
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+    read = called | {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    used = {around for name in read for around in _around(name)}
+    for name in names:
+        if name not in used and called.isdisjoint(_around(name)):
+            module.delete_submodule(name)
+
+
+def _around(name: str) -> Iterator[str]:
+    """Yield the names of what a module or tensor is in, the outermost first, and its own."""
+    return itertools.accumulate(name.split("."), "{}.{}".format)
+
+
 def delete_unused_tensors(module: fx.GraphModule) -> None:
     """Drop parameters and buffers of the root that no node reads any more."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         owner_name, _, attribute = name.rpartition(".")
-        around = itertools.accumulate(owner_name.split("."), "{}.{}".format)
-        if name not in read and called.isdisjoint(around):
+        if name not in read and called.isdisjoint(_around(owner_name)):
             delattr(module.get_submodule(owner_name), attribute)
