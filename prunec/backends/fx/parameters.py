@@ -25,8 +25,10 @@ def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Paramet
 def held_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, shared ones by each of their names."""
     return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
+        f"{path}.{name}" if path else name: tensor
+        for path, sub in module.named_modules(remove_duplicate=False)
+        for name, tensor in (*sub._parameters.items(), *sub._buffers.items())
+        if tensor is not None
     }
 
 
@@ -36,7 +38,7 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
     Args:
         contents: handed over: an array that has memory of its own becomes the tensor's.
     """
-    tensors = held_tensors(module)
+    tensors, modules = held_tensors(module), dict(module.named_modules(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
@@ -51,7 +53,7 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in names[id(old)]:
             owner_name, _, attribute = alias.rpartition(".")
-            owner = module.get_submodule(owner_name)
+            owner = modules[owner_name]
             if isinstance(new, nn.Parameter):
                 owner._parameters[attribute] = new
             else:
@@ -123,5 +125,5 @@ def delete_unused_tensors(module: fx.GraphModule) -> None:
     called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         owner_name, _, attribute = name.rpartition(".")
-        if name not in read and called.isdisjoint(_around(owner_name)):
+        if owner_name not in called and name not in read and called.isdisjoint(_around(owner_name)):
             delattr(module.get_submodule(owner_name), attribute)

@@ -46,6 +46,11 @@ class _Walk(fx.Interpreter):
         self.recorder = recorder
         self.extra_traceback = False
 
+    def fetch_attr(self, target: str) -> Any:
+        """Return what a node calls or reads: most are modules, which the base class would look for from the top."""
+        found = self.submodules.get(target)
+        return super().fetch_attr(target) if found is None else found
+
     def run_node(self, n: fx.Node) -> Any:
         recorder = self.recorder
         recorder.begin(n)
