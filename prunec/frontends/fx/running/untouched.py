@@ -367,7 +367,7 @@ class _Tensors(TorchDispatchMode):
     def keep(self, tensor: Tensor) -> bool:
         """Keep what a tensor's memory holds; return whether that is memory of the module's."""
         key = _memory(tensor) if _has_memory(tensor) else None
-        if key not in self._memory:
+        if key is None or key not in self._memory:
             return False
         if key not in self._contents:
             self._contents[key] = storage_of(self._memory[key]).clone()
