@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from prunec.frontends.fx.running.arguments import with_tensors
 from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.running.unwritten import unwritten
 from prunec.frontends.fx.tracing.switches import is_cast
-from prunec.frontends.fx.tracing.unwritten import unwritten
 
 # --- transformers -------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from prunec.frontends.fx.tracing.unwritten import unwritten
+from prunec.frontends.fx.running.unwritten import unwritten
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.running.unwritten import unwritten
 from prunec.frontends.fx.tracing.attention import expand
 from prunec.frontends.fx.tracing.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.tracing.failures import one_line
@@ -28,7 +29,6 @@ from prunec.frontends.fx.tracing.functional import functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
 from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues, Sizes
 from prunec.frontends.fx.tracing.tracer import Tracer, wrapped_at
-from prunec.frontends.fx.tracing.unwritten import unwritten
 from prunec.frontends.fx.tracing.values import drop_unread, whatever_it_sees
 
 _LOG = logging.getLogger("prunec")
