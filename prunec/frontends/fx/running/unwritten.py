@@ -1,7 +1,8 @@
 """GraphModules without Python code.
 
 torch.fx writes a graph's code, and compiles it, whenever the graph is put into a module. Between a trace and the pruned
-network graphs are only read, copied and run node by node. Owns how such a module is made. Read next: tracing/symbolic.py.
+network graphs are only read, copied and run node by node. Owns how such a module is made.
+Read next: tracing/symbolic.py.
 """
 
 from __future__ import annotations
