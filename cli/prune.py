@@ -214,7 +214,6 @@ def calibration_of(
     labels: str | None = None,
 ) -> Calibration | None:
     """Return what --calibrate and its options mean; None without data."""
-    from prunec.data.calibration import DEFAULT_MEMORY, DEFAULT_TOLERANCE, Calibration
     from prunec.errors import BadInput
 
     if data is None:
@@ -223,6 +222,8 @@ def calibration_of(
             if value is not None:
                 raise BadInput(f"{name} is for --calibrate", do="give the data: --calibrate FOLDER")
         return None
+    from prunec.data.calibration import DEFAULT_MEMORY, DEFAULT_TOLERANCE, Calibration
+
     bytes_ = DEFAULT_MEMORY if memory is None else _bytes(memory)
     return Calibration(data, DEFAULT_TOLERANCE if tolerance is None else tolerance, normalise, bytes_, labels)
 

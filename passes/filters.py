@@ -46,7 +46,7 @@ def is_placeholder(taps: Array) -> bool:
     """
     if taps.shape[2] * taps.shape[3] < 2:
         return False
-    return not any(taps.strides) or bool((taps[0] == taps.flat[0]).all() and (taps == taps.flat[0]).all())
+    return not any(taps.strides) or bool((taps[0, 0] == taps.flat[0]).all() and (taps == taps.flat[0]).all())
 
 
 def families(taps: Array, group_of: Ids, within: float) -> tuple[Ids, Floats]:

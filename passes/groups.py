@@ -36,9 +36,10 @@ def _groups(classes: ChannelClasses) -> tuple[tuple[int, ...], ...]:
     # Pairs of channel and member, each once, sorted: what a channel touches stands side by side.
     pairs = distinct((owners * len(members) + numbers)[classes.is_channel[owners]])
     channels, touched = pairs // max(1, len(members)), (pairs % max(1, len(members))).tolist()
-    starts = np.flatnonzero(np.diff(channels, prepend=-1))
+    first = np.flatnonzero(np.diff(channels, prepend=-1))
+    starts = first.tolist()
     groups: dict[tuple[int, ...], list[int]] = {}
-    for channel, start, stop in zip(channels[starts].tolist(), starts, [*starts[1:], len(touched)], strict=False):
+    for channel, start, stop in zip(channels[first].tolist(), starts, [*starts[1:], len(touched)], strict=False):
         groups.setdefault(tuple(touched[start:stop]), []).append(channel)
     return tuple(tuple(groups[key]) for key in sorted(groups))
 

@@ -22,7 +22,6 @@ from prunec.ir.edits import Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan
 from prunec.ir.taught import NO_RULES, OpRules
-from prunec.passes.selection.budget import Target
 from prunec.passes.selection.criteria import check_has_data
 from prunec.passes.selection.select import select
 from prunec.passes.selection.widths import AUTO, MultipleOf
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from prunec.data.calibration import Calibration
     from prunec.frontends.fx.running.arguments import Example
+    from prunec.passes.selection.budget import Target
     from prunec.pipeline.evidence import Evidence
 
 

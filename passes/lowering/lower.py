@@ -69,6 +69,7 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
     """Return bool[num_classes] from what the plan keeps of each parameter axis."""
     keep = np.ones(classes.num_classes, dtype=bool)
     members = {(member.param, member.axis): member for member in classes.members}
+    masks: dict[tuple[int, int], Mask] = {}  # many axes have one tuple together: it is told by its identity
     for axis_keep in plan.keeps:
         member = members.get((axis_keep.param, axis_keep.axis))
         if member is None or member.ids.size != axis_keep.size:
@@ -78,11 +79,13 @@ def keep_mask(graph: Graph, classes: ChannelClasses, plan: PrunePlan) -> Mask:
                 why=f"the model has {found}",
                 do="apply the plan to the architecture that it was made for, its caches empty if they were then",
             )
-        gone = np.ones(axis_keep.size, dtype=bool)
-        gone[list(axis_keep.keep)] = False
-        keep[classes.class_of[member.ids[gone]]] = False
+        key = (id(axis_keep.keep), axis_keep.size)
+        if key not in masks:
+            masks[key] = np.ones(axis_keep.size, dtype=bool)
+            masks[key][list(axis_keep.keep)] = False
+        keep[classes.class_of[member.ids[masks[key]]]] = False
     for axis_keep in plan.keeps:
-        left = int(keep[classes.class_of[members[axis_keep.param, axis_keep.axis].ids]].sum())
+        left = np.count_nonzero(keep[classes.class_of[members[axis_keep.param, axis_keep.axis].ids]])
         if left != len(axis_keep.keep):
             raise BadPlan(
                 f"the plan keeps {len(axis_keep.keep)} channels on axis {axis_keep.axis} of {axis_keep.param}, "

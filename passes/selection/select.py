@@ -187,10 +187,14 @@ def plan(facts: Facts, selection: Selection, inputs: Sequence[InputSpec], *, rea
 
 def _axis_keeps(classes: ChannelClasses, keep: Mask) -> tuple[AxisKeep, ...]:
     result = []
+    known: dict[bytes, tuple[int, ...]] = {}  # the axes of a group keep the same
     for member in classes.members:
         kept = keep[classes.class_of[member.ids]]
         if not kept.all():
-            result.append(AxisKeep(member.param, member.axis, int(kept.size), tuple(np.flatnonzero(kept).tolist())))
+            key = kept.tobytes()
+            if key not in known:
+                known[key] = tuple(np.flatnonzero(kept).tolist())
+            result.append(AxisKeep(member.param, member.axis, int(kept.size), known[key]))
     return tuple(result)
 
 

@@ -138,7 +138,7 @@ def round_up(steps: Iterable[Step], keep: Mask, priority: Floats) -> Mask:
     """
     keep = keep.copy()
     for step in steps:
-        kept = int(keep[step.classes].sum())
+        kept = np.count_nonzero(keep[step.classes])
         missing = -kept % step.size
         if kept and missing:
             gone = step.free[~keep[step.free]]

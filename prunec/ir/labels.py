@@ -294,7 +294,8 @@ class _Laid:
     """The fields of all labels, each once, end to end: one numpy call tells what a keep mask leaves of every one.
 
     ``owners`` int64[all ids] is the class of each id, ``starts`` int64[fields] where each field begins; ``place`` has
-    the number of a field by its identity. Values share fields, and what has no elements is left out.
+    the number of a field by its identity. Values share fields, fields of the same classes a number, and what has no
+    elements is left out.
     """
 
     owners: Ids
@@ -310,9 +311,15 @@ class _Laid:
     @classmethod
     def out(cls, labels: Mapping[str, Label], class_of: Ids) -> _Laid:
         fields = {id(field): field for label in labels.values() for field in label.fields if field.size}
-        ids = np.concatenate([*(field.ravel() for field in fields.values()), _NO_IDS])
-        sizes = np.array([0, *(field.size for field in fields.values())], dtype=np.int64)
-        return cls(class_of[ids], np.cumsum(sizes)[:-1], {key: number for number, key in enumerate(fields)})
+        numbers: dict[bytes, int] = {}
+        place, laid = dict[int, int](), list[Ids]()
+        for key, field in fields.items():
+            owners = class_of[field.ravel()]
+            place[key] = numbers.setdefault(owners.tobytes(), len(numbers))
+            if place[key] == len(laid):
+                laid.append(owners)
+        sizes = np.array([0, *(owners.size for owners in laid)], dtype=np.int64)
+        return cls(np.concatenate([*laid, _NO_IDS]), np.cumsum(sizes)[:-1], place)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

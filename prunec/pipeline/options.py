@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prunec.errors import BadInput
-from prunec.passes.selection.budget import Target
 from prunec.passes.selection.criteria import WITH_DATA, Name, Scorer
 from prunec.passes.selection.widths import AUTO, MultipleOf
+
+if TYPE_CHECKING:
+    from prunec.passes.selection.budget import Target
 
 Border = Literal["exact", "bias"]
 Residual = Literal["tie", "expand"]
@@ -81,6 +83,8 @@ class Options:
     @property
     def target(self) -> Target:
         """The budgets of MACs and parameters; one of time needs a clock."""
+        from prunec.passes.selection.budget import Target
+
         return Target(self.target_macs, self.target_params)
 
     @property

@@ -25,7 +25,6 @@ from prunec.passes.lowering.lower import lower
 from prunec.passes.reads import reads
 from prunec.passes.rewrites.gates import gate_folds_of
 from prunec.passes.rewrites.residuals import expansions_of
-from prunec.passes.selection.budget import Target, select_budget
 from prunec.passes.selection.criteria import check_has_data, name_of, needs, score
 from prunec.passes.selection.select import Facts, Selection, plan, select
 from prunec.pipeline.options import Options
@@ -33,6 +32,7 @@ from prunec.pipeline.options import Options
 if TYPE_CHECKING:
     from prunec.data.calibration import Observed
     from prunec.fitting.reconstruct import Reconstruction
+    from prunec.passes.selection.budget import Target
 
 Result = TypeVar("Result")
 PROVABLE = "removed what is provably constant or dead"
@@ -80,6 +80,8 @@ def choose(
     if options.criterion is None:
         chosen = select(facts, border=options.border, multiple_of=options.rounding)
         return chosen, PROVABLE + (MULTIPLES if chosen.multiples(facts).any() else "")
+    from prunec.passes.selection.budget import select_budget
+
     scores = scores_of(facts, options, saliency, data)
     chosen = select_budget(
         facts,

@@ -13,7 +13,7 @@ import numpy as np
 from prunec.ir.arrays import Ints, Mask
 from prunec.ir.contractions import channel_axis, conv_groups, is_affine, is_spatial
 from prunec.ir.graph import Node
-from prunec.ir.labels import Label, Pin, distinct
+from prunec.ir.labels import Pin, distinct
 from prunec.ir.ops import BINARY, CONTRACTIONS, UNARY
 from prunec.passes.channels import GRAPH_OUTPUT
 from prunec.passes.cost import as_it_came
@@ -46,11 +46,11 @@ def layer_channels(facts: Facts) -> Iterator[tuple[Node, Ints]]:
 
 def _output_classes(facts: Facts, node: Node) -> Ints:
     """Return the class of each output channel of a contraction, int64[C_out]; empty if it has none."""
-    label = facts.classes.labels.get(node.outputs[0], Label(None))
-    if label.shape is None:
+    label = facts.classes.labels.get(node.outputs[0]) if is_affine(node) else None
+    if label is None or label.shape is None:
         return np.zeros(0, dtype=np.int64)
     axis = channel_axis(node, label.rank)
-    if not is_affine(node) or not 0 <= axis < label.rank:
+    if not 0 <= axis < label.rank:
         return np.zeros(0, dtype=np.int64)
     fields = [field for field in label.on(axis) if facts.classes.is_channel[facts.classes.class_of[field]].any()]
     if not fields:

@@ -23,6 +23,7 @@ from prunec.backends.fx.copies import copies
 from prunec.backends.fx.insert import insert, weight_of
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.backends.fx.parameters import (
+    delete_unused_modules,
     delete_unused_tensors,
     held_tensors,
     leave_unsaved,
@@ -60,7 +61,7 @@ def apply_edits(traced: Traced, edits: Edits) -> fx.GraphModule:
     surgery.run()
     module.graph.lint()
     module.recompile()
-    module.delete_all_unused_submodules()
+    delete_unused_modules(module)
     delete_unused_tensors(module)
     leave_unsaved(module, traced.unsaved)
     check_shapes(traced, edits, module)

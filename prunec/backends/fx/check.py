@@ -47,6 +47,11 @@ class _Check(fx.Interpreter):
         self.traced, self.edits = traced, edits
         self.extra_traceback = False
 
+    def fetch_attr(self, target: str) -> Any:
+        """As in frontends/fx/recorder.py."""
+        found = self.submodules.get(target)
+        return super().fetch_attr(target) if found is None else found
+
     def run_node(self, n: fx.Node) -> Any:
         if is_cast(n):
             return None
@@ -84,13 +89,12 @@ class _Check(fx.Interpreter):
     def _compare(self, n: fx.Node, expected: Any, result: Any) -> None:
         if n.op == "get_attr":
             return
-        wanted, found = _leaves(expected, Ref), _leaves(result, Tensor)
-        for ref, tensor in zip(wanted, found, strict=False):
+        with torch._C.DisableTorchFunction():  # who watches calls need not be told of each look at a tensor
+            sizes = [tuple(tensor.shape) for tensor in _leaves(result, Tensor)]
+        for ref, found in zip(_leaves(expected, Ref), sizes, strict=False):
             shape = self.edits.shapes.get(ref.name, self.traced.graph.shape(ref.name))
-            if shape is not None and tuple(tensor.shape) != shape:
-                raise CannotRewrite(
-                    origin_of(n), f"its sizes do not follow when channels go: {tuple(tensor.shape)}, planned {shape}"
-                )
+            if shape is not None and found != shape:
+                raise CannotRewrite(origin_of(n), f"its sizes do not follow when channels go: {found}, planned {shape}")
 
 
 def _leaves(tree: Any, kind: type) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ def parameter_like(like: Tensor, content: Tensor, dtype: str = "") -> nn.Paramet
 def held_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, shared ones by each of their names."""
     return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
+        f"{path}.{name}" if path else name: tensor
+        for path, sub in module.named_modules(remove_duplicate=False)
+        for name, tensor in (*sub._parameters.items(), *sub._buffers.items())
+        if tensor is not None
     }
 
 
@@ -36,7 +38,7 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
     Args:
         contents: handed over: an array that has memory of its own becomes the tensor's.
     """
-    tensors = held_tensors(module)
+    tensors, modules = held_tensors(module), dict(module.named_modules(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
@@ -51,7 +53,7 @@ def set_parameters(module: nn.Module, contents: Mapping[str, np.ndarray[Any, Any
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in names[id(old)]:
             owner_name, _, attribute = alias.rpartition(".")
-            owner = module.get_submodule(owner_name)
+            owner = modules[owner_name]
             if isinstance(new, nn.Parameter):
                 owner._parameters[attribute] = new
             else:
@@ -101,12 +103,27 @@ def _compute_anew(sub: nn.Module) -> None:
             hook(sub, ())
 
 
+def delete_unused_modules(module: fx.GraphModule) -> None:
+    """Drop the modules that no node calls or reads from: torch's own method compares each with each."""
+    names = [name for name, _ in module.named_modules()]
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+    read = called | {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    used = {around for name in read for around in _around(name)}
+    for name in names:
+        if name not in used and called.isdisjoint(_around(name)):
+            module.delete_submodule(name)
+
+
+def _around(name: str) -> Iterator[str]:
+    """Yield the names of what a module or tensor is in, the outermost first, and its own."""
+    return itertools.accumulate(name.split("."), "{}.{}".format)
+
+
 def delete_unused_tensors(module: fx.GraphModule) -> None:
     """Drop parameters and buffers of the root that no node reads any more."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         owner_name, _, attribute = name.rpartition(".")
-        around = itertools.accumulate(owner_name.split("."), "{}.{}".format)
-        if name not in read and called.isdisjoint(around):
+        if owner_name not in called and name not in read and called.isdisjoint(_around(owner_name)):
             delattr(module.get_submodule(owner_name), attribute)

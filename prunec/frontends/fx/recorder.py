@@ -46,6 +46,11 @@ class _Walk(fx.Interpreter):
         self.recorder = recorder
         self.extra_traceback = False
 
+    def fetch_attr(self, target: str) -> Any:
+        """Return what a node calls or reads: most are modules, which the base class would look for from the top."""
+        found = self.submodules.get(target)
+        return super().fetch_attr(target) if found is None else found
+
     def run_node(self, n: fx.Node) -> Any:
         recorder = self.recorder
         recorder.begin(n)
@@ -61,8 +66,10 @@ class _Walk(fx.Interpreter):
         else:
             with recorder.paused():
                 result = getattr(self, n.op)(n.target, args, kwargs)
-            record(args, kwargs, result)
-        recorder.end(n, args, result)
+            with torch._C.DisableTorchFunction():
+                record(args, kwargs, result)
+        with torch._C.DisableTorchFunction():
+            recorder.end(n, args, result)
         return result
 
 
@@ -114,7 +121,8 @@ class Recorder(MetaMode):
         kwargs = kwargs or {}
         result = self.compute(func, args, kwargs) if self._fake is None else func(*args, **kwargs)
         if not self._paused:
-            self._call(func, args, kwargs, result)
+            with torch._C.DisableTorchFunction():  # as in ``compute``
+                self._call(func, args, kwargs, result)
         return result
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:

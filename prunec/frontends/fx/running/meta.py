@@ -46,12 +46,13 @@ class MetaMode(TorchDispatchMode):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run one op on the meta device."""
-        args = [self._on_meta(arg) for arg in args]
-        rule = SHORTCUTS.get(func) if IMMATERIAL.issuperset(kwargs) else None
-        result = rule(args) if rule is not None else None
-        if result is not None:
-            return result
-        kwargs = {name: self._on_meta(value) for name, value in kwargs.items()}
+        with torch._C.DisableTorchFunction():  # who watches calls need not be told of each look at a tensor
+            args = [self._on_meta(arg) for arg in args]
+            rule = SHORTCUTS.get(func) if IMMATERIAL.issuperset(kwargs) else None
+            result = rule(args) if rule is not None else None
+            if result is not None:
+                return result
+            kwargs = {name: self._on_meta(value) for name, value in kwargs.items()}
         if func not in self._schemas:
             self._schemas[func] = (_takes_device(func), _makes_tensors(func))
         takes_device, makes_tensors = self._schemas[func]

@@ -15,8 +15,9 @@ import operator
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,11 @@ class Untouched:
         self.built: dict[str, None] = {}
         self._modules = [root for root in roots if isinstance(root, nn.Module)]
         self._parameters = self._named()
+        self._names = [(held, tuple(held)) for held in _holders(self._modules)]
         self.written_past_torch: dict[str, None] = {}
-        self._last = _Tensors(())
+        self._held = _Held.of(self._found.tensors)
+        self._last = _Tensors(self._held)
+        self._inside: list[_Tensors] = []
 
     @contextmanager
     def block(self, *, on_shapes: bool = False) -> Iterator[None]:
@@ -68,7 +72,7 @@ class Untouched:
             on_shapes: the block runs on the meta device, or on fake tensors, which do not bear dispatch modes around
                 them and compute for real where all operands are real; or in blocks of its own.
         """
-        tensors = _Tensors(self._found.tensors)
+        tensors = _Tensors(self._held)
         undo = [
             *_containers(self._found),
             *_namespaces(self._found),
@@ -82,8 +86,18 @@ class Untouched:
             at_exit.enter_context(watched(functools.partial(tensors.hand_out, place)))
             for bind, cache in self._caches:
                 bind(functools.lru_cache(**cache.cache_parameters())(cache.__wrapped__))
-            at_exit.enter_context(_Calls(tensors) if on_shapes else tensors)
+            at_exit.enter_context(self._calls(tensors) if on_shapes else tensors)
             yield
+
+    @contextmanager
+    def _calls(self, tensors: _Tensors) -> Iterator[None]:
+        """Tell ``tensors`` of calls. A look at a tensor is one, too: blocks inside each other share a mode."""
+        self._inside.append(tensors)
+        try:
+            with nullcontext() if len(self._inside) > 1 else _Calls(self._inside):
+                yield
+        finally:
+            self._inside.pop()
 
     def _named(self) -> dict[str, None]:
         return dict.fromkeys(
@@ -91,7 +105,8 @@ class Untouched:
         )
 
     def _put_back(self, tensors: _Tensors) -> None:
-        self.built |= dict.fromkeys(name for name in self._named() if name not in self._parameters)
+        if any(tuple(held) != names for held, names in self._names):
+            self.built |= dict.fromkeys(name for name in self._named() if name not in self._parameters)
         self._last = tensors
         self.written_past_torch |= tensors.written_past_torch()
         tensors.put_back()
@@ -100,6 +115,13 @@ class Untouched:
         """Return where the last block wrote into memory that it read, too, or that ``held`` shows; "" if nowhere."""
         seen = {_memory(tensor) for tensor in held if _has_memory(tensor)} | self._last.read
         return next((where for key, where in self._last.written.items() if key in seen), "")
+
+
+def _holders(modules: Sequence[nn.Module]) -> Iterator[dict[str, Any]]:
+    """Yield where the names of parameters come from."""
+    for sub in (sub for module in modules for sub in module.modules()):
+        yield sub._parameters
+        yield sub._modules
 
 
 @contextmanager
@@ -283,16 +305,33 @@ def _not_compiled() -> Iterator[None]:
 # --- tensors --------------------------------------------------------------------------------------------
 
 
-class _Tensors(TorchDispatchMode):
-    """Notes what tensors are made of, and keeps the content of memory that somebody is about to write into."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """What tensors are made of; it is the same in front of each block.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
+    Args:
+        before: each tensor, another one of the same memory, requires_grad and grad.
+        memory: the memory of all -> a tensor that shows it.
+    """
+
+    before: Sequence[tuple[Tensor, Tensor, bool, Tensor | None]]
+    memory: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> _Held:
         aliases = [tensor.data for tensor in tensors]
         with torch._C.DisableTorchFunction():  # blocks around this one need not be told of each look at a tensor
             flags = [(tensor.requires_grad, tensor.grad if tensor.is_leaf else None) for tensor in tensors]
-            self._before = [(t, alias, *held) for t, alias, held in zip(tensors, aliases, flags, strict=True)]
-            self._memory = {_memory(alias): alias for _, alias, _, _ in self._before if _has_memory(alias)}
+            before = [(t, alias, *held) for t, alias, held in zip(tensors, aliases, flags, strict=True)]
+            return cls(before, {_memory(alias): alias for alias in aliases if _has_memory(alias)})
+
+
+class _Tensors(TorchDispatchMode):
+    """Keeps the content of memory that somebody is about to write into."""
+
+    def __init__(self, held: _Held) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's dispatch modes are untyped
+        self._before, self._memory = held.before, held.memory
         self._contents: dict[int, torch.UntypedStorage] = {}
         self._handed_out: dict[int, str] = {}
         self.written: dict[int, str] = {}
@@ -328,7 +367,7 @@ class _Tensors(TorchDispatchMode):
     def keep(self, tensor: Tensor) -> bool:
         """Keep what a tensor's memory holds; return whether that is memory of the module's."""
         key = _memory(tensor) if _has_memory(tensor) else None
-        if key not in self._memory:
+        if key is None or key not in self._memory:
             return False
         if key not in self._contents:
             self._contents[key] = storage_of(self._memory[key]).clone()
@@ -351,7 +390,7 @@ class _Tensors(TorchDispatchMode):
 class _Calls(TorchFunctionMode):
     """Keeps the content of memory that a call of torch's Python functions writes into."""
 
-    def __init__(self, tensors: _Tensors) -> None:
+    def __init__(self, tensors: Sequence[_Tensors]) -> None:
         super().__init__()
         self._tensors = tensors
 
@@ -366,7 +405,8 @@ class _Calls(TorchFunctionMode):
             with _disable_current_modes():
                 for tensor in pytree.tree_leaves(written):
                     if isinstance(tensor, Tensor):
-                        self._tensors.keep(tensor)
+                        for tensors in self._tensors:
+                            tensors.keep(tensor)
         return func(*args, **kwargs)
 
 

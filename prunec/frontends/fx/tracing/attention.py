@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from prunec.frontends.fx.running.arguments import with_tensors
 from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
+from prunec.frontends.fx.running.unwritten import unwritten
 from prunec.frontends.fx.tracing.switches import is_cast
 
 # --- transformers -------------------------------------------------------------------------------------
@@ -103,14 +104,13 @@ def expand(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule | No
     """
     if not any(_is_attention(module, node) for node in module.graph.nodes):
         return None
-    made = fx.GraphModule(module, copy.deepcopy(module.graph), module.__class__.__name__)
+    made = unwritten(module, copy.deepcopy(module.graph), module.__class__.__name__)
     seen = _run(made, inputs)
     for target in dict.fromkeys(str(n.target) for n in made.graph.nodes if _is_attention(made, n)):
         _expand_calls(made, target, seen)
     if len(made.graph.nodes) == len(module.graph.nodes):
         return None
     made.graph.lint()
-    made.recompile()
     return made
 
 

@@ -9,14 +9,15 @@ frontends/fx/frontend.py.
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from prunec.frontends.fx.running.unwritten import unwritten
 
 # Their results share no memory with anything else.
 _FRESH_FUNCTIONS = frozenset(
@@ -51,25 +52,25 @@ def functional(module: fx.GraphModule) -> fx.GraphModule | None:
 
     Parameters are shared with ``module``, which is left as it is.
     """
-    if not any(_concerns(module, node) for node in module.graph.nodes):
+    layers = dict(module.named_modules(remove_duplicate=False))
+    if not any(_concerns(layers, node) for node in module.graph.nodes):
         return None
     graph = copy.deepcopy(module.graph)
-    made = fx.GraphModule(module, graph, module.__class__.__name__)
+    made = unwritten(module, graph, module.__class__.__name__)
     changed = [_rewrite(made, node) for node in list(graph.nodes)]
     if not any(changed):
         return None
     made.meta.update(module.meta)
     graph.lint()
-    made.recompile()
     return made
 
 
-def _concerns(module: fx.GraphModule, node: fx.Node) -> bool:
+def _concerns(layers: Mapping[str, nn.Module], node: fx.Node) -> bool:
     """Tell whether a rewrite may change a node: most networks have none, and their graph need not be copied."""
     if node.op == "call_function":
         circular = "circular" in (*node.args[2:3], node.kwargs.get("mode"))
         return node.target is operator.setitem or node.target in _PLAIN or (node.target is F.pad and circular)
-    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    layer = layers[str(node.target)] if node.op == "call_module" else None
     return isinstance(layer, _CIRCULAR_PADS) or (isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "circular")
 
 
@@ -104,7 +105,7 @@ def _scatter(node: fx.Node) -> bool:
     written = _written(node, base, index)
     if written is None:
         return False
-    before = set(base.users)
+    before = list(base.users)
     with node.graph.inserting_before(node):
         after = _put(node.graph, _filled(node.graph, base), steps, written)
     _redirect(base, after, before, node)
@@ -118,10 +119,9 @@ def _filled(graph: fx.Graph, base: fx.Node) -> fx.Node:
     return graph.call_method("clone", (like,)) if isinstance(like, fx.Node) else base
 
 
-def _redirect(base: fx.Node, after: fx.Node, before: set[fx.Node], write: fx.Node) -> None:
+def _redirect(base: fx.Node, after: fx.Node, before: Sequence[fx.Node], write: fx.Node) -> None:
     """Let those that read ``base`` after a write read what was written; ``before`` are its readers so far."""
-    earlier = _before(write)
-    later = {user for user in before if user not in earlier and user is not write}
+    later = {user for user in before if write < user}
     base.replace_all_uses_with(after, delete_user_cb=lambda user: user in later)
 
 
@@ -168,7 +168,7 @@ def _not_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
     base = node.args[0]
     if not isinstance(base, fx.Node) or not (_is_unseen(base, node) or _is_of_a_layer(module, base, node)):
         return False
-    before = set(base.users)
+    before = list(base.users)
     node.target = _PLAIN[node.target]
     _redirect(base, node, before, node)
     return True
@@ -176,7 +176,7 @@ def _not_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_of_a_layer(module: fx.GraphModule, base: fx.Node, write: fx.Node) -> bool:
     """Tell whether ``base`` is what a layer has just computed, and nothing but the write has read it."""
-    if base.op != "call_module" or not _before(write).isdisjoint(base.users):
+    if base.op != "call_module" or any(user < write for user in base.users):
         return False
     layer = module.get_submodule(str(base.target))
     if getattr(layer, "inplace", False):
@@ -198,8 +198,7 @@ def _masked_fill(node: fx.Node, base: fx.Node, mask: fx.Node, value: float) -> b
     """``base[base < 1] = value`` becomes a masked_fill; the mask is a comparison of a tensor of base's shape."""
     compared = mask.args[0] if _name(mask) in _COMPARED else None
     same = compared is base or (base.target in _LIKE and bool(base.args) and base.args[0] is compared)
-    before = _before(node)
-    seen = [user for user in base.users if user in before]
+    seen = [user for user in base.users if user < node]
     if not same or not (_is_fresh(base) or _name(base) in _COMPUTED):
         return False
     if not all(_name(user) in _COMPARED | _COMPUTED for user in seen):
@@ -216,10 +215,6 @@ def _name(node: fx.Node) -> str:
     if node.op == "call_method":
         return str(node.target)
     return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
-
-
-def _before(node: fx.Node) -> set[fx.Node]:
-    return set(itertools.takewhile(lambda other: other is not node, node.graph.nodes))
 
 
 def _steps(index: Any) -> list[tuple[int, slice | int]]:
@@ -245,17 +240,16 @@ def _is_unseen(base: fx.Node, write: fx.Node) -> bool:
     """Tell whether ``base`` is memory of its own, and nothing that showed it before the write is read after it."""
     if "out" in base.kwargs or not (_is_fresh(base) or _name(base) in _COMPUTED):
         return False
-    before = _before(write)
-    shown = [user for user in base.users if user in before]
+    shown = [user for user in base.users if user < write]
     while shown:
         user = shown.pop()
         if _name(user) == "setitem":
             return False
         if _name(user) in _COMPARED | _COMPUTED:
             continue
-        if any(reader not in before and reader is not write for reader in user.users):
+        if any(write < reader for reader in user.users):
             return False
-        shown.extend(reader for reader in user.users if reader in before)
+        shown.extend(reader for reader in user.users if reader < write)
     return True
 
 

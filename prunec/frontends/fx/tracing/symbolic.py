@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.running.unwritten import unwritten
 from prunec.frontends.fx.tracing.attention import expand
 from prunec.frontends.fx.tracing.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.tracing.failures import one_line
@@ -121,7 +122,7 @@ def _traced(
     drop_unread(graph)
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
-    traced = fx.GraphModule(_with_constants(module, made), graph, type(module).__name__)
+    traced = unwritten(_with_constants(module, made), graph, type(module).__name__)
     plain = (f"the network returns or passes a {name}: a plain dict in the traced network" for name in tracer.plain)
     traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain)
     return traced
@@ -135,7 +136,7 @@ def _under(path: str, inside: fx.GraphModule) -> fx.GraphModule:
             n.target = f"{path}.{n.target}"
     holder = nn.Module()
     holder.add_module(path, inside)
-    made = fx.GraphModule(holder, graph, inside.__class__.__name__)
+    made = unwritten(holder, graph, inside.__class__.__name__)
     made.meta.update(inside.meta)
     return made
 
