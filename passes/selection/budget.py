@@ -21,7 +21,7 @@ from prunec.passes.selection.carriers import shared
 from prunec.passes.selection.recounts import Recounts
 from prunec.passes.selection.select import EXACT, Demands, Facts, Selection, carried_out, demands_of
 from prunec.passes.selection.shares import Shares, shares, sides
-from prunec.passes.selection.staircase import stepped
+from prunec.passes.selection.staircase import in_blocks, stepped
 from prunec.passes.selection.widths import AUTO, MultipleOf, divisors, in_step, in_words, widths
 
 Clock = Callable[[Shares], float]
@@ -101,21 +101,22 @@ _TIMED_DIVISORS = 2
 
 
 def _stepped(demands: Demands, clock: Clock | None) -> Demands:
-    """Let channels go in the steps in which the time falls, where there is a clock."""
-    if clock is None:
-        return demands
-    facts, found = demands.facts, sides(demands.facts.graph, demands.facts.classes)
+    """Let channels go in the steps in which widths change, or in which the time falls, where there is a clock."""
+    facts = demands.facts
+    order = demands.order.copy()
+    found = sides(facts.graph, facts.classes) if clock is not None else {}
 
     def saved(gone: Ids) -> float:
         keep = np.ones_like(demands.exact)
         keep[gone] = False
-        return 1.0 - clock(shares(found, keep, found))
+        return 0.0 if clock is None else 1.0 - clock(shares(found, keep, found))
 
-    order = demands.order.copy()
     for step in demands.widths.steps:
         free = step.classes[~facts.classes.pinned[step.classes]]
-        if step.free is step.classes and free.size:
-            order[free] = stepped(demands.order, free, step.size, saved)
+        if step.free is not step.classes or not free.size:
+            continue
+        given = demands.order
+        order[free] = in_blocks(given, free, step.size) if clock is None else stepped(given, free, step.size, saved)
     return replace(demands, order=order)
 
 

@@ -1,6 +1,7 @@
-"""Staircases: scores by which channels go in the steps in which time falls.
+"""Staircases: scores by which channels go in the steps in which widths change, or in which time falls.
 
-Owns how a clock changes the order of channels. The last channel of a step is free of charge, and the first below it
+Owns how steps and a clock change the order of channels. A whole step goes or none of it, so it goes at the mean of its
+channels' scores, not at the highest. With a clock, the last channel of a step is free of charge, and the first below it
 costs the whole step, so channels of one step go together, at their mean score; a step that saves next to nothing goes
 with the one that follows it, or last of all where none does. What a network takes at some width is for the clock to say
 (prunec/timing/staircases.py).
@@ -26,6 +27,24 @@ _NOTHING = 1e-3
 """Of the network's time: a group that saves less, however narrow it gets, goes last."""
 
 
+def in_blocks(scores: Floats, group: Ids, step: int) -> Floats:
+    """Return the scores of a coupled group's channels, float64[group]: equal within a step; the last step's as given.
+
+    Args:
+        scores, group, step: as for ``stepped``.
+    """
+    order = np.argsort(scores[group], kind="stable")
+    result = scores[group].copy()
+    for start, end in pairwise([0, *_ends(group.size, step)]):
+        result[order[start:end]] = result[order[start:end]].mean()
+    return result
+
+
+def _ends(size: int, step: int) -> list[int]:
+    """Return after how many channels that go a group has a width that it may have; the last step stays."""
+    return list(range(size % step or step, size, step))
+
+
 def stepped(scores: Floats, group: Ids, step: int, saved: Saved) -> Floats:
     """Return the scores of a coupled group's channels, float64[group]: equal within a step of time, and rising.
 
@@ -38,7 +57,7 @@ def stepped(scores: Floats, group: Ids, step: int, saved: Saved) -> Floats:
     result = scores[group].copy()
     if group.size <= step or not np.isfinite(result).all():
         return result
-    ends = list(range(group.size % step or step, group.size, step))
+    ends = _ends(group.size, step)
     savings = _savings(ends, lambda end: saved(group[order[:end]]))
     before, cuts = 0.0, _worthwhile(ends, savings) if savings[-1] >= _NOTHING else []
     for start, end in pairwise([0, *cuts]):

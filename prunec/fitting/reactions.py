@@ -58,7 +58,7 @@ def weights_of_errors(
         weight, vector, error = _without_a_part(place, made[name], grams[name])
         if error > 0 and (vector is not None or not grams[name].ones):
             found = stages.rest(outputs, tensors(place, weight, vector))
-            measured[name] = _distance(first, found) / error
+            measured[name] = distance(first, found) / error
         stages.drop(reads)
     usable = {name: value for name, value in measured.items() if np.isfinite(value) and value > 0}
     if not usable:
@@ -109,7 +109,7 @@ def _squares(weights: Floats, matrices: Sequence[Matrix], gram: Gram) -> float:
     return found
 
 
-def _distance(first: Sequence[Array], second: Sequence[Array]) -> float:
+def distance(first: Sequence[Array], second: Sequence[Array]) -> float:
     """Return the squared error of outputs relative to their variance, averaged over outputs."""
     parts = []
     for a, b in zip(first, second, strict=True):

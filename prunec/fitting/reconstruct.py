@@ -15,8 +15,8 @@ import numpy as np
 
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
-from prunec.fitting.reactions import ROWS, weights_of_errors
-from prunec.fitting.refit import Fitting, Place, refits
+from prunec.fitting.reactions import ROWS, distance, weights_of_errors
+from prunec.fitting.refit import ROUGH, Fitting, Place, refits
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import bias_of, channel_axis, kernel_of
@@ -36,8 +36,19 @@ ORDER_RIDGE = 1e-4
 _SLACK = 0.05
 """How far the order continues below the budget, as a fraction of the whole, since legality gives channels back."""
 
+POWERS = (1.0, 0.5, 0.25)
+"""Powers of the measured weights of errors that are tried. A weight is measured with one layer pruned at a time, and
+need not hold when all are; the smaller the power, the more evenly layers share the loss."""
+
+_TRIED_ON, _CLEARLY, _WORK = 96, 0.95, 200e9
+"""Samples for a trial; the part of the first order's error below which another one is taken; and the work of one order
+(cubed widths, in all layers) up to which there are trials."""
 
 _NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
+
+
+Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
+"""A fit's weight and constant -> the tensors that it changes, by name."""
 
 
 class Opened(Protocol):
@@ -46,12 +57,15 @@ class Opened(Protocol):
     def sees(self, value: str) -> bool:
         """Tell whether a value of the original can be read."""
 
+    def on_fewer(self, rows: int) -> Opened:
+        """Return the same network with at most so many samples, or a batch more."""
+
     def original(self) -> Stages: ...
 
-    def some(self, rows: int) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
+    def some(self, rows: int) -> tuple[Stages, Tensors]:
         """Return the original on some samples, and a function that names the tensors a fit changes."""
 
-    def pruned(self, result: Any) -> tuple[Stages, Callable[[Place, Array, Array | None], Mapping[str, Array]]]:
+    def pruned(self, result: Any) -> tuple[Stages, Tensors]:
         """Return the pruned network, and a function that names the tensors a fit changes."""
 
 
@@ -65,6 +79,7 @@ class Reconstruction:
         memory: bytes.
         least: the order goes on until this fraction of the whole is left, or a smaller one that is asked for, so that
             several budgets can share it.
+        power: of the measured weights of errors; see ``POWERS``.
     """
 
     opened: Opened
@@ -72,9 +87,25 @@ class Reconstruction:
     memory: int
     progress: Callable[[str], None] = lambda _: None
     least: float = 1.0
+    power: float = POWERS[0]
     _grams: dict[str, Gram] | None = None
-    _orders: dict[tuple[bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
+    _orders: dict[tuple[float, bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
     _weights: Mapping[str, float] | None = None
+
+    def alternatives(self) -> tuple[Reconstruction, ...]:
+        """Return the same data and sums with other orders of channels."""
+        work = sum(len(gram.total) * gram.total.shape[1] ** 3 for gram in (self._grams or {}).values())
+        powers = POWERS if work <= _WORK else ()
+        return tuple(replace(self, power=power) for power in powers if power != self.power)
+
+    def best(self, made: Sequence[tuple[Facts, Edits, Any]]) -> int:
+        """Return which of some pruned networks to fit: the first, unless a rough fit favours another clearly."""
+        errors = list[float]()
+        for number, (facts, edits, result) in enumerate(made):
+            self.progress(f"trying choice {number + 1} of {len(made)}")
+            errors.append(self._rough_error(facts, edits, result))
+        least = int(np.argmin(errors))
+        return least if errors[least] < _CLEARLY * errors[0] else 0
 
     def operands(self, facts: Facts) -> tuple[Operand, ...]:
         """Return the reads of channels that could go; pooled if they are too wide or their product is hidden."""
@@ -90,7 +121,7 @@ class Reconstruction:
     def removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
         """Return the order in which channels go, for any budget down to ``least`` of the whole; made once."""
         least = min(least, self.least)
-        key = (of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
+        key = (self.power, of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
         known = self._orders.get(key)
         if known is None or known[0] > least:
             self._orders[key] = known = least, self._removals(facts, of_params=of_params, least=least)
@@ -122,7 +153,7 @@ class Reconstruction:
             self._weights = weights_of_errors(chosen, made, self._grams or {}, stages, tensors, outputs, told)
         for name, found in made.items():
             for matrix in found:
-                matrix.weigh(self._weights.get(name, 1.0))
+                matrix.weigh(self._weights.get(name, 1.0) ** self.power)
 
     def _places_as_came(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> tuple[Place, ...]:
         found = [operand for operand, _ in by_read]
@@ -184,21 +215,46 @@ class Reconstruction:
 
     def fitted(self, facts: Facts, plan: PrunePlan, edits: Edits, result: Any) -> PrunePlan:
         """Return the plan with the weights of every contraction that can be fitted."""
-        now, tensors = self.opened.pruned(result)
-        before = self.opened.original()
+
+        def told(done: int, count: int) -> None:
+            self.progress(f"fitting layer {done + 1} of {count}")
+
+        before, now = self.opened.original(), self.opened.pruned(result)
+        made = self._refits(facts, edits, before, now, Fitting(), told)
+        self.progress("")
+        return replace(plan, refits=made, exact=False)
+
+    def _rough_error(self, facts: Facts, edits: Edits, result: Any) -> float:
+        """Return the error of a pruned network's outputs after a rough fit to some samples, of their variance."""
+        few = self.opened.on_fewer(_TRIED_ON)
+        before, now = few.original(), few.pruned(result)
+        outputs = [name for name in facts.graph.outputs if before.has(name) and now[0].has(name)]
+        for stages in (before, now[0]):
+            stages.keep(outputs)
+        self._refits(facts, edits, before, now, ROUGH)
+        for stages in (before, now[0]):
+            stages.advance(outputs)
+        batches = range(before.num_batches)
+        pairs = [[(before.value(name, at), now[0].value(name, at)) for name in outputs] for at in batches]
+        return float(np.mean([distance(*zip(*pair, strict=True)) for pair in pairs if pair] or [0.0]))
+
+    def _refits(
+        self,
+        facts: Facts,
+        edits: Edits,
+        before: Stages,
+        pruned: tuple[Stages, Tensors],
+        how: Fitting,
+        told: Callable[[int, int], None] = lambda *_: None,
+    ) -> tuple[Refit, ...]:
+        now, tensors = pruned
         found = [o for o in self.operands(facts) if before.has(o.value) and now.has(o.value)]
         found = [o for o in found if o.pooled or before.has(o.output)]
         by_node = self.grams(facts, found)
         chosen = tuple(
             place for place in places(facts, found, edits, by_node) if tensors(place, place.weight, place.vector)
         )
-
-        def told(done: int, count: int) -> None:
-            self.progress(f"fitting layer {done + 1} of {count}")
-
-        made: tuple[Refit, ...] = refits(facts.graph, chosen, before, now, Fitting(), tensors, told)
-        self.progress("")
-        return replace(plan, refits=made, exact=False)
+        return refits(facts.graph, chosen, before, now, how, tensors, told)
 
 
 def can_go(facts: Facts, found: Sequence[Operand], by_node: Mapping[str, Gram]) -> Any:

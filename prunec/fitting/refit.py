@@ -38,10 +38,18 @@ class Fitting:
     Args:
         ridge: of the mean of a Gram's diagonal.
         rounds: how often a fit is repeated if a ReLU follows, with the targets below zero left free.
+        makers: whether layers are also fitted towards their only readers (makers.py).
+        share: of the positions that fits look at.
     """
 
     ridge: float = 1e-2
     rounds: int = 3
+    makers: bool = True
+    share: float = 1.0
+
+
+ROUGH = Fitting(rounds=0, makers=False, share=0.125)
+"""A fit that tells how good a choice of channels is, for a fraction of the work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +159,7 @@ class Layer:
         before, now: the original and the pruned network.
         way: the path of its output to a ReLU, if everything else that reaches that ReLU has been fitted, so that
             it is known what the ReLU hides.
+        share: of the positions to look at.
     """
 
     def __init__(
@@ -160,7 +169,9 @@ class Layer:
         before: Stages,
         now: Stages,
         way: Stream | None = None,
+        share: float = 1.0,
     ) -> None:
+        self.share = share
         self.place, self.before, self.now, self.others = place, before, now, tuple(others)
         bends = way is not None and way.passes != (-math.inf, math.inf) and before.has(way.end)
         self.way = way if bends else None
@@ -272,9 +283,10 @@ class Layer:
         value = self.place.operand.value
         count = self.view.num_places(self.now.value(value, 0))
         samples = sum(self.now.value(value, batch).shape[0] for batch in range(self.now.num_batches))
+        wanted = math.ceil(self.share * columns_for(self.matrix.shape[2]) / samples)
         for batch in range(self.now.num_batches):
             count = self.view.num_places(self.now.value(value, batch))
-            yield batch, spread_places(count, max(1, -(-columns_for(self.matrix.shape[2]) // samples)), batch)
+            yield batch, spread_places(count, wanted, batch)
 
     def target(self, batch: int, picked: Any) -> Array:
         """Return the original's output plus the errors of the streams that it joins; of the outputs that stay."""
@@ -328,7 +340,7 @@ def refits(
         way = stream(graph, place.operand.node, place.operand.rows.size)
         known = [other for other in way.others if upstream.get(other[0], frozenset()) <= done]
         is_last = upstream.get(way.end, frozenset()) <= done | {name}
-        layer = Layer(place, known, before, now, way if is_last else None)
+        layer = Layer(place, known, before, now, way if is_last else None, how.share)
         matrix, constant = layer.fit(how)
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(
@@ -336,7 +348,7 @@ def refits(
                 why="nothing can be fitted to that",
                 do="check that the inputs are prepared as the network reads them (--normalise)",
             )
-        reader = by_node.get(only_reader(graph, place.operand, way))
+        reader = by_node.get(only_reader(graph, place.operand, way)) if how.makers else None
         if reader is not None:
             joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
             joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)

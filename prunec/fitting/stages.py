@@ -29,6 +29,9 @@ class Stages(Protocol):
     def has(self, name: str) -> bool:
         """Tell whether a value can be asked for."""
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Hold on to these values from the moment they are computed; ``drop`` leaves them."""
+
     def advance(self, names: Iterable[str]) -> None:
         """Run the nodes that these values need, on all data."""
 
@@ -54,6 +57,17 @@ def first_rows(feeds: Sequence[Feed], rows: int) -> list[Feed]:
     if len(counts) == 1 or rows >= num_rows(feeds[0]):
         return list(feeds[:1])
     return [{name: value[:rows] for name, value in feeds[0].items()}]
+
+
+def fewer(feeds: Sequence[Feed], rows: int) -> list[Feed]:
+    """Return the first batches, until they have ``rows`` samples; of a single batch at most so many, as above."""
+    found, count = list[Feed](), 0
+    for feed in feeds:
+        if count >= rows:
+            break
+        found.append(feed)
+        count += num_rows(feed)
+    return found if len(found) > 1 else first_rows(feeds, rows)
 
 
 class Store:

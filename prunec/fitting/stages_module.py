@@ -21,7 +21,7 @@ from prunec.backends.fx.copies import copies
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
-from prunec.fitting.stages import first_rows
+from prunec.fitting.stages import fewer, first_rows
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.arrays import Array
@@ -62,6 +62,7 @@ class ModuleStages:
         self._node_of = {name: by_origin[key] for name, key in names.items() if key in by_origin}
         self._done: set[fx.Node] = set()
         self._wanted: set[fx.Node] = set()
+        self._held = frozenset[fx.Node]()
         self.num_batches = len(feeds)
         self._kept: list[dict[fx.Node, Any]] = [{} for _ in feeds]
         self._given = [arguments(traced, feed) for feed in feeds]
@@ -77,6 +78,10 @@ class ModuleStages:
         """Return the node that makes a value."""
         found: fx.Node = self._node_of[name]
         return found
+
+    def keep(self, names: Iterable[str]) -> None:
+        self._held |= frozenset(self._node_of[name] for name in names)
+        self._wanted |= self._held
 
     def advance(self, names: Iterable[str]) -> None:
         wanted = [self._node_of[name] for name in names]
@@ -95,7 +100,7 @@ class ModuleStages:
         return found
 
     def drop(self, names: Iterable[str]) -> None:
-        for n in {self._node_of[name] for name in names}:
+        for n in {self._node_of[name] for name in names} - self._held:
             self._wanted.discard(n)
             if not self._is_kept(n):
                 for kept in self._kept:
@@ -215,6 +220,9 @@ class OpenedModule:
 
     def original(self) -> ModuleStages:
         return ModuleStages(self.traced, self.traced.module, self.feeds)
+
+    def on_fewer(self, rows: int) -> OpenedModule:
+        return replace(self, feeds=fewer(self.feeds, rows))
 
     def some(self, rows: int) -> tuple[ModuleStages, Tensors]:
         return replace(self, feeds=first_rows(self.feeds, rows)).pruned(self.traced.module)

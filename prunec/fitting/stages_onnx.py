@@ -48,6 +48,7 @@ class OnnxStages:
                 self._readers.setdefault(value, set()).add(at)
         self._done = [False] * len(self._nodes)
         self._wanted: set[str] = set()
+        self._held = frozenset[str]()
         self._store = Store(limit)
         self.num_batches = len(feeds)
         for batch, feed in enumerate(feeds):
@@ -56,6 +57,10 @@ class OnnxStages:
 
     def has(self, name: str) -> bool:
         return name in self._maker or name in self._store
+
+    def keep(self, names: Iterable[str]) -> None:
+        self._held |= frozenset(names)
+        self._wanted |= self._held
 
     def advance(self, names: Iterable[str]) -> None:
         wanted = list(dict.fromkeys(names))
@@ -75,7 +80,7 @@ class OnnxStages:
         return self._store.get(name, batch)
 
     def drop(self, names: Iterable[str]) -> None:
-        for name in names:
+        for name in set(names) - self._held:
             self._wanted.discard(name)
             self._forget(name)
 

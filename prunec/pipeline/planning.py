@@ -144,6 +144,36 @@ class Job(Generic[Result]):
         return self.proven is not None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draft:
+    """A plan before it is carried out.
+
+    Args:
+        prepared: the plan, with the biases that a fit would fill.
+        fits: whether what stays is fitted to data.
+    """
+
+    planned: Job[Any]
+    prepared: PrunePlan
+    fits: bool = True
+
+    @property
+    def keeps(self) -> tuple[Any, ...]:
+        return self.planned.plan.keeps, self.planned.plan.grouped
+
+    def only_biased(self, origin: str) -> bool:
+        """Tell whether a node was to get a bias only for the sake of a fit."""
+        added = self.prepared.folds[len(self.planned.plan.folds) :]
+        biased = {fold.node for fold in added if not fold.target}
+        return any(node.origin == origin and node.name in biased for node in self.planned.facts.graph.nodes)
+
+
+def _chooses(options: Options, target: Target | None) -> bool:
+    """Tell whether data choose the channels, and not for a time that was measured with the channels chosen."""
+    by_data = options.criterion is not None and needs(options.criterion) == "data"
+    return by_data and (target is None or target.clock is None)
+
+
 def plan_and_apply(
     graph: Graph,
     inputs: tuple[InputSpec, ...],
@@ -166,24 +196,36 @@ def plan_and_apply(
     """
     frozen: dict[str, str] = {}
     unbiased: set[str] = set()
-    while True:
+
+    def drafted(data: Reconstruction | None) -> _Draft:
         planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target)
-        facts, made = planned.facts, planned.plan
-        fits = data is not None and options.criterion is not None and options.compensate and bool(made.keeps)
-        prepared = made
-        if fits and data is not None:
-            prepared = data.prepared(
-                facts, made, planned.selection.wanted, frozenset(unbiased), new=options.target_params is None
-            )
+        if data is None or options.criterion is None or not options.compensate or not planned.plan.keeps:
+            return _Draft(planned, planned.plan, fits=False)
+        wanted, new = planned.selection.wanted, options.target_params is None
+        return _Draft(planned, data.prepared(planned.facts, planned.plan, wanted, frozenset(unbiased), new=new))
+
+    while True:
+        drafts = [drafted(data)]
+        fits = fit and data is not None and drafts[0].fits
+        if fits and data is not None and _chooses(options, target):
+            drafts += [drafted(other) for other in data.alternatives()]
+            drafts = [each for at, each in enumerate(drafts) if each.keeps not in [d.keeps for d in drafts[:at]]]
+        draft = drafts[0]
         try:
-            edits = lower(facts.graph, facts.classes, prepared, facts.constants)
-            result = apply(facts.graph, edits)
-            if fits and fit and data is not None:
-                made = data.fitted(facts, prepared, edits, result)
-                result = apply(facts.graph, lower(facts.graph, facts.classes, made, facts.constants))
-            return replace(planned, plan=made, result=result)
+            made = list[tuple[Facts, Edits, Result]]()
+            for draft in drafts:
+                facts = draft.planned.facts
+                edits = lower(facts.graph, facts.classes, draft.prepared, facts.constants)
+                made.append((facts, edits, apply(facts.graph, edits)))
+            chosen = data.best(made) if len(made) > 1 and data is not None else 0
+            draft, (facts, edits, result) = drafts[chosen], made[chosen]
+            if not fits or data is None:
+                return replace(draft.planned, result=result)
+            fitted = data.fitted(facts, draft.prepared, edits, result)
+            result = apply(facts.graph, lower(facts.graph, facts.classes, fitted, facts.constants))
+            return replace(draft.planned, plan=fitted, result=result)
         except CannotRewrite as error:
-            if error.origin not in unbiased and _only_biased(facts, made, prepared, error.origin):
+            if error.origin not in unbiased and draft.only_biased(error.origin):
                 unbiased.add(error.origin)
                 continue
             added = _to_freeze(graph, frozen, error)
@@ -192,12 +234,6 @@ def plan_and_apply(
                     "backend", f"{error.origin}: {error.reason}, although its channels are pinned"
                 ) from error
             frozen.update(added)
-
-
-def _only_biased(facts: Facts, made: PrunePlan, prepared: PrunePlan, origin: str) -> bool:
-    """Tell whether a node was to get a bias only for the sake of a fit."""
-    added = {fold.node for fold in prepared.folds[len(made.folds) :] if not fold.target}
-    return any(node.origin == origin and node.name in added for node in facts.graph.nodes)
 
 
 def _to_freeze(graph: Graph, frozen: Mapping[str, str], error: CannotRewrite) -> dict[str, str]:
