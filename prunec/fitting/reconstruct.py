@@ -79,6 +79,7 @@ class Reconstruction:
         memory: bytes.
         least: the order goes on until this fraction of the whole is left, or a smaller one that is asked for, so that
             several budgets can share it.
+        orders: how many are tried at most.
         power: of the measured weights of errors; see ``POWERS``.
     """
 
@@ -87,6 +88,7 @@ class Reconstruction:
     memory: int
     progress: Callable[[str], None] = lambda _: None
     least: float = 1.0
+    orders: int = len(POWERS)
     power: float = POWERS[0]
     _grams: dict[str, Gram] | None = None
     _orders: dict[tuple[float, bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Reconstruction:
     def alternatives(self) -> tuple[Reconstruction, ...]:
         """Return the same data and sums with other orders of channels."""
         work = sum(len(gram.total) * gram.total.shape[1] ** 3 for gram in (self._grams or {}).values())
-        powers = POWERS if work <= _WORK else ()
+        powers = POWERS[: self.orders] if work <= _WORK else ()
         return tuple(replace(self, power=power) for power in powers if power != self.power)
 
     def best(self, made: Sequence[tuple[Facts, Edits, Any]]) -> int:

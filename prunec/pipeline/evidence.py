@@ -99,7 +99,8 @@ def _module_fit(
 
     run = runner(traced, traced.module)
     split = fit_data(samples, run, labelled(calibration, run))
-    return Reconstruction(OpenedModule(traced, split.fitted), split, calibration.memory, progress or _silent)
+    opened, memory, orders = OpenedModule(traced, split.fitted), calibration.memory, calibration.orders
+    return Reconstruction(opened, split, memory, progress or _silent, orders=orders)
 
 
 def module_runs(traced: Traced, pruned: fx.GraphModule) -> Runs:
@@ -149,7 +150,7 @@ def _onnx_fit(
     runner = sessions.open_runner(path, str(path), "cpu", optimise=False)
     split = fit_data(samples, runner, labelled(calibration, runner))
     opened = OpenedOnnx(traced, split.fitted, calibration.memory // 2)
-    return Reconstruction(opened, split, calibration.memory, progress or _silent)
+    return Reconstruction(opened, split, calibration.memory, progress or _silent, orders=calibration.orders)
 
 
 def onnx_runs(path: str | Path, pruned: Path) -> Runs:

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunec.api import prune_module, prune_onnx
 from prunec.data.calibration import Calibration
+from prunec.errors import PrunecError
 from prunec.fitting import reconstruct
 from prunec.fitting.reconstruct import Reconstruction
 from prunec.fitting.stages_module import ModuleStages
@@ -51,8 +52,8 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def keeps(net: nn.Module, data: Path) -> Any:
-    how: dict[str, Any] = {"calibration": Calibration(data), "target_macs": 0.5, "multiple_of": 1}
+def keeps(net: nn.Module, data: Path, orders: int = 3) -> Any:
+    how: dict[str, Any] = {"calibration": Calibration(data, orders=orders), "target_macs": 0.5, "multiple_of": 1}
     return prune_module(net, (torch.zeros(1, 3, 10, 10),), validate=False, **how).plan.keeps
 
 
@@ -87,6 +88,13 @@ def test_a_file_whose_last_layer_makes_the_output_is_tried(
     prune_onnx(tmp_path / "net.onnx", tmp_path / "out.onnx", **how)
     assert len(found) > 1
     assert all(0 < error < 1 for error in found)
+
+
+def test_one_order_is_not_tried(net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reconstruction, "_rough_error", None)
+    assert keeps(net, data, orders=1)
+    with pytest.raises(PrunecError, match="0 orders"):
+        keeps(net, data, orders=0)
 
 
 def test_a_network_with_much_work_is_not_tried(net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def remove_by_data(
                 keep=(*config.keep, *map(glob.escape, stay)),
                 multiple_of=config.multiple_of,
                 criterion="reconstruct",
-                calibration=Calibration(folder),
+                calibration=Calibration(folder, orders=1),  # fine-tuning follows, and was measured with the first
                 validate=False,
                 target_macs=shares.get("macs"),
                 target_params=shares.get("params"),
