@@ -40,7 +40,7 @@ POWERS = (1.0, 0.5, 0.25)
 """Powers of the measured weights of errors that are tried. A weight is measured with one layer pruned at a time, and
 need not hold when all are; the smaller the power, the more evenly layers share the loss."""
 
-_TRIED_ON, _CLEARLY, _WORK = 96, 0.95, 200e9
+_TRIED_ON, _CLEARLY, _WORK = 96, 0.95, 20e9
 """Samples for a trial; the part of the first order's error below which another one is taken; and the work of one order
 (cubed widths, in all layers) up to which there are trials."""
 
