@@ -151,20 +151,18 @@ def main() -> int:
         return 0
     if options.files:
         return files()
-    card, end = torch.cuda.get_device_name(), time.monotonic() + options.seconds
-    lines, bad = [], False
+    card, end, bad = torch.cuda.get_device_name(), time.monotonic() + options.seconds, False
     for part in parts():
         left = end - time.monotonic()
         found = run(part, min(part.seconds, left)) if left > 1 else Outcome(trouble="no time was left for it")
         trouble = found.trouble or missed(part, found.rows)
         bad |= bool(trouble)
         for row in found.rows or [{}]:
-            lines.append(
-                json.dumps({"part": part.name, "card": card, **row, **({"trouble": trouble} if trouble else {})})
-            )
-            print(lines[-1], flush=True)
-    if options.output is not None:
-        options.output.write_text("\n".join(lines) + "\n")
+            line = json.dumps({"part": part.name, "card": card, **row, **({"trouble": trouble} if trouble else {})})
+            print(line, flush=True)
+            if options.output is not None:
+                with options.output.open("a") as file:
+                    print(line, file=file)
     return int(bad)
 
 

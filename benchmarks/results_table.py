@@ -5,14 +5,16 @@ r"""The rows of docs/results.md: runs one, or prints the table of those that wer
     python benchmarks/results_table.py statistics resnet20 --weights WEIGHTS --data CIFAR_FOLDER
     python benchmarks/results_table.py table
 
-WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. ``ROWS`` has the rows by name. A row of ``prunec
-train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as train-prune
-does: the same batches, teacher, cosine, average and statistics. ResNets train in bfloat16, compiled; scores are those
-of float32. Rows of segnet take a folder of nuclei (images/ and masks/) as DATA; some start from another row's network,
-which is looked for in ``--scratch``. ``--answers FOLDER`` keeps what the unpruned network answers to each batch, which
-is the same for all rows of a seed and a third of the time; ONNX Runtime answers then, so that a figure can move as much
-as on another machine. ``statistics`` scores an unpruned network with BatchNorm statistics from three places.
-Torch-Pruning's rows need torch-pruning 1.6.1. What a run leaves is in ``benchmarks/results/ROW-seedN``.
+WEIGHTS is a folder with cifar10-resnet20.safetensors and its like. results_rows.py has the rows by name. A row of
+``prunec train-prune`` is that command; every other cuts the same network once, by its own rule, and fine-tunes it as
+train-prune does: the same batches, teacher, cosine, average and statistics. ResNets train in bfloat16, compiled; scores
+are those of float32. Rows of segnet take a folder of nuclei or CamVid (images/ and masks/) as DATA; some start from
+another row's network, which is looked for in ``--scratch``. ``--device cuda`` trains on a GPU, where steps are so short
+that compiling them would take longer. ``--answers FOLDER``
+keeps what the unpruned network answers to each batch, which is the same for all rows of a seed and a third of the time;
+ONNX Runtime answers then, on the CPU, so that a figure can move as much as on another machine. ``statistics`` scores an
+unpruned network with BatchNorm statistics from three places. Torch-Pruning's rows need torch-pruning 1.6.1. What a run
+leaves is in ``benchmarks/results/ROW-seedN``.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from results_rows import ROWS, Row
 from torch import nn
 
 import prunec
@@ -61,119 +64,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.svg"
 _TAYLOR_BATCHES = 8
 _KEPT = ("metrics.jsonl", "plan.json", "config.json")
-
-# --- the rows -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the table.
-
-    Args:
-        method: ``train-prune``, or by which rule the single cut is made: a criterion of prunec, ``taylor`` (of the
-            labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``; ``torch-pruning-slimming`` is
-            Network Slimming (Liu et al., ICCV 2017): the first half of the steps has an L1 subgradient on γ, then
-            the smallest γ go. ``uniform`` is a narrower network from scratch, every stage by the same factor.
-        network: a built-in architecture that has weights.
-        macs: share that stays; 1 is no budget of MACs.
-        steps: in all.
-        options: more of train-prune's.
-        lr: of the single cut's fine-tuning.
-        start: the row whose pruned network this one starts from; "" is the published weights, "scratch" none.
-        how: how to compute.
-    """
-
-    method: str
-    network: str
-    macs: float
-    steps: int
-    options: str = ""
-    batch_size: int = 125
-    lr: float = 0.02
-    start: str = ""
-    how: str = "--precision bf16 --channels-last --compile"
-
-
-def _rows() -> dict[str, Row]:
-    cuts = (
-        "cut-reconstruct",
-        "cut-l1",
-        "cut-gamma",
-        "cut-taylor",
-        "cut-random",
-        "torch-pruning-l2",
-        "torch-pruning-group",
-        "torch-pruning-slimming",
-    )
-    rows: dict[str, Row] = {}
-    for macs in (0.5, 0.3):
-        for steps in (600, 2400, 12000):
-            rows[f"resnet20-{macs * 100:.0f}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
-            by_l1 = Row("train-prune", "resnet20", macs, steps, "--criterion l1")
-            rows[f"resnet20-{macs * 100:.0f}-l1-{steps}"] = by_l1
-            for cut in cuts:
-                rows[f"resnet20-{macs * 100:.0f}-{cut}-{steps}"] = Row(cut, "resnet20", macs, steps)
-            rows[f"resnet20-{macs * 100:.0f}-uniform-{steps}"] = Row("uniform", "resnet20", macs, steps, lr=0.1)
-    short: dict[str, Any] = {"batch_size": 50}
-    for cut in cuts:
-        rows[f"short-{cut}-lr-0.005"] = Row(cut, "resnet20", 0.5, 400, lr=0.005, **short)
-    l1, data = "--criterion l1 --finetune-lr", "--criterion reconstruct --finetune-lr"
-    for name, options in (
-        ("default", ""),
-        ("lr-0.02", f"{l1} 0.02"),
-        ("lr-0.005", f"{l1} 0.005"),
-        ("ista-25-lr-0.02", f"{l1} 0.02 --shares 0,0.25,0.75"),
-        ("ista-25-lr-0.005", f"{l1} 0.005 --shares 0,0.25,0.75"),
-        ("inner-lr-0.02", f"{l1} 0.02 --residual keep"),
-        ("reconstruct-lr-0.02", f"{data} 0.02"),
-        ("reconstruct-lr-0.005", f"{data} 0.005"),
-        ("reconstruct-lr-0.002", f"{data} 0.002"),
-        ("reconstruct-ista-25-lr-0.005", f"{data} 0.005 --shares 0,0.25,0.75"),
-        ("reconstruct-alone-lr-0.005", f"{data} 0.005 --distill 0"),
-    ):
-        rows[f"short-{name}"] = Row("train-prune", "resnet20", 0.5, 400, options, **short)
-    rows["short-batch-125"] = Row("train-prune", "resnet20", 0.5, 160, batch_size=125)
-    for steps in (2400, 12000):
-        for params in (63, 33):
-            budget = f"--target-params 0.{params}"
-            rows[f"resnet20-params-{params}-default-{steps}"] = Row("train-prune", "resnet20", 1, steps, budget)
-        for criterion in ("l1", "reconstruct"):
-            with_ista = f"--criterion {criterion} --shares 0,0.25,0.75"
-            rows[f"resnet20-50-ista-{criterion}-{steps}"] = Row("train-prune", "resnet20", 0.5, steps, with_ista)
-        for macs in (0.476, 0.392):
-            rows[f"resnet56-{macs * 1000:.0f}-default-{steps}"] = Row("train-prune", "resnet56", macs, steps)
-    return rows | _convnet() | _segmentation()
-
-
-def _convnet() -> dict[str, Row]:
-    """Return the paper's ConvNet: trained without a penalty, and cut from there to the sizes of its rows A, B, C."""
-    base = "convnet-base-8000"
-    paper = {"a": 309_655, "b": 207_583, "c": 144_935}
-    alone = "--preset scratch --rho 0 --shares 0,0.01,0.99 --normalise imagenet --finetune-lr 0.1 --weight-decay 5e-4"
-    rows = {base: Row("train-prune", "convnet", 1, 8000, alone, start="scratch")}
-    for letter, params in paper.items():
-        budget = f"--target-params {math.floor(1e4 * params / 1_986_760) / 1e4}"
-        rows[f"convnet-{letter}-default-2400"] = Row("train-prune", "convnet", 1, 2400, budget, start=base)
-    return rows
-
-
-def _segmentation() -> dict[str, Row]:
-    """Return rows of segnet on nuclei, 96x96: trained; pruned from there, or trained on; and ISTA from scratch."""
-    shape = "--input-shape 1x3x96x96 --checkpoint-every 100"
-    given: dict[str, Any] = {"batch_size": 8, "how": ""}
-    rows = {
-        "segnet-base-600": ("--rho 0 --shares 0,0.01,0.99", "scratch"),
-        "segnet-params-20-default-600": ("--target-params 0.2", "segnet-base-600"),
-        "segnet-base-again-600": ("--rho 0 --shares 0,0.01,0.99", "segnet-base-600"),
-        "segnet-params-20-ista-1200": ("--target-params 0.2", "scratch"),
-    }
-    return {
-        name: Row("train-prune", "segnet", 1, int(name.rsplit("-", 1)[1]), f"{shape} {options}", start=start, **given)
-        for name, (options, start) in rows.items()
-    }
-
-
-ROWS: Mapping[str, Row] = _rows()
 
 # --- running one --------------------------------------------------------------------------------------
 
@@ -218,23 +108,27 @@ def _teaching(folder: Path | None, row: Row, seed: int) -> Callable[[nn.Module],
     return lambda module: Answers(module, path)
 
 
-def command(row: Row, weights: Path, data: Path, seed: int, output: Path) -> list[str]:
+def command(row: Row, weights: Path, data: Path, seed: int, device: str, output: Path) -> list[str]:
     """Return the arguments of ``prunec`` that make the row; a row that starts from another has it beside ``output``."""
     given = f"--arch {row.network} --data {data} --seed {seed} --steps {row.steps} --batch-size {row.batch_size} "
+    given += f"--device {device} "
+    how = row.how.replace("--compile", "") if device == "cuda" else row.how
     if not row.start:
         given += f"--weights {weights}/cifar10-{row.network}.safetensors "
     elif row.start != "scratch":
         given += f"--weights {output.parent}/{row.start}-seed{seed}/pruned.safetensors "
     if row.macs < 1:
         given += f"--target-macs {row.macs} "
-    return ["train-prune", "-o", str(output), *shlex.split(f"{given} {row.how} {row.options}")]
+    return ["train-prune", "-o", str(output), *shlex.split(f"{given} {how} {row.options}")]
 
 
-def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
+def train_prune(
+    row: Row, weights: Path, data: Path, seed: int, device: str, answers: Path | None, folder: Path
+) -> dict[str, Any]:
     """Run the row's command; return sizes and scores."""
     wrapped, load = _teaching(answers, row, seed), checkpoints.load_teacher
     checkpoints.load_teacher = lambda *given: wrapped(load(*given))
-    arguments = command(row, weights, data, seed, folder)
+    arguments = command(row, weights, data, seed, device, folder)
     if (folder / "checkpoint").is_dir():
         arguments = ["train-prune", "-o", str(folder), "--resume"]
     if execute(arguments):
@@ -250,7 +144,7 @@ def train_prune(row: Row, weights: Path, data: Path, seed: int, answers: Path | 
 def statistics(network: str, weights: Path, data: Path) -> str:
     """Return what a network scores with the statistics it came with, and with those of 2,500 training images."""
     row = Row("train-prune", network, 1.0, 20)
-    setup = _setup(row, weights, data, 0)
+    setup = _setup(row, weights, data, 0, "cpu")
     setup.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = {"as given": _score(setup.module, setup)}
     for name, augmented in (("plain images", False), ("augmented images", True)):
@@ -259,30 +153,33 @@ def statistics(network: str, weights: Path, data: Path) -> str:
     return "\n".join(f"{name}: {score:.2%}" for name, score in found.items())
 
 
-def _setup(row: Row, weights: Path, data: Path, seed: int) -> Setup:
+def _setup(row: Row, weights: Path, data: Path, seed: int, device: str) -> Setup:
     given: dict[str, Any] = {"arch": row.network, "weights": f"{weights}/cifar10-{row.network}.safetensors"}
     given |= {"data": str(data), "seed": seed, "steps": row.steps, "batch_size": row.batch_size}
-    given |= {"precision": "bf16", "channels_last": True, "compile": True, "device": "cpu"}
+    given |= {"precision": "bf16", "channels_last": True, "compile": device == "cpu", "device": device}
     if row.macs < 1:
         given["target_macs"] = row.macs
     with tempfile.TemporaryDirectory() as unused:
         return prepare(make_config(f"{unused}/run", **given), Alone())
 
 
-def single_cut(row: Row, weights: Path, data: Path, seed: int, answers: Path | None, folder: Path) -> dict[str, Any]:
+def single_cut(
+    row: Row, weights: Path, data: Path, seed: int, device: str, answers: Path | None, folder: Path
+) -> dict[str, Any]:
     """Cut the row's network and fine-tune it; return sizes and scores."""
-    setup = _setup(row, weights, data, seed)
+    setup = _setup(row, weights, data, seed, device)
     given_module = setup.module.eval()
     teacher = _teaching(answers, row, seed)(copy.deepcopy(given_module))
-    before = _cost(given_module, setup)
+    before = _cost(copy.deepcopy(given_module).cpu(), setup)
     learning = Teacher(teacher, WEIGHT, setup.objective)
     done = 0
     if row.method == "torch-pruning-slimming":
         done = row.steps // 2
         fine_tune(given_module, setup, learning, row.lr, range(done), _shrink)
-    module = cut(row.method, given_module.to(memory_format=torch.contiguous_format), setup, row.macs, seed, folder)
+    given_module.to("cpu", memory_format=torch.contiguous_format)
+    module = cut(row.method, given_module, setup, row.macs, seed, folder)
     after = _cost(module, setup)
-    module.to(memory_format=torch.channels_last)
+    setup.execution.place(module)
     _settle(module, setup)
     scores = {"removed": _score(module, setup)}
     fine_tune(module, setup, learning, row.lr, range(done, row.steps))
@@ -302,7 +199,7 @@ def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, fo
     with tempfile.TemporaryDirectory() as images:
         if criterion == "reconstruct":
             batches = sampled_batches(setup.data.train, setup.pipeline, 125, 8, seed)
-            np.save(f"{images}/images.npy", np.concatenate([inputs.numpy() for inputs, _ in batches]))
+            np.save(f"{images}/images.npy", np.concatenate([inputs.cpu().numpy() for inputs, _ in batches]))
             options["calibration"] = Calibration(images)
         pruned = prunec.prune_module(module, setup.example_inputs, validate=False, **options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -317,7 +214,7 @@ def _saliency(module: nn.Module, setup: Setup) -> dict[str, np.ndarray[Any, Any]
     for step in range(_TAYLOR_BATCHES):
         inputs, targets = setup.batches.at(step)
         module.zero_grad()
-        setup.objective.loss(setup.objective.logits(module(inputs)), targets).backward()
+        setup.objective.loss(setup.objective.logits(module(inputs.cpu())), targets.cpu()).backward()
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, name
             total[name] += (parameter.detach() * parameter.grad).double().square().numpy() / _TAYLOR_BATCHES
@@ -363,7 +260,7 @@ def _uniform(setup: Setup, macs: float) -> nn.Module:
 
     Its shortcuts pad as many channels in front as behind, so two stages differ by an even number.
     """
-    whole = _cost(setup.module, setup).macs
+    whole = _cost(copy.deepcopy(setup.module).cpu(), setup).macs
     for percent in range(100, 0, -1):
         first = max(1, round(0.16 * percent))
         second, third = (2 * round((stage * percent / 100 - first) / 2) + first for stage in (32, 64))
@@ -426,12 +323,12 @@ def _score(module: nn.Module, setup: Setup) -> float:
     return found[setup.objective.metric]
 
 
-def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, scratch: Path) -> None:
+def run(name: str, weights: Path, data: Path, seed: int, device: str, answers: Path | None, scratch: Path) -> None:
     """Run a row, and keep what belongs in the repository."""
     row, folder = ROWS[name], scratch / f"{name}-seed{seed}"
     started, used = time.time(), time.process_time()
     make = train_prune if row.method == "train-prune" else single_cut
-    found = make(row, weights, data, seed, answers, folder)
+    found = make(row, weights, data, seed, device, answers, folder)
     kept = RESULTS / folder.name
     kept.mkdir(parents=True, exist_ok=True)
     for file in _KEPT:
@@ -444,14 +341,15 @@ def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, s
         "row": name,
         "method": row.method,
         "seed": seed,
-        "command": _command_in_words(name, seed),
+        "command": _command_in_words(name, seed, device),
         "steps": row.steps,
         "batch_size": row.batch_size,
         **found,
         "seconds": round(time.time() - started),
         "cpu_seconds": round(time.process_time() - used),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "prunec")},
-        "hardware": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "hardware": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+        + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""),
         "threads": torch.get_num_threads(),
     }
     write_json(kept / "run.json", document)
@@ -459,12 +357,12 @@ def run(name: str, weights: Path, data: Path, seed: int, answers: Path | None, s
 
 
 def _folder(row: Row) -> str:
-    return "NUCLEI_FOLDER" if row.network == "segnet" else "CIFAR_FOLDER"
+    return f"{row.data.upper()}_FOLDER"
 
 
-def _command_in_words(name: str, seed: int) -> str:
-    data = _folder(ROWS[name])
-    return f"python benchmarks/results_table.py run {name} --weights WEIGHTS --data {data} --seed {seed}"
+def _command_in_words(name: str, seed: int, device: str) -> str:
+    data, where = _folder(ROWS[name]), " --device cuda" if device == "cuda" else ""
+    return f"python benchmarks/results_table.py run {name} --weights WEIGHTS --data {data} --seed {seed}{where}"
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -531,8 +429,9 @@ def main() -> None:
     scoring.add_argument("network")
     for verb in (running, scoring):
         verb.add_argument("--weights", type=Path, required=True, help="folder of cifar10-NETWORK.safetensors")
-        verb.add_argument("--data", type=Path, required=True, help="CIFAR-10, or nuclei for segnet")
+        verb.add_argument("--data", type=Path, required=True, help="CIFAR-10; nuclei or CamVid for segnet")
     running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     running.add_argument("--answers", type=Path, help="folder that keeps what the unpruned network answers")
     running.add_argument("--scratch", type=Path, default=Path("runs"), help="where run folders are made; default: runs")
     verbs.add_parser("table", help="print the rows that were run, and draw them")
@@ -541,7 +440,7 @@ def main() -> None:
         print(statistics(given.network, given.weights, given.data))
         return
     if given.verb == "run":
-        run(given.row, given.weights, given.data, given.seed, given.answers, given.scratch)
+        run(given.row, given.weights, given.data, given.seed, given.device, given.answers, given.scratch)
         return
     print(table())
     write_text(PLOT, plot())

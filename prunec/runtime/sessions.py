@@ -123,6 +123,8 @@ def open_runner(
     path = None if isinstance(model, bytes) else Path(model)
     mapped = None if path is None else _weights_left_out(path)
     with quiet():
+        if provider == "cuda":
+            _load_cuda()
         if path is not None and mapped is not None:
             options.add_session_config_entry(_WEIGHTS_IN, str(path.absolute().parent))
             with contextlib.suppress(Exception):  # no ONNX model, or weights where it takes none: as it is, then
@@ -134,6 +136,15 @@ def open_runner(
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise cannot_open(error, name) from error
     return Runner(name, session)
+
+
+def _load_cuda() -> None:
+    """Load CUDA's and cuDNN's libraries from pip's packages, where a system without CUDA does not look."""
+    import onnxruntime as ort
+
+    if hasattr(ort, "preload_dlls"):  # from ONNX Runtime 1.21 on
+        with contextlib.suppress(Exception):  # the session says what is missing, and falls back
+            ort.preload_dlls()
 
 
 _WEIGHTS_IN = "session.model_external_initializers_file_folder_path"

@@ -45,6 +45,20 @@ def test_a_mapped_model_gives_the_same_bits(
     assert all(np.array_equal(a, b) for a, b in zip(plain, mapped, strict=True))
 
 
+def test_libraries_of_cuda_from_pip_are_loaded_where_cuda_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with pip's packages only has them where no loader looks."""
+    import onnxruntime
+
+    path, calls = saved(tmp_path / "net.onnx"), []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append(1))
+    open_runner(path, "it", "cpu", optimise=True)
+    assert not calls
+    open_runner(path, "it", "cuda", optimise=True)
+    assert len(calls) == 1
+
+
 @pytest.mark.usefixtures("every_file_is_large")
 def test_a_mapped_model_is_found_by_a_relative_path_and_through_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
