@@ -112,14 +112,17 @@ def command(row: Row, weights: Path, data: Path, seed: int, device: str, output:
     """Return the arguments of ``prunec`` that make the row; a row that starts from another has it beside ``output``."""
     given = f"--arch {row.network} --data {data} --seed {seed} --steps {row.steps} --batch-size {row.batch_size} "
     given += f"--device {device} "
-    how = row.how.replace("--compile", "") if device == "cuda" else row.how
     if not row.start:
         given += f"--weights {weights}/cifar10-{row.network}.safetensors "
     elif row.start != "scratch":
         given += f"--weights {output.parent}/{row.start}-seed{seed}/pruned.safetensors "
     if row.macs < 1:
         given += f"--target-macs {row.macs} "
-    return ["train-prune", "-o", str(output), *shlex.split(f"{given} {how} {row.options}")]
+    return ["train-prune", "-o", str(output), *shlex.split(f"{given} {row.options}"), *_how(row, device)]
+
+
+def _how(row: Row, device: str) -> list[str]:
+    return [option for option in row.how.split() if option != "--compile" or device == "cpu"]
 
 
 def train_prune(
@@ -130,7 +133,7 @@ def train_prune(
     checkpoints.load_teacher = lambda *given: wrapped(load(*given))
     arguments = command(row, weights, data, seed, device, folder)
     if (folder / "checkpoint").is_dir():
-        arguments = ["train-prune", "-o", str(folder), "--resume"]
+        arguments = ["train-prune", "-o", str(folder), "--resume", "--device", device, *_how(row, device)]
     if execute(arguments):
         raise SystemExit(f"the run ended with an error; it is in {folder}")
     found = read_json(folder / "summary.json")
@@ -326,7 +329,7 @@ def _score(module: nn.Module, setup: Setup) -> float:
 def run(name: str, weights: Path, data: Path, seed: int, device: str, answers: Path | None, scratch: Path) -> None:
     """Run a row, and keep what belongs in the repository."""
     row, folder = ROWS[name], scratch / f"{name}-seed{seed}"
-    started, used = time.time(), time.process_time()
+    started, used, begun = time.time(), time.process_time(), _steps_done(folder)
     make = train_prune if row.method == "train-prune" else single_cut
     found = make(row, weights, data, seed, device, answers, folder)
     kept = RESULTS / folder.name
@@ -343,6 +346,7 @@ def run(name: str, weights: Path, data: Path, seed: int, device: str, answers: P
         "seed": seed,
         "command": _command_in_words(name, seed, device),
         "steps": row.steps,
+        "steps_elsewhere": begun,
         "batch_size": row.batch_size,
         **found,
         "seconds": round(time.time() - started),
@@ -354,6 +358,14 @@ def run(name: str, weights: Path, data: Path, seed: int, device: str, answers: P
     }
     write_json(kept / "run.json", document)
     print(json.dumps(document["scores"]), flush=True)
+
+
+def _steps_done(folder: Path) -> int:
+    """Return the steps of a run that was begun before, perhaps on another machine; 0 for a new one."""
+    log = folder / "metrics.jsonl"
+    if not (folder / "checkpoint").is_dir() or not log.is_file():
+        return 0
+    return int(json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["step"])
 
 
 def _folder(row: Row) -> str:
