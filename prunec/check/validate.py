@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunec.check.clock import CHECK_TIME, Budget, Tell
@@ -28,13 +28,13 @@ from prunec.check.pair import (
     timed_together,
 )
 from prunec.check.referee import decide, of_onnx
-from prunec.errors import BadInput, PrunecError
+from prunec.errors import BadInput, PrunecError, UnsupportedModel
 from prunec.ir.arrays import Array
 from prunec.report.findings import Validation
 from prunec.runtime import sessions
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import FAMILIES, Feed, InputKind, feed
-from prunec.runtime.sessions import Model, ProviderName, Runner
+from prunec.runtime.sessions import Model, Provider, ProviderName, Runner
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def validate_onnx(
     Args:
         a: the original: its outputs are the reference.
         b: the model to check; inputs and outputs must have the same names.
-        provider: where to run; "auto" takes CUDA if it works.
+        provider: where to run; "auto" takes CUDA if it works, and both go on on the CPU where CUDA fails.
         tolerance: largest relative error that passes; see report.Validation for what that is.
         runs: timed runs of each model at most; 0 measures no latency.
         input_shapes: by input name; "" stands for the only one.
@@ -83,9 +83,15 @@ def validate_onnx(
     budget = Budget(check_time, progress)
     chosen = sessions.choose_provider(provider)
     job = _OnnxJob(a, b, chosen.name, tolerance, runs, input_shapes, inputs, seed, budget)
-    with budget.told():
-        comparison, latency, ran = _one_at_a_time(job) if are_large(a, b) else _together(job)
-    if chosen.note and provider == "cuda":
+    try:
+        comparison, latency, ran = _run(job)
+    except (BadInput, UnsupportedModel) as error:
+        # What a device lacks (memory, a kernel, a driver that fits) looks like a model that runs on no input.
+        if chosen.name == "cpu" or isinstance(inputs, Iterator):
+            raise
+        comparison, latency, ran = _run(replace(job, provider="cpu"))
+        chosen = Provider("cpu", f"the CUDA provider failed ({error.why or error.what}): ran on the CPU")
+    if chosen.note and (provider == "cuda" or job.provider == "cuda"):
         comparison.notes.insert(0, chosen.note)
     if ran[0] == ran[1] and runs > 0 and not latency.runs:
         comparison.note(f"latency was not measured: the {check_time:g} s were used up (--check-time)")
@@ -130,6 +136,11 @@ class _OnnxJob:
 
     def referee(self, values: Feed, least: Sequence[float]) -> Sequence[Ruling]:
         return decide(of_onnx(self.a), of_onnx(self.b), values, self.tolerance, least)
+
+
+def _run(job: _OnnxJob) -> tuple[Comparison, Latency, tuple[str, str]]:
+    with job.budget.told():
+        return _one_at_a_time(job) if are_large(job.a, job.b) else _together(job)
 
 
 def _together(job: _OnnxJob) -> tuple[Comparison, Latency, tuple[str, str]]:

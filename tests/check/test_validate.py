@@ -453,6 +453,33 @@ def test_a_validation_with_an_infinite_error_is_still_json() -> None:
     assert json.loads(json.dumps(document, allow_nan=False))["max_rel_error"] is None
 
 
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_device_that_fails_in_the_middle_is_named_and_the_cpu_goes_on(
+    conv_file: Path, monkeypatch: pytest.MonkeyPatch, asked: Any
+) -> None:
+    """Without memory left, or with a driver that does not fit, the model seemed to run on no input at all."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real.session, name)
+
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError("CUDA error cudaErrorMemoryAllocation:out of memory")
+
+    real = sessions.open_runner(conv_file, "it", "cpu", optimise=True)
+    as_it_is = sessions.open_runner
+
+    def opening(model: Any, name: str, provider: Any, **given: Any) -> sessions.Runner:
+        return sessions.Runner(name, Broken()) if provider == "cuda" else as_it_is(model, name, provider, **given)
+
+    monkeypatch.setattr(sessions, "open_runner", opening)
+    monkeypatch.setattr(sessions, "choose_provider", lambda asked: sessions.Provider("cuda"))
+    result = validate_onnx(conv_file, conv_file, provider=asked, runs=0)
+    assert result.passed
+    assert result.provider_ran == "cpu"
+    assert result.notes[0].startswith("the CUDA provider failed (CUDA error cudaErrorMemoryAllocation")
+
+
 @pytest.mark.gpu
 def test_cuda_really_runs_where_it_works(conv_file: Path) -> None:
     assert validate_onnx(conv_file, conv_file, provider="cuda").provider_ran == "cuda"
