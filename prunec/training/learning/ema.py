@@ -43,11 +43,17 @@ class Ema:
         """Take in the module's present values."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        floats = [(a, v) for a, v in zip(self._average, self._live, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], 1 - decay)
-        for average, value in zip(self._average, self._live, strict=True):
-            if not average.is_floating_point():
-                average.copy_(value)
+        averages, values = self._of_kind(floats=True)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        averages, values = self._of_kind(floats=False)
+        if averages:
+            torch._foreach_copy_(averages, values)
+
+    def _of_kind(self, *, floats: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the averages that are numbers or counters, and the values that they follow."""
+        pairs = zip(self._average, self._live, strict=True)
+        chosen = [(average, value) for average, value in pairs if average.is_floating_point() == floats]
+        return [average for average, _ in chosen], [value for _, value in chosen]
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
