@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import NETWORKS, Run, python, shell
+from command_line import NETWORKS, Run, shell
 
 needs_pipes = pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
 
@@ -50,17 +50,3 @@ def test_a_terminal_without_a_character_gets_its_plain_spelling(tmp_path: Path) 
 
 def test_a_pipe_gets_no_colour(run: Run) -> None:
     assert "\x1b[" not in run("analyze", "networks:with_inputs")[1]
-
-
-def test_no_color_is_kept_on_a_terminal() -> None:
-    code = (
-        "import io, sys\n"
-        "from prunec.cli import render\n"
-        "class Terminal(io.StringIO):\n"
-        "    def isatty(self): return True\n"
-        "sys.stdout = shown = Terminal()\n"
-        "render.console().print('[red]x[/red]')\n"
-        "sys.stderr.write(repr('\\x1b[31m' in shown.getvalue()))\n"
-    )
-    assert python(code, TERM="xterm-256color", NO_COLOR="1").stderr == "False"
-    assert python(code, TERM="xterm-256color", NO_COLOR="").stderr == "True"
