@@ -1,4 +1,4 @@
-"""Pipes, closed streams, full devices, and terminals with and without colours."""
+"""Pipes, closed streams, full devices, terminals without Unicode, and how a command leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import NETWORKS, Run, shell
+from command_line import NETWORKS, Run, python, shell
 
 needs_pipes = pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
 
@@ -50,3 +50,15 @@ def test_a_terminal_without_a_character_gets_its_plain_spelling(tmp_path: Path) 
 
 def test_a_pipe_gets_no_colour(run: Run) -> None:
     assert "\x1b[" not in run("analyze", "networks:with_inputs")[1]
+
+
+@pytest.mark.parametrize("arguments", [["presets"], ["--help"], ["analyze", "missing.onnx"]])
+def test_a_command_leaves_python_no_garbage_to_look_for(arguments: list[str]) -> None:
+    code = (
+        "import atexit, gc, sys\n"
+        "from prunec.cli.main import run\n"
+        "atexit.register(lambda: print(len(gc.get_objects()) < gc.get_freeze_count() / 100, file=sys.stderr))\n"
+        "sys.argv[0] = 'prunec'\n"
+        "run()\n"
+    )
+    assert python(code, *arguments).stderr.splitlines()[-1] == "True"
