@@ -15,6 +15,7 @@ from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
 from prunec.api import prune_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx
+from prunec.backends.onnx.surgeon import Surgeon
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
 
 
@@ -261,3 +262,22 @@ def test_a_product_that_cannot_take_a_constant_over_says_why(equation: str, tmp_
     (blocked,) = report.blocked
     assert blocked.op == "Einsum"
     assert blocked.reason == "the constants that it reads would have to be added to its result, which Einsum cannot"
+
+
+def test_a_thousand_settings_made_of_one_get_names_in_order_without_trying_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks share a Reshape's sizes, and each gets its own when they change."""
+    asked: list[object] = []
+
+    class Names(set[str]):
+        def __contains__(self, name: object) -> bool:
+            asked.append(name)
+            return super().__contains__(name)
+
+    monkeypatch.setattr("prunec.backends.onnx.surgeon._all_names", lambda _: Names({"sizes", "sizes_pruned3"}))
+    surgeon = Surgeon(trace_onnx(chain(Net(17))))
+    names = [surgeon.store(np.zeros(2), "sizes") for _ in range(1000)]
+    assert names[:3] == ["sizes_pruned", "sizes_pruned2", "sizes_pruned4"]
+    assert names[-1] == "sizes_pruned1001"
+    assert len(asked) == 1001
