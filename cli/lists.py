@@ -1,4 +1,4 @@
-"""``prunec archs`` and ``prunec presets``: names that the command line knows."""
+"""``prunec archs``, ``presets`` and ``doctor``: names that the command line knows, and what works on this machine."""
 
 from __future__ import annotations
 
@@ -70,3 +70,18 @@ def presets(as_json: bool) -> None:
         (name, preset.description, ", ".join(f"--{need}" for need in preset.needs)) for name, preset in PRESETS.items()
     ]
     show_rows(rows, "preset", "what it is for", "needs")
+
+
+@click.command()
+@json_option
+@debug_option
+def doctor(as_json: bool) -> None:
+    """Show versions, devices and what really works here."""
+    from prunec.check.health import examine
+    from prunec.cli.render import show_doctor, show_json
+
+    findings = examine()
+    if as_json:
+        show_json(findings.to_json_dict())
+    else:
+        show_doctor(findings)

@@ -1,7 +1,7 @@
 """The click group, and the one place where errors become messages and exit statuses.
 
-Owns nothing of what the commands do: each is a thin file beside this one. Nothing heavy is imported
-here, nor when a command module is: ``prunec --help`` must answer at once.
+Owns nothing of what the commands do: each is a thin file beside this one, imported when it is asked for. Nothing heavy
+is imported here, nor when a command module is: ``prunec --help`` must answer at once.
 """
 
 from __future__ import annotations
@@ -9,27 +9,21 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gc
+import importlib
 import io
 import logging
 import os
 import sys
 import traceback
 import warnings
+from collections import UserDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
 from prunec import __version__
-from prunec.cli.analyze import analyze
-from prunec.cli.bench import bench
-from prunec.cli.doctor import doctor
-from prunec.cli.lists import archs, presets
 from prunec.cli.options import Settings, debug_option, is_main_process
-from prunec.cli.prune import prune
-from prunec.cli.report import report
-from prunec.cli.sweep import sweep
-from prunec.cli.train_prune import train_prune
-from prunec.cli.validate import validate
 from prunec.errors import InternalError, Interrupted, PrunecError, WriteFailed
 from prunec.files import disk_reason
 
@@ -39,7 +33,33 @@ _INTERNAL = 70
 _PLAIN = {"−": "-", "×": "x", "…": "...", "→": "->", "μ": "mu", "ρ": "rho", "α": "alpha", "λ": "lambda"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(UserDict[str, Any]):
+    """The commands by name, each found in its module when it is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module = importlib.import_module(f"prunec.cli.{super().__getitem__(name)}")
+        command = getattr(module, name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    commands=_Commands(
+        {
+            "analyze": "analyze",
+            "prune": "prune",
+            "sweep": "sweep",
+            "train-prune": "train_prune",
+            "validate": "validate",
+            "bench": "bench",
+            "report": "report",
+            "archs": "lists",
+            "presets": "lists",
+            "doctor": "lists",
+        }
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="prunec")
 @debug_option
 def main() -> None:
@@ -47,10 +67,6 @@ def main() -> None:
 
     Exit status: 0 done; 1 the result failed a check; 2 bad usage or bad input.
     """
-
-
-for _command in (analyze, prune, sweep, train_prune, validate, bench, report, archs, presets, doctor):
-    main.add_command(_command)
 
 
 _COLLECT_AFTER = 50_000
@@ -61,7 +77,11 @@ def run() -> None:
     """Run the command line and leave with its exit status: the ``prunec`` script."""
     gc.set_threshold(_COLLECT_AFTER)
     _open_streams()
-    sys.exit(execute(sys.argv[1:]))
+    try:
+        sys.exit(execute(sys.argv[1:]))
+    finally:
+        # Python looks for garbage before it leaves, for a seventh of a small file's time; it all goes with the process.
+        gc.freeze()
 
 
 def _open_streams() -> None:
@@ -89,7 +109,7 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         return _execute(arguments)
     except (BrokenPipeError, SystemExit) as leaving:
-        # click and rich turn a pipe without a reader into exit status 1, which is a failed check here;
+        # click turns a pipe without a reader into exit status 1, which is a failed check here;
         # click puts streams of its own in place of the broken ones.
         cause = leaving.__context__ if isinstance(leaving, SystemExit) else leaving
         if sys.stdout is streams[0] and not isinstance(cause, BrokenPipeError):

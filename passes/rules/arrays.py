@@ -104,11 +104,16 @@ def _is_finite(array: Array) -> bool:
 def narrow(array: Array) -> Array:
     """Drop to size 1 the axes along which nothing varies (NaN equals NaN)."""
     for axis, size in enumerate(array.shape):
-        if size > 1:
-            head = array[(slice(None),) * axis + (slice(0, 1),)]
-            if equal(array, head):
-                array = head
+        if size > 1 and same_along(array, axis):
+            array = array[(slice(None),) * axis + (slice(0, 1),)]
     return array
+
+
+def same_along(array: Array, axis: int) -> bool:
+    """Tell whether nothing varies along an axis (NaN equals NaN); where its ends differ, no more is compared."""
+    before = (slice(None),) * axis
+    first, last = array[(*before, slice(0, 1))], array[(*before, slice(-1, None))]
+    return equal(last, first) and equal(array, first)
 
 
 def equal(array: Array, head: Array) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from prunec.ir.arrays import Array
 from prunec.ir.graph import Dim, Node, Shape
-from prunec.passes.rules.arrays import equal
+from prunec.passes.rules.arrays import same_along
 
 Move = Callable[[Node, Sequence[Array], Sequence[Shape], Sequence[Shape], Any], list[Array] | None]
 """(node, abstract inputs, input shapes, output shapes, element for created positions) -> abstract outputs.
@@ -99,9 +99,8 @@ def shrink(array: Array, axes: Sequence[int]) -> Array:
     for axis in axes:
         if array.shape[axis] == 1 or array.size == array.shape[axis]:
             continue
-        head = array.take([0], axis=axis)
-        if equal(array, head):
-            array = head
+        if same_along(array, axis):
+            array = array.take([0], axis=axis)
     return array
 
 

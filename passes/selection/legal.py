@@ -28,7 +28,7 @@ def legalise(sweep: Sweep, keep: Mask, priority: Floats, widths: Widths = ANY) -
     Returns:
         The mask; node name -> bool[num_classes] of the classes given back at that node; what still runs then.
     """
-    graph, classes = sweep.graph, sweep.classes
+    classes = sweep.classes
     keep = keep.copy()
     given: dict[str, Mask] = {}
     while True:
@@ -37,7 +37,7 @@ def legalise(sweep: Sweep, keep: Mask, priority: Floats, widths: Widths = ANY) -
             _record(given, balance.node.name, _balance(balance, classes, keep, priority, widths))
         kept = sweep.kept(keep)
         wanted, empty = sweep(kept), kept.empty()
-        for node in reversed(graph.nodes if empty else ()):  # what a reader gets back, its source need not, too
+        for node in sweep.holding(empty):  # what a reader gets back, its source need not, too
             if node.name in wanted.nodes:
                 _record(given, node.name, _fill(node, wanted, classes, keep, priority, empty))
         if (keep == before).all():

@@ -7,8 +7,9 @@ that became empty are dropped, and what nothing reads any more goes. ``Sweep`` i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,20 @@ class Sweep:
                 self._known.pop(next(iter(self._known)))
             self._known[answers] = needs(self.graph, kept, self.constants)
         return self._known[answers]
+
+    def holding(self, fields: Iterable[int]) -> list[Node]:
+        """Return the nodes that read or make a value with one of these fields (their identities), last first."""
+        places = {place for field in fields for place in self._places.get(field, ())}
+        return [self.graph.nodes[place] for place in sorted(places, reverse=True)]
+
+    @cached_property
+    def _places(self) -> Mapping[int, Sequence[int]]:
+        found: dict[int, list[int]] = {}
+        for place, node in enumerate(self.graph.nodes):
+            for name in filter(None, (*node.inputs, *node.outputs)):
+                for field in self.classes.labels[name].fields:
+                    found.setdefault(id(field), []).append(place)
+        return found
 
     def _answer(self, question: _Question, kept: Kept) -> bool:
         name, axis = question

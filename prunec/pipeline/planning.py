@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from prunec.errors import InternalError
-from prunec.frontends.fx.running.garbage import collected_later
+from prunec.garbage import collected_later
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Graph
 from prunec.ir.plan import InputSpec, PrunePlan

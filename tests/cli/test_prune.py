@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from command_line import Run, assert_one_message
+from command_line import Run, assert_one_message, python
 
 
 def test_prune_writes_a_smaller_file_that_computes_the_same(run: Run, tmp_path: Path) -> None:
@@ -101,3 +101,21 @@ def test_the_input_file_is_never_overwritten(run: Run, half_file: Path) -> None:
     assert status == 2
     assert "is the input" in err
     assert half_file.read_bytes() == before
+
+
+def test_an_exact_prune_of_a_file_loads_only_what_it_uses(half_file: Path) -> None:
+    """The rest of prunec, and libraries that it does not need, would take as long as the work on a small file."""
+    code = (
+        "import sys\nfrom prunec.cli.main import execute\n"
+        "status = execute(['prune', sys.argv[1], '-o', 'out.onnx', '--no-validate'])\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)\n"
+        "sys.exit(status)\n"
+    )
+    result = python(code, str(half_file))
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stderr.splitlines())
+    assert "prunec.cli.prune" in loaded
+    assert not {"torch", "scipy", "rich", "onnxruntime", "networkx"} & loaded
+    assert {name for name in loaded if name.startswith("prunec.cli.")} == {
+        f"prunec.cli.{name}" for name in ("main", "options", "prune", "render", "terminal")
+    }

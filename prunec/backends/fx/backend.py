@@ -33,8 +33,8 @@ from prunec.backends.fx.parameters import (
 )
 from prunec.backends.fx.rewrite import LIKE, REWRITES, Site, add_buffer, call
 from prunec.frontends.fx.recorder import is_assignment
-from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.traced import Ref, Traced
+from prunec.garbage import collected_later
 from prunec.ir.contractions import is_spatial
 from prunec.ir.edits import CannotRewrite, Edits
 from prunec.ir.graph import Node, Shape

@@ -23,6 +23,7 @@ from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.frontends.onnx.loading.nodes import SourceNode, domain_of, read_nodes
 from prunec.frontends.onnx.sizes.infer import infer
 from prunec.frontends.onnx.sizes.view import FileFacts, View
+from prunec.garbage import collected_later
 from prunec.ir.arrays import Array
 from prunec.ir.contractions import is_spatial
 from prunec.ir.edits import CannotRewrite, Edits
@@ -38,6 +39,7 @@ _SCALED = ("Gemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
 """Sources that multiply their product by attribute alpha before anything else."""
 
 
+@collected_later()
 def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
     """Return a model with the edits carried out. The traced model is not changed.
 

@@ -9,7 +9,7 @@ tensors are not copied into the message: they are references to arrays that the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class Surgeon:
         self._stored: dict[str, _Stored] = {}
         self._replaced: dict[str, str] = {}
         self._taken = _all_names(traced)
+        self._fresh: dict[str, Iterator[object]] = {}
+        """The endings to try next: those before are taken, and nodes by the thousand may ask for one base."""
         self.makers = {name: node for node in traced.nodes for name in node.outputs if name}
         self._members: dict[int, list[int]] = {}
         for node in traced.nodes:
@@ -61,10 +63,8 @@ class Surgeon:
 
     def fresh(self, base: str) -> str:
         """Return a name that the model does not use."""
-        name, number = f"{base}_pruned", 1
-        while name in self._taken:
-            number += 1
-            name = f"{base}_pruned{number}"
+        endings = self._fresh.setdefault(base, itertools.chain([""], itertools.count(2)))
+        name = next(name for ending in endings if (name := f"{base}_pruned{ending}") not in self._taken)
         self._taken.add(name)
         return name
 

@@ -20,7 +20,6 @@ from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableMo
 from prunec.frontends.fx.recorder import WRITTEN, Recorder
 from prunec.frontends.fx.running.arguments import widened, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
-from prunec.frontends.fx.running.garbage import collected_later
 from prunec.frontends.fx.running.meta import MetaMode, fake_tensors
 from prunec.frontends.fx.running.untouched import Untouched, eval_mode
 from prunec.frontends.fx.traced import Traced
@@ -38,6 +37,7 @@ from prunec.frontends.fx.tracing.failures import (
 from prunec.frontends.fx.tracing.lost import fixed_sizes
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.symbolic import candidates, symbolic_trace
+from prunec.garbage import collected_later
 from prunec.ir.graph import Graph
 from prunec.ir.taught import NO_RULES, OpRules
 

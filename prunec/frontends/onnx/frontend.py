@@ -33,6 +33,7 @@ from prunec.frontends.onnx.ops.unpool import learn_unpooled
 from prunec.frontends.onnx.sizes.infer import check_input_shapes, infer
 from prunec.frontends.onnx.sizes.refine import SHAPED_BY_CONTENTS, better, is_soft, refine
 from prunec.frontends.onnx.sizes.view import FileFacts, View
+from prunec.garbage import collected_later
 from prunec.ir.arrays import Array
 from prunec.ir.graph import Graph, Node, Param, Shape, Value
 from prunec.ir.taught import NO_RULES, OpRules
@@ -68,6 +69,7 @@ class TracedOnnx:
     repeated: frozenset[str] = frozenset()
 
 
+@collected_later()
 def trace_onnx(
     model: onnx.ModelProto | OnnxSource,
     input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ from onnx_models.chain import CHANNELS, SILENT, chain
 from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
 from prunec.api import prune_onnx
+from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx
+from prunec.backends.onnx.surgeon import Surgeon
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
+from prunec.pipeline.options import Options
+from prunec.pipeline.planning import plan_and_apply
 
 
 def norm(net: Net, x: str, channels_: int, dead: int) -> str:
@@ -261,3 +267,54 @@ def test_a_product_that_cannot_take_a_constant_over_says_why(equation: str, tmp_
     (blocked,) = report.blocked
     assert blocked.op == "Einsum"
     assert blocked.reason == "the constants that it reads would have to be added to its result, which Einsum cannot"
+
+
+def test_a_thousand_settings_made_of_one_get_names_in_order_without_trying_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks share a Reshape's sizes, and each gets its own when they change."""
+    asked: list[object] = []
+
+    class Names(set[str]):
+        def __contains__(self, name: object) -> bool:
+            asked.append(name)
+            return super().__contains__(name)
+
+    monkeypatch.setattr("prunec.backends.onnx.surgeon._all_names", lambda _: Names({"sizes", "sizes_pruned3"}))
+    surgeon = Surgeon(trace_onnx(chain(Net(17))))
+    names = [surgeon.store(np.zeros(2), "sizes") for _ in range(1000)]
+    assert names[:3] == ["sizes_pruned", "sizes_pruned2", "sizes_pruned4"]
+    assert names[-1] == "sizes_pruned1001"
+    assert len(asked) == 1001
+
+
+def searches(call: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what a call returns, and how often Python looks for garbage."""
+    seen: list[str] = []
+    before = gc.get_threshold()
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        seen.append(phase)
+
+    gc.callbacks.append(note)
+    gc.set_threshold(20)
+    try:
+        return call(), seen.count("start")
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+
+
+def test_no_garbage_is_looked_for_while_a_file_is_read_or_its_pruned_one_made() -> None:
+    net = Net(17)
+    x = net.input("x", [1, 3, 6, 6])
+    for width in (3, *[8] * 19):
+        x = net.op("Relu", net.conv(x, width, 8, silent=SILENT))
+    net.output(net.conv(x, 8, 4))
+    model = net.model()
+    traced, reading = searches(lambda: trace_onnx(model))
+    made: list[Any] = []
+    plan_and_apply(traced.graph, (), Options(), None, lambda _, edits: made.append(edits))
+    pruned, writing = searches(lambda: apply_onnx(traced, made[0]))
+    assert pruned is not traced.source
+    assert max(reading, writing) <= 2, "before it begins and when it ends"

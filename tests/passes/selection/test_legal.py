@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from assertions import assert_same_function, outputs_of
 from graphs.tiny import Tiny
@@ -15,6 +16,7 @@ from torch import nn
 from prunec.api import Pruned, prune_module
 from prunec.ir.arrays import Mask
 from prunec.ir.graph import Graph
+from prunec.passes.selection import legal as legal_module
 from prunec.passes.selection.legal import legalise
 from prunec.passes.selection.needs import Sweep
 from prunec.passes.selection.select import Facts, select
@@ -135,6 +137,20 @@ def test_one_channel_serves_every_layer_that_would_be_empty() -> None:
     facts = gather_facts(t.graph(t.conv(part, weight(2, 2, 1, 1), ("N", 2, 8, 8))))
     keep, _ = legal(facts, without(facts, *owners(facts, 0)))
     assert stays(facts, keep, 0) == [False, True, False, False, False]
+
+
+def test_only_nodes_at_an_empty_layer_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = Tiny()
+    x = t.conv(t.input("N", 3, 8, 8), weight(4, 3, 1, 1), ("N", 4, 8, 8))
+    for _ in range(20):
+        x = t.conv(t.node("relu", [x], ("N", 4, 8, 8)), weight(4, 4, 1, 1), ("N", 4, 8, 8))
+    facts = gather_facts(t.graph(x))
+    seen: list[str] = []
+    fill = legal_module._fill
+    monkeypatch.setattr(legal_module, "_fill", lambda node, *rest: seen.append(node.name) or fill(node, *rest))
+    keep, _ = legal(facts, without(facts, *owners(facts, 10)))
+    assert sum(stays(facts, keep, 10)) == 1
+    assert seen == ["conv12", "relu11", "conv10"], "last first"
 
 
 def test_legalising_only_ever_keeps_more_and_is_stable() -> None:
