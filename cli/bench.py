@@ -78,15 +78,14 @@ def bench(model: str, input_shapes: dict[str, tuple[int, ...]], weights: Path | 
 
 
 def _show(report: BenchReport) -> None:
-    from prunec.cli.render import tell
-    from prunec.cli.terminal import Screen, Table
+    from prunec.cli.render import console, row, table, tell
     from prunec.report.wording import readable
 
-    out = Screen()
+    out = console()
     shapes = ", ".join("x".join(map(str, shape)) for shape in report.inputs.values())
     out.print(f"{report.model}: {readable(report.params)} parameters, {readable(report.macs)} MACs, input {shapes}")
     out.print(f"ONNX Runtime on {report.provider}, channels removed by {report.criterion}, medians of interleaved runs")
-    shown = Table("asked>", "multiple of>", "MACs>", "params>", "promised>", "measured>", "ratio>", "latency", "note")
+    shown = table("asked>", "multiple of>", "MACs>", "params>", "promised>", "measured>", "ratio>", "latency", "note")
     for item in report.rows:
         promised, measured, ratio = report.promised(item), report.measured(item), report.ratio(item)
         cells = ["", "", "", "", "", ""]
@@ -94,7 +93,7 @@ def _show(report: BenchReport) -> None:
             times = f"{item.original_ms:.3g} -> {item.pruned_ms:.3g} ms"
             ratios = (f"{promised:.2f} x", f"{measured:.2f} x", f"{ratio:.2f}")
             cells = [readable(item.macs), readable(item.params), *ratios, times]
-        shown.row(f"{item.target_macs:.0%}", item.multiple_of, *cells, item.note)
-    out.show(shown)
+        row(shown, f"{item.target_macs:.0%}", item.multiple_of, *cells, item.note)
+    out.print(shown)
     for note in report.notes:
         tell(f"note: {note}")

@@ -1,6 +1,7 @@
 """Results as tables on stdout, remarks on stderr, JSON alone on stdout.
 
-Owns what is shown of results; the numbers come from prunec/report/findings.py's types, terminal.py wraps and aligns.
+Owns how things look in a terminal; the numbers come from prunec/report/findings.py's types. NO_COLOR and pipes
+are respected by rich.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from prunec.cli.terminal import Screen, Table, styled
+from prunec.report.findings import Cost
 from prunec.report.wording import MOMENT_NAMES, SCORE_NAMES, common_folder, constant_in, percent, readable
 
 if TYPE_CHECKING:
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
         Analysis,
         Blocked,
         CalibrationReport,
-        Cost,
         Group,
         LayerSummary,
         PinReport,
@@ -35,8 +38,16 @@ if TYPE_CHECKING:
     from prunec.training.run.results import RunResult
 
 _ROWS = 20
+_PIPE_WIDTH = 120
 _BETWEEN_LINES = 10.0
 """Seconds."""
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console; a pipe gets a fixed width, so that tables do not depend on where they are read."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False)
 
 
 def show_json(document: Any) -> None:
@@ -76,11 +87,37 @@ def change(before: float, after: float) -> str:
     return f"{100 * (after - before) / before:+.1f}%".replace("-", "−")
 
 
+def heading(out: Console, title: str) -> None:
+    """Print a table's title; rich would wrap its own to the table's width."""
+    out.print()
+    out.print(Text(title, style="bold"))
+
+
+def table(*columns: str) -> Table:
+    """Return a plain table; a column whose name ends in ">" is right-aligned."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.endswith(">")
+        made.add_column(
+            column.removesuffix(">"),
+            justify="right" if right else "left",
+            header_style="dim",
+            overflow="fold",
+            no_wrap=right,
+        )
+    return made
+
+
+def row(into: Table, *cells: object) -> None:
+    """Add a row of plain text: names of the user's model may hold what rich takes for markup."""
+    into.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+
+
 def show_analysis(analysis: Analysis, *, full: bool = False) -> None:
     """Print an analysis: totals, layers, groups, pins and what is blocked."""
-    out = Screen()
+    out = console()
     out.print(
-        styled(f"{analysis.model}", bold=True), styled(f"({analysis.frontend}, {analysis.nodes} nodes)", dim=True)
+        Text(f"{analysis.model}", style="bold"), Text(f"({analysis.frontend}, {analysis.nodes} nodes)", style="dim")
     )
     out.print(
         f"{readable(analysis.params)} parameters, {readable(analysis.macs)} MACs, "
@@ -110,68 +147,68 @@ def _folder_note(folder: str) -> str:
     return f" (names behind {folder})" if folder else ""
 
 
-def _show_layers(out: Screen, layers: Sequence[LayerSummary], full: bool) -> None:
+def _show_layers(out: Console, layers: Sequence[LayerSummary], full: bool) -> None:
     if not layers:
         return
     folder = common_folder(layer.node for layer in layers)
-    out.heading(f"Layers{_folder_note(folder)}")
-    shown = Table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
+    heading(out, f"Layers{_folder_note(folder)}")
+    shown = table("layer", "op", "channels>", "prunable>", "constant>", "dead>", "params>", "MACs>", "note")
     picked = layers if full else sorted(layers, key=lambda layer: -layer.params)[:_ROWS]
     wanted = {layer.node for layer in picked}
     for layer in layers:
         if layer.node in wanted:
-            shown.row(
-                layer.node.removeprefix(folder), layer.op, f"{layer.channels:,}", f"{layer.prunable:,}",
+            row(
+                shown, layer.node.removeprefix(folder), layer.op, f"{layer.channels:,}", f"{layer.prunable:,}",
                 layer.constant or "", layer.dead or "", readable(layer.params), readable(layer.macs), layer.note,
             )  # fmt: skip
-    out.show(shown)
+    out.print(shown)
     _tell_rest(out, len(layers) - len(wanted), "smaller layers")
 
 
-def _show_groups(out: Screen, groups: Sequence[Group], full: bool) -> None:
+def _show_groups(out: Console, groups: Sequence[Group], full: bool) -> None:
     if not groups:
         return
     folder = common_folder(member.node for group in groups for member in group.members)
-    out.heading(f"Coupled groups{_folder_note(folder)}")
-    shown = Table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
+    heading(out, f"Coupled groups{_folder_note(folder)}")
+    shown = table("group", "channels>", "prunable", "params each>", "MACs each>", "members")
     picked = groups if full else sorted(groups, key=lambda group: -group.channels * group.params_per_channel)[:_ROWS]
     for group in picked:
         names = list(dict.fromkeys(member.node.removeprefix(folder) for member in group.members))
         members = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        shown.row(
-            group.id, f"{group.channels:,}", "yes" if group.prunable else "pinned",
+        row(
+            shown, group.id, f"{group.channels:,}", "yes" if group.prunable else "pinned",
             readable(group.params_per_channel), readable(group.macs_per_channel), members,
         )  # fmt: skip
-    out.show(shown)
+    out.print(shown)
     _tell_rest(out, len(groups) - len(picked), "smaller groups")
 
 
-def _show_pins(out: Screen, pins: Sequence[PinReport], full: bool) -> None:
+def _show_pins(out: Console, pins: Sequence[PinReport], full: bool) -> None:
     if not pins:
         return
-    out.heading("Pinned: cannot be removed")
-    shown = Table("node", "op", "channels>", "reason")
+    heading(out, "Pinned: cannot be removed")
+    shown = table("node", "op", "channels>", "reason")
     picked = pins if full else sorted(pins, key=lambda item: -item.channels)[:_ROWS]
     for item in picked:
-        shown.row(item.node, item.op, f"{item.channels:,}", item.reason)
-    out.show(shown)
+        row(shown, item.node, item.op, f"{item.channels:,}", item.reason)
+    out.print(shown)
     _tell_rest(out, len(pins) - len(picked), "more")
 
 
-def _show_blocked(out: Screen, held: Sequence[Blocked], full: bool) -> None:
+def _show_blocked(out: Console, held: Sequence[Blocked], full: bool) -> None:
     """Print which constant channels stay: the node that holds them, why, and in which layers they are constant."""
     if not held:
         return
-    out.heading("Blocked: constant or dead, but they have to stay")
-    shown = Table("held by", "op", "channels>", "reason", "constant in")
+    heading(out, "Blocked: constant or dead, but they have to stay")
+    shown = table("held by", "op", "channels>", "reason", "constant in")
     picked = held if full else sorted(held, key=lambda item: -item.channels)[:_ROWS]
     for item in picked:
-        shown.row(item.node, item.op, f"{item.channels:,}", item.reason, constant_in(item, *(() if full else (2, 6))))
-    out.show(shown)
+        row(shown, item.node, item.op, f"{item.channels:,}", item.reason, constant_in(item, *(() if full else (2, 6))))
+    out.print(shown)
     _tell_rest(out, len(held) - len(picked), "more")
 
 
-def _tell_rewrites(out: Screen, held: Sequence[Blocked], options: Sequence[str]) -> None:
+def _tell_rewrites(out: Console, held: Sequence[Blocked], options: Sequence[str]) -> None:
     """Name the options that could free channels held by another branch of a sum, or by a gate.
 
     Args:
@@ -187,12 +224,12 @@ def _tell_rewrites(out: Screen, held: Sequence[Blocked], options: Sequence[str])
         count = sum(item.channels for item in held if item.reason == reason)
         if count:
             sentence = f"{count:,} of them are held by {holder}: prunec prune {remedy}"
-            out.print(styled(f"{sentence}, if that saves more than it costs", dim=True))
+            out.print(Text(f"{sentence}, if that saves more than it costs", style="dim"))
 
 
-def _tell_rest(out: Screen, count: int, what: str) -> None:
+def _tell_rest(out: Console, count: int, what: str) -> None:
     if count > 0:
-        out.print(styled(f"… {count} {what}; --full shows all", dim=True))
+        out.print(Text(f"… {count} {what}; --full shows all", style="dim"))
 
 
 def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ()) -> None:
@@ -201,9 +238,9 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     Args:
         untried: "residual", "gates": options that might have removed more.
     """
-    out = Screen()
-    out.print(styled(f"{report.model}:", bold=True), styled(report.reason, dim=True))
-    out.show(cost_table(report.before, report.after))
+    out = console()
+    out.print(Text(f"{report.model}:", style="bold"), Text(report.reason, style="dim"))
+    out.print(cost_table(report.before, report.after))
     kind = "an approximation: the function has changed"
     if report.exact or report.exact_on_data:
         kind = "computes the same function" + ("" if report.exact else " on the data, elsewhere it may differ")
@@ -229,16 +266,16 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         out.print(f"constants times a gate that go past the product: {count:,} channels at {len(report.gates)}")
     changed = [layer for layer in report.layers if layer.before != layer.after]
     if changed:
-        out.heading("Output channels that changed")
-        layers = Table("layer", "op", "before>", "after>")
+        heading(out, "Output channels that changed")
+        layers = table("layer", "op", "before>", "after>")
         for layer in changed:
-            layers.row(layer.node, layer.op, f"{layer.before:,}", f"{layer.after:,}" if layer.after else "gone")
-        out.show(layers)
+            row(layers, layer.node, layer.op, f"{layer.before:,}", f"{layer.after:,}" if layer.after else "gone")
+        out.print(layers)
     _show_blocked(out, report.blocked, full=False)
     _tell_rewrites(out, report.blocked, untried)
     if report.message:
         out.print()
-        out.print(styled(report.message, fg="yellow"))
+        out.print(Text(report.message, style="yellow"))
     if report.agreement is not None and report.agreement.samples:
         _print_agreement(out, report.agreement)
     if report.validation is not None:
@@ -246,10 +283,10 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         _print_check(out, report)
     for note in report.notes:
         tell(f"note: {note}")
-    out.print(f"wrote {output}")
+    out.print(Text(f"wrote {output}"))
 
 
-def _print_calibration(out: Screen, found: CalibrationReport) -> None:
+def _print_calibration(out: Console, found: CalibrationReport) -> None:
     out.print(
         f"{found.samples:,} samples from {found.data}: {found.constant_channels:,} channels stay within "
         f"{found.tolerance:g} of a constant; {found.removed_channels:,} output channels went for that reason alone"
@@ -263,14 +300,14 @@ def _print_calibration(out: Screen, found: CalibrationReport) -> None:
         tell("note: too few samples to hold some out, so nobody knows whether other data would agree")
 
 
-def _print_agreement(out: Screen, found: Agreement) -> None:
+def _print_agreement(out: Console, found: Agreement) -> None:
     """Print how the result does on samples that were held out from the fit."""
-    out.heading(f"Against the original on {found.samples:,} held-out samples")
-    shown = Table("output", "relative error>", "same class>", "mask IoU>")
+    heading(out, f"Against the original on {found.samples:,} held-out samples")
+    shown = table("output", "relative error>", "same class>", "mask IoU>")
     for item in found.outputs:
         shares = ["" if share is None else f"{share:.1%}" for share in (item.argmax, item.iou)]
-        shown.row(item.name, f"{item.error:.3g}", *shares)
-    out.show(shown)
+        row(shown, item.name, f"{item.error:.3g}", *shares)
+    out.print(shown)
     if found.accuracy_before is not None and found.accuracy_after is not None:
         out.print(f"accuracy {found.accuracy_before:.2%} before, {found.accuracy_after:.2%} after")
 
@@ -282,7 +319,7 @@ def progress_line(what: str) -> None:
         sys.stderr.flush()
 
 
-def _print_check(out: Screen, report: PruneReport) -> None:
+def _print_check(out: Console, report: PruneReport) -> None:
     """Print how the result compares; a result that is meant to differ from the original is not shown as a failure."""
     assert report.validation is not None
     if report.border_error is not None:
@@ -298,7 +335,7 @@ def _print_check(out: Screen, report: PruneReport) -> None:
     _print_latency(out, report.validation)
 
 
-def _print_latency(out: Screen, check: Validation) -> None:
+def _print_latency(out: Console, check: Validation) -> None:
     if check.latency_ratio is not None:
         out.print(
             f"latency in ONNX Runtime ({check.provider_ran}): {check.latency_a_ms:.3g} ms before, "
@@ -308,18 +345,16 @@ def _print_latency(out: Screen, check: Validation) -> None:
 
 def show_run(result: RunResult) -> None:
     """Print the outcome of a training run: size, accuracy, check, speed and files."""
-    from prunec.report.findings import Cost
-
-    out = Screen()
-    out.print(styled(result.model, bold=True))
-    out.show(cost_table(Cost(**result.before), Cost(**result.after)))
+    out = console()
+    out.print(Text(result.model, style="bold"))
+    out.print(cost_table(Cost(**result.before), Cost(**result.after)))
     changed = [layer for layer in result.layers if layer["before"] != layer["after"]]
     if changed:
-        out.heading("Output channels that changed")
-        layers = Table("layer", "op", "before>", "after>")
+        heading(out, "Output channels that changed")
+        layers = table("layer", "op", "before>", "after>")
         for layer in changed:
-            layers.row(layer["node"], layer["op"], f"{layer['before']:,}", f"{layer['after']:,}")
-        out.show(layers)
+            row(layers, layer["node"], layer["op"], f"{layer['before']:,}", f"{layer['after']:,}")
+        out.print(layers)
     out.print()
     for score, moments in result.scores.items():
         values = [f"{MOMENT_NAMES[key]} {100 * value:.2f}%" for key, value in moments.items() if key in MOMENT_NAMES]
@@ -328,50 +363,50 @@ def show_run(result: RunResult) -> None:
     _print_latency(out, result.validation)
     _show_milestones(out, result)
     for sentence in (*result.reasons, *result.advice):
-        out.print(styled(sentence, dim=True))
-    out.print(f"in {result.output}: {', '.join(result.files)}")
+        out.print(Text(sentence, style="dim"))
+    out.print(Text(f"in {result.output}: {', '.join(result.files)}"))
 
 
-def _show_milestones(out: Screen, result: RunResult) -> None:
+def _show_milestones(out: Console, result: RunResult) -> None:
     if not result.milestones:
         return
-    out.heading("Milestones")
+    heading(out, "Milestones")
     name = SCORE_NAMES.get(result.metric, result.metric)
-    shown = Table("folder", "parameters>", "MACs>", "of all>", f"{name}>", "speed>")
+    shown = table("folder", "parameters>", "MACs>", "of all>", f"{name}>", "speed>")
     before = result.score.get("before")
     score = "" if before is None else f"{100 * before:.2f}%"
-    shown.row("unpruned", readable(result.before["params"]), readable(result.before["macs"]), "100.0%", score, "")
+    row(shown, "unpruned", readable(result.before["params"]), readable(result.before["macs"]), "100.0%", score, "")
     for item in result.milestones:
         share, speed = percent(item["macs"], result.before["macs"]), item["latency_ratio"]
-        shown.row(
-            os.path.basename(item["folder"]), readable(item["params"]), readable(item["macs"]), share,
+        row(
+            shown, os.path.basename(item["folder"]), readable(item["params"]), readable(item["macs"]), share,
             f"{100 * item['score']['after']:.2f}%", "" if speed is None else f"{speed:.2f}×",
         )  # fmt: skip
-    out.show(shown)
+    out.print(shown)
 
 
 def cost_table(before: Cost, after: Cost) -> Table:
     """Return a table of a network's size before and after."""
-    shown = Table("", "before>", "after>", "change>")
+    shown = table("", "before>", "after>", "change>")
     for name, a, b in (
         ("parameters", before.params, after.params),
         ("MACs", before.macs, after.macs),
         ("activations", before.activations, after.activations),
         ("channels", before.channels, after.channels),
     ):
-        shown.row(name, readable(a), readable(b), change(a, b))
+        row(shown, name, readable(a), readable(b), change(a, b))
     return shown
 
 
 def show_validation(result: Validation, a: str, b: str) -> None:
     """Print a comparison of two models."""
-    out = Screen()
-    out.print(f"A {a}\nB {b}")
+    out = console()
+    out.print(Text(f"A {a}\nB {b}"))
     _print_errors(out, result, "A")
-    families = Table("inputs", "relative error>")
+    families = table("inputs", "relative error>")
     for family, error in result.families.items():
-        families.row(family, f"{error:.2e}")
-    out.show(families)
+        row(families, family, f"{error:.2e}")
+    out.print(families)
     if result.latency_ratio is not None:
         out.print(
             f"latency on {result.provider_ran}: A {result.latency_a_ms:.3g} ms, B {result.latency_b_ms:.3g} ms, "
@@ -379,10 +414,10 @@ def show_validation(result: Validation, a: str, b: str) -> None:
         )
 
 
-def _print_errors(out: Screen, result: Validation, reference: str) -> None:
-    verdict = styled(f"agrees with {reference}:", fg="green")
+def _print_errors(out: Console, result: Validation, reference: str) -> None:
+    verdict = Text(f"agrees with {reference}:", style="green")
     if not result.passed:
-        verdict = styled(f"DIFFERS from {reference}:", fg="red", bold=True)
+        verdict = Text(f"DIFFERS from {reference}:", style="bold red")
     out.print(
         verdict,
         f"max error {result.max_abs_error:.2e}, relative {result.max_rel_error:.2e} "
@@ -394,25 +429,25 @@ def _print_errors(out: Screen, result: Validation, reference: str) -> None:
 
 def show_doctor(findings: Findings) -> None:
     """Print what ``prunec doctor`` found."""
-    out = Screen()
+    out = console()
     out.print(f"Python {findings.python} on {findings.platform}, {findings.cpus} cores")
-    packages = Table("package", "version")
+    packages = table("package", "version")
     for name, version in findings.packages.items():
-        packages.row(name, version or styled("not installed", dim=True))
-    out.show(packages)
+        row(packages, name, version or Text("not installed", style="dim"))
+    out.print(packages)
     out.print()
     out.print(f"PyTorch devices: {', '.join(findings.torch_devices) or 'none'}")
-    providers = Table("ONNX Runtime provider", "works", "")
+    providers = table("ONNX Runtime provider", "works", "")
     for provider in findings.providers:
-        providers.row(provider.name, "yes" if provider.works else "no", provider.note)
-    out.show(providers)
+        row(providers, provider.name, "yes" if provider.works else "no", provider.note)
+    out.print(providers)
     for note in findings.notes:
-        out.print(styled(f"note: {note}", fg="yellow"))
+        out.print(Text(f"note: {note}", style="yellow"))
 
 
 def show_rows(rows: Iterable[Sequence[object]], *columns: str) -> None:
     """Print a plain table."""
-    shown = Table(*columns)
+    shown = table(*columns)
     for cells in rows:
-        shown.row(*cells)
-    Screen().show(shown)
+        row(shown, *cells)
+    console().print(shown)

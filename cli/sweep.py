@@ -122,18 +122,17 @@ def sweep(
 
 
 def _show(report: SweepReport, output: Path) -> None:
-    from prunec.cli.render import tell
-    from prunec.cli.terminal import Screen, Table
+    from prunec.cli.render import console, row, table, tell
     from prunec.report.wording import percent, readable
     from prunec.sweep.findings import headline
 
-    out = Screen()
+    out = console()
     out.print(f"{report.model}: {readable(report.params)} parameters, {readable(report.macs)} MACs")
     out.print(f"agreement with the original on {report.inputs}")
     known = [point.agreement.accuracy_before for point in report.points if point.agreement is not None]
     if known and known[0] is not None:
         out.print(f"accuracy of the original: {known[0]:.1%}")
-    shown = Table("asked>", "MACs>", "params>", "file>", "latency>", "speed-up>", "agreement>", "file", "note")
+    shown = table("asked>", "MACs>", "params>", "file>", "latency>", "speed-up>", "agreement>", "file", "note")
     for point in report.points:
         cells = [""] * 7
         if point.file and point.agreement is not None:
@@ -147,8 +146,8 @@ def _show(report: SweepReport, output: Path) -> None:
                 f"{score:.1%} {words}",
                 point.file,
             ]
-        shown.row(f"{point.target:.0%}", *cells, point.note)
-    out.show(shown)
+        row(shown, f"{point.target:.0%}", *cells, point.note)
+    out.print(shown)
     for note in report.notes:
         tell(f"note: {note}")
     out.print(f"wrote {output / 'index.html'}")

@@ -62,3 +62,25 @@ def test_a_command_leaves_python_no_garbage_to_look_for(arguments: list[str]) ->
         "run()\n"
     )
     assert python(code, *arguments).stderr.splitlines()[-1] == "True"
+
+
+def test_no_color_is_kept_on_a_terminal() -> None:
+    code = (
+        "import io, sys\n"
+        "from prunec.cli import render\n"
+        "class Terminal(io.StringIO):\n"
+        "    def isatty(self): return True\n"
+        "sys.stdout = shown = Terminal()\n"
+        "render.console().print('x', style='red')\n"
+        "sys.stderr.write(repr('\\x1b[31m' in shown.getvalue()))\n"
+    )
+    assert python(code, TERM="xterm-256color", NO_COLOR="1").stderr == "False"
+    assert python(code, TERM="xterm-256color", NO_COLOR="").stderr == "True"
+
+
+def test_square_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model's name may hold what rich takes for markup."""
+    from prunec.cli import render
+
+    render.console().print("net[bold].onnx: 3 parameters")
+    assert capsys.readouterr().out == "net[bold].onnx: 3 parameters\n"
