@@ -22,7 +22,7 @@ from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
 from prunec.runtime.probes import Feed
 
-ROWS, ELEMENTS = 32, 1 << 20
+ROWS, ELEMENTS = 128, 1 << 20
 """Most samples to run, and elements of all their inputs beyond which there are fewer, but ``FEWEST``."""
 FEWEST = 6
 
