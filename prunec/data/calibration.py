@@ -43,7 +43,7 @@ class Calibration:
             layers get one combination per channel.
         labels: the class of each sample, for the accuracy on those that are held out: a CSV file (see labelled.py), or
             "folders" if each class has a folder of its own.
-        orders: how many orders of channels a pruning by data tries at most, 1 to 3 (docs/method.md); more take longer.
+        orders: how many orders of channels a pruning by data tries at most, 1 to 6 (docs/method.md); more take longer.
     """
 
     data: str | Path
@@ -51,11 +51,11 @@ class Calibration:
     normalise: str | None = None
     memory: int = DEFAULT_MEMORY
     labels: str | Path | None = None
-    orders: int = 3
+    orders: int = 6
 
     def __post_init__(self) -> None:
-        if self.orders not in (1, 2, 3):
-            raise BadInput(f"{self.orders} orders of channels cannot be tried", do="give 1, 2 or 3")
+        if not 1 <= self.orders <= 6:
+            raise BadInput(f"{self.orders} orders of channels cannot be tried", do="give 1 to 6")
         if self.memory < MIN_MEMORY:
             raise BadInput(f"the memory is {self.memory} bytes", do="give at least 64 MB, such as 2GB")
         if not 0 <= self.tolerance < 1:

@@ -68,6 +68,11 @@ class FitData:
         return first_that_runs((self, replace(self, rows=min(1, self.rows))), run, model)
 
     @property
+    def cuts(self) -> bool:
+        """Whether batches may be cut and joined."""
+        return self.rows > 0
+
+    @property
     def labels_held_out(self) -> tuple[int, ...] | None:
         """The class of each held-out sample, in the order of the batches."""
         return None if self.labels is None else tuple(self.labels[row] for row in self.rows_held_out)

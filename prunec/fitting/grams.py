@@ -78,26 +78,31 @@ class Window:
         """Return number[C, taps, batch · places]: the input under the window at some positions (flat indices)."""
         sizes = x.shape[2:]
         padded = self._padded(sizes)
-        canvas = np.zeros((*x.shape[:2], *padded), dtype=x.dtype)
-        inner, outer = [], []
-        for size, by, b, full in zip(sizes, self.stretch, self.begin, padded, strict=True):
-            at = np.arange(size) * by + b
-            inside = (at >= 0) & (at < full)
-            inner.append(np.flatnonzero(inside))
-            outer.append(at[inside])
-        every = (slice(None), slice(None))
-        canvas[every + np.ix_(*outer)] = x[every + np.ix_(*inner)]
+        flat = self._canvas(x, padded).reshape(*x.shape[:2], -1)
         starts = np.unravel_index(places, self.outputs(sizes))
         taps = list(itertools.product(*map(range, self.kernel)))
         taps = taps[::-1] if self.flipped else taps
         steps = np.array([math.prod(padded[axis + 1 :]) for axis in range(len(padded))])
         base = sum(start * stride * step for start, stride, step in zip(starts, self.stride, steps, strict=True))
-        flat = canvas.reshape(*x.shape[:2], -1)
-        seen = np.empty((x.shape[1], len(taps), x.shape[0], places.size), dtype=x.dtype)
-        for number, tap in enumerate(taps):
-            offset = sum(t * d * int(s) for t, d, s in zip(tap, self.dilation, steps, strict=True))
-            seen[:, number] = np.take(flat, base + offset, axis=2).swapaxes(0, 1)
-        return seen.reshape(x.shape[1], len(taps), -1)
+        offsets = (np.array(taps) * self.dilation) @ steps
+        # All taps of one channel's map are taken at once, while it is in the cache.
+        seen = np.take(flat, offsets[:, None] + base, axis=2)
+        return np.ascontiguousarray(seen.transpose(1, 2, 0, 3)).reshape(x.shape[1], len(taps), -1)
+
+    def _canvas(self, x: Array, padded: Sequence[int]) -> Array:
+        """Return the input stretched, with its padding; the input itself if there is nothing to do."""
+        if not any((*self.begin, *self.end)) and set(self.stretch) == {1}:
+            return x
+        canvas = np.zeros((*x.shape[:2], *padded), dtype=x.dtype)
+        inner, outer = [slice(None)] * 2, [slice(None)] * 2
+        for size, by, b, full in zip(x.shape[2:], self.stretch, self.begin, padded, strict=True):
+            at = np.arange(size) * by + b
+            inside = np.flatnonzero((at >= 0) & (at < full))
+            first, last = (int(inside[0]), int(inside[-1])) if inside.size else (0, -1)
+            inner.append(slice(first, last + 1))
+            outer.append(slice(int(at[first]), int(at[last]) + 1, by) if inside.size else slice(0, 0))
+        canvas[tuple(outer)] = x[tuple(inner)]
+        return canvas
 
 
 class View:

@@ -97,10 +97,10 @@ def _gathered(layer: Layer, reader: Layer, way: Stream) -> Pair | None:
     samples = min(total, enough, _WORK // (num * width * rows), _FLOATS // max(num * width, places.size * rows))
     if samples < max(_LEAST, min(_FEWEST, total)) or samples * targets < 4 * rows * width:
         return None
-    each = -(-samples // len(batches))
+    shares = np.diff(np.arange(len(batches) + 1) * samples // len(batches))
     seen, wanted = [], []
-    for batch in batches:
-        found = layer.view.inputs(layer.now.value(value, batch)[:each], np.arange(num))[0]
+    for batch in np.flatnonzero(shares).tolist():
+        found = layer.view.inputs(layer.now.value(value, batch)[: shares[batch]], np.arange(num))[0]
         found = np.vstack([found, np.ones((1, found.shape[1]), found.dtype)])
         seen.append(found.reshape(len(found), -1, num))
         target = reader.target(batch, np.arange(places.shape[1]))[0]

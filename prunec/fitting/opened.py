@@ -16,7 +16,6 @@ import onnx
 from prunec.backends.onnx.backend import BIASED
 from prunec.backends.onnx.save import write_onnx
 from prunec.fitting.refit import Place
-from prunec.fitting.stages import fewer, first_rows
 from prunec.fitting.stages_onnx import OnnxStages
 from prunec.frontends.onnx.frontend import OnnxSource, TracedOnnx
 from prunec.ir.arrays import Array
@@ -45,11 +44,11 @@ class OpenedOnnx:
     def original(self) -> OnnxStages:
         return OnnxStages(_in_memory(self.traced.source), self.feeds, self.memory, "the model")
 
-    def on_fewer(self, rows: int) -> OpenedOnnx:
-        return replace(self, feeds=fewer(self.feeds, rows))
+    def over(self, feeds: Sequence[Feed]) -> OpenedOnnx:
+        return replace(self, feeds=feeds)
 
-    def some(self, rows: int) -> tuple[OnnxStages, Tensors]:
-        return replace(self, feeds=first_rows(self.feeds, rows)).pruned(self.traced.source)
+    def changeable(self) -> tuple[OnnxStages, Tensors]:
+        return self.pruned(self.traced.source)
 
     def pruned(self, result: Any) -> tuple[OnnxStages, Tensors]:
         now = OnnxStages(_in_memory(result), self.feeds, self.memory, "the pruned model")

@@ -8,25 +8,38 @@ squared error predicted at the contraction. Owns the measurement; reconstruct.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from prunec.data.samples import num_rows
 from prunec.fitting.grams import Gram
 from prunec.fitting.refit import Place
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
 from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
+from prunec.runtime.probes import Feed
 
-ROWS = 32
-"""Most samples to run."""
+ROWS, ELEMENTS = 128, 1 << 20
+"""Most samples to run, and elements of all their inputs beyond which there are fewer, but ``FEWEST``."""
+FEWEST = 6
 
 _PART, _STEPS = 0.25, 3
 _SPREAD = 30.0
 """Weights are limited to this factor above and below their median: a saturated output hides errors."""
 
+_ROUNDING = 1e-12
+"""The part of the squares below which a difference of sums is nothing but rounding."""
+
 Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
+
+
+def num_measured(feed: Feed) -> int:
+    """Return how many samples like those of a batch are run."""
+    of_one = sum(value.size for value in feed.values()) // max(1, num_rows(feed))
+    return min(ROWS, max(FEWEST, ELEMENTS // max(1, of_one)))
 
 
 def weights_of_errors(
@@ -37,8 +50,10 @@ def weights_of_errors(
     tensors: Tensors,
     outputs: Sequence[str],
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Mapping[str, float]:
-    """Return node name -> the weight of an error at its output; by the output's energy if it cannot be measured.
+) -> Mapping[str, tuple[float, float]]:
+    """Return node name -> (the weight of an error at its output, one over the output's energy).
+
+    The first is measured; where it can't be, it is taken from the second.
 
     Args:
         places: of the network as it came, front to back; those that can be changed.
@@ -47,14 +62,13 @@ def weights_of_errors(
         outputs: of the network.
     """
     measured: dict[str, float] = {}
-    first: list[Array] | None = None
+    first: list[list[Array]] = []
     for number, place in enumerate(places):
         name = place.node.name
         progress(number, len(places))
         reads = [place.operand.value]
         stages.advance(reads)
-        if first is None:
-            first = stages.rest(outputs, {})
+        first = first or list(stages.rest(outputs, {}))
         weight, vector, error = _without_a_part(place, made[name], grams[name])
         if error > 0 and (vector is not None or not grams[name].ones):
             found = stages.rest(outputs, tensors(place, weight, vector))
@@ -70,10 +84,11 @@ def weights_of_errors(
     }
     typical = float(np.median(list(usable.values())))
     per_energy = float(np.median([value * energies[name] for name, value in usable.items()]))
-    guessed = {name: per_energy / energy for name, energy in energies.items() if energy > 0}
+    relative = {name: 1 / energy for name, energy in energies.items() if energy > 0}
+    weights = {**{name: per_energy * value for name, value in relative.items()}, **usable}
     return {
-        name: float(np.clip(value, typical / _SPREAD, typical * _SPREAD))
-        for name, value in {**guessed, **usable}.items()
+        name: (float(np.clip(value, typical / _SPREAD, typical * _SPREAD)), relative.get(name, 1 / per_energy * value))
+        for name, value in weights.items()
     }
 
 
@@ -109,13 +124,33 @@ def _squares(weights: Floats, matrices: Sequence[Matrix], gram: Gram) -> float:
     return found
 
 
-def distance(first: Sequence[Array], second: Sequence[Array]) -> float:
-    """Return the squared error of outputs relative to their variance, averaged over outputs."""
-    parts = []
-    for a, b in zip(first, second, strict=True):
-        if a.dtype.kind == "f" and a.shape == b.shape:
-            varies = float(np.square(a - a.mean(axis=0), dtype=np.float64).sum()) if a.ndim and a.shape[0] > 1 else 0.0
-            varies = varies or float(np.square(a - a.mean(), dtype=np.float64).sum())
-            if varies > 0:
-                parts.append(float(np.square(a - b, dtype=np.float64).sum()) / varies)
+def distance(first: Iterable[Sequence[Array]], second: Iterable[Sequence[Array]]) -> float:
+    """Return the squared error of outputs relative to their variance, averaged over outputs; both batch by batch."""
+    sums: list[_Sums] = []
+    for before, after in zip(first, second, strict=True):
+        sums = sums or [_Sums() for _ in before]
+        for each, a, b in zip(sums, before, after, strict=True):
+            each.add(a, b)
+    parts = [each.error / varies for each in sums if (varies := each.variance()) > 0]
     return float(np.mean(parts)) if parts else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Sums:
+    """Sums over all elements of one output: the squared error of the second network's, the output's squares, itself."""
+
+    error: float = 0.0
+    squares: float = 0.0
+    total: float = 0.0
+    size: int = 0
+
+    def add(self, a: Array, b: Array) -> None:
+        if a.dtype.kind == "f" and a.shape == b.shape:
+            self.error += float(np.square(a - b, dtype=np.float64).sum())
+            self.squares += float(np.square(a, dtype=np.float64).sum())
+            self.total, self.size = self.total + float(a.sum(dtype=np.float64)), self.size + a.size
+
+    def variance(self) -> float:
+        """Return the squares about the mean of all elements; 0 if they are all alike."""
+        found = self.squares - self.total**2 / max(1, self.size)
+        return found if found > _ROUNDING * self.squares else 0.0

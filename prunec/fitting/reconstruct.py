@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
-from prunec.fitting.reactions import ROWS, distance, weights_of_errors
+from prunec.fitting.reactions import distance, num_measured, weights_of_errors
 from prunec.fitting.refit import ROUGH, Fitting, Place, refits
-from prunec.fitting.stages import Stages
+from prunec.fitting.stages import Stages, parts
 from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import bias_of, channel_axis, kernel_of
 from prunec.ir.edits import Edits
@@ -27,8 +27,10 @@ from prunec.passes.fitting.elimination import Matrix, damped
 from prunec.passes.fitting.operands import Operand, as_matrix, operands, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
 from prunec.passes.selection.carriers import bias_target
+from prunec.passes.selection.criteria import score
 from prunec.passes.selection.needs import Needs
 from prunec.passes.selection.select import Facts
+from prunec.runtime.probes import Feed
 
 ORDER_RIDGE = 1e-4
 """The ridge of the order, relative to the mean of H's diagonal."""
@@ -36,13 +38,21 @@ ORDER_RIDGE = 1e-4
 _SLACK = 0.05
 """How far the order continues below the budget, as a fraction of the whole, since legality gives channels back."""
 
-POWERS = (1.0, 0.5, 0.25)
-"""Powers of the measured weights of errors that are tried. A weight is measured with one layer pruned at a time, and
-need not hold when all are; the smaller the power, the more evenly layers share the loss."""
+Order = tuple[float, float] | Literal["l1"]
+"""How channels are ordered: by their errors, weighed by these powers of the measured effect of an error at each layer,
+and of one over the energy of the layer's output; or by l1."""
 
-_TRIED_ON, _CLEARLY, _WORK = 96, 0.95, 20e9
-"""Samples for a trial; the part of the first order's error below which another one is taken; and the work of one order
-(cubed widths, in all layers) up to which there are trials."""
+ORDERS: tuple[Order, ...] = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.0, 1.0), "l1")
+"""The orders that are tried. An effect is measured with one layer pruned at a time, and need not hold when all are; the
+smaller its power, the more evenly layers share the loss, in their own units or relative to what they put out. l1 knows
+nothing of the data, so they can't mislead it."""
+
+_TRIED_ON, _JUDGED_ON, _CLEARLY, _WORK = 96, 192, 0.95, 20e9
+"""Samples that a trial is fitted to, and others that judge it; the part of the first order's error below which another
+one is taken; and the work of one order (cubed widths, in all layers) up to which there are trials."""
+
+_LEAST_JUDGED = 1 / 4
+"""The part of few samples that judges."""
 
 _NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
 
@@ -57,13 +67,13 @@ class Opened(Protocol):
     def sees(self, value: str) -> bool:
         """Tell whether a value of the original can be read."""
 
-    def on_fewer(self, rows: int) -> Opened:
-        """Return the same network with at most so many samples, or a batch more."""
+    def over(self, feeds: Sequence[Feed]) -> Opened:
+        """Return the same network with other data."""
 
     def original(self) -> Stages: ...
 
-    def some(self, rows: int) -> tuple[Stages, Tensors]:
-        """Return the original on some samples, and a function that names the tensors a fit changes."""
+    def changeable(self) -> tuple[Stages, Tensors]:
+        """Return the original network, and a function that names the tensors a fit changes."""
 
     def pruned(self, result: Any) -> tuple[Stages, Tensors]:
         """Return the pruned network, and a function that names the tensors a fit changes."""
@@ -80,7 +90,7 @@ class Reconstruction:
         least: the order goes on until this fraction of the whole is left, or a smaller one that is asked for, so that
             several budgets can share it.
         orders: how many are tried at most.
-        power: of the measured weights of errors; see ``POWERS``.
+        order: of channels; see ``ORDERS``.
     """
 
     opened: Opened
@@ -88,20 +98,23 @@ class Reconstruction:
     memory: int
     progress: Callable[[str], None] = lambda _: None
     least: float = 1.0
-    orders: int = len(POWERS)
-    power: float = POWERS[0]
+    orders: int = len(ORDERS)
+    order: Order = ORDERS[0]
     _grams: dict[str, Gram] | None = None
-    _orders: dict[tuple[float, bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
-    _weights: Mapping[str, float] | None = None
+    _orders: dict[tuple[Order, bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
+    _weights: Mapping[str, tuple[float, float]] | None = None
 
     def alternatives(self) -> tuple[Reconstruction, ...]:
         """Return the same data and sums with other orders of channels."""
         work = sum(len(gram.total) * gram.total.shape[1] ** 3 for gram in (self._grams or {}).values())
-        powers = POWERS[: self.orders] if work <= _WORK else ()
-        return tuple(replace(self, power=power) for power in powers if power != self.power)
+        orders = ORDERS[: self.orders] if work <= _WORK else ()
+        return tuple(replace(self, order=order) for order in orders if order != self.order)
 
     def best(self, made: Sequence[tuple[Facts, Edits, Any]]) -> int:
-        """Return which of some pruned networks to fit: the first, unless a rough fit favours another clearly."""
+        """Return which of some pruned networks to fit: the first, unless another is clearly better after a rough fit.
+
+        They are judged on samples that the rough fit has not seen: an order can suit a few samples by chance.
+        """
         errors = list[float]()
         for number, (facts, edits, result) in enumerate(made):
             self.progress(f"trying choice {number + 1} of {len(made)}")
@@ -120,10 +133,16 @@ class Reconstruction:
             self._grams = summed(facts, found, self.opened.original(), self.progress)
         return self._grams
 
+    def scores(self, facts: Facts, *, of_params: bool, least: float) -> Floats:
+        """Return float64[num_classes]: the lowest go first; see ``removals``."""
+        if self.order == "l1":
+            return score(facts, self.order)
+        return self.removals(facts, of_params=of_params, least=least).scores(facts.classes)
+
     def removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
         """Return the order in which channels go, for any budget down to ``least`` of the whole; made once."""
         least = min(least, self.least)
-        key = (self.power, of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
+        key = (self.order, of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
         known = self._orders.get(key)
         if known is None or known[0] > least:
             self._orders[key] = known = least, self._removals(facts, of_params=of_params, least=least)
@@ -140,10 +159,11 @@ class Reconstruction:
         return removals(facts, made, can_go(facts, found, by_node), whole, least - _SLACK)
 
     def _weigh(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> None:
-        """Weigh errors at contractions by their effect on the network's outputs."""
+        """Weigh errors at contractions by their effect on the network's outputs, and by the energy of their own."""
         made = {operand.node.name: found for operand, found in by_read if found}
         if self._weights is None:
-            stages, tensors = self.opened.some(ROWS)
+            feeds = parts(self.data.fitted, (num_measured(self.data.first()),), cuts=self.data.cuts)[0]
+            stages, tensors = self.opened.over(feeds).changeable()
             chosen = [place for place in self._places_as_came(facts, by_read) if place.node.name in made]
             chosen = [place for place in chosen if stages.has(place.operand.value)]
             chosen = [place for place in chosen if tensors(place, place.weight, place.vector)]
@@ -153,9 +173,11 @@ class Reconstruction:
 
             outputs = [name for name in facts.graph.outputs if stages.has(name)]
             self._weights = weights_of_errors(chosen, made, self._grams or {}, stages, tensors, outputs, told)
+        effect, evenly = (1.0, 0.0) if isinstance(self.order, str) else self.order
         for name, found in made.items():
+            weight, relative = self._weights.get(name, (1.0, 1.0))
             for matrix in found:
-                matrix.weigh(self._weights.get(name, 1.0) ** self.power)
+                matrix.weigh(weight**effect * relative**evenly)
 
     def _places_as_came(self, facts: Facts, by_read: Sequence[tuple[Operand, Sequence[Matrix]]]) -> tuple[Place, ...]:
         found = [operand for operand, _ in by_read]
@@ -228,17 +250,28 @@ class Reconstruction:
 
     def _rough_error(self, facts: Facts, edits: Edits, result: Any) -> float:
         """Return the error of a pruned network's outputs after a rough fit to some samples, of their variance."""
-        few = self.opened.on_fewer(_TRIED_ON)
-        before, now = few.original(), few.pruned(result)
-        outputs = [name for name in facts.graph.outputs if before.has(name) and now[0].has(name)]
-        for stages in (before, now[0]):
-            stages.keep(outputs)
-        self._refits(facts, edits, before, now, ROUGH)
-        for stages in (before, now[0]):
-            stages.advance(outputs)
-        batches = range(before.num_batches)
-        pairs = [[(before.value(name, at), now[0].value(name, at)) for name in outputs] for at in batches]
-        return float(np.mean([distance(*zip(*pair, strict=True)) for pair in pairs if pair] or [0.0]))
+        asked, judges = self._parted()
+        few, fits = self.opened.over(asked), dict[str, Array]()
+        now, tensors = few.pruned(result)
+
+        def noted(place: Place, weight: Array, vector: Array | None) -> Mapping[str, Array]:
+            found = tensors(place, weight, vector)
+            fits.update(found)
+            return found
+
+        self._refits(facts, edits, few.original(), (now, noted), ROUGH)
+        before, (after, _) = judges.original(), judges.pruned(result)
+        outputs = [name for name in facts.graph.outputs if before.has(name) and after.has(name)]
+        return distance(before.rest(outputs, {}), after.rest(outputs, fits))
+
+    def _parted(self) -> tuple[Sequence[Feed], Opened]:
+        """Return samples for a rough fit, and the network on those that judge it: others, unless there are too few."""
+        fitted, cuts = self.data.fitted, self.data.cuts
+        judged = min(_JUDGED_ON, int(self.data.num_fitted * _LEAST_JUDGED))
+        asked = min(_TRIED_ON, self.data.num_fitted - judged)
+        judged = min(_JUDGED_ON, self.data.num_fitted - asked)
+        few, others = parts(fitted, (asked, judged), cuts=cuts)
+        return few, self.opened.over(others or few)
 
     def _refits(
         self,

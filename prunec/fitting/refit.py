@@ -245,7 +245,9 @@ class Layer:
         low, high = self.way.passes
         scale = self._per_output(self.way.scale, made)
         moved = end + scale * (made - target)
-        wished = np.where(end <= low, np.minimum(moved, low), np.where(end >= high, np.maximum(moved, high), end))
+        wished = np.where(end <= low, np.minimum(moved, low), end)
+        if high < math.inf:
+            wished = np.where(end >= high, np.maximum(moved, high), wished)
         return target + (wished - end) / scale
 
     def _combined(self, how: Fitting) -> tuple[Floats, Floats]:

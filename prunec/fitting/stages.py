@@ -9,14 +9,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from prunec.data.samples import num_rows
-from prunec.ir.arrays import Array
+from prunec.ir.arrays import Array, Ids
 from prunec.runtime.probes import Feed
 
 
@@ -41,33 +41,59 @@ class Stages(Protocol):
     def drop(self, names: Iterable[str]) -> None:
         """Release values that were asked for; those that later nodes read stay."""
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
-        """Return the values of the first batch for other contents of later parameters; the network does not change."""
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
+        """Yield the values of each batch for other contents of later parameters; nothing is kept."""
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         """Give parameters new contents, from here on."""
 
 
-def first_rows(feeds: Sequence[Feed], rows: int) -> list[Feed]:
-    """Return the first batch, at most ``rows`` of it, if batches of other sizes show that the network accepts any.
+def parts(feeds: Sequence[Feed], counts: Sequence[int], *, cuts: bool) -> list[list[Feed]]:
+    """Return parts of the samples, none of which is in two; each is spread over all, since neighbours are often alike.
 
-    Batches of one size only are taken as they are.
+    Args:
+        counts: how many samples each part is to have, about; fewer of the last ones if there are not as many.
+        cuts: the network accepts batches of any size; otherwise batches are taken as they are.
     """
-    counts = {num_rows(feed) for feed in feeds}
-    if len(counts) == 1 or rows >= num_rows(feeds[0]):
-        return list(feeds[:1])
-    return [{name: value[:rows] for name, value in feeds[0].items()}]
+    sizes = [num_rows(feed) for feed in feeds]
+    each = 1 if cuts else max(1, sizes[0])
+    units = np.repeat(np.arange(len(feeds)), sizes) if cuts else np.arange(len(feeds))
+    wanted = [-(-count // each) for count in counts]
+    chosen = _evenly(units.size, sum(wanted))
+    result = []
+    for count in wanted:
+        taken = chosen[_evenly(chosen.size, count)]
+        chosen = np.setdiff1d(chosen, taken)
+        first = np.searchsorted(units, units[taken])
+        result.append(_batches(feeds, units[taken], taken - first if cuts else None, max(sizes, default=1)))
+    return result
 
 
-def fewer(feeds: Sequence[Feed], rows: int) -> list[Feed]:
-    """Return the first batches, until they have ``rows`` samples; of a single batch at most so many, as above."""
-    found, count = list[Feed](), 0
-    for feed in feeds:
-        if count >= rows:
-            break
-        found.append(feed)
-        count += num_rows(feed)
-    return found if len(found) > 1 else first_rows(feeds, rows)
+def _evenly(size: int, count: int) -> Ids:
+    """Return at most ``count`` numbers below ``size``, evenly spread."""
+    count = min(size, count)
+    return (np.arange(count) * 2 + 1) * size // max(1, 2 * count)
+
+
+def _batches(feeds: Sequence[Feed], at: Ids, rows: Ids | None, most: int) -> list[Feed]:
+    """Return some batches, or some rows of them joined to batches of at most ``most``."""
+    numbers = np.unique(at).tolist()
+    if rows is None:
+        return [feeds[number] for number in numbers]
+    result, waiting = list[Feed](), list[Feed]()
+    for number in numbers:
+        feed = feeds[number]
+        found = {name: value[rows[at == number]] for name, value in feed.items()}
+        alike = all(value.shape[1:] == waiting[0][name].shape[1:] for name, value in found.items()) if waiting else True
+        if waiting and (not alike or sum(map(num_rows, waiting)) + num_rows(found) > most):
+            result.append(_joined(waiting))
+            waiting = []
+        waiting.append(found)
+    return [*result, _joined(waiting)] if waiting else result
+
+
+def _joined(feeds: Sequence[Feed]) -> Feed:
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
 class Store:

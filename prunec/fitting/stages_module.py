@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from prunec.backends.fx.copies import copies
 from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
-from prunec.fitting.stages import fewer, first_rows
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.arrays import Array
@@ -106,19 +105,22 @@ class ModuleStages:
                 for kept in self._kept:
                     kept.pop(n, None)
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
         wanted = [self._node_of[name] for name in names]
         own = {name: _content(self._module, name) for name in tensors}
         self.set_tensors(tensors)
-        env = dict(self._kept[0])
-        with torch.no_grad():
-            interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
-            interpreter.env = env
-            values = dict(zip((n for n in self._nodes if n.op == "placeholder"), self._given[0], strict=False))
-            for n in self._needed(wanted):
-                env[n] = values[n] if n in values else interpreter.run_node(n)
-        self.set_tensors(own)
-        return [env[n].detach().cpu().numpy() for n in wanted]
+        try:
+            for kept, given in zip(self._kept, self._given, strict=True):
+                env = dict(kept)
+                with torch.no_grad():
+                    interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
+                    interpreter.env = env
+                    values = dict(zip((n for n in self._nodes if n.op == "placeholder"), given, strict=False))
+                    for n in self._needed(wanted):
+                        env[n] = values[n] if n in values else interpreter.run_node(n)
+                yield [env[n].detach().cpu().numpy() for n in wanted]
+        finally:
+            self.set_tensors(own)
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items():
@@ -221,11 +223,11 @@ class OpenedModule:
     def original(self) -> ModuleStages:
         return ModuleStages(self.traced, self.traced.module, self.feeds)
 
-    def on_fewer(self, rows: int) -> OpenedModule:
-        return replace(self, feeds=fewer(self.feeds, rows))
+    def over(self, feeds: Sequence[Feed]) -> OpenedModule:
+        return replace(self, feeds=feeds)
 
-    def some(self, rows: int) -> tuple[ModuleStages, Tensors]:
-        return replace(self, feeds=first_rows(self.feeds, rows)).pruned(self.traced.module)
+    def changeable(self) -> tuple[ModuleStages, Tensors]:
+        return self.pruned(self.traced.module)
 
     def pruned(self, result: Any) -> tuple[ModuleStages, Tensors]:
         now = ModuleStages(self.traced, result, self.feeds)

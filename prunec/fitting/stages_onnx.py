@@ -84,7 +84,7 @@ class OnnxStages:
             self._wanted.discard(name)
             self._forget(name)
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> list[Array]:
+    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
         wanted = list(names)
         ahead = self._needed(wanted)
         given, kept = self._given(ahead), [name for name in wanted if name not in self._store]
@@ -95,9 +95,10 @@ class OnnxStages:
         finally:
             self._tensors.update(own)
         runner = sessions.open_runner(piece, self._name, "cpu", optimise=True)
-        found = runner.session.run(None, {name: self._store.get(name, 0) for name in given}) if kept else []
-        made = dict(zip(kept, found, strict=True))
-        return [made[name] if name in made else self._store.get(name, 0) for name in wanted]
+        for batch in range(self.num_batches):
+            feed = {name: self._store.get(name, batch) for name in given}
+            made = dict(zip(kept, runner.session.run(None, feed) if kept else (), strict=True))
+            yield [made[name] if name in made else self._store.get(name, batch) for name in wanted]
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items():

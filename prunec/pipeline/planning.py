@@ -120,8 +120,7 @@ def scores_of(
     goals = (options.target_macs, options.target_params, options.target_latency)
     least = min(goal for goal in goals if goal is not None)
     of_params = options.target_macs is None and options.target_latency is None
-    order = data.removals(facts, of_params=of_params, least=least)
-    return order.scores(facts.classes)
+    return data.scores(facts, of_params=of_params, least=least)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,8 @@ from prunec.data.calibration import Calibration
 from prunec.errors import PrunecError
 from prunec.fitting import reconstruct
 from prunec.fitting.reconstruct import Reconstruction
-from prunec.fitting.stages_module import ModuleStages
+from prunec.fitting.stages import parts
+from prunec.fitting.stages_module import ModuleStages, OpenedModule
 from prunec.fitting.stages_onnx import OnnxStages
 from prunec.frontends.fx.frontend import trace
 from prunec.pipeline.export import export_onnx
@@ -52,8 +53,9 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def keeps(net: nn.Module, data: Path, orders: int = 3) -> Any:
+def keeps(net: nn.Module, data: Path, orders: int = 6, criterion: str = "reconstruct") -> Any:
     how: dict[str, Any] = {"calibration": Calibration(data, orders=orders), "target_macs": 0.5, "multiple_of": 1}
+    how["criterion"] = criterion
     return prune_module(net, (torch.zeros(1, 3, 10, 10),), validate=False, **how).plan.keeps
 
 
@@ -62,7 +64,7 @@ def test_the_order_with_a_clearly_smaller_error_is_fitted(
     net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], wins: int
 ) -> None:
     alone = []
-    monkeypatch.setattr(reconstruct, "POWERS", (1.0, 0.0))
+    monkeypatch.setattr(reconstruct, "ORDERS", ((1.0, 0.0), (0.0, 0.0)))
     for number in range(2):
         with monkeypatch.context() as patched:
             patched.setattr(Reconstruction, "best", lambda self, made, number=number: number)
@@ -95,6 +97,35 @@ def test_one_order_is_not_tried(net: nn.Module, data: Path, monkeypatch: pytest.
     assert keeps(net, data, orders=1)
     with pytest.raises(PrunecError, match="0 orders"):
         keeps(net, data, orders=0)
+
+
+def test_orders_are_judged_on_samples_that_their_fits_have_not_seen(
+    net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list[set[bytes]]()
+    over = OpenedModule.over
+
+    def told(self: OpenedModule, feeds: Any) -> OpenedModule:
+        given.append({row.tobytes() for feed in feeds for value in feed.values() for row in value})
+        return over(self, feeds)
+
+    monkeypatch.setattr(OpenedModule, "over", told)
+    monkeypatch.setattr(Reconstruction, "best", lambda self, made: 0 * int(self._rough_error(*made[0])))
+    keeps(net, data)
+    judges, fitted = given[-2:]
+    assert (len(fitted), len(judges)) == (23, 7)
+    assert not fitted & judges
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_parts_of_the_samples_are_spread_over_all_and_share_none(cuts: bool) -> None:
+    feeds = [{"x": np.arange(at, at + 5)[:, None]} for at in range(0, 60, 5)]
+    found = [np.concatenate([feed["x"][:, 0] for feed in part]) for part in parts(feeds, (20, 10), cuts=cuts)]
+    assert [part.size for part in found] == [20, 10]
+    assert not set(found[0]) & set(found[1])
+    for part in found:
+        assert part.min() < 20
+        assert part.max() >= 40
 
 
 def test_a_network_with_much_work_is_not_tried(net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

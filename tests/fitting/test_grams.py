@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunec.fitting.grams import Gram, View, spread_places
+from prunec.fitting.grams import Gram, View, Window, spread_places
 from prunec.ir.graph import Node
 from prunec.passes.fitting.operands import as_matrix, from_matrix, pooled, unpooled
 
@@ -89,3 +89,9 @@ def test_a_gram_summed_up_in_parts_is_that_of_all(ones: bool) -> None:
     centred = columns - columns.mean(axis=2, keepdims=True) if ones else columns
     np.testing.assert_allclose(gram.covariance(), centred @ centred.swapaxes(1, 2) / 40, rtol=1e-9, atol=1e-9)
     assert gram.count == 40
+
+
+def test_a_stretched_input_that_is_cropped_to_its_own_size_is_stretched_all_the_same() -> None:
+    attrs: dict[str, Any] = {"strides": [2], "pads": [0, 2], "dilations": [1], "output_padding": [0]}
+    window = Window.of(Node("n", "conv_transpose", ("x", "w"), ("y",), MappingProxyType(attrs)), (1,))
+    assert window.patches(np.array([[[1.0, 2.0, 3.0]]]), np.arange(3)).tolist() == [[[1.0, 0.0, 2.0]]]

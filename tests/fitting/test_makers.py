@@ -12,7 +12,7 @@ from torch import nn
 
 from prunec.api import prune_module
 from prunec.data.calibration import Calibration
-from prunec.fitting import refit
+from prunec.fitting import fit_data, makers, refit
 from prunec.fitting.grams import Window
 from prunec.fitting.makers import Pair, fitted_to_reader, only_reader
 from prunec.ir.graph import Node
@@ -134,3 +134,28 @@ def test_fitting_makers_to_readers_lessens_the_error(
     served = error()
     monkeypatch.setattr(refit, "only_reader", lambda *_: "")
     assert served < 0.98 * error()
+
+
+def test_no_more_samples_are_used_than_asked_for_however_many_batches_there_are(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        x = np.random.default_rng(number).standard_normal((1, 3, 8, 8)).astype(np.float32)
+        np.save(tmp_path / f"{number:02}.npy", x)
+    monkeypatch.setattr(fit_data, "_ROWS", 4)
+    monkeypatch.setattr(makers, "_MANY", 16)
+    monkeypatch.setattr(makers, "_PER_WEIGHT", 0)
+    monkeypatch.setattr(makers, "_FEWEST", 16)
+    used = list[int]()
+
+    def told(both: Pair, weight: Any, start: Any) -> Any:
+        used.append(both.seen.shape[2])
+        return fitted_to_reader(both, weight, start)
+
+    monkeypatch.setattr(makers, "fitted_to_reader", told)
+    prune_module(
+        net, (torch.randn(2, 3, 8, 8),), criterion="reconstruct", target_macs=0.5, keep=["left", "right"],
+        calibration=Calibration(tmp_path, orders=1), multiple_of=1, validate=False,
+    )  # fmt: skip
+    assert len(used) == 1
+    assert 12 <= used[0] <= 16
