@@ -48,13 +48,13 @@ def test_several_seeds_are_shown_as_mean_and_spread(
 ) -> None:
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     for seed, after in enumerate((0.9, 0.91, 0.94)):
-        (tmp_path / f"short-default-seed{seed}").mkdir()
+        (tmp_path / f"resnet20-50-default-2400-seed{seed}").mkdir()
         found = {"seed": seed, "macs": [200, 100], "params": [40, 10], "cpu_seconds": 120}
         found |= {"scores": {"removed": 0.5, "after": after}}
-        write_json(tmp_path / f"short-default-seed{seed}" / "run.json", found)
+        write_json(tmp_path / f"resnet20-50-default-2400-seed{seed}" / "run.json", found)
     line = script.table().splitlines()[-1]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:4] == ["`short-default`", "0, 1, 2", "50.0%", "25.0%"]
+    assert cells[:4] == ["`resnet20-50-default-2400`", "0, 1, 2", "50.0%", "25.0%"]
     assert cells[5:] == ["91.67% (90.00% to 94.00%)", "2 min"]
     assert script.plot().count("<circle") == 1
 
