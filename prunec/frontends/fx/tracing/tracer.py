@@ -118,6 +118,7 @@ _MAKING = (
 def makers_recorded() -> Iterator[None]:
     """Record calls of these functions where a proxy is among their arguments: torch itself does not ask proxies."""
     own = {name: getattr(torch, name) for name in _MAKING}
+    known = _knows_functions()
     try:
         for name, call in own.items():
             setattr(torch, name, _recorded(call))
@@ -125,6 +126,19 @@ def makers_recorded() -> Iterator[None]:
     finally:
         for name, call in own.items():
             setattr(torch, name, call)
+        if not known and _knows_functions():
+            # torch.compile looked the functions up meanwhile, for the whole process: it would not know the real ones.
+            sys.modules[_RULES].clear_lru_cache()
+
+
+_RULES = "torch._dynamo.trace_rules"
+
+
+def _knows_functions() -> bool:
+    """Tell whether torch.compile has looked up torch's functions by name, which it does once."""
+    rules = sys.modules.get(_RULES)
+    found = getattr(rules, "get_torch_obj_rule_map", None)
+    return found is not None and hasattr(rules, "clear_lru_cache") and found.cache_info().currsize > 0
 
 
 def _recorded(call: Any) -> Any:
