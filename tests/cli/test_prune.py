@@ -117,5 +117,5 @@ def test_an_exact_prune_of_a_file_loads_only_what_it_uses(half_file: Path) -> No
     assert "prunec.cli.prune" in loaded
     assert not {"torch", "scipy", "onnxruntime", "networkx"} & loaded
     assert {name for name in loaded if name.startswith("prunec.cli.")} == {
-        f"prunec.cli.{name}" for name in ("main", "options", "prune", "render", "terminal")
+        f"prunec.cli.{name}" for name in ("main", "options", "prune", "render")
     }
