@@ -109,7 +109,7 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         return _execute(arguments)
     except (BrokenPipeError, SystemExit) as leaving:
-        # click turns a pipe without a reader into exit status 1, which is a failed check here;
+        # click and rich turn a pipe without a reader into exit status 1, which is a failed check here;
         # click puts streams of its own in place of the broken ones.
         cause = leaving.__context__ if isinstance(leaving, SystemExit) else leaving
         if sys.stdout is streams[0] and not isinstance(cause, BrokenPipeError):
