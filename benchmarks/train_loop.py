@@ -2,8 +2,8 @@
 
 A real run of the ISTA phase (proximal steps, moving average, sums for the log, log rows, checkpoints) and a bare
 loop (zero_grad, forward, backward, SGD) train copies of one network on the same batches, made by the same pipeline, in
-one process, a step of each in turn. Times are added up over blocks of as many steps as lie between two checkpoints, so
-that each block holds what a run does now and then; the median over the blocks of the run's time over the loop's stands.
+one process, a step of each in turn. Times are added up over blocks of ten log rows; the median over the blocks of the
+run's time over the loop's stands. Checkpoints go by the clock, one a minute; ``checkpoint_ms`` is what one takes.
 
     python benchmarks/train_loop.py --arch resnet20 --batch 125 --blocks 5
 
@@ -105,7 +105,7 @@ def measure(
         steps = 1 + block * blocks
         config = make_config(
             str(Path(scratch) / "run"), preset="scratch", arch=arch, data="digits", batch_size=batch, steps=steps + 1,
-            shares=(0.0, 1.0, 0.0), augment="crop-flip", rho=1e-9, device=device, checkpoint_every=block,
+            shares=(0.0, 1.0, 0.0), augment="crop-flip", rho=1e-9, device=device,
             stop_on_plateau=False, precision="bf16" if bf16 else "fp32", compile=compiled,
         )  # fmt: skip
         progress = Interleaved(bare_loop(config), steps, CLOCKS[clock])
@@ -121,7 +121,6 @@ def measure(
         "batch": batch,
         "steps": steps - 1,
         "log_every": config.log_every,
-        "checkpoint_every": block,
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "clock": clock,
@@ -139,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["resnet20", "convnet"])
     parser.add_argument("--batch", type=int, default=125)
-    parser.add_argument("--block", type=int, default=200, help="steps of a block: from one checkpoint to the next")
+    parser.add_argument("--block", type=int, default=200, help="steps of a block")
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=list(CLOCKS))

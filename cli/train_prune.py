@@ -94,7 +94,12 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--tensorboard", is_flag=True, default=None, help="Write the log as TensorBoard curves too.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random; default 0.")
 @click.option("--log-every", type=click.IntRange(min=1), metavar="N", help="Steps between two rows of metrics.jsonl.")
-@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Steps between two checkpoints.")
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Steps between checkpoints; default: one a minute.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in RUN_DIR, or start one; --lr, --rho, … may change.")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @keep_option

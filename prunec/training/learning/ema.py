@@ -37,19 +37,19 @@ class Ema:
         self.num_updates = 0
         self._live = _values(module)
         self._average = [value.detach().clone() for value in self._live]
+        self._floats = self._pairs(floats=True)
+        self._counters = self._pairs(floats=False)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the module's present values."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averages, values = self._of_kind(floats=True)
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        averages, values = self._of_kind(floats=False)
-        if averages:
-            torch._foreach_copy_(averages, values)
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
 
-    def _of_kind(self, *, floats: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _pairs(self, *, floats: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the averages that are numbers or counters, and the values that they follow."""
         pairs = zip(self._average, self._live, strict=True)
         chosen = [(average, value) for average, value in pairs if average.is_floating_point() == floats]

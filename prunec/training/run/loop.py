@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from prunec.training.logs.progress import Progress
 from prunec.training.logs.tensorboard import Curves
 from prunec.training.run.record import Record
 from prunec.training.settings.setup import Phase, Setup
+
+CHECKPOINT_SECONDS = 60.0
+"""Between two checkpoints, unless their steps are given: on a fast device one takes as long as several steps."""
 
 
 @dataclass(slots=True)
@@ -100,6 +104,7 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
     log_every = tools.setup.log_every(phase)
     tools.progress.phase(phase.name, phase.steps, state.phase_step)
     tools.module.train()
+    saved = time.monotonic()
     while state.phase_step < phase.steps:
         task.before_step(state.phase_step / phase.steps)
         _step(tools, state)
@@ -113,8 +118,9 @@ def run_phase(tools: Tools, state: State, phase: Phase, task: Task, interrupt: I
             if reason:
                 return reason
         asked = _stop_asked(tools, state, log_every, interrupt)
-        if asked or state.step % config.checkpoint_every == 0:
+        if asked or _is_due(tools, state, log_every, saved):
             tools.save()
+            saved = time.monotonic()
         if asked:
             how = resume_command(config.output)
             raise Interrupted(f"interrupted at step {state.step}, and saved; go on with: {how}", asked)
@@ -127,6 +133,16 @@ def _stop_asked(tools: Tools, state: State, log_every: int, interrupt: Interrupt
     if ranks.size == 1:
         return interrupt.requested
     return max(ranks.gather(interrupt.requested)) if state.step % log_every == 0 else 0
+
+
+def _is_due(tools: Tools, state: State, log_every: int, saved: float) -> bool:
+    """Tell whether a checkpoint should be written now; ``saved`` is when the last one was. The same on all ranks."""
+    every = tools.setup.config.checkpoint_every
+    if every is not None:
+        return state.step % every == 0
+    if state.step % log_every:
+        return False
+    return tools.setup.ranks.on_main(lambda: time.monotonic() - saved >= CHECKPOINT_SECONDS)
 
 
 def resume_command(output: str) -> str:

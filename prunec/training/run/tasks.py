@@ -48,6 +48,7 @@ class Sparsify:
         self._setup, self._module, self._ista, self._controller = setup, module, ista, controller
         self._history = history
         self._emptied = ""
+        self._counted: tuple[bytes, Size] | None = None
         self._found: list[Symptom] = []
         self._lr = setup.config.lr
         self._gamma_lr = setup.config.gamma_lr or record.mu or setup.config.lr
@@ -93,7 +94,10 @@ class Sparsify:
         """Return the size if pruned now: under a budget counted as by the removal, else a quick estimate."""
         plan = self._setup.sparsity
         if not self._setup.goals:
-            return size_under(plan.graph, plan.classes, keep)
+            content = keep.tobytes()
+            if self._counted is None or self._counted[0] != content:
+                self._counted = content, size_under(plan.graph, plan.classes, keep)
+            return self._counted[1]
         parameters = named_parameters(self._module)
         betas = {g.beta: parameters[g.beta].detach().cpu().numpy() for g in plan.gammas if g.beta in parameters}
         return self._setup.sizer.size({**values, **betas})

@@ -81,7 +81,8 @@ class RunConfig:
         channels_last: NHWC memory layout while training; None uses it where it is faster.
         compile: run training steps through torch.compile.
         tensorboard: write the log as TensorBoard curves too.
-        log_every, checkpoint_every: steps.
+        log_every: steps.
+        checkpoint_every: steps; None: at the first row of the log after a minute.
         resume: continue from the run folder's checkpoint.
         force: replace an existing run.
     """
@@ -135,7 +136,7 @@ class RunConfig:
     compile: bool = False
     tensorboard: bool = False
     log_every: int = 20
-    checkpoint_every: int = 200
+    checkpoint_every: int | None = None
     resume: bool = False
     force: bool = False
 

@@ -45,7 +45,6 @@ def _paper(steps: tuple[int, int], **settings: Any) -> dict[str, Any]:
         "rho_warmup": 0.0,
         "stop_on_plateau": False,
         "log_every": 100,
-        "checkpoint_every": 1000,
         **settings,
     }
 
@@ -70,7 +69,6 @@ _ALL = (
             "multiple_of": 16,
             "ema_decay": 0.98,
             "log_every": 22,
-            "checkpoint_every": 110,
         },
     ),
     Preset(
@@ -93,7 +91,6 @@ _ALL = (
             "target_macs": 0.5,
             "ema_decay": 0.95,
             "log_every": 12,
-            "checkpoint_every": 60,
         },
     ),
     Preset(

@@ -12,6 +12,7 @@ import torch
 from training_bars import Stop, StopAt, assert_same_run, config, summary
 
 from prunec.errors import BadInput, Interrupted
+from prunec.training.run import loop
 from prunec.training.run.run import train_prune
 from prunec.training.settings.presets import resume_config
 
@@ -27,6 +28,19 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path: Path, bars: Path, fi
     train_prune(resume_config(str(folder)))
     assert_same_run(folder, finished)
     assert summary(folder)["accuracy"] == summary(finished)["accuracy"]
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(0.0, 48), (3600.0, 24)])
+def test_without_a_number_of_steps_checkpoints_go_by_the_clock(
+    tmp_path: Path, bars: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, step: int
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_prune(config(folder, bars, checkpoint_every=None), StopAt(50))
+    assert torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["step"] == step  # 24 ends the warm-up
+    train_prune(resume_config(str(folder)))
+    assert (folder / "pruned.safetensors").read_bytes() == (finished / "pruned.safetensors").read_bytes()
 
 
 def test_ctrl_c_saves_at_the_step_it_came_in_and_the_run_goes_on_from_there(
