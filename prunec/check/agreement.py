@@ -18,8 +18,8 @@ from prunec.data.samples import num_rows
 from prunec.ir.arrays import Array
 from prunec.report.findings import Agreement, OutputAgreement
 from prunec.runtime.probes import Feed
+from prunec.runtime.scores import is_scores
 
-_MOST_CLASSES = 100_000
 _LEAST_SIDE = 8
 """The least side in pixels with which two axes of an output are taken for a picture."""
 _MOST_ASPECT = 8
@@ -67,7 +67,7 @@ def agreement(
             _add(entry, a, b)
         if labels is not None:
             wanted = np.asarray(labels[count : count + rows])
-            scores = next((i for i, a in enumerate(before) if _is_scores(a) and len(a) == rows), None)
+            scores = next((i for i, a in enumerate(before) if is_scores(a) and len(a) == rows), None)
             if scores is not None:
                 for which, outputs in enumerate((before, after)):
                     right[which] += int((outputs[scores].reshape(rows, -1).argmax(axis=1) == wanted).sum())
@@ -79,18 +79,7 @@ def agreement(
 
 def num_classes(outputs: Iterable[Array]) -> int | None:
     """Return the number of classes of the first output that looks like class scores; None if none does."""
-    return next((math.prod(a.shape[1:]) for a in outputs if _is_scores(a)), None)
-
-
-def _is_scores(a: Array) -> bool:
-    """Tell whether an output has a number per class: [rows, classes], [rows, 1, classes] or [rows, classes, 1, 1].
-
-    [rows, n, 1] is taken for n anchors of a detector, which compete for nothing.
-    """
-    if a.ndim == 3 and a.shape[2] == 1:
-        return False
-    sizes = [size for size in a.shape[1:] if size != 1]
-    return a.dtype.kind == "f" and a.ndim >= 2 and len(sizes) == 1 and 2 <= sizes[0] <= _MOST_CLASSES
+    return next((math.prod(a.shape[1:]) for a in outputs if is_scores(a)), None)
 
 
 def _threshold(a: Array) -> float:
@@ -131,7 +120,7 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
         entry.total += a.size
         entry.equal += int((a == b).sum())
         entry.votes += a.size
-    if _is_scores(a):
+    if is_scores(a):
         flat = (a.reshape(len(a), -1), b.reshape(len(b), -1))
         entry.equal += int((flat[0].argmax(axis=1) == flat[1].argmax(axis=1)).sum())
         entry.votes += len(a)

@@ -8,6 +8,7 @@ squared error predicted at the contraction. Owns the measurement; reconstruct.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from prunec.ir.arrays import Array, Floats
 from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
 from prunec.runtime.probes import Feed
+from prunec.runtime.scores import is_scores, log_probabilities
 
 ROWS, ELEMENTS = 128, 1 << 20
 """Most samples to run, and elements of all their inputs beyond which there are fewer, but ``FEWEST``."""
@@ -32,6 +34,9 @@ _SPREAD = 30.0
 
 _ROUNDING = 1e-12
 """The part of the squares below which a difference of sums is nothing but rounding."""
+
+_LEAST_SHARE = 1e-12
+"""The least mean probability of a class."""
 
 Tensors = Callable[[Place, Array, Array | None], Mapping[str, Array]]
 
@@ -124,31 +129,72 @@ def _squares(weights: Floats, matrices: Sequence[Matrix], gram: Gram) -> float:
     return found
 
 
-def distance(first: Iterable[Sequence[Array]], second: Iterable[Sequence[Array]]) -> float:
-    """Return the squared error of outputs relative to their variance, averaged over outputs; both batch by batch."""
+def distance(first: Iterable[Sequence[Array]], second: Iterable[Sequence[Array]], *, of_classes: bool = False) -> float:
+    """Return the squared error of outputs relative to their variance, averaged over outputs; both batch by batch.
+
+    Args:
+        of_classes: of class scores, it is the geometric mean of that and of the divergence of the probabilities
+            (Kullback and Leibler), relative to what they tell of a sample: which class comes first hangs on the scores
+            near the largest. Not for small errors, whose divergence depends on a few samples.
+    """
     sums: list[_Sums] = []
     for before, after in zip(first, second, strict=True):
-        sums = sums or [_Sums() for _ in before]
+        sums = sums or [_Sums(of_classes=of_classes and is_scores(a)) for a in before]
         for each, a, b in zip(sums, before, after, strict=True):
             each.add(a, b)
-    parts = [each.error / varies for each in sums if (varies := each.variance()) > 0]
+    parts = [found for each in sums if (found := each.relative()) is not None]
     return float(np.mean(parts)) if parts else 0.0
 
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """Sums over all elements of one output: the squared error of the second network's, the output's squares, itself."""
+    """Sums over one output: the squared error of the second network's, the output's squares, itself; of class scores
+    also the divergence, and p·log p and p of each class.
+    """
 
+    of_classes: bool
     error: float = 0.0
     squares: float = 0.0
     total: float = 0.0
     size: int = 0
+    divergence: float = 0.0
+    certainty: float = 0.0
+    shares: Floats | None = None
+    rows: int = 0
 
     def add(self, a: Array, b: Array) -> None:
         if a.dtype.kind == "f" and a.shape == b.shape:
             self.error += float(np.square(a - b, dtype=np.float64).sum())
             self.squares += float(np.square(a, dtype=np.float64).sum())
             self.total, self.size = self.total + float(a.sum(dtype=np.float64)), self.size + a.size
+            if self.of_classes:
+                self._add_scores(log_probabilities(a), log_probabilities(b))
+
+    def _add_scores(self, before: Floats, after: Floats) -> None:
+        shares = np.exp(before)
+        if self.shares is not None and self.shares.size != shares.shape[1]:
+            self.of_classes = False  # as many as were found: those are no classes
+            return
+        self.divergence += float((shares * (before - after)).sum())
+        self.certainty += float((shares * before).sum())
+        self.shares = shares.sum(axis=0) if self.shares is None else self.shares + shares.sum(axis=0)
+        self.rows += len(shares)
+
+    def relative(self) -> float | None:
+        """Return the error as ``distance`` has it; None if the output is the same everywhere."""
+        varies = self.variance()
+        if varies <= 0:
+            return None
+        squared, told = self.error / varies, self.information()
+        return math.sqrt(squared * max(0.0, self.divergence) / told) if told > 0 else squared
+
+    def information(self) -> float:
+        """Return how far the classes' probabilities diverge from their means; 0 where they are none or alike."""
+        if self.shares is None or not self.of_classes:
+            return 0.0
+        typical = -float((self.shares * np.log(np.maximum(self.shares / self.rows, _LEAST_SHARE))).sum())
+        told = typical + self.certainty
+        return told if told > _ROUNDING * typical else 0.0
 
     def variance(self) -> float:
         """Return the squares about the mean of all elements; 0 if they are all alike."""

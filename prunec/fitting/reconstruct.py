@@ -262,7 +262,7 @@ class Reconstruction:
         self._refits(facts, edits, few.original(), (now, noted), ROUGH)
         before, (after, _) = judges.original(), judges.pruned(result)
         outputs = [name for name in facts.graph.outputs if before.has(name) and after.has(name)]
-        return distance(before.rest(outputs, {}), after.rest(outputs, fits))
+        return distance(before.rest(outputs, {}), after.rest(outputs, fits), of_classes=True)
 
     def _parted(self) -> tuple[Sequence[Feed], Opened]:
         """Return samples for a rough fit, and the network on those that judge it: others, unless there are too few."""

@@ -13,7 +13,9 @@ from torch import nn
 
 from prunec.api import prune_module, prune_onnx
 from prunec.data.calibration import Calibration
+from prunec.fitting.reactions import distance
 from prunec.pipeline.export import export_onnx
+from prunec.runtime.scores import log_probabilities
 
 
 class _Branches(nn.Module):
@@ -66,3 +68,33 @@ def test_effects_are_measured_on_samples_spread_over_all_data(tmp_path: Path, ro
     kept = [tensor.dims[0] for tensor in onnx.load(tmp_path / "out.onnx").graph.initializer if len(tensor.dims) == 4]
     assert kept[0] > 12
     assert kept[1] < 8
+
+
+def test_of_classes_an_error_near_the_largest_score_counts_more() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((64, 10)) * 3
+    near, far = scores.copy(), scores.copy()
+    order = np.argsort(scores, axis=1)
+    np.put_along_axis(near, order[:, -2:-1], np.take_along_axis(near, order[:, -2:-1], 1) + 1, 1)
+    np.put_along_axis(far, order[:, :1], np.take_along_axis(far, order[:, :1], 1) + 1, 1)
+    assert distance([[scores]], [[near]]) == pytest.approx(distance([[scores]], [[far]]))
+    assert distance([[scores]], [[near]], of_classes=True) > 3 * distance([[scores]], [[far]], of_classes=True) > 0
+    assert distance([[scores]], [[scores + 1]], of_classes=True) == pytest.approx(0, abs=1e-9)  # no class gains by it
+
+
+def test_probabilities_are_taken_as_they_are_and_batches_may_differ() -> None:
+    scores = np.random.default_rng(0).standard_normal((12, 5))
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert np.allclose(log_probabilities(probabilities), log_probabilities(scores))
+    halves, all_at_once = [[scores[:5]], [scores[5:]]], [[scores]]
+    shifted = scores + np.linspace(0, 1, 5)
+    found = distance(halves, [[shifted[:5]], [shifted[5:]]], of_classes=True)
+    assert found == pytest.approx(distance(all_at_once, [[shifted]], of_classes=True)) != 0
+
+
+@pytest.mark.parametrize("shapes", [((1, 7), (1, 3)), ((2, 1, 6, 6),) * 2, ((4, 9, 1),) * 2])
+def test_what_is_no_score_of_a_class_has_its_squared_error(shapes: tuple[tuple[int, ...], ...]) -> None:
+    rng = np.random.default_rng(0)
+    first = [[rng.standard_normal(shape)] for shape in shapes]  # [1, found] may have another length each time
+    second = [[value + rng.standard_normal(value.shape)] for (value,) in first]
+    assert distance(first, second, of_classes=True) == pytest.approx(distance(first, second))
