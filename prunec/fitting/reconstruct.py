@@ -53,6 +53,8 @@ one is taken; and the work of one order (cubed widths, in all layers) up to whic
 
 _LEAST_JUDGED = 1 / 4
 """The part of few samples that judges."""
+_JUDGES_OF_CLASSES = 100
+"""The samples from which probabilities of classes are judged: how they diverge hangs on the few that are uncertain."""
 
 _NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
 
@@ -250,7 +252,7 @@ class Reconstruction:
 
     def _rough_error(self, facts: Facts, edits: Edits, result: Any) -> float:
         """Return the error of a pruned network's outputs after a rough fit to some samples, of their variance."""
-        asked, judges = self._parted()
+        asked, judges, of_classes = self._parted()
         few, fits = self.opened.over(asked), dict[str, Array]()
         now, tensors = few.pruned(result)
 
@@ -262,16 +264,19 @@ class Reconstruction:
         self._refits(facts, edits, few.original(), (now, noted), ROUGH)
         before, (after, _) = judges.original(), judges.pruned(result)
         outputs = [name for name in facts.graph.outputs if before.has(name) and after.has(name)]
-        return distance(before.rest(outputs, {}), after.rest(outputs, fits), of_classes=True)
+        return distance(before.rest(outputs, {}), after.rest(outputs, fits), of_classes=of_classes)
 
-    def _parted(self) -> tuple[Sequence[Feed], Opened]:
-        """Return samples for a rough fit, and the network on those that judge it: others, unless there are too few."""
+    def _parted(self) -> tuple[Sequence[Feed], Opened, bool]:
+        """Return samples for a rough fit, the network on those that judge it, and whether they judge classes.
+
+        They are others, unless there are too few.
+        """
         fitted, cuts = self.data.fitted, self.data.cuts
         judged = min(_JUDGED_ON, int(self.data.num_fitted * _LEAST_JUDGED))
         asked = min(_TRIED_ON, self.data.num_fitted - judged)
         judged = min(_JUDGED_ON, self.data.num_fitted - asked)
         few, others = parts(fitted, (asked, judged), cuts=cuts)
-        return few, self.opened.over(others or few)
+        return few, self.opened.over(others or few), judged >= _JUDGES_OF_CLASSES
 
     def _refits(
         self,

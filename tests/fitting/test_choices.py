@@ -117,6 +117,23 @@ def test_orders_are_judged_on_samples_that_their_fits_have_not_seen(
     assert not fitted & judges
 
 
+@pytest.mark.parametrize(("samples", "expected"), [(40, False), (560, True)])
+def test_probabilities_of_classes_are_judged_from_many_samples_only(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, expected: bool
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((samples, 3, 10, 10)).astype(np.float32))
+    asked, distance = list[bool](), reconstruct.distance
+
+    def told(*outputs: Any, of_classes: bool) -> float:
+        asked.append(of_classes)
+        return distance(*outputs, of_classes=of_classes)
+
+    monkeypatch.setattr(reconstruct, "distance", told)
+    keeps(net, tmp_path)
+    assert len(asked) > 1
+    assert set(asked) == {expected}
+
+
 @pytest.mark.parametrize("cuts", [False, True])
 def test_parts_of_the_samples_are_spread_over_all_and_share_none(cuts: bool) -> None:
     feeds = [{"x": np.arange(at, at + 5)[:, None]} for at in range(0, 60, 5)]
