@@ -124,29 +124,94 @@ def absorptions(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, k
     Args:
         found: the reads, or the ``absorbing`` ones among them.
     """
+    for losses in _losses(classes, found, wanted, keep):
+        for number in np.flatnonzero(losses.any(losses.lost)).tolist():
+            yield losses.absorption(number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Losses:
+    """What a read loses, all of its absorptions at once: a depthwise convolution has one per channel.
+
+    Args:
+        positions: int64, on the contracted axis, sorted by convolution group and map.
+        starts: int64[absorptions], where each begins among them.
+        of: int64[positions], the absorption of each.
+        owners, constants, constant, maps: of each position; see ``Absorption``.
+        gone, lost: bool[positions]: what goes, and what of it is constant.
+    """
+
+    read: Read
+    positions: Ids
+    starts: Ids
+    of: Ids
+    owners: Ids
+    constants: Floats
+    constant: Mask
+    maps: Ids
+    gone: Mask
+    lost: Mask
+
+    def any(self, mask: Mask) -> Mask:
+        """Return bool[absorptions]: some position of it is in a mask of positions."""
+        found: Mask = np.logical_or.reduceat(mask, self.starts)
+        return found
+
+    def absorption(self, number: int) -> Absorption:
+        """Return one of them."""
+        end = self.starts[number + 1] if number + 1 < self.starts.size else self.positions.size
+        here = slice(self.starts[number], end)
+        key = int(self.maps[here.start])
+        return Absorption(
+            self.read, self.positions[here], self.owners[here], self.constants[here], self.gone[here],
+            self.constant[here], key, varies=key < 0,
+        )  # fmt: skip
+
+    def waiting(self, exact: Mask, border: str) -> Ids:
+        """Return the numbers of those of which something is carried, and nothing that could carry it stays."""
+        stays = self._stays()
+        return np.flatnonzero(self.any(self._carried(stays, exact, border)) & ~stays)
+
+    def needs_bias(self, exact: Mask, border: str) -> bool:
+        """Tell whether a constant goes into a bias, see ``folds``."""
+        return bool((self.lost & (self.maps >= 0) & ~self._carried(self._stays(), exact, border)).any())
+
+    def _stays(self) -> Mask:
+        """Return bool[absorptions]: something that could stand for the others stays; as ``Absorption.carriers``."""
+        sizes = np.where(self.constant, np.abs(self.constants), 0.0)
+        largest = np.maximum.reduceat(np.where(self.lost, sizes, 0.0), self.starts)
+        able = self.constant & (sizes >= WEAKEST_CARRIER * largest[self.of])
+        return self.any(able & ~self.gone)
+
+    def _carried(self, stays: Mask, exact: Mask, border: str) -> Mask:
+        """Return bool[positions]: what carriers take over; as ``Absorption.carried``."""
+        wished = self.lost & ~exact[self.owners]
+        alone = (self.any(wished) & ~stays)[self.of]
+        bordered = (self.maps > 0) | ((self.maps == 0) & self.read.border)
+        bordered &= border == "exact" or self.read.node.op == "conv_transpose"
+        found: Mask = self.lost & np.where(self.maps < 0, ~alone, bordered & ~wished)
+        return found
+
+
+def _losses(classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask) -> Iterator[_Losses]:
+    """Yield what each running contraction loses of constants other than zero; arguments as for ``absorptions``."""
     for read in found:
         if read.node.name not in wanted.nodes or not read.absorbs:
             continue
-        owners, constants = classes.class_of[read.ids.ravel()], _values(read)
-        constant = _foldable(read)
-        lost = constant & ~keep[owners]
-        if not lost.any():
+        owners, constant = classes.class_of[read.ids.ravel()], _foldable(read)
+        gone = ~keep[owners]
+        if not (constant & gone).any():
             continue
-        groups = conv_groups(read.node)
-        profile = _maps(read)
-        for group in np.arange(owners.size).reshape(groups, -1):
-            of_key = _by_key(group, profile[group])
-            for key in np.unique(profile[group[lost[group]]]).tolist():
-                rows = of_key[key]
-                gone = ~keep[owners[rows]]
-                yield Absorption(read, rows, owners[rows], constants[rows], gone, constant[rows], key, varies=key < 0)
-
-
-def _by_key(positions: Ids, keys: Ids) -> dict[int, Ids]:
-    """Return key -> the positions that have it, in order."""
-    order = np.argsort(keys, kind="stable")
-    found, starts = np.unique(keys[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(positions[order], starts[1:]), strict=True))
+        maps, size = _maps(read), owners.size
+        groups = np.arange(size) // (size // conv_groups(read.node))
+        order = np.lexsort((maps, groups))
+        first = np.diff(groups[order], prepend=-1) != 0
+        first[1:] |= np.diff(maps[order]) != 0
+        gone, constant = gone[order], constant[order]
+        yield _Losses(
+            read, order, np.flatnonzero(first), np.cumsum(first) - 1, owners[order], _values(read)[order], constant,
+            maps[order], gone, constant & gone,
+        )  # fmt: skip
 
 
 def choose_carriers(
@@ -165,9 +230,9 @@ def choose_carriers(
         bool[num_classes] twice: all of them, and those among them that carry constants.
     """
     pending = [
-        absorption
-        for absorption in absorptions(classes, found, wanted, keep)
-        if absorption.carried(exact, border).any() and not (absorption.carriers() & ~absorption.removed).any()
+        losses.absorption(number)
+        for losses in _losses(classes, found, wanted, keep)
+        for number in losses.waiting(exact, border).tolist()
     ]
     chosen, carrying = (np.zeros(classes.num_classes, dtype=bool) for _ in range(2))
     chosen[_greedy_cover([_shares(absorption) for absorption in pending])] = True
@@ -299,6 +364,17 @@ def folds(
         if rest.any() and not absorption.varies:
             result.append(_fold(absorption, rest, *bias_target(graph, read.node)))
     return tuple(result)
+
+
+def new_biases(
+    graph: Graph, classes: ChannelClasses, found: Sequence[Read], wanted: Needs, keep: Mask, border: str, exact: Mask
+) -> frozenset[str]:
+    """Return the nodes that get a bias from the ``folds`` of a ``keep``, without making these."""
+    return frozenset(
+        losses.read.node.name
+        for losses in _losses(classes, found, wanted, keep)
+        if bias_target(graph, losses.read.node) == ("bias", "") and losses.needs_bias(exact, border)
+    )
 
 
 def taken_over(

@@ -16,9 +16,9 @@ from prunec.ir.graph import Graph, Node, Shape
 from prunec.ir.labels import varying
 from prunec.ir.ops import CONTRACTIONS
 from prunec.passes.cost import batch_of, node_cost, params_read
-from prunec.passes.selection.carriers import folds
+from prunec.passes.selection.carriers import new_biases
 from prunec.passes.selection.needs import Needs
-from prunec.passes.selection.select import Demands, Selection, new_biases
+from prunec.passes.selection.select import Demands, Selection, size_of_biases
 from prunec.passes.selection.shapes import grouped, left_per_group, running, shape_left
 
 
@@ -63,10 +63,10 @@ class Recounts:
         self._run(selection.wanted)
         wanted, keep, exact = selection.wanted, selection.keep, selection.exact
         graph, classes = self._facts.graph, self._facts.classes
-        folded = folds(graph, classes, self._found, wanted, keep, selection.border, exact)
+        made = new_biases(graph, classes, self._found, wanted, keep, selection.border, exact)
         params = sum(self._elements[name] for name in self._params_read)
         macs = sum(count for name, count in self._macs.items() if name in wanted.nodes)
-        return macs, params + new_biases(folded, self._rest, self._shape)
+        return macs, params + size_of_biases(made, self._rest, self._shape)
 
     def _follow(self, keep: Mask) -> None:
         """Count anew what a mask leaves otherwise than the one before."""

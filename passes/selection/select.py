@@ -7,7 +7,7 @@ behind carriers.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from prunec.passes.selection.carriers import (
     choose_carriers,
     clashes,
     folds,
+    new_biases,
     sharing,
     taken_over,
 )
@@ -239,13 +240,14 @@ def recount(
     if folded is None:
         wanted, keep, exact = selection.wanted, selection.keep, selection.exact
         at = facts.reads if found is None else found
-        folded = folds(facts.graph, facts.classes, at, wanted, keep, selection.border, exact)
-    return replace(count, params=count.params + new_biases(folded, rest, shape_of))
+        made = new_biases(facts.graph, facts.classes, at, wanted, keep, selection.border, exact)
+    else:
+        made = frozenset(fold.node for fold in folded if fold.kind == "bias" and not fold.target)
+    return replace(count, params=count.params + size_of_biases(made, rest, shape_of))
 
 
-def new_biases(folded: Sequence[Fold], rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
-    """Count the elements of the biases that contractions without one get; shared weights share theirs."""
-    made = {fold.node for fold in folded if fold.kind == "bias" and not fold.target}
+def size_of_biases(made: Collection[str], rest: Graph, shape_of: Callable[[str], Shape | None]) -> int:
+    """Count the elements of the biases that contractions (by name) get; shared weights share theirs."""
     sizes: dict[str, int] = {}
     for node in rest.nodes if made else ():
         shape = shape_of(node.outputs[0]) if node.name in made else None

@@ -16,9 +16,12 @@ from torch import nn
 
 from prunec.api import prune_module
 from prunec.errors import InternalError
+from prunec.frontends.fx.frontend import trace
 from prunec.ir.graph import Graph
 from prunec.ir.plan import Fold, PrunePlan
 from prunec.passes.lowering.lower import lower
+from prunec.passes.selection import carriers
+from prunec.passes.selection.carriers import _losses, absorptions, bias_target, new_biases
 from prunec.passes.selection.select import Selection, plan, select
 from prunec.pipeline.planning import gather_facts
 
@@ -363,3 +366,64 @@ def test_an_exact_border_without_a_carrier_is_a_fault_and_no_bias() -> None:
     selection = replace(select(facts, border="bias"), border="exact")
     with pytest.raises(InternalError, match="no constant stays to carry the borders of conv"):
         plan(facts, selection, ())
+
+
+# --- all of a read's absorptions at once --------------------------------------------------------------
+
+
+class _Mixed(nn.Module):
+    """Depthwise, grouped, transposed and plain convolutions, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            cbr(3, 12), cbr(12, 12, groups=12), cbr(12, 12, groups=3), nn.AvgPool2d(3, 1, 1), cbr(12, 12),
+            nn.ConvTranspose2d(12, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1, bias=False),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("border", ["exact", "bias"])
+def test_absorptions_of_a_read_are_judged_together_as_each_alone(seed: int, border: str) -> None:
+    torch.manual_seed(seed)
+    rng, net = np.random.default_rng(seed), _Mixed().eval()
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.mul_(torch.rand(layer.num_features) > 0.6)
+                layer.bias.copy_(torch.rand(layer.num_features) - 0.3)
+        conv, norm, _ = net.body[4]
+        norm.weight[3], conv.weight[5], norm.weight[5], norm.bias[5] = 1, 2 * conv.weight[3], 1, 2 * norm.bias[3]
+    facts = gather_facts(trace(net, (torch.zeros(1, 3, 12, 12),)).graph)
+    keep, exact = (rng.random(facts.classes.num_classes) > share for share in (0.6, 0.3))
+    wanted = select(facts).wanted
+    given = (facts.classes, facts.reads, wanted, keep)
+    each = [a for a in absorptions(*given) if a.carried(exact, border).any()]
+    expected = [a for a in each if not (a.carriers() & ~a.removed).any()]
+    found = [losses.absorption(n) for losses in _losses(*given) for n in losses.waiting(exact, border).tolist()]
+    assert [(a.read, a.positions.tolist(), a.profile) for a in found] == [
+        (a.read, a.positions.tolist(), a.profile) for a in expected
+    ]
+    into_biases = {
+        a.read.node.name
+        for a in absorptions(*given)
+        if not a.varies and (a.removed & a.constant & ~a.carried(exact, border)).any()
+    }
+    unbiased = {read.node.name for read in facts.reads if bias_target(facts.graph, read.node) == ("bias", "")}
+    assert new_biases(facts.graph, *given, border, exact) == into_biases & unbiased
+
+
+def test_carriers_are_chosen_without_making_an_absorption_of_each_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(cbr(3, 64), cbr(64, 64, groups=64), cbr(64, 8)).eval()
+    with torch.no_grad():
+        net[0][1].weight[::2] = 0
+        net[0][1].bias[:] = 1
+    made = list[int]()
+    absorption = carriers._Losses.absorption
+    monkeypatch.setattr(carriers._Losses, "absorption", lambda s, number: made.append(number) or absorption(s, number))
+    gathered = gather_facts(trace(net, (torch.zeros(1, 3, 12, 12),)).graph)
+    select(gathered)
+    assert len(made) < 8
