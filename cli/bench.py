@@ -53,7 +53,13 @@ if TYPE_CHECKING:
 )
 @provider_option
 @click.option("--runs", type=click.IntRange(min=3), default=30, show_default=True, help="Timed runs of each file.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs and the random criterion.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the inputs and the random criterion.",
+)
 @keep_option
 @json_option
 @debug_option

@@ -189,6 +189,9 @@ def _message(error: Exception) -> tuple[str, int]:
     if reason:
         where = getattr(error, "filename", None) or "the output"
         return str(WriteFailed(f"cannot write {where}", why=reason, do="free some space, or write elsewhere")), 2
+    if isinstance(error, MemoryError):
+        what = f"error[bad-input]: there is not enough memory: {error}".rstrip(": ")
+        return f"{what}\n  do:  give smaller inputs (--input-shape), or less data", PrunecError.exit_status
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"error[bad-input]: {where}{error.strerror}", PrunecError.exit_status

@@ -109,7 +109,11 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     "width, and finer steps if a budget needs them. A number also rounds what exact removal leaves.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and of the check's inputs."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random criterion and of the check's inputs.",
 )
 @click.option(
     "--plan",

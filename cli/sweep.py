@@ -72,7 +72,9 @@ if TYPE_CHECKING:
     metavar="N|auto",
     help="Channels that layers keep come in multiples: a number, or what suits each layer.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random criterion and inputs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random criterion and inputs."
+)
 @click.option(
     "--sensitivity/--no-sensitivity",
     default=True,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(min=0), default=30, show_default=True, help="Timed runs of each file; 0: no latency."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs.")
 @check_time_option
 @inputs_option
 @shape_option

@@ -12,7 +12,8 @@ Characters that file names cannot hold ("/", ":") are written as "_" in INPUT.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from prunec.data.samples import Record, Samples, Source
+from prunec.data.samples import UNREADABLE, Record, Samples, Source
 from prunec.errors import BadInput, MissingDependency
 from prunec.ir.arrays import Array
 from prunec.runtime.probes import Slot
@@ -129,9 +130,9 @@ def _npy(file: Path) -> Source:
 
 def _archive_record(file: Path, slots: Sequence[Slot]) -> Record:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with _archive(file) as archive:
             keys = {_plain(key): key for key in archive.files}
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"cannot read {file}", why=str(error)[:200], do="give files that numpy.savez wrote") from error
     if len(slots) == 1 and len(keys) == 1:
         chosen = {slots[0].name: next(iter(keys.values()))}
@@ -148,9 +149,21 @@ def _archive_record(file: Path, slots: Sequence[Slot]) -> Record:
 
 
 def _from_archive(file: Path, key: str) -> Array:
-    with np.load(file, allow_pickle=False) as archive:
-        found: Array = archive[key]
+    with _archive(file) as archive:
+        found = archive[key]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{key} in it is no array")
     return found
+
+
+@contextmanager
+def _archive(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    with open(file, "rb") as content:  # numpy leaves a damaged one open
+        found = np.load(content, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise ValueError("it is no archive of arrays")
+        with found:
+            yield found
 
 
 def _named_records(root: Path, files: Iterable[Path], slots: Sequence[Slot]) -> list[Record]:

@@ -7,6 +7,8 @@ make up a sample is sample_files.py's; random inputs are probes.py's. Never hold
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
@@ -19,6 +21,8 @@ from prunec.runtime.probes import Feed, Slot
 
 MAX_ROWS = 8
 """Rows of the batches that large arrays are cut into."""
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for a damaged file."""
 _MAX_ELEMENTS = 1 << 21
 """Most elements of an input per batch; a single row may have more."""
 
@@ -144,7 +148,7 @@ def _fitted(source: Source, slot: Slot) -> Array:
     """Read an array; one without a batch axis gets one."""
     try:
         loaded = array = source.load()
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise BadInput(
             f"cannot read {source.where}", why=str(error)[:200], do="give arrays of numbers, as numpy.save writes them"
         ) from error

@@ -61,6 +61,8 @@ class Options:
             raise BadInput(f"residual is {self.residual!r}", do="use tie or expand")
         if self.gates not in ("tie", "fold"):
             raise BadInput(f"gates is {self.gates!r}", do="use tie or fold")
+        if self.seed < 0:
+            raise BadInput(f"seed is {self.seed}", do="give 0 or a larger number")
         if self.multiple_of != AUTO and not (type(self.multiple_of) is int and self.multiple_of >= 1):
             raise BadInput(f"multiple_of is {self.multiple_of!r}", do='give a positive number of channels, or "auto"')
         for name in ("target_macs", "target_params", "target_latency"):

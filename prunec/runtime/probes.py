@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from prunec.errors import BadInput
 from prunec.ir.arrays import Array
 
 Feed = dict[str, Array]
@@ -86,7 +87,12 @@ def feed(kinds: Sequence[InputKind], family: str, seed: int, *, small: bool = Fa
         family: a key of FAMILIES.
         seed: of the random generator.
         small: integer inputs get 0 or 1 only (they may be indices into something short).
+
+    Raises:
+        BadInput: the seed is negative.
     """
+    if seed < 0:
+        raise BadInput(f"seed is {seed}", do="give 0 or a larger number")
     rng = np.random.default_rng([seed, list(FAMILIES).index(family)])
     return {kind.name: _cast(np.asarray(FAMILIES[family](kind.shape, rng)), kind, small) for kind in kinds}
 

@@ -38,6 +38,7 @@ from prunec import api, errors
         (["prune", "digits", "-o", "networks.py"], "is already there"),
         (["prune", "digits", "-o", "a.onnx", "--criterion", "l1"], "budget"),
         (["prune", "digits", "-o", "a.onnx", "--target-macs", "2"], "--target-macs"),
+        (["prune", "digits", "-o", "a.onnx", "--seed", "-1"], "--seed"),
         (["prune", "digits", "-o", "a.onnx", "--plan", "a.onnx"], "--plan and --output are both a.onnx"),
         (["validate", "a.onnx", "b.onnx"], "there is no file a.onnx"),
         (["validate", "networks.py", "networks.py"], "networks.py is not an ONNX model"),
@@ -102,6 +103,17 @@ def test_an_internal_error_names_its_stage(run: Run, monkeypatch: pytest.MonkeyP
         70,
         "internal error in channels: two classes overlap\n  do:  please report this with the model\n> y = conv(x)\n",
     )
+
+
+def test_too_little_memory_is_no_fault_of_prunec(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise MemoryError("Unable to allocate 745. TiB")
+
+    monkeypatch.setattr(api, "analyze_module", broken)
+    status, _, err = run("analyze", "digits")
+    assert status == 2
+    assert "not enough memory: Unable to allocate 745. TiB\n  do:  give smaller inputs" in err
+    assert_one_message(err)
 
 
 def test_an_operating_system_error_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

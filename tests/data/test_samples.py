@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,27 @@ def test_arrays_that_do_not_fit_are_named(tmp_path: Path, array: Any, said: str)
     with pytest.raises(BadInput, match=said) as caught:
         list(read_samples(tmp_path, [IMAGE]))
     assert "a.npy" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "text", "renamed", "member"])
+def test_damaged_archives_are_named(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, images=images(3, 3, 4, 5))
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        file.write_bytes(content[:80] + bytes(40) + content[120:])
+    elif damage == "text":
+        file.write_text("images")
+    elif damage == "renamed":
+        np.save(tmp_path / "a.npy", images(3, 3, 4, 5))
+        (tmp_path / "a.npy").rename(file)
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("images.npy", b"hello")
+    with pytest.raises(BadInput, match=r"cannot read .*a\.npz"):
+        list(read_samples(tmp_path, [IMAGE]))
 
 
 def test_folders_that_do_not_fit_are_told_apart(tmp_path: Path) -> None:
