@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.nn.quantized.modules.linear import LinearPackedParams
 from torch.ao.quantization.stubs import DeQuantStub, QuantStub, QuantWrapper
@@ -36,6 +37,13 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
             "the forward calls functions through torch.cond, torch.while_loop or the like",
             why="what a network does has to be the same for all inputs of a size",
             do="compute what both ways give and choose with torch.where, or take the choice out of the forward",
+        )
+    if isinstance(export_error, DynamicOutputShapeException):
+        return UntraceableModel(
+            f"a size depends on values: {export_error.func} (an index by a mask, nonzero, unique)",
+            why="prunec has to know how large every tensor is",
+            do="index with numbers made once, in __init__ (mask.nonzero()[:, 0] of a fixed mask), or compute all and "
+            "choose with torch.where",
         )
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
