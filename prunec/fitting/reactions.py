@@ -68,6 +68,7 @@ def weights_of_errors(
     """
     measured: dict[str, float] = {}
     first: list[list[Array]] = []
+    stages.keep(outputs)  # later layers may read one, and what they have read is gone
     for number, place in enumerate(places):
         name = place.node.name
         progress(number, len(places))

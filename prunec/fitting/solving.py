@@ -12,8 +12,14 @@ import numpy as np
 from prunec.fitting.grams import Gram
 from prunec.ir.arrays import Array, Floats
 
-EXACT = 1e-9
-"""The ridge of combinations that are only a starting point."""
+_EXACT, _LOOSE, _ENOUGH = 1e-9, 1.0, 2.0
+"""The ridge of combinations that are only a starting point, with enough columns of data (two for each unknown) and with
+fewer: those are met exactly by combinations that say nothing of other data, most wildly by about one column each."""
+
+
+def of_start(count: int, width: int) -> float:
+    """Return the ridge of combinations of ``width`` inputs that ``count`` columns of data show."""
+    return _EXACT if count >= _ENOUGH * width else _LOOSE
 
 
 class Equations:
@@ -50,11 +56,12 @@ class Equations:
         """Return float64[groups, columns, rows] with the least squared error plus the ridge towards ``old``.
 
         Args:
-            ridge: of the mean of the Gram's diagonal; the same each time.
+            ridge: of the mean of the Gram's diagonal, more where there are few columns of data; the same each time.
         """
         from scipy.linalg import lu_factor, lu_solve  # importing scipy takes longer than most analyses
 
         if self._factors is None:
+            ridge *= max(1.0, _ENOUGH * self._gram.total.shape[1] / max(1, self._gram.count)) ** 2
             self._factors = [lu_factor(gram + np.diag(self._damping(gram, ridge))) for gram in self._gram.total]
         parts = zip(self._factors, self._gram.total, self._right, old, strict=True)
         return np.stack([o + lu_solve(factors, right - gram @ o) for factors, gram, right, o in parts])

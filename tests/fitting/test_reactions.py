@@ -98,3 +98,30 @@ def test_what_is_no_score_of_a_class_has_its_squared_error(shapes: tuple[tuple[i
     first = [[rng.standard_normal(shape)] for shape in shapes]  # [1, found] may have another length each time
     second = [[value + rng.standard_normal(value.shape)] for (value,) in first]
     assert distance(first, second, of_classes=True) == pytest.approx(distance(first, second))
+
+
+class _Feature(nn.Module):
+    """Gives a value that later layers read, before the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then = nn.Conv2d(2, 12, 3, padding=1), nn.Conv2d(12, 4, 1)
+        self.after, self.last = nn.Conv2d(4, 12, 3, padding=1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        feature = self.then(torch.relu(self.first(x)))
+        return feature, self.last(torch.relu(self.after(feature)))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_an_output_may_be_read_by_later_layers(tmp_path: Path, as_file: bool) -> None:
+    torch.manual_seed(0)
+    net = _Feature().eval()
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data/x.npy", np.random.default_rng(0).standard_normal((24, 2, 9, 9)).astype(np.float32))
+    how: dict[str, Any] = {"calibration": Calibration(tmp_path / "data"), "target_macs": 0.6, "multiple_of": 1}
+    if as_file:
+        export_onnx(net, (torch.zeros(2, 2, 9, 9),), tmp_path / "net.onnx")
+        assert prune_onnx(tmp_path / "net.onnx", tmp_path / "out.onnx", **how).removed_channels
+    else:
+        assert prune_module(net, (torch.zeros(1, 2, 9, 9),), **how).report.removed_channels
