@@ -254,12 +254,22 @@ def _pinning_most(facts: Facts) -> str:
     classes = facts.classes
     macs = np.where(classes.is_channel, class_cost(facts.graph, classes).macs, 0)
     held: dict[tuple[str, str], float] = {}
+    there: dict[tuple[str, str], list[Ids]] = {}
     for pin in classes.pins:
-        owners = distinct(classes.class_of[pin.ids])
-        held[pin.where, pin.reason] = held.get((pin.where, pin.reason), 0.0) + float(macs[owners].sum())
+        owners, key = distinct(classes.class_of[pin.ids]), (pin.where, pin.reason)
+        held[key] = held.get(key, 0.0) + float(macs[owners].sum())
+        there.setdefault(key, []).append(owners[macs[owners] > 0])
         macs[owners] = 0
-    (where, reason), most = max(held.items(), key=lambda item: item[1], default=(("", ""), 0.0))
-    share = most / max(1, cost(facts.graph).macs)
+    where, reason = key = max(held, key=lambda each: held[each], default=("", ""))
+    if key not in there:
+        return ""
+    # A class counts for the layers that make it and for those that read it: here each layer counts once.
+    counted, found = cost(facts.graph).macs_of, sides(facts.graph, classes)
+    keep = np.ones_like(classes.pinned)
+    keep[np.concatenate(there[key])] = False
+    left = shares(found, keep, found)
+    most = sum(counted.get(name, 0) * (1 - made * read) for name, (made, read) in left.items())
+    share = most / max(1, sum(counted.values()))
     return f"; {where} holds most, the channels of {share:.0%} of the MACs: {reason}" if share >= 0.01 else ""
 
 
