@@ -214,7 +214,7 @@ class Recorder(MetaMode):
             return self._name(operand)
         name = f"literal:{operand}"
         if name not in self._params:
-            array = np.asarray(operand, dtype=np.float64)
+            array = np.asarray(operand, dtype=np.complex128 if isinstance(operand, complex) else np.float64)
             array.flags.writeable = False
             self._params[name] = Param(name, array, literal=True)
         return name

@@ -252,6 +252,32 @@ def test_an_index_by_a_mask_is_refused_with_what_to_do() -> None:
     assert "mask.nonzero()[:, 0]" in str(refused.value)
 
 
+class Turned(nn.Module):
+    """Multiplies by a complex number, and convolves complex channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mid = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 8, 3, dtype=torch.cfloat)
+        self.tail = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.fft.ifft2(torch.fft.fft2(self.conv(x)) * (0.5 + 1j))
+        made: Tensor = self.tail(self.mid(turned).abs())
+        return made
+
+
+def test_complex_numbers_are_followed() -> None:
+    torch.manual_seed(0)
+    net, x = Turned().eval(), torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        net.conv.weight[::3], net.conv.bias[::3] = 0, 0
+        made = prune_module(net, (x,), multiple_of=1)
+        assert made.report.removed_channels >= 4
+        assert torch.allclose(made.module(x), net(x), rtol=1e-5, atol=1e-5)
+        fewer = prune_module(net, (x,), criterion="l1", target_macs=0.6, multiple_of=1).module(x)
+    assert fewer.shape == net(x).shape
+
+
 class Returning(nn.Module):
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()
