@@ -20,7 +20,7 @@ import numpy as np
 from prunec.errors import BadInput
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
 from prunec.fitting.makers import only_reader, towards_reader
-from prunec.fitting.solving import Equations, of_start, products, ridged
+from prunec.fitting.solving import Equations, combinations, products
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import kernel_of
@@ -127,9 +127,7 @@ def combined_start(place: Place) -> Floats:
         gone = np.setdiff1d(np.arange(first.shape[2]), columns[group])
         if gone.size:
             seen = np.append(columns[group], first.shape[2]) if biased else columns[group]
-            total = prior.total[group]
-            mixed = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], of_start(prior.count, len(total)))
-            start[group][: seen.size] += mixed @ weight[:, gone].T
+            start[group][: seen.size] += combinations(prior, group, seen, gone) @ weight[:, gone].T
     return start
 
 
@@ -266,9 +264,7 @@ class Layer:
         prior, gone = self.place.prior, np.setdiff1d(np.arange(channels), kept)
         if prior is not None and gone.size:
             seen = np.append(kept, channels) if biased else kept
-            total = prior.total[0]
-            ridge = of_start(prior.count, len(total))
-            old[0][: seen.size, gone] = ridged(total[np.ix_(seen, seen)], total[np.ix_(seen, gone)], ridge)
+            old[0][: seen.size, gone] = combinations(prior, 0, seen, gone)
         for seen, batch, picked in self._seen():
             equations.add(seen, self.view.inputs(self.before.value(value, batch), picked))
         found = equations.solved(old, how.ridge)[0]

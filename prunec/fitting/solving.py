@@ -10,16 +10,37 @@ from typing import Any
 import numpy as np
 
 from prunec.fitting.grams import Gram
-from prunec.ir.arrays import Array, Floats
+from prunec.ir.arrays import Array, Floats, Ids
 
 _EXACT, _LOOSE, _ENOUGH = 1e-9, 1.0, 2.0
 """The ridge of combinations that are only a starting point, with enough columns of data (two for each unknown) and with
 fewer: those are met exactly by combinations that say nothing of other data, most wildly by about one column each."""
 
 
-def of_start(count: int, width: int) -> float:
-    """Return the ridge of combinations of ``width`` inputs that ``count`` columns of data show."""
-    return _EXACT if count >= _ENOUGH * width else _LOOSE
+_ALIKE = 1e-9
+"""How far the squared correlation of a column with its multiple is below one, at most."""
+
+
+def combinations(gram: Gram, group: int, seen: Ids, gone: Ids) -> Floats:
+    """Return float64[seen, gone]: how inputs that have gone are best made up of those that are seen.
+
+    With few columns of data only multiples of one input are taken to be meant.
+
+    Args:
+        group: the convolution group.
+        seen, gone: indices of the Gram.
+    """
+    total = gram.total[group]
+    among, across = total[np.ix_(seen, seen)], total[np.ix_(seen, gone)]
+    if gram.count >= _ENOUGH * len(total):
+        return _ridged(among, across, _EXACT)
+    found = _ridged(among, across, _LOOSE)
+    sizes = among.diagonal()[:, None] * total.diagonal()[gone][None, :]
+    alike = np.divide(across**2, sizes, out=np.zeros_like(across), where=sizes > 0)
+    first, at = alike.argmax(axis=0), np.flatnonzero(alike.max(axis=0) > 1 - _ALIKE)
+    found[:, at] = 0
+    found[first[at], at] = across[first[at], at] / among.diagonal()[first[at]]
+    return found
 
 
 class Equations:
@@ -83,7 +104,7 @@ def products(found: Floats, seen: Array) -> Array:
     return made if weight.shape[2] == width else made + weight[:, :, width:]
 
 
-def ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
+def _ridged(gram: Floats, right: Floats, how_much: float) -> Floats:
     """Solve a Gram's equations with a ridge, given as a fraction of the mean of its diagonal."""
     ridge = max(how_much * float(gram.diagonal().mean()), 1e-30)
     found: Array = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
