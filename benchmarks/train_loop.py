@@ -3,7 +3,7 @@
 A real run of the ISTA phase (proximal steps, moving average, sums for the log, log rows, checkpoints) and a bare
 loop (zero_grad, forward, backward, SGD) train copies of one network on the same batches, made by the same pipeline, in
 one process, a step of each in turn. Times are added up over blocks of ten log rows; the median over the blocks of the
-run's time over the loop's stands. Checkpoints go by the clock, one a minute; ``checkpoint_ms`` is what one takes.
+run's time over the loop's stands. Checkpoints go by the clock, one a minute.
 
     python benchmarks/train_loop.py --arch resnet20 --batch 125 --blocks 5
 

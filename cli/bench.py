@@ -14,6 +14,7 @@ from prunec.cli.options import (
     keep_option,
     model_argument,
     provider_option,
+    seed_option,
     shape_option,
     weights_option,
 )
@@ -53,13 +54,7 @@ if TYPE_CHECKING:
 )
 @provider_option
 @click.option("--runs", type=click.IntRange(min=3), default=30, show_default=True, help="Timed runs of each file.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the inputs and the random criterion.",
-)
+@seed_option
 @keep_option
 @json_option
 @debug_option

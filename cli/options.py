@@ -119,6 +119,15 @@ keep_option = click.option(
 )
 
 
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of random inputs and of the random criterion.",
+)
+
+
 inputs_option = click.option(
     "--inputs",
     metavar="FOLDER",

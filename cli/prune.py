@@ -23,6 +23,7 @@ from prunec.cli.options import (
     memory_option,
     model_argument,
     normalise_option,
+    seed_option,
     shape_option,
     weights_option,
 )
@@ -108,13 +109,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True)
     help="By score, layers keep multiples of N channels: auto takes 16, 8 or 4, whatever suits kernels at the layer's "
     "width, and finer steps if a budget needs them. A number also rounds what exact removal leaves.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random criterion and of the check's inputs.",
-)
+@seed_option
 @click.option(
     "--plan",
     "plan_file",

@@ -18,6 +18,7 @@ from prunec.cli.options import (
     memory_option,
     model_argument,
     normalise_option,
+    seed_option,
     shape_option,
     weights_option,
 )
@@ -72,9 +73,7 @@ if TYPE_CHECKING:
     metavar="N|auto",
     help="Channels that layers keep come in multiples: a number, or what suits each layer.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random criterion and inputs."
-)
+@seed_option
 @click.option(
     "--sensitivity/--no-sensitivity",
     default=True,

@@ -12,6 +12,7 @@ from prunec.cli.options import (
     inputs_option,
     json_option,
     provider_option,
+    seed_option,
     shape_option,
 )
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(min=0), default=30, show_default=True, help="Timed runs of each file; 0: no latency."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs.")
+@seed_option
 @check_time_option
 @inputs_option
 @shape_option

@@ -120,7 +120,8 @@ class Reconstruction:
         errors = list[float]()
         for number, (facts, edits, result) in enumerate(made):
             self.progress(f"trying choice {number + 1} of {len(made)}")
-            errors.append(self._rough_error(facts, edits, result))
+            found = self._rough_error(facts, edits, result)
+            errors.append(found if np.isfinite(found) else np.inf)
         least = int(np.argmin(errors))
         return least if errors[least] < _CLEARLY * errors[0] else 0
 

@@ -29,6 +29,7 @@ def log_probabilities(scores: Array) -> Floats:
     rows = scores.reshape(len(scores), -1).astype(np.float64)
     if rows.size and rows.min() >= 0 and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
         return np.log(np.maximum(rows, _TINY))
-    rows = rows - rows.max(axis=1, keepdims=True)
-    found: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # infinite scores give NaN, which no judge prefers
+        rows = rows - rows.max(axis=1, keepdims=True)
+        found: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
     return found

@@ -59,7 +59,9 @@ def keeps(net: nn.Module, data: Path, orders: int = 6, criterion: str = "reconst
     return prune_module(net, (torch.zeros(1, 3, 10, 10),), validate=False, **how).plan.keeps
 
 
-@pytest.mark.parametrize(("errors", "wins"), [((1.0, 0.9), 1), ((1.0, 0.97), 0), ((1.0, 1.1), 0)])
+@pytest.mark.parametrize(
+    ("errors", "wins"), [((1.0, 0.9), 1), ((1.0, 0.97), 0), ((1.0, 1.1), 0), ((np.nan, 0.9), 1), ((0.9, np.nan), 0)]
+)
 def test_the_order_with_a_clearly_smaller_error_is_fitted(
     net: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], wins: int
 ) -> None:
