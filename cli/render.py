@@ -20,7 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from prunec.report.findings import Cost
-from prunec.report.wording import MOMENT_NAMES, SCORE_NAMES, common_folder, constant_in, percent, readable
+from prunec.report.wording import (
+    MOMENT_NAMES,
+    SCORE_NAMES,
+    common_folder,
+    constant_in,
+    percent,
+    readable,
+    without_branches,
+)
 
 if TYPE_CHECKING:
     from prunec.check.health import Findings
@@ -255,6 +263,8 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
         _print_calibration(out, report.calibration)
     if report.multiples:
         out.print(f"{report.multiples:,} channels are multiples of others, which take them over")
+    if report.branches:
+        out.print(without_branches(report.branches))
     if report.carriers:
         out.print(f"constant channels that stay as carriers, so that padded borders remain exact: {report.carriers:,}")
     if report.expanded:

@@ -38,12 +38,14 @@ class Constants:
             where the weight is computed from the input.
         observed: per value name, bool of the shape of what is known: elements that no rule told, but a run
             over data (see ``constants``). They hold only while what computes them stays.
+        replaced: names of the values that are to be replaced by constants.
     """
 
     known: Mapping[str, Array]
     params: Mapping[str, Param]
     weights: Mapping[str, Weight]
     observed: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
+    replaced: frozenset[str] = frozenset()
 
     def of(self, name: str) -> Array | None:
         """Return what is known of a value or parameter; None where that is nothing."""
@@ -63,12 +65,14 @@ def constants(
     graph: Graph,
     rules: Mapping[str, Rule] = CONSTANT_RULES,
     observed: Mapping[str, Array] = MappingProxyType({}),
+    replaced: Mapping[str, Array] = MappingProxyType({}),
 ) -> Constants:
     """Find every value, or part of one, that is the same for all inputs.
 
     Args:
         observed: by value name, what a run over data found constant: floats that broadcast against the value,
             NaN where it varies. Taken where no rule knows better, and carried on by the rules from there.
+        replaced: by value name, what is to stand in its place, of the same kind: whatever computes it may go.
 
     Requires: nodes in topological order.
     Ensures:  each array broadcasts against its value's shape and holds no infinity; computed in float64.
@@ -88,7 +92,9 @@ def constants(
             known.update(_evaluate(graph, node, found, weight, rules))
             for name in observed.keys() & set(node.outputs) if observed else ():
                 known[name], seen[name] = _merged(known.get(name), observed[name])
-    return Constants(MappingProxyType(known), graph.params, MappingProxyType(weights), MappingProxyType(seen))
+            known.update({name: replaced[name] for name in node.outputs if name in replaced})
+    told = MappingProxyType(known), graph.params, MappingProxyType(weights)
+    return Constants(*told, observed=MappingProxyType(seen), replaced=frozenset(replaced))
 
 
 def _merged(known: Array | None, observed: Array) -> tuple[Array, Array]:

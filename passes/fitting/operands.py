@@ -86,12 +86,12 @@ class Operand:
 
 
 def operands(facts: Facts) -> tuple[Operand, ...]:
-    """Return every read of channels that could go, in graph order."""
+    """Return every read of channels that could go, in graph order, that anything depends on."""
     free = ~facts.classes.pinned & facts.classes.is_channel
     return tuple(
         _operand(facts, read)
         for read in facts.reads
-        if free[facts.classes.class_of[read.ids]].any() and read.node.op in CONTRACTIONS
+        if free[facts.classes.class_of[read.ids]].any() and read.node.op in CONTRACTIONS and not read.dead.all()
     )
 
 

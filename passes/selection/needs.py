@@ -136,7 +136,7 @@ def _questions(graph: Graph, classes: ChannelClasses, constants: Constants) -> I
         if node.op == "concat":
             for name in node.inputs:
                 yield (name, node.attrs["axis"]), _all_of(name, node.attrs["axis"], classes)
-        elif any(True for _ in _operands_to_cut(graph, node)):
+        elif any(True for _ in operands_to_cut(graph, node)):
             for name in (node.outputs[0], *node.inputs):
                 yield (name, None), _varying_of(name, classes, constants)
 
@@ -175,7 +175,7 @@ def _cut(graph: Graph, node: Node, kept: Kept, constants: Constants) -> tuple[in
     """Return (input index, constant) where one operand of a binary op is constant and the other spans the output."""
     if node.op not in BINARY:
         return None
-    for index in _operands_to_cut(graph, node):
+    for index in operands_to_cut(graph, node):
         if _kept_known(node.outputs[0], kept, constants) is not None:
             return None  # what reads this node's output will cut there, if it can
         known = _kept_known(node.inputs[index], kept, constants)
@@ -184,8 +184,8 @@ def _cut(graph: Graph, node: Node, kept: Kept, constants: Constants) -> tuple[in
     return None
 
 
-def _operands_to_cut(graph: Graph, node: Node) -> Iterator[int]:
-    """Yield the operands of a binary op that may be cut where they are constant: the other one spans the output."""
+def operands_to_cut(graph: Graph, node: Node) -> Iterator[int]:
+    """Yield the places of a binary op's operands that may be cut if they are constant: the other spans the output."""
     if node.op not in BINARY or len(node.inputs) != 2 or node.attrs.get("inner"):
         return
     out, fixed = graph.values[node.outputs[0]].shape, graph.fixed_values()

@@ -21,6 +21,7 @@ from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
 from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
+from prunec.passes.selection.branches import Branch
 from prunec.runtime.probes import Feed
 from prunec.runtime.scores import is_scores, log_probabilities
 
@@ -69,6 +70,7 @@ def weights_of_errors(
     measured: dict[str, float] = {}
     first: list[list[Array]] = []
     stages.keep(outputs)  # later layers may read one, and what they have read is gone
+    stages.expect(place.operand.value for place in places)
     for number, place in enumerate(places):
         name = place.node.name
         progress(number, len(places))
@@ -96,6 +98,48 @@ def weights_of_errors(
         name: (float(np.clip(value, typical / _SPREAD, typical * _SPREAD)), relative.get(name, 1 / per_energy * value))
         for name, value in weights.items()
     }
+
+
+def errors_of_branches(
+    found: Sequence[Branch],
+    stages: Stages,
+    outputs: Sequence[str],
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Mapping[str, tuple[float, Array]]:
+    """Return the name of each branch's value -> (the error of the network's outputs without it, its mean per channel).
+
+    Args:
+        found: in graph order.
+        stages: some samples, nothing run yet.
+        outputs: of the network.
+    """
+    result: dict[str, tuple[float, Array]] = {}
+    first: list[list[Array]] = []
+    found = [branch for branch in found if stages.has(branch.value)]
+    stages.keep(outputs)
+    stages.expect(branch.value for branch in found)
+    for number, branch in enumerate(found):
+        progress(number, len(found))
+        stages.advance([branch.value])
+        first = first or list(stages.rest(outputs, {}))
+        mean = _mean([stages.value(branch.value, batch) for batch in range(stages.num_batches)], branch.axis)
+        if mean is not None:
+            error = distance(first, stages.rest(outputs, {}, {branch.value: mean}))
+            if np.isfinite(error):
+                result[branch.value] = error, mean
+        stages.drop([branch.value])
+    return result
+
+
+def _mean(values: Sequence[Array], axis: int) -> Array | None:
+    """Return the mean per channel, of the values' rank; None if they are no real numbers, or not finite."""
+    if any(value.dtype.kind != "f" or not value.size for value in values):
+        return None
+    others = tuple(other for other in range(values[0].ndim) if other != axis)
+    sums = [value.sum(axis=others, dtype=np.float64, keepdims=True) for value in values]
+    count = sum(value.size // value.shape[axis] for value in values)
+    found: Array = np.sum(sums, axis=0) / count
+    return found if np.isfinite(found).all() else None
 
 
 def _without_a_part(place: Place, matrices: Sequence[Matrix], gram: Gram) -> tuple[Array, Array | None, float]:

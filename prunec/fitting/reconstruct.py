@@ -7,7 +7,7 @@ and prunec/fitting/refit.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
-from prunec.fitting.reactions import distance, num_measured, weights_of_errors
+from prunec.fitting.reactions import distance, errors_of_branches, num_measured, weights_of_errors
 from prunec.fitting.refit import ROUGH, Fitting, Place, refits
 from prunec.fitting.stages import Stages, parts
 from prunec.ir.arrays import Array, Floats
@@ -26,6 +26,7 @@ from prunec.passes.fitting.combinations import Removals, macs_of, params_of, rem
 from prunec.passes.fitting.elimination import Matrix, damped
 from prunec.passes.fitting.operands import Operand, as_matrix, operands, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
+from prunec.passes.selection.branches import Branch, branches, cheapest_first, prefixes
 from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.criteria import score
 from prunec.passes.selection.needs import Needs
@@ -47,9 +48,12 @@ ORDERS: tuple[Order, ...] = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0
 smaller its power, the more evenly layers share the loss, in their own units or relative to what they put out. l1 knows
 nothing of the data, so they can't mislead it."""
 
-_TRIED_ON, _JUDGED_ON, _CLEARLY, _WORK = 96, 192, 0.95, 20e9
-"""Samples that a trial is fitted to, and others that judge it; the part of the first order's error below which another
-one is taken; and the work of one order (cubed widths, in all layers) up to which there are trials."""
+_TRIED_ON, _JUDGED_ON, _WORK = 96, 192, 20e9
+"""Samples that a trial is fitted to, and others that judge it; and the work of one order (cubed widths, in all layers)
+up to which there are trials."""
+
+_PARTS_BY_BRANCHES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
+"""The parts of what is to be saved that whole branches are tried for."""
 
 _LEAST_JUDGED = 1 / 4
 """The part of few samples that judges."""
@@ -103,8 +107,11 @@ class Reconstruction:
     orders: int = len(ORDERS)
     order: Order = ORDERS[0]
     _grams: dict[str, Gram] | None = None
-    _orders: dict[tuple[Order, bool, bytes, bytes], tuple[float, Removals]] = field(default_factory=dict)
+    _orders: dict[tuple[Order, bool, tuple[str, ...], bytes, bytes], tuple[float, Removals]] = field(
+        default_factory=dict
+    )
     _weights: Mapping[str, tuple[float, float]] | None = None
+    _branches: Sequence[tuple[Branch, float, Array]] | None = None
 
     def alternatives(self) -> tuple[Reconstruction, ...]:
         """Return the same data and sums with other orders of channels."""
@@ -112,18 +119,54 @@ class Reconstruction:
         orders = ORDERS[: self.orders] if work <= _WORK else ()
         return tuple(replace(self, order=order) for order in orders if order != self.order)
 
-    def best(self, made: Sequence[tuple[Facts, Edits, Any]]) -> int:
-        """Return which of some pruned networks to fit: the first, unless another is clearly better after a rough fit.
+    def without_branches(
+        self, facts: Facts, to_save: float, *, of_params: bool, frozen: Collection[str] = ()
+    ) -> tuple[Mapping[str, Array], ...]:
+        """Return what some pruned networks put in the place of whole branches: value name -> its mean per channel.
 
-        They are judged on samples that the rough fit has not seen: an order can suit a few samples by chance.
+        Those go first that cost the outputs least for what they save; each of the networks goes without more of them.
+
+        Args:
+            to_save: of the network's MACs or parameters.
+            frozen: nodes that a backend cannot change, as the user knows them.
         """
-        errors = list[float]()
-        for number, (facts, edits, result) in enumerate(made):
-            self.progress(f"trying choice {number + 1} of {len(made)}")
-            found = self._rough_error(facts, edits, result)
-            errors.append(found if np.isfinite(found) else np.inf)
-        least = int(np.argmin(errors))
-        return least if errors[least] < _CLEARLY * errors[0] else 0
+        if not self.alternatives():
+            return ()
+        if self._branches is None:
+            self._branches = self._measured_branches(facts)
+        whole = params_of(facts.graph) if of_params else macs_of(facts.graph)
+        held = {node.name for node in facts.graph.nodes if node.origin in frozen}
+        found = [branch for branch, _, _ in self._branches if not held & {*branch.nodes, branch.node.name}]
+        errors = {branch.value: error for branch, error, _ in self._branches}
+        means = {branch.value: mean for branch, _, mean in self._branches}
+        ranked = cheapest_first(found, errors, whole)
+        return tuple(
+            {branch.value: means[branch.value] for branch in chosen}
+            for chosen in prefixes(ranked, whole, to_save * sum(whole.values()), _PARTS_BY_BRANCHES)
+        )
+
+    def _measured_branches(self, facts: Facts) -> Sequence[tuple[Branch, float, Array]]:
+        """Return the branches that there are, what the outputs lose without each, and its mean."""
+        found = branches(facts.graph, facts.classes, facts.constants)
+        if not found:
+            return ()
+        feeds = parts(self.data.fitted, (num_measured(self.data.first()),), cuts=self.data.cuts)[0]
+        stages = self.opened.over(feeds).original()
+
+        def told(done: int, count: int) -> None:
+            self.progress(f"looking at branch {done + 1} of {count}")
+
+        outputs = [name for name in facts.graph.outputs if stages.has(name)]
+        measured = errors_of_branches(found, stages, outputs, told)
+        return [(branch, *measured[branch.value]) for branch in found if branch.value in measured]
+
+    def error(self, facts: Facts, edits: Edits, result: Any) -> float:
+        """Return the error of a pruned network's outputs after a rough fit, of their variance; infinite if it is NaN.
+
+        It is that of samples which the rough fit has not seen: a choice can suit a few samples by chance.
+        """
+        found = self._rough_error(facts, edits, result)
+        return found if np.isfinite(found) else np.inf
 
     def operands(self, facts: Facts) -> tuple[Operand, ...]:
         """Return the reads of channels that could go; pooled if they are too wide or their product is hidden."""
@@ -145,7 +188,8 @@ class Reconstruction:
     def removals(self, facts: Facts, *, of_params: bool, least: float) -> Removals:
         """Return the order in which channels go, for any budget down to ``least`` of the whole; made once."""
         least = min(least, self.least)
-        key = (self.order, of_params, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
+        replaced = tuple(sorted(facts.constants.replaced))
+        key = (self.order, of_params, replaced, facts.classes.class_of.tobytes(), facts.classes.pinned.tobytes())
         known = self._orders.get(key)
         if known is None or known[0] > least:
             self._orders[key] = known = least, self._removals(facts, of_params=of_params, least=least)
@@ -295,7 +339,8 @@ class Reconstruction:
         chosen = tuple(
             place for place in places(facts, found, edits, by_node) if tensors(place, place.weight, place.vector)
         )
-        return refits(facts.graph, chosen, before, now, how, tensors, told)
+        fixed = {name: known for name, known in facts.constants.known.items() if not np.isnan(known).any()}
+        return refits(facts.graph, chosen, before, now, how, tensors, told, fixed)
 
 
 def can_go(facts: Facts, found: Sequence[Operand], by_node: Mapping[str, Gram]) -> Any:
@@ -315,10 +360,10 @@ def _view(facts: Facts, operand: Operand) -> View:
 def summed(facts: Facts, found: Sequence[Operand], stages: Stages, progress: Callable[[str], None]) -> dict[str, Gram]:
     """Return the Gram of each operand whose weights can make up for lost channels, by node name."""
     result: dict[str, Gram] = {}
-    for number, operand in enumerate(found):
-        if operand.takes == "nothing" or operand.is_depthwise or not stages.has(operand.value):
-            continue
-        progress(f"looking at layer {number + 1} of {len(found)}")
+    looked = [o for o in found if o.takes != "nothing" and not o.is_depthwise and stages.has(o.value)]
+    stages.expect(operand.value for operand in looked)
+    for number, operand in enumerate(looked):
+        progress(f"looking at layer {number + 1} of {len(looked)}")
         stages.advance([operand.value])
         view, gram = _view(facts, operand), Gram(operand.groups, operand.width, ones=operand.biased)
         samples = sum(stages.value(operand.value, batch).shape[0] for batch in range(stages.num_batches))

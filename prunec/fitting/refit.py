@@ -10,9 +10,10 @@ that reader (makers.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from prunec.errors import BadInput
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
 from prunec.fitting.makers import only_reader, towards_reader
 from prunec.fitting.solving import Equations, combinations, products
-from prunec.fitting.stages import Stages
+from prunec.fitting.stages import Stages, in_place_of
 from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import kernel_of
 from prunec.ir.graph import Graph, Node
@@ -158,6 +159,7 @@ class Layer:
         way: the path of its output to a ReLU, if everything else that reaches that ReLU has been fitted, so that
             it is known what the ReLU hides.
         share: of the positions to look at.
+        fixed: what stands in the place of values that the pruned network has no more.
     """
 
     def __init__(
@@ -168,8 +170,9 @@ class Layer:
         now: Stages,
         way: Stream | None = None,
         share: float = 1.0,
+        fixed: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
-        self.share = share
+        self.share, self.fixed = share, fixed
         self.place, self.before, self.now, self.others = place, before, now, tuple(others)
         bends = way is not None and way.passes != (-math.inf, math.inf) and before.has(way.end)
         self.way = way if bends else None
@@ -180,7 +183,7 @@ class Layer:
             place.node, kernel, operand.read.axis, self.matrix.shape[0], pooled=operand.pooled, taps=operand.taps
         )
         names = () if operand.pooled else tuple(name for name, _, _ in self.others)
-        self.reads_now = (operand.value, *names)
+        self.reads_now = (operand.value, *(name for name in names if now.has(name)))
         end = (self.way.end,) if self.way is not None else ()
         self.reads_before = (operand.value,) if operand.pooled else (operand.output, *names, *end)
 
@@ -189,11 +192,6 @@ class Layer:
         self.before.advance(self.reads_before)
         self.now.advance(self.reads_now)
         return self._combined(how) if self.place.operand.pooled else self._solved(how)
-
-    def forget(self) -> None:
-        """Release the data."""
-        self.before.drop(self.reads_before)
-        self.now.drop(self.reads_now)
 
     def _solved(self, how: Fitting) -> tuple[Floats, Floats]:
         """Fit the weights themselves."""
@@ -294,8 +292,12 @@ class Layer:
         if place.kind == "running_mean" and place.was is not None:
             wanted = wanted - place.was.reshape(wanted.shape[0], -1, 1).astype(wanted.dtype)
         for name, sign, scale in self.others:
-            was = self.view.outputs(self.before.value(name, batch), picked, place.outputs)
-            off = was - self.view.outputs(self.now.value(name, batch), picked)
+            whole = self.before.value(name, batch)
+            was = self.view.outputs(whole, picked, place.outputs)
+            if self.now.has(name):
+                off = was - self.view.outputs(self.now.value(name, batch), picked)
+            else:
+                off = was - self.view.outputs(in_place_of(whole, self.fixed[name]), picked, place.outputs)
             wanted = wanted + sign * off / self._per_output(scale, wanted)
         return wanted
 
@@ -321,25 +323,37 @@ def refits(
     how: Fitting,
     tensors: Callable[[Place, Array, Array | None], Mapping[str, Array]],
     progress: Callable[[int, int], None] = lambda *_: None,
+    fixed: Mapping[str, Array] = MappingProxyType({}),
 ) -> tuple[Refit, ...]:
     """Fit all places, front to back.
 
     Args:
         before, now: the original and the pruned network, over the same data.
         tensors: what a fit changes in ``now``: (place, weight, constant's vector) -> contents by name.
+        fixed: value name -> what stands in its place, where nothing computes it any more.
     """
     by_node = {place.node.name: place for place in places}
-    order = depth_first(graph, list(by_node))
+    order = _in_turn(graph, list(by_node)) if now.in_order else depth_first(graph, list(by_node))
+    reads = {name: tuple(_reads(graph, place)) for name, place in by_node.items()}
+    for names in reads.values():
+        before.expect(names)
+        now.expect(names)
     upstream = _upstream(graph, set(by_node))
     done: set[str] = set()
     result = []
+
+    def added_before(way: Stream) -> list[tuple[str, float, Floats]]:
+        """Return the operands of sums on the way whose error is known by now."""
+        there = [other for other in way.others if now.has(other[0]) or other[0] in fixed]
+        return [other for other in there if upstream.get(other[0], frozenset()) <= done]
+
     for number, name in enumerate(order):
         progress(number, len(order))
         place = by_node[name]
         way = stream(graph, place.operand.node, place.operand.rows.size)
-        known = [other for other in way.others if upstream.get(other[0], frozenset()) <= done]
+        known = added_before(way)
         is_last = upstream.get(way.end, frozenset()) <= done | {name}
-        layer = Layer(place, known, before, now, way if is_last else None, how.share)
+        layer = Layer(place, known, before, now, way if is_last else None, how.share, fixed)
         matrix, constant = layer.fit(how)
         if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
             raise BadInput(
@@ -349,18 +363,30 @@ def refits(
             )
         reader = by_node.get(only_reader(graph, place.operand, way)) if how.makers else None
         if reader is not None:
-            joined = stream(graph, reader.operand.node, reader.operand.rows.size).others
-            joined = tuple(other for other in joined if upstream.get(other[0], frozenset()) <= done)
-            onward = Layer(reader, joined, before, now)
+            joined = added_before(stream(graph, reader.operand.node, reader.operand.rows.size))
+            onward = Layer(reader, joined, before, now, fixed=fixed)
             matrix, constant = towards_reader(layer, onward, way, matrix, constant, partial(combined_start, reader))
         weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
         vector = place.vector_for(constant) if place.operand.biased else None
         now.set_tensors(tensors(place, weight, vector))
-        layer.forget()
+        before.drop(filter(before.has, reads[name]))
+        now.drop(filter(now.has, reads[name]))
         done.add(name)
         where = ("none", "", None) if vector is None else (place.kind, place.target, stored(vector))
         result.append(Refit(name, place.operand.weight, stored(weight), *where))
     return tuple(result)
+
+
+def _in_turn(graph: Graph, names: Collection[str]) -> list[str]:
+    """Return contractions as they stand in the graph."""
+    return [node.name for node in graph.nodes if node.name in names]
+
+
+def _reads(graph: Graph, place: Place) -> Iterator[str]:
+    """Yield all values that the fit of a contraction may ask for, each once."""
+    way = stream(graph, place.operand.node, place.operand.rows.size)
+    names = (place.operand.value, place.operand.output, way.end, *(name for name, _, _ in way.others))
+    yield from dict.fromkeys(names)
 
 
 def _upstream(graph: Graph, chosen: set[str]) -> Mapping[str, frozenset[str]]:

@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -26,11 +27,18 @@ class Stages(Protocol):
     @property
     def num_batches(self) -> int: ...
 
+    @property
+    def in_order(self) -> bool:
+        """Whether all nodes in front of a value run before it, whether it needs them or not."""
+
     def has(self, name: str) -> bool:
         """Tell whether a value can be asked for."""
 
     def keep(self, names: Iterable[str]) -> None:
         """Hold on to these values from the moment they are computed; ``drop`` leaves them."""
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Hold on to these values, if there are such, until each was dropped as often as it was expected."""
 
     def advance(self, names: Iterable[str]) -> None:
         """Run the nodes that these values need, on all data."""
@@ -41,11 +49,22 @@ class Stages(Protocol):
     def drop(self, names: Iterable[str]) -> None:
         """Release values that were asked for; those that later nodes read stay."""
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
-        """Yield the values of each batch for other contents of later parameters; nothing is kept."""
+    def rest(
+        self, names: Iterable[str], tensors: Mapping[str, Array], replaced: Mapping[str, Array] = MappingProxyType({})
+    ) -> Iterator[list[Array]]:
+        """Yield the values of each batch for other contents of later parameters; nothing is kept.
+
+        Args:
+            replaced: arrays that later nodes read in place of values that ``advance`` has computed; they broadcast.
+        """
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         """Give parameters new contents, from here on."""
+
+
+def in_place_of(value: Array, replaced: Array) -> Array:
+    """Return an array of the size and kind of a value, filled with what is to be read in its place."""
+    return np.ascontiguousarray(np.broadcast_to(replaced, value.shape).astype(value.dtype))
 
 
 def parts(feeds: Sequence[Feed], counts: Sequence[int], *, cuts: bool) -> list[list[Feed]]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from prunec.backends.fx.copies import copies
 from prunec.backends.fx.origin import ORIGIN, origin_of
@@ -50,7 +53,7 @@ class ModuleStages:
         self._module = copy.deepcopy(module, copies(module)).eval()
         for was, n in zip(module.graph.nodes, self._module.graph.nodes, strict=True):
             n.meta[ORIGIN] = origin_of(was)
-        self._in_order = _without_in_place(self._module)
+        self.in_order = _without_in_place(self._module)
         self._nodes = [n for n in self._module.graph.nodes if n.op != "output"]
         self._at = {n: number for number, n in enumerate(self._nodes)}
         names: dict[str, str] = {}
@@ -62,6 +65,7 @@ class ModuleStages:
         self._done: set[fx.Node] = set()
         self._wanted: set[fx.Node] = set()
         self._held = frozenset[fx.Node]()
+        self._expected = Counter[fx.Node]()
         self.num_batches = len(feeds)
         self._kept: list[dict[fx.Node, Any]] = [{} for _ in feeds]
         self._given = [arguments(traced, feed) for feed in feeds]
@@ -82,6 +86,9 @@ class ModuleStages:
         self._held |= frozenset(self._node_of[name] for name in names)
         self._wanted |= self._held
 
+    def expect(self, names: Iterable[str]) -> None:
+        self._expected.update(self._node_of[name] for name in names if self.has(name))
+
     def advance(self, names: Iterable[str]) -> None:
         wanted = [self._node_of[name] for name in names]
         self._wanted.update(wanted)
@@ -101,17 +108,23 @@ class ModuleStages:
     def drop(self, names: Iterable[str]) -> None:
         for n in {self._node_of[name] for name in names} - self._held:
             self._wanted.discard(n)
+            self._expected -= Counter([n])
             if not self._is_kept(n):
                 for kept in self._kept:
                     kept.pop(n, None)
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
+    def rest(
+        self, names: Iterable[str], tensors: Mapping[str, Array], replaced: Mapping[str, Array] = MappingProxyType({})
+    ) -> Iterator[list[Array]]:
         wanted = [self._node_of[name] for name in names]
         own = {name: _content(self._module, name) for name in tensors}
         self.set_tensors(tensors)
         try:
             for kept, given in zip(self._kept, self._given, strict=True):
                 env = dict(kept)
+                for name, array in replaced.items():
+                    was = kept[self._node_of[name]]
+                    env[self._node_of[name]] = torch.from_numpy(np.array(array)).to(was).expand_as(was)
                 with torch.no_grad():
                     interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
                     interpreter.env = env
@@ -130,10 +143,14 @@ class ModuleStages:
                 tensor.copy_(torch.from_numpy(np.array(array)).reshape(tensor.shape))
 
     def _is_kept(self, n: fx.Node) -> bool:
-        return n in self._wanted or any(user not in self._done and user.op != "output" for user in n.users)
+        return (
+            n in self._wanted
+            or self._expected[n] > 0
+            or any(user not in self._done and user.op != "output" for user in n.users)
+        )
 
     def _needed(self, wanted: Sequence[fx.Node]) -> list[fx.Node]:
-        if self._in_order:
+        if self.in_order:
             last = max((self._at[n] for n in wanted if n not in self._done), default=-1)
             return [n for n in self._nodes[: last + 1] if n not in self._done]
         pending, found = [n for n in wanted if n not in self._done], set[fx.Node]()
@@ -188,10 +205,50 @@ def _without_in_place(module: fx.GraphModule) -> bool:
             n.kwargs = {**n.kwargs, "inplace": False}
         if n.op == "call_function" and n.target in _PLAIN:
             n.target = _PLAIN[n.target]
-        name = str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")
-        in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
-        left = left or n.target is operator.setitem or (n.op in ("call_method", "call_function") and in_place)
+        if n.target is operator.setitem or _is_in_place(n):
+            left = not _made_plain(n) or left
     return left
+
+
+def _is_in_place(n: fx.Node) -> bool:
+    name = str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")
+    in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
+    return in_place and n.op in ("call_method", "call_function")
+
+
+def _made_plain(n: fx.Node) -> bool:
+    """Replace an in-place call by the ordinary one if nobody can tell: what it writes to is new, and read by it alone.
+
+    Returns:
+        Whether that was done.
+    """
+    written = n.args[0] if n.args else None
+    if not isinstance(written, fx.Node) or n.kwargs or len(written.users) > 1 or not _is_new(written):
+        return False
+    if n.op == "call_method" and hasattr(torch.Tensor, str(n.target)[:-1]):
+        n.target = str(n.target)[:-1]
+        return True
+    plain = _PLAIN_FUNCTIONS.get(getattr(n.target, "__name__", ""))
+    if n.op == "call_function" and plain is not None:
+        n.target = plain
+        return True
+    return False
+
+
+_PLAIN_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    f"{f.__name__}_": f for f in (F.relu, F.leaky_relu, F.elu, F.celu, F.selu, F.hardtanh, torch.sigmoid, torch.tanh)
+}
+_NEW = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+"""Layers whose result is no view, whatever they are given."""
+_NEW_METHODS = ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh")
+_NEW_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, torch.cat, torch.add, torch.mul, F.conv2d)
+
+
+def _is_new(n: fx.Node) -> bool:
+    """Tell whether a node's result shares its memory with nothing."""
+    if n.op == "call_module":
+        return isinstance(n.graph.owning_module.get_submodule(str(n.target)), _NEW)
+    return n.target in {"call_function": _NEW_FUNCTIONS, "call_method": _NEW_METHODS}.get(n.op, ())
 
 
 def runner(traced: Traced, module: nn.Module) -> Callable[[Feed], list[Array]]:

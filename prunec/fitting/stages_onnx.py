@@ -6,13 +6,15 @@ earlier pieces and returns those that later ones read. No torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from prunec.fitting.stages import Store
+from prunec.fitting.stages import Store, in_place_of
 from prunec.ir.arrays import Array
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
@@ -27,6 +29,8 @@ class OnnxStages:
         limit: bytes of activations kept in memory.
         name: how messages call the model.
     """
+
+    in_order = False
 
     def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feed], limit: int, name: str) -> None:
         self._model, self._name = model, name
@@ -49,6 +53,7 @@ class OnnxStages:
         self._done = [False] * len(self._nodes)
         self._wanted: set[str] = set()
         self._held = frozenset[str]()
+        self._expected = Counter[str]()
         self._store = Store(limit)
         self.num_batches = len(feeds)
         for batch, feed in enumerate(feeds):
@@ -62,6 +67,9 @@ class OnnxStages:
         self._held |= frozenset(names)
         self._wanted |= self._held
 
+    def expect(self, names: Iterable[str]) -> None:
+        self._expected.update(name for name in names if self.has(name))
+
     def advance(self, names: Iterable[str]) -> None:
         wanted = list(dict.fromkeys(names))
         self._wanted.update(wanted)
@@ -71,7 +79,7 @@ class OnnxStages:
         for at in ahead:
             self._done[at] = True
         made, given = self._made(ahead), self._given(ahead)
-        kept = [name for name in made if name in self._wanted or self._is_read_ahead(name)]
+        kept = [name for name in made if self._is_kept(name)]
         self._run(ahead, given, kept)
         for name in given:
             self._forget(name)
@@ -82,9 +90,12 @@ class OnnxStages:
     def drop(self, names: Iterable[str]) -> None:
         for name in set(names) - self._held:
             self._wanted.discard(name)
+            self._expected -= Counter([name])
             self._forget(name)
 
-    def rest(self, names: Iterable[str], tensors: Mapping[str, Array]) -> Iterator[list[Array]]:
+    def rest(
+        self, names: Iterable[str], tensors: Mapping[str, Array], replaced: Mapping[str, Array] = MappingProxyType({})
+    ) -> Iterator[list[Array]]:
         wanted = list(names)
         ahead = self._needed(wanted)
         given, kept = self._given(ahead), [name for name in wanted if name not in self._store]
@@ -97,6 +108,7 @@ class OnnxStages:
         runner = sessions.open_runner(piece, self._name, "cpu", optimise=True)
         for batch in range(self.num_batches):
             feed = {name: self._store.get(name, batch) for name in given}
+            feed.update({name: in_place_of(feed[name], replaced[name]) for name in replaced if name in feed})
             made = dict(zip(kept, runner.session.run(None, feed) if kept else (), strict=True))
             yield [made[name] if name in made else self._store.get(name, batch) for name in wanted]
 
@@ -117,8 +129,11 @@ class OnnxStages:
     def _is_read_ahead(self, name: str) -> bool:
         return any(not self._done[at] for at in self._readers.get(name, ()))
 
+    def _is_kept(self, name: str) -> bool:
+        return name in self._wanted or self._expected[name] > 0 or self._is_read_ahead(name)
+
     def _forget(self, name: str) -> None:
-        if name not in self._wanted and not self._is_read_ahead(name):
+        if not self._is_kept(name):
             self._store.drop(name)
 
     def _needed(self, names: Iterable[str]) -> list[int]:

@@ -6,8 +6,9 @@ reporting.py and checking.py come after it; the choice itself is made in passes/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -49,6 +50,7 @@ def gather_facts(
     keep: Sequence[str] = (),
     frozen: Mapping[str, str] | None = None,
     observed: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({}),
+    replaced: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({}),
 ) -> Facts:
     """Run the analysis passes over a graph.
 
@@ -56,9 +58,10 @@ def gather_facts(
         keep: shell patterns of parameters and nodes to leave alone.
         frozen: nodes that a backend cannot rewrite, and why.
         observed: what calibration found constant; see passes.constants.
+        replaced: constants that are to stand in the place of whole branches; see there.
     """
     classes = channels(graph, keep, frozen)
-    known = constants(graph, observed=observed)
+    known = constants(graph, observed=observed, replaced=replaced)
     live = liveness(graph, known)
     return Facts(graph, classes, known, live, reads(graph, classes, known, live))
 
@@ -119,8 +122,12 @@ def scores_of(
     assert data is not None
     goals = (options.target_macs, options.target_params, options.target_latency)
     least = min(goal for goal in goals if goal is not None)
-    of_params = options.target_macs is None and options.target_latency is None
-    return data.scores(facts, of_params=of_params, least=least)
+    return data.scores(facts, of_params=_of_params(options), least=least)
+
+
+def _of_params(options: Options) -> bool:
+    """Tell whether it is parameters that are to be saved."""
+    return options.target_macs is None and options.target_latency is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,6 +174,90 @@ class _Draft:
         return any(node.origin == origin and node.name in biased for node in self.planned.facts.graph.nodes)
 
 
+@dataclass(slots=True, eq=False)
+class _Trial(Generic[Result]):
+    """A plan that was carried out without the fit.
+
+    Args:
+        known: the error of the outputs after a rough fit, once it was asked for.
+    """
+
+    draft: _Draft
+    edits: Edits
+    result: Result
+    known: float | None = None
+
+    @property
+    def facts(self) -> Facts:
+        return self.draft.planned.facts
+
+    def error(self, data: Reconstruction) -> float:
+        if self.known is None:
+            self.known = data.error(self.facts, self.edits, self.result)
+        return self.known
+
+
+_CLEARLY = 0.95
+"""The part of the first plan's error below which another one is taken."""
+
+Means = Mapping[str, np.ndarray[Any, Any]]
+"""What stands in the place of whole branches: value name -> its mean per channel, of the value's rank."""
+
+
+def _of_orders(
+    first: _Trial[Result],
+    data: Reconstruction,
+    drafted: Callable[[Reconstruction], _Draft],
+    carried: Callable[[_Draft], _Trial[Result]],
+) -> tuple[_Trial[Result], Reconstruction]:
+    """Return the first plan, or that of another order of channels which is clearly better, with its order."""
+    seen, trials = [first.draft.keeps], [(first, data)]
+    for other in data.alternatives():
+        draft = drafted(other)
+        if draft.keeps not in seen:
+            seen.append(draft.keeps)
+            trials.append((carried(draft), other))
+    if len(trials) == 1:
+        return trials[0]
+    for number, (trial, _) in enumerate(trials):
+        data.progress(f"trying order {number + 1} of {len(trials)}")
+        trial.error(data)
+    best = min(trials, key=lambda each: each[0].error(data))
+    return best if best[0].error(data) < _CLEARLY * first.error(data) else trials[0]
+
+
+def _of_branches(
+    first: _Trial[Result],
+    data: Reconstruction,
+    options: Options,
+    drafted: Callable[[Means], _Draft],
+    carried: Callable[[_Draft], _Trial[Result]],
+    frozen: Collection[str],
+) -> _Trial[Result]:
+    """Return a plan, or one that does without whole branches if it is clearly better, with as many as are best."""
+    share = options.target_params if _of_params(options) else options.target_macs
+    assert share is not None
+    best, last = first, np.inf
+    for replaced in data.without_branches(first.facts, 1 - share, of_params=_of_params(options), frozen=frozen):
+        draft = drafted(replaced)
+        if not draft.fits or not _all_cut(draft.planned, replaced):
+            continue
+        trial = carried(draft)
+        data.progress(f"trying without {len(replaced)} branches")
+        if trial.error(data) >= last:
+            break
+        last = trial.error(data)
+        best = trial if last < _CLEARLY * first.error(data) else best
+    return best
+
+
+def _all_cut(job: Job[Any], replaced: Means) -> bool:
+    """Tell whether nothing computes the branches that are replaced any more."""
+    wanted = job.selection.wanted
+    made = {name for node in job.facts.graph.nodes if node.name in wanted.nodes for name in node.outputs}
+    return made.isdisjoint(replaced)
+
+
 def _chooses(options: Options, target: Target | None) -> bool:
     """Tell whether data choose the channels, and not for a time that was measured with the channels chosen."""
     by_data = options.criterion is not None and needs(options.criterion) == "data"
@@ -196,31 +287,30 @@ def plan_and_apply(
     frozen: dict[str, str] = {}
     unbiased: set[str] = set()
 
-    def drafted(data: Reconstruction | None) -> _Draft:
-        planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target)
+    def drafted(data: Reconstruction | None, replaced: Means = MappingProxyType({})) -> _Draft:
+        planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target, replaced)
         if data is None or options.criterion is None or not options.compensate or not planned.plan.keeps:
             return _Draft(planned, planned.plan, fits=False)
         wanted, new = planned.selection.wanted, options.target_params is None
         return _Draft(planned, data.prepared(planned.facts, planned.plan, wanted, frozenset(unbiased), new=new))
 
+    def carried(draft: _Draft) -> _Trial[Result]:
+        facts = draft.planned.facts
+        edits = lower(facts.graph, facts.classes, draft.prepared, facts.constants)
+        return _Trial(draft, edits, apply(facts.graph, edits))
+
     while True:
-        drafts = [drafted(data)]
-        fits = fit and data is not None and drafts[0].fits
-        if fits and data is not None and _chooses(options, target):
-            drafts += [drafted(other) for other in data.alternatives()]
-            drafts = [each for at, each in enumerate(drafts) if each.keeps not in [d.keeps for d in drafts[:at]]]
-        draft = drafts[0]
+        draft = drafted(data)
         try:
-            made = list[tuple[Facts, Edits, Result]]()
-            for draft in drafts:
-                facts = draft.planned.facts
-                edits = lower(facts.graph, facts.classes, draft.prepared, facts.constants)
-                made.append((facts, edits, apply(facts.graph, edits)))
-            chosen = data.best(made) if len(made) > 1 and data is not None else 0
-            draft, (facts, edits, result) = drafts[chosen], made[chosen]
-            if not fits or data is None:
-                return replace(draft.planned, result=result)
-            fitted = data.fitted(facts, draft.prepared, edits, result)
+            if data is None or not (fit and draft.fits):
+                return replace(draft.planned, result=carried(draft).result)
+            trial = carried(draft)
+            if _chooses(options, target):
+                trial, ordered = _of_orders(trial, data, drafted, carried)
+                if options.residual == "tie" and options.gates == "tie":
+                    trial = _of_branches(trial, data, options, partial(drafted, ordered), carried, frozen)
+            draft, facts = trial.draft, trial.facts
+            fitted = data.fitted(facts, draft.prepared, trial.edits, trial.result)
             result = apply(facts.graph, lower(facts.graph, facts.classes, fitted, facts.constants))
             return replace(draft.planned, plan=fitted, result=result)
         except CannotRewrite as error:
@@ -261,17 +351,19 @@ def _planned(
     observed: Observed | None,
     data: Reconstruction | None,
     target: Target | None,
+    replaced: Means,
 ) -> Job[Any]:
     """Plan with proven constants and, if data were given, with those that they show."""
 
     def planned(found: Mapping[str, np.ndarray[Any, Any]]) -> Job[Any]:
-        facts, rewrites = _rewritten(graph, options, frozen, found)
+        facts, rewrites = _rewritten(graph, options, frozen, found, replaced)
         selection, reason = choose(facts, options, saliency, data, target)
         made = plan(facts, selection, inputs, reason=reason)
         if data is None and options.criterion is not None and options.compensate and not made.exact:
             from prunec.passes.fitting.means import mean_folds
 
             made = replace(made, folds=(*made.folds, *mean_folds(facts, made)))
+        made = replace(made, exact=made.exact and not replaced)
         return Job(facts, selection, replace(made, **rewrites), None)
 
     proven = planned({})
@@ -286,12 +378,16 @@ def _planned(
 
 
 def _rewritten(
-    graph: Graph, options: Options, frozen: Mapping[str, str], found: Mapping[str, np.ndarray[Any, Any]]
+    graph: Graph,
+    options: Options,
+    frozen: Mapping[str, str],
+    found: Mapping[str, np.ndarray[Any, Any]],
+    replaced: Means,
 ) -> tuple[Facts, dict[str, Any]]:
     """Return the facts of the graph, rewritten where the options ask for it and it pays, and the rewrites."""
 
     def analyse(rewritten: Graph) -> Facts:
-        return gather_facts(rewritten, options.keep, frozen, found)
+        return gather_facts(rewritten, options.keep, frozen, found, replaced)
 
     facts, notes = analyse(graph), dict[str, Any]()
     how: dict[str, Any] = {"border": options.border, "multiple_of": options.rounding}

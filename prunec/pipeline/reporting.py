@@ -61,6 +61,7 @@ def no_larger(source: OnnxSource, staged: Path, report: PruneReport) -> PruneRep
         carriers=0,
         expanded=(),
         gates=(),
+        branches=(),
         message=f"nothing was removed: without {report.removed_channels} channels the file would be larger "
         f"({sizes[1]:,} bytes instead of {sizes[0]:,}), because of what replaces them; it is written unchanged",
     )

@@ -97,7 +97,16 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
         expanded=tuple(_expanded(facts, selection, plan)),
         gates=tuple(_gates(facts, selection, plan)),
         notes=(*_open_sizes(facts.graph), *remnants(facts.graph)),
+        branches=tuple(_without_branch(facts, selection)),
     )
+
+
+def _without_branch(facts: Facts, selection: Selection) -> Iterator[str]:
+    """Yield the sums of which one operand was replaced by its mean."""
+    for node in facts.graph.nodes:
+        cut = [name for at, name in enumerate(node.inputs) if (node.name, at) in selection.wanted.cuts]
+        if not facts.constants.replaced.isdisjoint(cut):
+            yield node.origin
 
 
 def _open_sizes(graph: Graph) -> Iterator[str]:

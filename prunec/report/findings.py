@@ -380,6 +380,7 @@ class PruneReport:
         agreement: with a criterion and data: the result against the original on held-out samples; else None.
         latency: the measured times, if a share of the time was asked for; else None.
         multiples: how many of the removed channels were multiples of channels that stay, which take them over.
+        branches: the sums (nodes) of which one operand went as a whole, every layer of it; its mean is added instead.
     """
 
     model: str
@@ -403,6 +404,7 @@ class PruneReport:
     agreement: Agreement | None = None
     latency: Latency | None = None
     multiples: int = 0
+    branches: tuple[str, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; ``validation`` is null if it was left out."""

@@ -23,6 +23,7 @@ from prunec.report.run_page import (
     sizes,
     tiles,
 )
+from prunec.report.wording import without_branches
 
 
 def prune_page(report: PruneReport, output: str) -> str:
@@ -32,7 +33,7 @@ def prune_page(report: PruneReport, output: str) -> str:
         output: where the pruned network is.
     """
     document = report.to_json_dict()
-    said = [*([report.message] if report.message else []), *report.notes]
+    said = [*filter(None, [report.message, without_branches(report.branches)]), *report.notes]
     body = [
         f"<h1>{text(report.model)}</h1>",
         f'<p class="soft">prunec prune, written to {text(output)}: {text(report.reason)}; {_kind(report)}</p>',

@@ -56,3 +56,12 @@ def constant_in(item: Blocked, max_layers: int | None = None, max_channels: int 
         parts.append(f"{layer.node}: {indices}" + (f" and {rest} more" if rest else ""))
     layers = len(item.layers) - len(parts)
     return "; ".join(parts) + (f"; {layers} more layers" if layers else "")
+
+
+def without_branches(sums: Iterable[str]) -> str:
+    """Say which branches went as a whole, given the sums that they led to; "" if none did."""
+    found = list(sums)
+    if not found:
+        return ""
+    many = f"{len(found)} branches that shortcuts bypass" if len(found) > 1 else "a branch that a shortcut bypasses"
+    return f"went as a whole, with a mean added in its place: {many}, at {', '.join(found)}"

@@ -67,9 +67,11 @@ def test_the_order_with_a_clearly_smaller_error_is_fitted(
 ) -> None:
     alone = []
     monkeypatch.setattr(reconstruct, "ORDERS", ((1.0, 0.0), (0.0, 0.0)))
-    for number in range(2):
+    monkeypatch.setattr(Reconstruction, "without_branches", lambda *_, **__: ())
+    for pair in ((0.0, 1.0), (1.0, 0.0)):
         with monkeypatch.context() as patched:
-            patched.setattr(Reconstruction, "best", lambda self, made, number=number: number)
+            given = iter(pair)
+            patched.setattr(Reconstruction, "error", lambda *_, given=given: next(given))
             alone.append(keeps(net, data))
     assert alone[0] != alone[1]
     told = iter(errors)
@@ -112,7 +114,7 @@ def test_orders_are_judged_on_samples_that_their_fits_have_not_seen(
         return over(self, feeds)
 
     monkeypatch.setattr(OpenedModule, "over", told)
-    monkeypatch.setattr(Reconstruction, "best", lambda self, made: 0 * int(self._rough_error(*made[0])))
+    monkeypatch.setattr(Reconstruction, "without_branches", lambda *_, **__: ())
     keeps(net, data)
     judges, fitted = given[-2:]
     assert (len(fitted), len(judges)) == (23, 7)
