@@ -6,7 +6,10 @@ Each network is exported, pruned by `prunec prune --criterion l1 --target-macs F
 Runtime on one thread of the CPU: both files are opened anew in each round and run in turns, and the round in the middle
 counts. The goal is a ratio of measured over promised speed-up of at least 0.8 for each. MODEL is whatever `prunec
 prune` takes; without any: resnet18, mobilenet_v2, efficientnet_b0, hrnet_w18_small at 224x224 and resnet56 at 32x32.
-Accuracy is not looked at, so the weights are random where no file is given.
+Accuracy is not looked at, so the weights are random where no file is given. With --calibrate the data choose the
+channels, as they do by default where there are some; with --weights an architecture has those of a file:
+
+    OMP_NUM_THREADS=1 python benchmarks/speedup.py resnet56 --weights cifar10-resnet56.safetensors --calibrate IMAGES
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from safetensors.torch import load_file
 
 from prunec.api import prune_onnx
+from prunec.data.calibration import Calibration
 from prunec.lookup.resolve import OnnxModel, resolve
 from prunec.pipeline.export import export_onnx
 from prunec.runtime.model_inputs import input_kinds
@@ -66,9 +71,13 @@ def measure(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any
         path = model.path
     else:
         path = folder / "before.onnx"
+        if given.weights is not None:
+            model.module.load_state_dict(load_file(given.weights), strict=False)
         export_onnx(model.module, model.example_inputs, path)
     after = folder / "after.onnx"
-    options = {"criterion": "l1", "target_macs": given.target_macs, "multiple_of": given.multiple_of}
+    options: dict[str, Any] = {"target_macs": given.target_macs, "multiple_of": given.multiple_of, "criterion": "l1"}
+    if given.calibrate is not None:
+        options |= {"criterion": None, "calibration": Calibration(given.calibrate)}
     report = prune_onnx(path, after, validate=False, **options)
     times = latencies(path, after, given.rounds, given.runs, given.seconds)
     promised, measured = report.before.macs / report.after.macs, times[0] / times[1]
@@ -97,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     parser.add_argument("--target-macs", type=float, default=0.5)
     parser.add_argument("--multiple-of", type=lambda text: text if text == "auto" else int(text), default="auto")
+    parser.add_argument("--calibrate", type=Path, help="a folder of inputs; l1 chooses without")
+    parser.add_argument("--weights", type=Path, help="of an architecture, a .safetensors file")
     parser.add_argument("--rounds", type=int, default=7, help="times that both files are opened")
     parser.add_argument("--runs", type=int, default=40, help="runs of each file in a round, at most")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a round, at most")

@@ -19,9 +19,9 @@ from prunec.fitting.grams import Gram
 from prunec.fitting.refit import Place
 from prunec.fitting.stages import Stages
 from prunec.ir.arrays import Array, Floats
+from prunec.passes.fitting.branches import Branch
 from prunec.passes.fitting.elimination import Matrix
 from prunec.passes.fitting.operands import as_matrix, from_matrix, unpooled
-from prunec.passes.selection.branches import Branch
 from prunec.runtime.probes import Feed
 from prunec.runtime.scores import is_scores, log_probabilities
 

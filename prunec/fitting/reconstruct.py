@@ -22,11 +22,11 @@ from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import bias_of, channel_axis, kernel_of
 from prunec.ir.edits import Edits
 from prunec.ir.plan import Fold, PrunePlan, Refit
+from prunec.passes.fitting.branches import Branch, branches, cheapest_first, prefixes
 from prunec.passes.fitting.combinations import Removals, macs_of, params_of, removals
 from prunec.passes.fitting.elimination import Matrix, damped
 from prunec.passes.fitting.operands import Operand, as_matrix, operands, pooled, weight_shape, within
 from prunec.passes.fitting.streams import stream
-from prunec.passes.selection.branches import Branch, branches, cheapest_first, prefixes
 from prunec.passes.selection.carriers import bias_target
 from prunec.passes.selection.criteria import score
 from prunec.passes.selection.needs import Needs

@@ -16,8 +16,8 @@ from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import write_onnx
 from prunec.frontends.fx.frontend import trace
 from prunec.frontends.onnx.frontend import load_onnx, trace_onnx
+from prunec.passes.fitting.branches import Branch, branches, cheapest_first, prefixes
 from prunec.passes.lowering.lower import lower
-from prunec.passes.selection.branches import Branch, branches, cheapest_first, prefixes
 from prunec.passes.selection.select import plan, select
 from prunec.pipeline.export import export_onnx
 from prunec.pipeline.planning import gather_facts
