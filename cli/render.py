@@ -260,7 +260,7 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
             f"{found.original_ms:.3g} -> {found.pruned_ms:.3g} ms in ONNX Runtime ({found.provider}, one thread)"
         )
     if report.calibration is not None:
-        _print_calibration(out, report.calibration)
+        _print_calibration(out, report.calibration, judged=bool(report.agreement and report.agreement.samples))
     if report.multiples:
         out.print(f"{report.multiples:,} channels are multiples of others, which take them over")
     if report.branches:
@@ -296,7 +296,12 @@ def show_prune(report: PruneReport, output: str, *, untried: Sequence[str] = ())
     out.print(Text(f"wrote {output}"))
 
 
-def _print_calibration(out: Console, found: CalibrationReport) -> None:
+def _print_calibration(out: Console, found: CalibrationReport, *, judged: bool) -> None:
+    """Print what was constant on the data.
+
+    Args:
+        judged: the result is measured on held-out samples below.
+    """
     out.print(
         f"{found.samples:,} samples from {found.data}: {found.constant_channels:,} channels stay within "
         f"{found.tolerance:g} of a constant; {found.removed_channels:,} output channels went for that reason alone"
@@ -306,7 +311,7 @@ def _print_calibration(out: Console, found: CalibrationReport) -> None:
             f"{found.contradicted_channels:,} more looked constant until the {found.held_out:,} held-out samples"
             + (": more data may well contradict others" if found.contradicted_channels else "")
         )
-    else:
+    elif not judged:
         tell("note: too few samples to hold some out, so nobody knows whether other data would agree")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunec.api import analyze_module, analyze_onnx, prune_module, prune_onnx
     from prunec.check.validate import validate_onnx
+    from prunec.data.calibration import Calibration
     from prunec.errors import PrunecError
     from prunec.ir.plan import PrunePlan
     from prunec.pipeline.apply_onnx import apply_plan_onnx
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Calibration",
     "PrunePlan",
     "PrunecError",
     "PrunedModel",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOME = MappingProxyType(
     {
+        "Calibration": "prunec.data.calibration",
         "PrunePlan": "prunec.ir.plan",
         "PrunecError": "prunec.errors",
         "PrunedModel": "prunec.toolchain.models",

@@ -96,7 +96,7 @@ def prune_module(
     validate: bool = True,
     tolerance: float = 1e-4,
     saliency: Mapping[str, np.ndarray[Any, Any]] | None = None,
-    calibration: Calibration | None = None,
+    calibration: Any = None,
     inputs: str | Path | None = None,
     check_time: float = CHECK_TIME,
     progress: Tell | None = None,
@@ -123,8 +123,9 @@ def prune_module(
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data if it is not given.
-        calibration: data; channels that are constant on them are removed too. With a target the data choose the
-            channels (criterion "reconstruct", the default then), and the rest is fitted to make up for them.
+        calibration: data: a folder, an array or tensor of inputs, a list of batches, a data loader; or ``Calibration``
+            with these and more settings. Channels that are constant on them are removed too. With a target the data
+            choose the channels (criterion "reconstruct", the default then), and the rest is fitted to make up for them.
         inputs: a folder of inputs to compare on, instead of random ones.
         check_time: seconds that the comparison may take; the report says what was left out.
         progress: called with a sentence about what is being done, in steps that take time.
@@ -152,6 +153,7 @@ def prune_module(
     from prunec.pipeline import evidence
     from prunec.pipeline.apply import held_beside_state
 
+    calibration = _calibration(calibration)
     chosen = Options.of(
         with_data=calibration is not None,
         border=border,
@@ -186,7 +188,7 @@ def prune_module(
     if shown.fit is not None:
         from prunec.pipeline import data_report
 
-        report = data_report.with_agreement(report, job.facts, shown.fit, evidence.module_runs(traced, job.result))
+        report = data_report.with_agreement(report, job, shown.fit, evidence.module_runs(traced, job.result))
     if validate:
         from prunec.pipeline import checking
 
@@ -227,7 +229,7 @@ def prune_onnx(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     validate: bool = True,
     tolerance: float = 1e-4,
-    calibration: Calibration | None = None,
+    calibration: Any = None,
     inputs: str | Path | None = None,
     plan_file: str | Path | None = None,
     check_time: float = CHECK_TIME,
@@ -266,6 +268,7 @@ def prune_onnx(
     from prunec.backends.onnx.save import staged_onnx
     from prunec.pipeline import evidence
 
+    calibration = _calibration(calibration)
     chosen = Options.of(
         with_data=calibration is not None,
         border=border,
@@ -301,7 +304,7 @@ def prune_onnx(
         if shown.fit is not None:
             from prunec.pipeline import data_report
 
-            report = data_report.with_agreement(report, job.facts, shown.fit, evidence.onnx_runs(path, staged))
+            report = data_report.with_agreement(report, job, shown.fit, evidence.onnx_runs(path, staged))
         if job.plan.exact:
             report = no_larger(traced.source, staged, report)
         if validate:
@@ -316,6 +319,14 @@ def prune_onnx(
             written = job.plan if report.removed_channels else PrunePlan(specs, reason=report.message)
             write_text(Path(plan_file), written.to_json() + "\n")
     return report
+
+
+def _calibration(given: Any) -> Calibration | None:
+    if given is None:
+        return None
+    from prunec.data.calibration import Calibration
+
+    return Calibration.of(given)
 
 
 def _planned(

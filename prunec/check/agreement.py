@@ -41,6 +41,8 @@ class _Seen:
     either: float = 0.0
     foreground: float = 0.0
     pixels: int = 0
+    elements: int = 0
+    lost: int = 0
 
 
 def agreement(
@@ -112,6 +114,8 @@ def _add(entry: _Seen, a: Array, b: Array) -> None:
     if a.dtype.kind in "fc" and a.size:
         x, y = a.astype(np.float64), b.astype(np.float64)
         finite = np.isfinite(x) & np.isfinite(y)
+        entry.elements += finite.size
+        entry.lost += int((np.isfinite(x) & ~finite).sum())
         x, y = x[finite], y[finite]
         entry.squares += float(np.square(x - y).sum())
         entry.total += float(np.square(x).sum())
@@ -141,4 +145,5 @@ def _measures(name: str, entry: _Seen) -> OutputAgreement:
         error,
         entry.equal / entry.votes if entry.votes else None,
         entry.both / entry.either if entry.foreground > _LEAST_FOREGROUND * entry.pixels else None,
+        entry.lost / max(1, entry.elements),
     )

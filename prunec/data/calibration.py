@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from prunec.data.in_memory import NAME
 from prunec.errors import BadInput
 from prunec.ir.arrays import Array, Ids
 from prunec.ir.graph import Graph
@@ -35,23 +37,34 @@ class Calibration:
     """The data, and what counts as constant on them.
 
     Args:
-        data: see sample_files.read_samples.
+        data: a folder (sample_files.read_samples has the layouts), or data in memory: an array or tensor of inputs, a
+            list of batches, a data loader (in_memory.records_of).
         tolerance: how far a channel may be from its constant, as a fraction of the largest magnitude of its
             tensor over all data. 0: the very same number everywhere.
         normalise: for image files, see sample_files.NORMALISE.
         memory: bytes for the matrices, and for the activations, of a fit; more activations go to disk, and wider
             layers get one combination per channel.
         labels: the class of each sample, for the accuracy on those that are held out: a CSV file (see labelled.py), or
-            "folders" if each class has a folder of its own.
+            "folders" if each class has a folder of its own; data in memory need a CSV file with a class per line.
         orders: how many orders of channels a pruning by data tries at most, 1 to 6 (docs/method.md); more take longer.
     """
 
-    data: str | Path
+    data: Any
     tolerance: float = DEFAULT_TOLERANCE
     normalise: str | None = None
     memory: int = DEFAULT_MEMORY
     labels: str | Path | None = None
     orders: int = 6
+
+    @classmethod
+    def of(cls, given: Any) -> Calibration | None:
+        """Return what a caller gave as calibration: this, or data alone; None stays None."""
+        return given if given is None or isinstance(given, Calibration) else cls(given)
+
+    @property
+    def name(self) -> str:
+        """The data's name for messages."""
+        return str(self.data) if isinstance(self.data, str | Path) else NAME
 
     def __post_init__(self) -> None:
         if not 1 <= self.orders <= 6:

@@ -14,6 +14,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from prunec.data.in_memory import NAME
 from prunec.data.samples import Samples
 from prunec.errors import BadInput
 
@@ -30,6 +31,8 @@ def labels_of(samples: Samples, given: str | Path, count: int, num_classes: int)
         BadInput: no such file, samples without a class, another number of them, or other classes than the network's.
     """
     files = _files(samples)
+    if str(given) == FOLDERS and samples.name == NAME:
+        raise BadInput("data in memory lie in no folders", do="give the labels as a CSV file with a class per line")
     if str(given) == FOLDERS:
         return _numbered(_from_folders(samples.name, files, count), num_classes, f"the folders in {samples.name}")
     path = Path(given)

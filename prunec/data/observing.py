@@ -54,6 +54,12 @@ def observe(
             parts[part].add(name, low, high)
         rows[part] += num_rows(feed)
         batches += 1
+    if sum(rows) == 1:
+        raise BadInput(
+            f"one sample does not show what is constant ({samples.name})",
+            why="all that only changes from one input to the next would count",
+            do="give a few hundred typical inputs",
+        )
     held_out = rows[1] if enough_to_hold_out(batches) else 0
     return verdict(classes, places, *parts, (sum(rows), held_out), tolerance)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from prunec.data.in_memory import NAME, records_of
 from prunec.data.samples import UNREADABLE, Record, Samples, Source
 from prunec.errors import BadInput, MissingDependency
 from prunec.ir.arrays import Array
@@ -57,11 +58,11 @@ NORMALISE: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 or each image to mean 0 and deviation 1. Integer inputs always get them unchanged."""
 
 
-def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | None = None) -> Samples:
+def read_samples(path: Any, slots: Sequence[Slot], *, normalise: str | None = None) -> Samples:
     """List the samples of a folder (or of one .npy or .npz file); reading happens batch by batch later.
 
     Args:
-        path: see the layouts above.
+        path: see the layouts above; or data in memory (in_memory.py).
         slots: the inputs to fill.
         normalise: a key of NORMALISE, for image files; None is ``imagenet``.
 
@@ -69,6 +70,9 @@ def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | No
         BadInput: no such folder, nothing in it that fits, arrays and images mixed, or inputs without a file.
         MissingDependency: there are images, and Pillow is not installed.
     """
+    if not isinstance(path, str | Path):
+        _no_normalise(normalise, NAME)
+        return Samples(NAME, tuple(slots), records_of(path, slots))
     path = Path(path)
     if normalise is not None and normalise not in NORMALISE:
         raise BadInput(f"there is no way {normalise!r} to normalise", do=f"choose one of: {', '.join(NORMALISE)}")
@@ -91,13 +95,17 @@ def read_samples(path: str | Path, slots: Sequence[Slot], *, normalise: str | No
             why="there is no image, .npy or .npz file in it",
             do="put a few hundred pictures there, or the network's inputs, saved with numpy.save",
         )
+    _no_normalise(normalise, path)
+    return Samples(str(path), tuple(slots), _array_records(path, arrays, slots))
+
+
+def _no_normalise(normalise: str | None, name: str | Path) -> None:
     if normalise is not None:
         raise BadInput(
             "--normalise is for image files",
-            why=f"{path} holds arrays",
+            why=f"{name} holds arrays",
             do="leave it out: arrays are taken as they are",
         )
-    return Samples(str(path), tuple(slots), _array_records(path, arrays, slots))
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from prunec.fitting.fit_data import FitData
 from prunec.fitting.grams import Gram, View, columns_for, spread_places
 from prunec.fitting.reactions import distance, errors_of_branches, num_measured, weights_of_errors
-from prunec.fitting.refit import ROUGH, Fitting, Place, refits
+from prunec.fitting.refit import ROUGH, Fitting, Place, not_finite, refits
 from prunec.fitting.stages import Stages, parts
 from prunec.ir.arrays import Array, Floats
 from prunec.ir.contractions import bias_of, channel_axis, kernel_of
@@ -242,7 +242,7 @@ class Reconstruction:
         enough = -(-self.data.num_fitted * worst.width // max(1, gram.count))
         share = f"{worst.node.origin}: {gram.count} for {worst.width}"
         warning = (
-            f"{len(short)} layers are fitted on fewer positions than they have inputs ({share}); "
+            f"{len(short)} of the layers fitted see fewer positions than they have inputs ({share}); "
             f"a ridge keeps their weights near what they were. {enough * 4 // 3 + 1} samples do"
         )
         return (warning,)
@@ -372,6 +372,8 @@ def summed(facts: Facts, found: Sequence[Operand], stages: Stages, progress: Cal
             value = stages.value(operand.value, batch)
             gram.add(view.inputs(value, spread_places(view.num_places(value), wanted, batch)))
         stages.drop([operand.value])
+        if not np.isfinite(gram.total).all():
+            raise not_finite(operand.node)
         result[operand.node.name] = gram
     return result
 

@@ -41,15 +41,17 @@ class Fitting:
         rounds: how often a fit is repeated if a ReLU follows, with the targets below zero left free.
         makers: whether layers are also fitted towards their only readers (makers.py).
         share: of the positions that fits look at.
+        rough: a layer that cannot be fitted, since the network computes NaN, stays as it is; otherwise that is refused.
     """
 
     ridge: float = 1e-2
     rounds: int = 3
     makers: bool = True
     share: float = 1.0
+    rough: bool = False
 
 
-ROUGH = Fitting(rounds=0, makers=False, share=0.125)
+ROUGH = Fitting(rounds=0, makers=False, share=0.125, rough=True)
 """A fit that tells how good a choice of channels is, for a fraction of the work."""
 
 
@@ -355,12 +357,9 @@ def refits(
         is_last = upstream.get(way.end, frozenset()) <= done | {name}
         layer = Layer(place, known, before, now, way if is_last else None, how.share, fixed)
         matrix, constant = layer.fit(how)
-        if not (np.isfinite(matrix).all() and np.isfinite(constant).all()):
-            raise BadInput(
-                f"on these data {place.node.origin} computes NaN or infinity",
-                why="nothing can be fitted to that",
-                do="check that the inputs are prepared as the network reads them (--normalise)",
-            )
+        finite = bool(np.isfinite(matrix).all() and np.isfinite(constant).all())
+        if not finite and not how.rough:
+            raise not_finite(place.node)
         reader = by_node.get(only_reader(graph, place.operand, way)) if how.makers else None
         if reader is not None:
             joined = added_before(stream(graph, reader.operand.node, reader.operand.rows.size))
@@ -368,13 +367,24 @@ def refits(
             matrix, constant = towards_reader(layer, onward, way, matrix, constant, partial(combined_start, reader))
         weight = from_matrix(place.node, matrix, place.weight.shape).astype(place.weight.dtype)
         vector = place.vector_for(constant) if place.operand.biased else None
-        now.set_tensors(tensors(place, weight, vector))
+        if finite:
+            now.set_tensors(tensors(place, weight, vector))
         before.drop(filter(before.has, reads[name]))
         now.drop(filter(now.has, reads[name]))
         done.add(name)
         where = ("none", "", None) if vector is None else (place.kind, place.target, stored(vector))
         result.append(Refit(name, place.operand.weight, stored(weight), *where))
     return tuple(result)
+
+
+def not_finite(node: Node) -> BadInput:
+    """Return the message for data on which a contraction's input or output holds NaN or infinity."""
+    return BadInput(
+        f"on these data {node.origin} computes NaN or infinity",
+        why="nothing can be fitted to that",
+        do="check that the inputs are prepared as the network reads them (--normalise), and leave out those, such as "
+        "images of one color, that it cannot take",
+    )
 
 
 def _in_turn(graph: Graph, names: Collection[str]) -> list[str]:

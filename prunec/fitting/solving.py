@@ -78,9 +78,13 @@ class Equations:
 
         Args:
             ridge: of the mean of the Gram's diagonal, more where there are few columns of data; the same each time.
+
+        Ensures: NaN where the data hold any, or infinity.
         """
         from scipy.linalg import lu_factor, lu_solve  # importing scipy takes longer than most analyses
 
+        if not (np.isfinite(self._gram.total).all() and np.isfinite(self._right).all()):
+            return np.full_like(old, np.nan)
         if self._factors is None:
             ridge *= max(1.0, _ENOUGH * self._gram.total.shape[1] / max(1, self._gram.count)) ** 2
             self._factors = [lu_factor(gram + np.diag(self._damping(gram, ridge))) for gram in self._gram.total]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prunec.check.agreement import agreement, num_classes
 from prunec.check.comparison import Run
@@ -16,7 +16,7 @@ from prunec.data.labelled import labels_of
 from prunec.data.samples import Samples
 from prunec.errors import BadInput
 from prunec.fitting.reconstruct import Reconstruction
-from prunec.passes.selection.select import Facts
+from prunec.pipeline.planning import Job
 from prunec.report.findings import Agreement, PruneReport
 
 _TOO_FEW = "there are too few samples to hold any out, so it is not known how the result does on other inputs"
@@ -53,11 +53,14 @@ class Runs(NamedTuple):
     names: Sequence[str] = ()
 
 
-def with_agreement(report: PruneReport, facts: Facts, data: Reconstruction, runs: Runs) -> PruneReport:
-    """Return the report with the agreement on held-out samples, and warnings of too few samples."""
-    notes = (*report.notes, *data.short_of_data(facts))
+def with_agreement(report: PruneReport, job: Job[Any], data: Reconstruction, runs: Runs) -> PruneReport:
+    """Return the report with the agreement on held-out samples, and warnings: too few samples, NaN."""
+    notes = (*report.notes, *(data.short_of_data(job.facts) if job.plan.refits else ()))
     split = data.data
     if not split.held_out:
         return replace(report, agreement=Agreement(0), notes=(*notes, _TOO_FEW))
     found = agreement(runs.original, runs.pruned, runs.names, split.held_out, split.labels_held_out)
+    lost = [f"{output.not_finite:.1%} of {output.name}" for output in found.outputs if output.not_finite]
+    if lost:
+        notes = (*notes, f"the pruned network gives NaN or infinity where the original does not, in {', '.join(lost)}")
     return replace(report, agreement=found, notes=notes)

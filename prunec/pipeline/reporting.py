@@ -31,7 +31,7 @@ def report_of(job: Job[Any], name: str, calibration: Calibration | None, observe
         report,
         exact_on_data=job.plan.exact or holds_on_data(job),
         calibration=CalibrationReport(
-            data=str(calibration.data),
+            data=calibration.name,
             tolerance=calibration.tolerance,
             samples=observed.samples,
             held_out=observed.held_out,

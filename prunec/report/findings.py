@@ -309,12 +309,15 @@ class OutputAgreement:
         argmax: if it looks like class scores, the share of samples whose largest score is the same; else None.
         iou: if it looks like a mask, the intersection over union over all samples (of classes other than the first,
             or of the foreground); else None.
+        not_finite: the share of its elements that are NaN or infinite in the pruned network only; the error leaves
+            them out.
     """
 
     name: str
     error: float
     argmax: float | None = None
     iou: float | None = None
+    not_finite: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

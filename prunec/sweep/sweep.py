@@ -38,7 +38,7 @@ def sweep(
     output: str | Path,
     *,
     fractions: Sequence[float] = FRACTIONS,
-    calibration: Calibration | None = None,
+    calibration: Calibration | str | Path | None = None,
     sensitivity: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -50,8 +50,9 @@ def sweep(
         model: a module is exported into the folder first.
         output: a folder; one that holds an unfinished sweep of the same model with the same options goes on.
         fractions: of the MACs that stay, each above 0 and at most 1.
-        calibration: data: they choose what goes, and what stays is fitted to them (criterion ``reconstruct``, the
-            default then). Agreement is measured on every fourth sample, and nothing else looks at those.
+        calibration: data on disk, or ``Calibration`` with more settings: they choose what goes, and what stays is
+            fitted to them (criterion ``reconstruct``, the default then). Agreement is measured on every fourth sample,
+            and nothing else looks at those.
         sensitivity: also measure what each coupled group costs.
         force: start anew where the folder holds another sweep.
         progress: told what is being done, with the time that is left.
@@ -64,6 +65,13 @@ def sweep(
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file", do="give a folder: -o sweep/")
     check_folder(folder.parent if not folder.exists() else folder)
+    calibration = Calibration.of(calibration)
+    if calibration is not None and not isinstance(calibration.data, str | Path):
+        raise BadInput(
+            "a sweep needs its data on disk",
+            why="it can be stopped and go on later",
+            do="save them with numpy.save, and give that file or its folder",
+        )
     chosen = _options(options, calibration)
     for fraction in fractions:
         replace(chosen, target_macs=fraction)  # says what is wrong with it

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from prunec import api
 from prunec.check.clock import CHECK_TIME, Tell
-from prunec.data.calibration import Calibration
 from prunec.errors import BadInput, PrunecError
 from prunec.ir.graph import Graph
 from prunec.ir.plan import PrunePlan
@@ -60,7 +59,7 @@ def prune_model(
     name: str = "",
     validate: bool = True,
     tolerance: float = 1e-4,
-    calibration: Calibration | None = None,
+    calibration: Any = None,
     inputs: str | Path | None = None,
     border: Border = "exact",
     residual: Residual = "tie",
@@ -87,7 +86,7 @@ def prune_model(
         name: shown as the model's name.
         validate: run both networks on the same inputs and compare before the result is returned.
         tolerance: largest relative error that the check of an exact removal allows.
-        calibration: data on which channels that are constant there are removed too.
+        calibration: data, see ``prune_module``.
         inputs: a folder of inputs to compare on, instead of random ones.
         border, residual, gates, keep, criterion, target_macs, target_params, target_latency: see ``prune_module``.
         multiple_of, seed, compensate, check_time, progress: see ``prune_module``.
