@@ -246,8 +246,9 @@ _NEW_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, to
 
 def _is_new(n: fx.Node) -> bool:
     """Tell whether a node's result shares its memory with nothing."""
-    if n.op == "call_module":
-        return isinstance(n.graph.owning_module.get_submodule(str(n.target)), _NEW)
+    owner = n.graph.owning_module
+    if n.op == "call_module" and owner is not None:
+        return isinstance(owner.get_submodule(str(n.target)), _NEW)
     return n.target in {"call_function": _NEW_FUNCTIONS, "call_method": _NEW_METHODS}.get(n.op, ())
 
 
