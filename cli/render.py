@@ -425,7 +425,7 @@ def show_validation(result: Validation, a: str, b: str) -> None:
     if result.latency_ratio is not None:
         out.print(
             f"latency on {result.provider_ran}: A {result.latency_a_ms:.3g} ms, B {result.latency_b_ms:.3g} ms, "
-            f"B is {result.latency_ratio:.2f} times as fast (medians of interleaved runs)"
+            f"B is {result.latency_ratio:.2f} times as fast (the faster of interleaved runs)"
         )
 
 

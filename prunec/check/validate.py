@@ -7,7 +7,6 @@ prunec/runtime/probes.py, sessions from check/pair.py, the result type is in pru
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from prunec.check.pair import (
     Latency,
     Remembering,
     are_large,
+    fast,
     opened,
     plain_runs,
     recorded,
@@ -179,7 +179,7 @@ def _one_at_a_time(job: _OnnxJob) -> tuple[Comparison, Latency, tuple[str, str]]
     latency = Latency()
     if times and where == second.provider:
         others = timed_alone(second, feeds[0][1](), len(times), max(job.budget.left, 0.0))
-        latency = Latency(statistics.median(times), statistics.median(others), len(others))
+        latency = Latency(fast(times), fast(others), len(others))
     return comparison, latency, (where, second.provider)
 
 

@@ -235,9 +235,9 @@ class Validation:
         inputs: how many inputs were compared.
         seconds: of the comparison and the timing.
         vacuous: every output of the first model was constant in every family, so the comparison proves nothing.
-        latency_a_ms, latency_b_ms: median milliseconds per run of the first and second model, None where
+        latency_a_ms, latency_b_ms: milliseconds of the faster runs of the first and second model, None where
             not measured.
-        timed_runs: runs of each model behind the medians.
+        timed_runs: runs of each model.
         provider_asked, provider_ran: the execution provider ("cpu", "cuda", "torch"); what ran is read
             from the session, never assumed.
         passed: the error is within the tolerance, or the models compute the same in double precision.

@@ -306,7 +306,7 @@ def _validation(check: Any) -> str:
     latency = ""
     was, now = check.get("latency_a_ms"), check.get("latency_b_ms")
     if _is_number(was) and _is_number(now):
-        latency = f"<p>Latency: {was:.3g} ms before, {now:.3g} ms after (medians of interleaved runs).</p>"
+        latency = f"<p>Latency: {was:.3g} ms before, {now:.3g} ms after (the faster of interleaved runs).</p>"
     tolerance = f"tolerance {check.get('tolerance', 0):g}, relative"
     verdict = f'<p>The exported file <b class="{css}">{word}</b> with the network ({tolerance}).</p>'
     return verdict + html_table(("inputs", "relative error>"), rows) + latency + notes

@@ -123,7 +123,7 @@ def _swept(
     if (todo or missing) and calibration is not None:
         clock.begins("looking at the data")
         network.look()
-    report = _begun(network, model.name, {**settings, "fractions": list(fractions)}, known)
+    report = _begun(network, model.name, settings, fractions, known)
     clock.counts(len(todo))
     for number, fraction in enumerate(todo):
         clock.begins(f"point {number + 1} of {len(todo)}, {fraction:.0%} of the MACs")
@@ -133,10 +133,11 @@ def _swept(
     if missing:
         report = _with_groups(network, folder, report, skip, clock)
     _written(folder, report)
-    if not any(point.file for point in report.points):
+    asked = [point for point in report.points if point.target in fractions]
+    if not any(point.file for point in asked):
         raise BudgetNotMet(
             "no point of the sweep can be reached by removing channels",
-            why=report.points[0].note if report.points else "",
+            why=asked[0].note if asked else "",
             do="give larger fractions, or pin fewer channels",
         )
     return report
@@ -152,21 +153,23 @@ def _as_file(model: OnnxModel | TorchModel, folder: Path) -> tuple[Path, Mapping
     return path, {}
 
 
-def _begun(network: Network, name: str, settings: Mapping[str, Any], known: Known) -> SweepReport:
-    """Return the report with what is known already."""
+def _begun(
+    network: Network, name: str, settings: Mapping[str, Any], fractions: Sequence[float], known: Known
+) -> SweepReport:
+    """Return the report with what is known already; points that were asked for before stay."""
     whole = network.whole
     inputs, notes = known.inputs, known.notes
     if inputs is None:
         inputs, notes = network.compared_on.words, (*network.compared_on.notes, *_short(network))
     return SweepReport(
         model=name,
-        settings=settings,
+        settings={**settings, "fractions": sorted({*fractions, *(p.target for p in known.points)}, reverse=True)},
         criterion=str(network.options.criterion),
         inputs=inputs,
         macs=whole.macs,
         params=whole.params,
         bytes=network.path.stat().st_size,
-        points=tuple(point for point in known.points if point.target in settings["fractions"]),
+        points=known.points,
         groups=known.groups,
         notes=notes,
     )

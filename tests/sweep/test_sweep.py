@@ -133,6 +133,12 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(
     more = run(model, tmp_path / "out", fractions=(0.8, 0.6, 0.5))
     assert [p.target for p in more.points] == [0.8, 0.6, 0.5]
     assert made[3:] == [0.6]
+    other = run(model, tmp_path / "out", fractions=(0.7,))
+    assert [p.target for p in other.points] == [0.8, 0.7, 0.6, 0.5]
+    with pytest.raises(BudgetNotMet):
+        run(model, tmp_path / "out", fractions=(1e-5,))
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert all(f"macs-{at}.onnx" in page for at in (80, 70, 60, 50))
 
 
 def test_a_folder_with_another_sweep_is_left_alone(model: OnnxModel, tmp_path: Path) -> None:
