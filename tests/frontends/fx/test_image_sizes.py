@@ -123,9 +123,8 @@ def test_sizes_that_a_forward_computes_with_stay_open(name: str) -> None:
             torch.testing.assert_close(result.module(x), net(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["detector", "parity"])
-def test_what_the_trace_decides_by_the_examples_sizes_is_told_with_the_users_line(name: str) -> None:
-    make, size, _ = OPEN[name]
+def test_what_the_trace_decides_by_the_examples_sizes_is_told_with_the_users_line() -> None:
+    make, size, _ = OPEN["parity"]
     _, result = pruned(make, size)
     (note,) = result.report.notes
     assert note.startswith("the forward decides by sizes (test_image_sizes.py:")

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.arguments import widened
+from prunec.frontends.fx.running.checkpoints import followed, notes_of
 from prunec.frontends.fx.running.untouched import Untouched
-from prunec.frontends.fx.tracing.checkpoints import followed, notes_of
 from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, untraceable
 from prunec.frontends.fx.tracing.lost import lost_modes, modes_to_keep
 from prunec.frontends.fx.tracing.sizes import NOTES
