@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
+from prunec.frontends.fx.masks import by_numbers
 from prunec.frontends.fx.recorder import WRITTEN, Recorder
 from prunec.frontends.fx.running.arguments import widened, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
@@ -89,6 +90,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
     traced_by_fx, reason = symbolic_trace(module, inputs, untouched)
     partly: Traced | None = None
+    traced_by_fx = None if traced_by_fx is None else by_numbers(traced_by_fx)
     for candidate in candidates(traced_by_fx, inputs):
         try:
             with untouched.block(on_shapes=True):

@@ -42,8 +42,8 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
         return UntraceableModel(
             f"a size depends on values: {export_error.func} (an index by a mask, nonzero, unique)",
             why="prunec has to know how large every tensor is",
-            do="index with numbers made once, in __init__ (mask.nonzero()[:, 0] of a fixed mask), or compute all and "
-            "choose with torch.where",
+            do="index with a mask or numbers made once, in __init__, and kept as a buffer, or compute all and choose "
+            "with torch.where",
         )
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",

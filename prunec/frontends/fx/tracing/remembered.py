@@ -127,7 +127,7 @@ def are_alike(module: nn.Module, nodes: Iterable[fx.Node], first: Any, second: A
         return numbers.setdefault(repr((n.op, read_at(n, module), args, kwargs)), len(numbers))
 
     for n in nodes:
-        if _writes(n) or _draws(n):
+        if writes(n) or _draws(n):
             return False
         if n.target is another:
             (source,) = n.all_input_nodes
@@ -144,7 +144,8 @@ def are_alike(module: nn.Module, nodes: Iterable[fx.Node], first: Any, second: A
     return repr(made) == repr(found)
 
 
-def _writes(n: fx.Node) -> bool:
+def writes(n: fx.Node) -> bool:
+    """Tell whether a call writes into a tensor, by its name."""
     name = n.target if n.op == "call_method" else getattr(n.target, "__name__", "") if n.op == "call_function" else ""
     in_place = (str(name).endswith("_") and name != "is_") or name in _IN_PLACE
     return in_place or n.kwargs.get("out") is not None
