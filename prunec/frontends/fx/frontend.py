@@ -30,6 +30,7 @@ from prunec.frontends.fx.tracing.failures import (
     calls_functions,
     cannot_run,
     failure_of,
+    is_transformed,
     one_line,
     refuse_unbuilt,
     refuse_unreadable,
@@ -137,7 +138,10 @@ def _exported(
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
-        if calls_functions(error) or failure_of(module, inputs, untouched) is None:
+        failure = failure_of(module, inputs, untouched)
+        if failure is not None and is_transformed(failure):
+            raise untraceable(reason, failure) from error
+        if calls_functions(error) or failure is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
 

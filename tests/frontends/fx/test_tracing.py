@@ -277,6 +277,23 @@ def test_complex_numbers_are_followed() -> None:
     assert fewer.shape == net(x).shape
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: torch.vmap(torch.sin)(x),
+        lambda x: torch.func.vmap(torch.sin)(x),
+        lambda x: torch.func.grad(lambda t: (t**2).sum())(x),
+        lambda x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1],
+        lambda x: x * torch.func.jacrev(torch.sin)(torch.tensor(1.0)),
+    ],
+)
+def test_functions_of_torch_func_are_refused_by_name_with_the_users_line(transform: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UntraceableModel, match=r"torch\.vmap or another function of torch\.func.*\(") as refused:
+        trace(Returning(transform).eval(), (image(),))
+    assert "test_tracing.py:" in str(refused.value)
+    assert "_Sized" not in str(refused.value)
+
+
 class Returning(nn.Module):
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from prunec.frontends.fx.running.arguments import widened
 from prunec.frontends.fx.running.checkpoints import followed, notes_of
 from prunec.frontends.fx.running.untouched import Untouched
-from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, untraceable
+from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, is_transformed, one_line, untraceable
 from prunec.frontends.fx.tracing.lost import lost_modes, modes_to_keep
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.switches import begin, end, write_with_finally
@@ -71,9 +71,9 @@ def export(
                     last = error
     assert last is not None
     failure = failure_of(module, inputs, untouched)
-    if failure is not None:
+    if failure is not None and not is_transformed(failure):
         raise cannot_run(inputs, failure)
-    raise untraceable(reason, last) from last
+    raise untraceable(reason, failure or last) from last
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, keep: set[str]) -> fx.GraphModule:

@@ -38,6 +38,14 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
             why="what a network does has to be the same for all inputs of a size",
             do="compute what both ways give and choose with torch.where, or take the choice out of the forward",
         )
+    transformed = next((error for error in (fx_error, export_error) if error and is_transformed(error)), None)
+    if transformed is not None:
+        return UntraceableModel(
+            f"the forward calls torch.vmap or another function of torch.func{_where(transformed)}",
+            why="they run a function on tensors that stand for other ones, which no tracer can follow",
+            do="write the computation out on the whole tensors (most layers and functions take a batch as they are), "
+            "or prune the part of the network in front of it",
+        )
     if isinstance(export_error, DynamicOutputShapeException):
         return UntraceableModel(
             f"a size depends on values: {export_error.func} (an index by a mask, nonzero, unique)",
@@ -55,6 +63,15 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
 def calls_functions(error: BaseException) -> bool:
     """Tell whether torch gave up at an op that takes functions: modes that watch a network do not bear it."""
     return isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error)
+
+
+def is_transformed(error: BaseException) -> bool:
+    """Tell whether an error came up inside of a function that torch.func transforms: prunec's modes do not bear it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in _TRANSFORMS for frame in frames)
+
+
+_TRANSFORMS = frozenset(f"torch._functorch.{name}" for name in ("apis", "vmap", "eager_transforms"))
 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
