@@ -64,6 +64,8 @@ def export(
                         torch.set_grad_enabled("no_grad" in keep),  # else switching gradients off would change nothing
                     ):
                         exported = _exported(module, example, shapes, keep)
+                    if example is not inputs and _has_fixed_batch(exported):
+                        raise TypeError("it takes a batch of that many alone")
                     exported.meta[NOTES] = (*lost_modes(exported, keep), *notes_of([*places]))
                     return exported
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
@@ -87,6 +89,13 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, keep: set
     if _inline_regions(exported, keep):
         write_with_finally(exported.graph)
     return _plain(exported)
+
+
+def _has_fixed_batch(exported: fx.GraphModule) -> bool:
+    """Tell whether an exported network takes the batch of its example alone: torch.export fixes what it must."""
+    given = (n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
+    batches = (each.shape[0] for each in given if isinstance(each, Tensor) and each.dim())
+    return any(isinstance(size, int) or size.node.maybe_as_int() is not None for size in batches)
 
 
 def _inline_regions(module: fx.GraphModule, keep: set[str]) -> bool:

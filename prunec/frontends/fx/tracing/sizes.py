@@ -152,6 +152,9 @@ class Sizes:
             self._guard(proxy.size(0), len(value))
         elif not isinstance(value, tuple | list):
             raise fx.proxy.TraceError("the forward goes over something that has no parts")
+        elif _splits_by_size(proxy.node):
+            count = proxy.tracer.create_proxy("call_function", len, (proxy,), {})
+            self._guard(count, len(value))
         return len(value)
 
     @property
@@ -203,3 +206,10 @@ class Sizes:
             return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception:  # noqa: BLE001  # it needs values: what depends on it has none either
             return None
+
+
+def _splits_by_size(node: fx.Node) -> bool:
+    """Tell whether into how many parts a call splits depends on a size that is no number of channels."""
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    at = {"unbind": 1, "split": 2}.get(name)
+    return at is not None and node.kwargs.get("dim", node.args[at] if at < len(node.args) else 0) not in (1, -3)
