@@ -294,6 +294,20 @@ def test_functions_of_torch_func_are_refused_by_name_with_the_users_line(transfo
     assert "_Sized" not in str(refused.value)
 
 
+def test_parameters_without_values_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    for x in (image(), image().to("meta")):
+        with pytest.raises(BadInput) as refused:
+            trace(net, (x,))
+        assert str(refused.value) == (
+            "error[bad-input]: the parameter 0.weight has no values: it is on the meta device\n"
+            "  why: prunec decides by values which channels can go\n"
+            "  do:  load the weights (load_state_dict(..., assign=True)), or make the network on a device that holds "
+            "values (net.to_empty(device='cpu') leaves them to be filled)"
+        )
+
+
 class Returning(nn.Module):
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -103,11 +103,11 @@ def _where(error: BaseException) -> str:
 
 
 def refuse_unreadable(module: nn.Module) -> None:
-    """Check that a module is code, and that every parameter has a shape.
+    """Check that a module is code, and that every parameter has a shape and values.
 
     Raises:
-        BadInput: a ScriptModule, a module that is quantised or prepared for it, or a lazy layer that has not seen an
-            input yet.
+        BadInput: a ScriptModule, a module that is quantised or prepared for it, a lazy layer that has not seen an
+            input yet, or one on the meta device.
     """
     for name, sub in module.named_modules():
         if isinstance(sub, torch.jit.ScriptModule):
@@ -124,6 +124,13 @@ def refuse_unreadable(module: nn.Module) -> None:
                 f"the parameter {name} has no shape yet",
                 why="it belongs to a lazy layer, which gets its shape from the first input",
                 do="run the network once on an example input",
+            )
+        if tensor.is_meta:
+            raise BadInput(
+                f"the parameter {name} has no values: it is on the meta device",
+                why="prunec decides by values which channels can go",
+                do="load the weights (load_state_dict(..., assign=True)), or make the network on a device that holds "
+                "values (net.to_empty(device='cpu') leaves them to be filled)",
             )
 
 
