@@ -20,12 +20,17 @@ from prunec.ir.labels import ChannelClasses
 def changed_attrs(
     graph: Graph, classes: ChannelClasses, node: Node, keep: Mask, keeps: Mapping[str, Mapping[int, Array]]
 ) -> dict[str, Any]:
-    """Return the attributes of a node that a pruning changes."""
+    """Return the attributes of a node that a pruning changes, and positions on an axis that it shortens.
+
+    Positions may be written counted from the end: the same number is another one then.
+    """
     rule = _ATTRS.get(node.op)
     if rule is None:
         return {}
     where = _Where(graph, classes, node, keep, keeps)
     before: Mapping[str, Any] = node.attrs
+    if node.op in _POSITIONS:
+        return dict(rule(where))
     return {key: value for key, value in rule(where) if key not in before or not np.array_equal(value, before[key])}
 
 
@@ -107,6 +112,8 @@ def _split(at: _Where) -> _Changes:
 
 def _slice(at: _Where) -> _Changes:
     attrs = at.node.attrs
+    if all(at.kept(at.x, axis) is None for axis in attrs["axes"]):
+        return
     starts, ends = list(attrs["starts"]), list(attrs["ends"])
     picks: dict[int, Array] = {}
     for number, (axis, step) in enumerate(zip(attrs["axes"], attrs["steps"], strict=True)):
@@ -209,3 +216,5 @@ _ATTRS: Mapping[str, Callable[[_Where], _Changes]] = MappingProxyType(
         "reduce": _mean,
     }
 )
+_POSITIONS = frozenset({"gather", "slice", "scatter_slice"})
+"""Ops whose attributes are positions."""

@@ -198,12 +198,17 @@ def operands_to_cut(graph: Graph, node: Node) -> Iterator[int]:
 
 
 def _kept_known(name: str, kept: Kept, constants: Constants) -> np.ndarray[Any, Any] | None:
-    """Return the constant that a value is on all its kept channels; None where some kept element varies."""
+    """Return the constant that a value is on all its kept channels; None where some kept element varies.
+
+    How many positions a map has may change from input to input: what differs along them is computed, not stored.
+    """
     known = constants.known.get(name)
     label = kept.classes.labels.get(name)
     if known is None or label is None or label.shape is None or len(varying(known)) > 1:
         return None
     axes = varying(known)
+    if axes and not label.on(axes[0]):
+        return None
     if not np.isnan(known).any():
         return known
     mask = kept.along(name, axes[0]) if axes else None

@@ -20,6 +20,8 @@ def resize(view: View, b: Builder) -> fx.Node:
     mode, how = view.attrs.get("mode", "nearest"), _coordinates(view)
     if before[0] != after[0] or view.attrs.get("antialias") or how == "tf_crop_and_resize":
         raise Unconvertible("it resizes the channel axis, crops or filters")
+    if view.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unconvertible("all of its axes take one scale, whatever their sizes are rounded to")
     target, x = tuple(after[1:]), b.input(view, 0)
     whole = all(new % old == 0 for old, new in zip(before[1:], target, strict=True))
     # At whole factors f, all of these compute floor(i / f).

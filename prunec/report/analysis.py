@@ -152,9 +152,10 @@ def _why_nothing(facts: Facts, held: tuple[Blocked, ...]) -> str:
     if held:
         worst = max(held, key=lambda item: item.channels)
         total = sum(item.channels for item in held)
+        what = f" ({worst.op})" if worst.op else ""  # what holds them is no node: borders of several, an output
         return (
             f"nothing was removed: {total} channels are constant or dead, but must stay; "
-            f"most at {worst.node} ({worst.op}): {worst.reason}"
+            f"most at {worst.node}{what}: {worst.reason}"
         )
     owners = _all_channels(facts)
     if owners.size and facts.classes.pinned[owners].all():

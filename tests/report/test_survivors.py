@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx_models.nets import Net
+from torch import nn
 
-from prunec.api import analyze_onnx
+from prunec.api import analyze_onnx, prune_module
 from prunec.report.findings import Blocked, LayerChannels
 from prunec.report.survivors import BALANCED, RESIDUAL
 
@@ -82,3 +84,12 @@ def test_constants_of_any_size_count_once(tmp_path: Path) -> None:
     (found,) = blocked(net, tmp_path)
     assert found.channels == 2
     assert found.layers == (LayerChannels(layer(net, made), (3, 4)),)
+
+
+def test_channels_that_no_node_holds_are_told_without_one() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    with torch.no_grad():
+        net[1].weight[0], net[1].bias[0] = 0.0, 1.0  # one constant channel: the one that carries the border
+    message = prune_module(net, (torch.randn(1, 3, 8, 8),)).report.message
+    assert "most at zero-padded convolutions: " in message

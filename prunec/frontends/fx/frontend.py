@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
+from prunec.frontends.fx.masks import by_numbers
 from prunec.frontends.fx.recorder import WRITTEN, Recorder
 from prunec.frontends.fx.running.arguments import widened, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
@@ -29,6 +30,7 @@ from prunec.frontends.fx.tracing.failures import (
     calls_functions,
     cannot_run,
     failure_of,
+    is_transformed,
     one_line,
     refuse_unbuilt,
     refuse_unreadable,
@@ -89,6 +91,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
     """Record what torch.fx traces, or what torch.export does where that cannot be recorded."""
     traced_by_fx, reason = symbolic_trace(module, inputs, untouched)
     partly: Traced | None = None
+    traced_by_fx = None if traced_by_fx is None else by_numbers(traced_by_fx)
     for candidate in candidates(traced_by_fx, inputs):
         try:
             with untouched.block(on_shapes=True):
@@ -135,7 +138,10 @@ def _exported(
     except PrunecError:
         raise
     except Exception as error:  # the module's own, or the tracers'? a plain run tells
-        if calls_functions(error) or failure_of(module, inputs, untouched) is None:
+        failure = failure_of(module, inputs, untouched)
+        if failure is not None and is_transformed(failure):
+            raise untraceable(reason, failure) from error
+        if calls_functions(error) or failure is None:
             raise untraceable(reason, error) from error
         raise cannot_run(inputs, error) from error
 

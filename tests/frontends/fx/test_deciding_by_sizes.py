@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from prunec.api import prune_module
 from prunec.frontends.fx.frontend import trace
+from prunec.frontends.fx.running.untouched import Untouched
+from prunec.frontends.fx.tracing.export import export
 
 
 def cut(x: Tensor) -> Tensor:
@@ -83,3 +85,33 @@ def test_sizes_that_decide_otherwise_are_refused_with_the_line() -> None:
     assert found.module(torch.zeros(5, 3, 8, 8)).shape[0] == 10
     with pytest.raises(AssertionError, match=r"traced for other sizes.*in windows"):
         found.module(torch.zeros(2, 3, 8, 10))
+
+
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "images": lambda x: torch.stack([image * 2 for image in x.unbind(0)]),
+    "images of a list": lambda x: torch.cat([image * 2 for image in [*x.split(1)]]),
+    "columns": lambda x: torch.cat([columns * 2 for columns in x.split(4, 3)], 3),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_gone_through_are_all_there_are_or_the_size_is_refused(name: str) -> None:
+    net, x = Deciding(PARTS[name]).eval(), torch.randn(1, 3, 8, 8)
+    found = trace(net, (x,))
+    assert not found.exported
+    torch.testing.assert_close(found.module(x), net(x))
+    with pytest.raises(AssertionError, match="traced for other sizes"):
+        found.module(torch.randn(2, 3, 8, 16))
+
+
+def test_parts_of_the_channels_are_as_many_at_all_sizes() -> None:
+    net = Deciding(lambda x: torch.cat([part * 2 for part in x.split(2, 1)], 1)).eval()
+    found, x = trace(net, (torch.randn(1, 3, 8, 8),)), torch.randn(2, 3, 8, 16)
+    assert not found.notes
+    torch.testing.assert_close(found.module(x), net(x))
+
+
+def test_an_exported_network_takes_the_batch_of_the_example() -> None:
+    net, x = Deciding(PARTS["images"]).eval(), torch.randn(1, 3, 8, 8)
+    exported = export(net, (x,), None, Untouched(net, (x,)))
+    torch.testing.assert_close(exported(x), net(x))

@@ -429,7 +429,7 @@ class Untraceable(nn.Module):
 
 def test_a_network_that_nothing_can_trace_names_both_tracers_and_a_way_out() -> None:
     with pytest.raises(UntraceableModel) as error:
-        trace(Function(lambda x: torch.vmap(lambda row: row * row.mean())(x)), (image(),))
+        trace(Function(lambda x: torch.from_numpy(x.numpy() * 2)), (image(),))
     text = str(error.value)
     assert text.startswith("error[untraceable-model]: the network can be read neither by torch.fx nor by torch.export")
     assert "torch.fx: " in text
@@ -445,9 +445,8 @@ def test_a_network_that_decides_by_values_is_told_so_first() -> None:
 
 
 def test_sizes_that_depend_on_values_are_not_blamed_on_the_input() -> None:
-    mask = torch.tensor([True, False, True])
     with pytest.raises(UntraceableModel):
-        trace(Function(lambda x: x[:, mask]), (image(),))
+        trace(Function(lambda x: x[:, x.mean((0, 2, 3)) > 0]), (image(),))
 
 
 def test_export_and_fx_see_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:

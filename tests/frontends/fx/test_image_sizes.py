@@ -123,9 +123,8 @@ def test_sizes_that_a_forward_computes_with_stay_open(name: str) -> None:
             torch.testing.assert_close(result.module(x), net(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["detector", "parity"])
-def test_what_the_trace_decides_by_the_examples_sizes_is_told_with_the_users_line(name: str) -> None:
-    make, size, _ = OPEN[name]
+def test_what_the_trace_decides_by_the_examples_sizes_is_told_with_the_users_line() -> None:
+    make, size, _ = OPEN["parity"]
     _, result = pruned(make, size)
     (note,) = result.report.notes
     assert note.startswith("the forward decides by sizes (test_image_sizes.py:")
@@ -144,3 +143,28 @@ def test_sizes_that_are_written_out_are_those_of_the_original() -> None:
         with torch.no_grad():
             assert network(torch.randn(2, 3, 8, 16)).shape == (8, 2, 5)
             assert network(wide.repeat(2, 1, 1, 1)).shape == net(wide.repeat(2, 1, 1, 1)).shape
+
+
+class Cells(nn.Module):
+    """A head over maps of two strides: each cell is multiplied by a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = block(3, 8, 2), block(8, 8, 2)
+        self.heads = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        maps = [self.heads[0](fine), self.heads[1](self.coarse(fine))]
+        strides = [torch.full((y.shape[2] * y.shape[3],), s) for y, s in zip(maps, (2.0, 4.0), strict=True)]
+        return torch.cat([y.flatten(2) for y in maps], 2) * torch.cat(strides)
+
+
+def test_constants_that_differ_from_place_to_place_are_computed_at_each_size() -> None:
+    torch.manual_seed(0)
+    net = Cells().eval()
+    nn.init.zeros_(net.fine[1].weight[:4].data)
+    found = prune_module(net, (torch.randn(1, 3, 16, 16),))
+    assert found.report.removed_channels == 4
+    for x in (torch.randn(1, 3, 16, 16), torch.randn(2, 3, 24, 32)):
+        torch.testing.assert_close(found.module(x), net(x), rtol=1e-4, atol=1e-5)

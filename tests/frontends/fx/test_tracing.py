@@ -236,20 +236,19 @@ def test_a_choice_between_functions_is_refused_by_its_name() -> None:
     assert "torch.where" in str(refused.value)
 
 
-def test_an_index_by_a_mask_is_refused_with_what_to_do() -> None:
+def test_an_index_by_a_mask_of_values_is_refused_with_what_to_do() -> None:
     class Masks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 1)
-            self.register_buffer("mask", torch.tensor([True, False, True, False]))
 
         def forward(self, x: Tensor) -> Tensor:
-            made: Tensor = self.conv(x)[:, self.mask]
+            made: Tensor = self.conv(x)[:, self.conv.bias > 0]
             return made
 
     with pytest.raises(UntraceableModel, match=r"a size depends on values: aten\.nonzero") as refused:
         trace(Masks().eval(), (image(),))
-    assert "mask.nonzero()[:, 0]" in str(refused.value)
+    assert "index with a mask or numbers made once, in __init__, and kept as a buffer" in str(refused.value)
 
 
 class Turned(nn.Module):
@@ -276,6 +275,37 @@ def test_complex_numbers_are_followed() -> None:
         assert torch.allclose(made.module(x), net(x), rtol=1e-5, atol=1e-5)
         fewer = prune_module(net, (x,), criterion="l1", target_macs=0.6, multiple_of=1).module(x)
     assert fewer.shape == net(x).shape
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: torch.vmap(torch.sin)(x),
+        lambda x: torch.func.vmap(torch.sin)(x),
+        lambda x: torch.func.grad(lambda t: (t**2).sum())(x),
+        lambda x: torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1],
+        lambda x: x * torch.func.jacrev(torch.sin)(torch.tensor(1.0)),
+    ],
+)
+def test_functions_of_torch_func_are_refused_by_name_with_the_users_line(transform: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UntraceableModel, match=r"torch\.vmap or another function of torch\.func.*\(") as refused:
+        trace(Returning(transform).eval(), (image(),))
+    assert "test_tracing.py:" in str(refused.value)
+    assert "_Sized" not in str(refused.value)
+
+
+def test_parameters_without_values_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    for x in (image(), image().to("meta")):
+        with pytest.raises(BadInput) as refused:
+            trace(net, (x,))
+        assert str(refused.value) == (
+            "error[bad-input]: the parameter 0.weight has no values: it is on the meta device\n"
+            "  why: prunec decides by values which channels can go\n"
+            "  do:  load the weights (load_state_dict(..., assign=True)), or make the network on a device that holds "
+            "values (net.to_empty(device='cpu') leaves them to be filled)"
+        )
 
 
 class Returning(nn.Module):

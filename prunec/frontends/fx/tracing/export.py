@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.arguments import widened
+from prunec.frontends.fx.running.checkpoints import followed, notes_of
 from prunec.frontends.fx.running.untouched import Untouched
-from prunec.frontends.fx.tracing.checkpoints import followed, notes_of
-from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, one_line, untraceable
+from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, is_transformed, one_line, untraceable
 from prunec.frontends.fx.tracing.lost import lost_modes, modes_to_keep
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.switches import begin, end, write_with_finally
@@ -64,6 +64,8 @@ def export(
                         torch.set_grad_enabled("no_grad" in keep),  # else switching gradients off would change nothing
                     ):
                         exported = _exported(module, example, shapes, keep)
+                    if example is not inputs and _has_fixed_batch(exported):
+                        raise TypeError("it takes a batch of that many alone")
                     exported.meta[NOTES] = (*lost_modes(exported, keep), *notes_of([*places]))
                     return exported
                 except Exception as error:  # noqa: BLE001  # each attempt may fail in its own way; the last is reported
@@ -71,9 +73,9 @@ def export(
                     last = error
     assert last is not None
     failure = failure_of(module, inputs, untouched)
-    if failure is not None:
+    if failure is not None and not is_transformed(failure):
         raise cannot_run(inputs, failure)
-    raise untraceable(reason, last) from last
+    raise untraceable(reason, failure or last) from last
 
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, keep: set[str]) -> fx.GraphModule:
@@ -87,6 +89,13 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...], shapes: Any, keep: set
     if _inline_regions(exported, keep):
         write_with_finally(exported.graph)
     return _plain(exported)
+
+
+def _has_fixed_batch(exported: fx.GraphModule) -> bool:
+    """Tell whether an exported network takes the batch of its example alone: torch.export fixes what it must."""
+    given = (n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
+    batches = (each.shape[0] for each in given if isinstance(each, Tensor) and each.dim())
+    return any(isinstance(size, int) or size.node.maybe_as_int() is not None for size in batches)
 
 
 def _inline_regions(module: fx.GraphModule, keep: set[str]) -> bool:

@@ -38,12 +38,20 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
             why="what a network does has to be the same for all inputs of a size",
             do="compute what both ways give and choose with torch.where, or take the choice out of the forward",
         )
+    transformed = next((error for error in (fx_error, export_error) if error and is_transformed(error)), None)
+    if transformed is not None:
+        return UntraceableModel(
+            f"the forward calls torch.vmap or another function of torch.func{_where(transformed)}",
+            why="they run a function on tensors that stand for other ones, which no tracer can follow",
+            do="write the computation out on the whole tensors (most layers and functions take a batch as they are), "
+            "or prune the part of the network in front of it",
+        )
     if isinstance(export_error, DynamicOutputShapeException):
         return UntraceableModel(
             f"a size depends on values: {export_error.func} (an index by a mask, nonzero, unique)",
             why="prunec has to know how large every tensor is",
-            do="index with numbers made once, in __init__ (mask.nonzero()[:, 0] of a fixed mask), or compute all and "
-            "choose with torch.where",
+            do="index with a mask or numbers made once, in __init__, and kept as a buffer, or compute all and choose "
+            "with torch.where",
         )
     return UntraceableModel(
         "the network can be read neither by torch.fx nor by torch.export",
@@ -55,6 +63,15 @@ def untraceable(fx_error: BaseException | None, export_error: BaseException) -> 
 def calls_functions(error: BaseException) -> bool:
     """Tell whether torch gave up at an op that takes functions: modes that watch a network do not bear it."""
     return isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error)
+
+
+def is_transformed(error: BaseException) -> bool:
+    """Tell whether an error came up inside of a function that torch.func transforms: prunec's modes do not bear it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in _TRANSFORMS for frame in frames)
+
+
+_TRANSFORMS = frozenset(f"torch._functorch.{name}" for name in ("apis", "vmap", "eager_transforms"))
 
 
 def cannot_run(inputs: tuple[Any, ...], error: BaseException) -> BadInput:
@@ -86,11 +103,11 @@ def _where(error: BaseException) -> str:
 
 
 def refuse_unreadable(module: nn.Module) -> None:
-    """Check that a module is code, and that every parameter has a shape.
+    """Check that a module is code, and that every parameter has a shape and values.
 
     Raises:
-        BadInput: a ScriptModule, a module that is quantised or prepared for it, or a lazy layer that has not seen an
-            input yet.
+        BadInput: a ScriptModule, a module that is quantised or prepared for it, a lazy layer that has not seen an
+            input yet, or one on the meta device.
     """
     for name, sub in module.named_modules():
         if isinstance(sub, torch.jit.ScriptModule):
@@ -107,6 +124,13 @@ def refuse_unreadable(module: nn.Module) -> None:
                 f"the parameter {name} has no shape yet",
                 why="it belongs to a lazy layer, which gets its shape from the first input",
                 do="run the network once on an example input",
+            )
+        if tensor.is_meta:
+            raise BadInput(
+                f"the parameter {name} has no values: it is on the meta device",
+                why="prunec decides by values which channels can go",
+                do="load the weights (load_state_dict(..., assign=True)), or make the network on a device that holds "
+                "values (net.to_empty(device='cpu') leaves them to be filled)",
             )
 
 

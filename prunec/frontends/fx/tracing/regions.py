@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from prunec.frontends.fx.tracing.checkpoints import followed
+from prunec.frontends.fx.running.checkpoints import followed
 from prunec.frontends.fx.tracing.switches import begin, end
 
 _ASKED = "_prunec_asked"

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.running.meta import MetaMode
 from prunec.frontends.fx.running.places import place
+from prunec.frontends.fx.tracing.remembered import Memory
 from prunec.frontends.fx.tracing.switches import is_switch, without_casts
 
 NOTES = "prunec_notes"
@@ -82,10 +83,14 @@ class Sizes:
         module: what is traced.
         inputs: the example, by position.
         answers: to questions about values; None refuses them.
+        memory: of sizes that the forward compares with: they are taken for others than the example's; None asks it.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Any], answers: Answers | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[Any], answers: Answers | None = None, memory: Memory | None = None
+    ) -> None:
         self.answers = answers
+        self.memory = memory
         self.asking = False
         self.places: dict[str, None] = {}
         self._module = module
@@ -117,9 +122,24 @@ class Sizes:
             AsksForValues: it depends on values.
         """
         value = self._value(proxy.node)
+        if isinstance(value, bool) and self.memory is not None:
+            return self._by_memory(proxy, value, self.memory)
         if self.answers is None or isinstance(value, bool | int | float):
             return bool(self.number(proxy))
         return self.answers.decision()
+
+    def _by_memory(self, proxy: fx.Proxy, value: bool, memory: Memory) -> bool:
+        differs = proxy.node.target is operator.ne
+        if memory.again:
+            memory.look(place(), proxy.node, equal=value is not differs)
+        elif not memory.holds(proxy.node):
+            self._guard(proxy, value)
+        elif value is differs:
+            memory.note(place(), self._guard(proxy, value))
+        else:
+            memory.note(place(), [])
+            memory.forgets, value = True, differs
+        return value
 
     def length(self, proxy: fx.Proxy) -> int:
         """Return how many parts a tuple or a tensor has.
@@ -132,6 +152,9 @@ class Sizes:
             self._guard(proxy.size(0), len(value))
         elif not isinstance(value, tuple | list):
             raise fx.proxy.TraceError("the forward goes over something that has no parts")
+        elif _splits_by_size(proxy.node):
+            count = proxy.tracer.create_proxy("call_function", len, (proxy,), {})
+            self._guard(count, len(value))
         return len(value)
 
     @property
@@ -144,12 +167,13 @@ class Sizes:
         where = f"the forward decides by sizes ({first}{more})"
         return (f"{where}: the traced network takes sizes that decide as the example's do, and refuses others",)
 
-    def _guard(self, proxy: fx.Proxy, value: float) -> None:
+    def _guard(self, proxy: fx.Proxy, value: float) -> list[fx.Node]:
         where = place()
         self.places[where] = None
         holds = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
         message = f"the network was traced for other sizes: here {value} was computed from them ({where})"
-        proxy.tracer.create_proxy("call_function", torch._assert, (holds, message), {})
+        asserted = proxy.tracer.create_proxy("call_function", torch._assert, (holds, message), {})
+        return [asserted.node, holds.node]
 
     def _value(self, node: fx.Node) -> Any:
         """Run what was traced since the last question, up to a node, and return its value; None where it has none."""
@@ -182,3 +206,10 @@ class Sizes:
             return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception:  # noqa: BLE001  # it needs values: what depends on it has none either
             return None
+
+
+def _splits_by_size(node: fx.Node) -> bool:
+    """Tell whether into how many parts a call splits depends on a size that is no number of channels."""
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    at = {"unbind": 1, "split": 2}.get(name)
+    return at is not None and node.kwargs.get("dim", node.args[at] if at < len(node.args) else 0) not in (1, -3)

@@ -15,18 +15,19 @@ import itertools
 import logging
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunec.frontends.fx.running.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.running.untouched import Untouched
 from prunec.frontends.fx.running.unwritten import unwritten
 from prunec.frontends.fx.tracing.attention import expand
-from prunec.frontends.fx.tracing.checkpoints import is_asked_for, notes_of
 from prunec.frontends.fx.tracing.failures import one_line
 from prunec.frontends.fx.tracing.functional import functional, has_writes
 from prunec.frontends.fx.tracing.regions import Regions
+from prunec.frontends.fx.tracing.remembered import Memory
 from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues, Sizes
 from prunec.frontends.fx.tracing.tracer import Tracer, wrapped_at
 from prunec.frontends.fx.tracing.values import drop_unread, whatever_it_sees
@@ -76,7 +77,10 @@ def symbolic_trace(
             continue
         trace = functools.partial(_traced, module, inputs, untouched, buffers=buffers, sized=stage != "any size")
         try:
-            made = whatever_it_sees(trace) if stage.endswith("values") else trace(None)
+            if stage == "these sizes":
+                made = _whatever_it_remembers(trace, module)
+            else:
+                made = whatever_it_sees(trace) if stage.endswith("values") else trace(None)
             if not has_writes(made):
                 return made, None
             rewritten = functional(made)
@@ -89,6 +93,18 @@ def symbolic_trace(
     return None, reason
 
 
+def _whatever_it_remembers(trace: Callable[..., fx.GraphModule], module: nn.Module) -> fx.GraphModule:
+    """Trace a forward as if it had seen other sizes before; as it is, where that makes a difference."""
+    memory = Memory(module)
+    try:
+        return trace(None, memory=memory)
+    except Exception as error:
+        if not memory.forgets:
+            raise
+        _LOG.debug("what the forward remembers is a part of the network: %s", one_line(error))
+        return trace(None)
+
+
 def _traced(
     module: nn.Module,
     inputs: Sequence[Any],
@@ -97,6 +113,7 @@ def _traced(
     *,
     buffers: bool,
     sized: bool,
+    memory: Memory | None = None,
     ignored: tuple[str, ...] = (),
 ) -> fx.GraphModule:
     """Trace a module as it is in eval mode; ``ignored`` are modes that are on in eval mode alone."""
@@ -104,7 +121,7 @@ def _traced(
     optional = [p for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty]
     concrete = {p.name: p.default for p in optional if p.kind is not inspect.Parameter.VAR_KEYWORD}
     concrete |= {p.name: None for p, given in zip(parameters, inputs, strict=False) if given is None}
-    sizes = Sizes(module, inputs, answers) if sized else None
+    sizes = Sizes(module, inputs, answers, memory) if sized else None
     tracer = Tracer(buffers=buffers, regions=Regions(ignored), sizes=sizes)
     with warnings.catch_warnings(), untouched.block():
         warnings.simplefilter("ignore")  # the user's forward may warn about tracing itself
@@ -118,7 +135,10 @@ def _traced(
     places = [*(tracer.regions.checkpoints | again.regions.checkpoints)]
     if only_here and not ignored:
         asked = answers and answers.again()
-        return _traced(module, inputs, untouched, asked, buffers=buffers, sized=sized, ignored=tuple(only_here))
+        anew = memory and Memory(module)
+        return _traced(
+            module, inputs, untouched, asked, buffers=buffers, sized=sized, memory=anew, ignored=tuple(only_here)
+        )
     drop_unread(graph)
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled

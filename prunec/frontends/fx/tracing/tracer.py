@@ -7,10 +7,12 @@ sizes.py, what becomes of the writes in functional.py.
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -22,8 +24,11 @@ from torch.utils import _pytree as pytree
 
 from prunec.frontends.fx.tracing.attention import FORWARDS
 from prunec.frontends.fx.tracing.regions import Regions
+from prunec.frontends.fx.tracing.remembered import Memory, NotRemembered, another, are_alike
 from prunec.frontends.fx.tracing.sizes import Sizes
 from prunec.frontends.fx.tracing.switches import write_with_finally
+
+_LOG = logging.getLogger("prunec")
 
 
 class _Assignable(fx.Proxy):
@@ -265,6 +270,55 @@ class Tracer(fx.Tracer):
         if self.regions.seen:
             write_with_finally(graph)
         return graph
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: dict[str, Any] | tuple[Any, ...] | None = None
+    ) -> tuple[Any, list[Any]]:
+        """Return what is traced: a forward that compares with sizes in its memory runs twice, see remembered.py."""
+        forward, given = super().create_args_for_root(root_fn, is_module, concrete_args)
+        memory = None if self.sizes is None else self.sizes.memory
+        if memory is None:
+            return forward, given
+
+        @functools.wraps(forward)
+        def remembering(*args: Any) -> Any:
+            returned = forward(*args)
+            if memory.asked:
+                self._run_again(memory, forward, args, returned)
+            return returned
+
+        return remembering, given
+
+    def _run_again(self, memory: Memory, forward: Any, args: Sequence[Any], returned: Any) -> None:
+        """Let a forward run behind its trace, and take the guards out where it finds in its memory what it left.
+
+        Raises:
+            NotRemembered: it does not, and was traced against its memory.
+        """
+        assert self.sizes is not None
+        self.regions.catch_up(self.graph)
+        end, places = next(reversed(self.graph.nodes)), {**self.sizes.places}
+        found, memory.again = False, True
+        try:
+            others = [self._another(each) if issubclass(type(each), fx.Proxy) else each for each in args]
+            second = forward(*others)
+            runs = [self.create_arg(each) for each in (returned, second)]
+            found = memory.is_found() and are_alike(self.root, self.graph.nodes, *runs)
+        except Exception as error:  # noqa: BLE001  # whatever the user's forward raises
+            _LOG.debug("a forward does not run on what it remembers: %s", error)
+        self.regions.catch_up(self.graph)
+        for n in itertools.takewhile(lambda n: n is not end, reversed(list(self.graph.nodes))):
+            self.graph.erase_node(n)
+        if memory.forgets and not found:
+            raise NotRemembered("the forward decides by sizes that it remembers")
+        for where, guards in memory.asked.items() if found else ():
+            places.pop(where, None)
+            for n in guards:
+                self.graph.erase_node(n)
+        self.sizes.places = places
+
+    def _another(self, given: fx.Proxy) -> fx.Proxy:
+        return self.create_proxy("call_function", another, (given,), {})
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node in the modes (no_grad, autocast) that are on."""

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.node import map_arg
 
 from prunec.frontends.fx.running.reachable import LIBRARIES
+from prunec.frontends.fx.tracing.remembered import read_at
 from prunec.frontends.fx.tracing.sizes import NOTES, Answers, AsksForValues
 from prunec.frontends.fx.tracing.switches import is_switch
 
@@ -98,12 +99,7 @@ def _written(module: fx.GraphModule) -> list[Any]:
         if n not in needed:
             continue
         numbers[n] = f"%{len(numbers)}"
-        target = n.target
-        if n.op == "get_attr":
-            held = operator.attrgetter(str(target))(module)
-            if str(target).startswith("_tensor_constant") and isinstance(held, Tensor):
-                target = (held.dtype, held.shape, held.detach().cpu().reshape(-1).tolist())
-        lines.append(repr((n.op, target, map_arg(n.args, numbers.get), map_arg(n.kwargs, numbers.get))))
+        lines.append(repr((n.op, read_at(n, module), map_arg(n.args, numbers.get), map_arg(n.kwargs, numbers.get))))
     return lines
 
 

@@ -5,8 +5,11 @@ Sizes that stay open get names, so that two values of the same open size can be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 import onnx
 from onnx import TensorProto, defs, helper, shape_inference
@@ -139,10 +142,12 @@ def _resize(view: View) -> Shape | None:
     if before is None:
         return None
     first = view.node.version <= 10
-    sizes = None if first else view.setting("sizes", 3)
+    sizes: Sequence[Any] | None = None if first else view.setting("sizes", 3)
     scales = view.setting("scales", 1 if first else 2)
     axes = view.attrs.get("axes") or list(range(len(before)))
     after: list[Dim] = list(before)
+    if sizes is not None and view.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        sizes = _in_proportion([before[axis % len(before)] for axis in axes], sizes, view)
     for place, axis in enumerate(axes):
         axis %= len(before)
         size = before[axis]
@@ -154,6 +159,20 @@ def _resize(view: View) -> Shape | None:
         else:
             after[axis] = None
     return tuple(after)
+
+
+def _in_proportion(before: Sequence[Dim], sizes: Sequence[Any], view: View) -> Sequence[Any]:
+    """Return the sizes after a Resize that keeps the aspect ratio: within, or around, those that are asked for.
+
+    All axes take one scale, and halves are rounded up: the specification of Resize, opset 18.
+    """
+    choose = {"not_larger": min, "not_smaller": max}.get(view.attrs["keep_aspect_ratio_policy"])
+    pairs = zip(before, sizes, strict=False)
+    known = [(old, new) for old, new in pairs if isinstance(old, int) and isinstance(new, int)]
+    if choose is None or len(known) != len(before) or not all(old for old, _ in known):
+        return [None] * len(before)
+    scale = choose(Fraction(new, old) for old, new in known)
+    return [math.floor(scale * old + Fraction(1, 2)) for old, _ in known]
 
 
 def _slice(view: View) -> Shape | None:
