@@ -36,8 +36,9 @@ from prunec.runtime.probes import Feed
 ORDER_RIDGE = 1e-4
 """The ridge of the order, relative to the mean of H's diagonal."""
 
-_SLACK = 0.05
-"""How far the order continues below the budget, as a fraction of the whole, since legality gives channels back."""
+_SLACK = 0.2
+"""How far the order continues below the budget, as a fraction of the whole: legality gives channels back, and where
+widths change in blocks a block goes at the mean of its channels' places, those that go last included."""
 
 Order = tuple[float, float] | Literal["l1"]
 """How channels are ordered: by their errors, weighed by these powers of the measured effect of an error at each layer,
