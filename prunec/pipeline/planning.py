@@ -202,6 +202,7 @@ _CLEARLY = 0.95
 
 Means = Mapping[str, np.ndarray[Any, Any]]
 """What stands in the place of whole branches: value name -> its mean per channel, of the value's rank."""
+_NOTHING: Means = MappingProxyType({})
 
 
 def _of_orders(
@@ -209,21 +210,21 @@ def _of_orders(
     data: Reconstruction,
     drafted: Callable[[Reconstruction], _Draft],
     carried: Callable[[_Draft], _Trial[Result]],
-) -> tuple[_Trial[Result], Reconstruction]:
-    """Return the first plan, or that of another order of channels which is clearly better, with its order."""
-    seen, trials = [first.draft.keeps], [(first, data)]
+) -> _Trial[Result]:
+    """Return the first plan, or that of another order of channels which is clearly better."""
+    seen, trials = [first.draft.keeps], [first]
     for other in data.alternatives():
         draft = drafted(other)
         if draft.keeps not in seen:
             seen.append(draft.keeps)
-            trials.append((carried(draft), other))
+            trials.append(carried(draft))
     if len(trials) == 1:
-        return trials[0]
-    for number, (trial, _) in enumerate(trials):
+        return first
+    for number, trial in enumerate(trials):
         data.progress(f"trying order {number + 1} of {len(trials)}")
         trial.error(data)
-    best = min(trials, key=lambda each: each[0].error(data))
-    return best if best[0].error(data) < _CLEARLY * first.error(data) else trials[0]
+    best = min(trials, key=lambda each: each.error(data))
+    return best if best.error(data) < _CLEARLY * first.error(data) else first
 
 
 def _of_branches(
@@ -233,11 +234,14 @@ def _of_branches(
     drafted: Callable[[Means], _Draft],
     carried: Callable[[_Draft], _Trial[Result]],
     frozen: Collection[str],
-) -> _Trial[Result]:
-    """Return a plan, or one that does without whole branches if it is clearly better, with as many as are best."""
+) -> tuple[_Trial[Result], Means]:
+    """Return a plan, or one without whole branches if that is better, and what stands in their place.
+
+    It need not be clearly better: what stays keeps its width, which runs faster.
+    """
     share = options.target_params if _of_params(options) else options.target_macs
     assert share is not None
-    best, last = first, np.inf
+    best, last = (first, _NOTHING), np.inf
     for replaced in data.without_branches(first.facts, 1 - share, of_params=_of_params(options), frozen=frozen):
         draft = drafted(replaced)
         if not draft.fits or not _all_cut(draft.planned, replaced):
@@ -247,7 +251,7 @@ def _of_branches(
         if trial.error(data) >= last:
             break
         last = trial.error(data)
-        best = trial if last < _CLEARLY * first.error(data) else best
+        best = (trial, replaced) if last < first.error(data) else best
     return best
 
 
@@ -287,7 +291,7 @@ def plan_and_apply(
     frozen: dict[str, str] = {}
     unbiased: set[str] = set()
 
-    def drafted(data: Reconstruction | None, replaced: Means = MappingProxyType({})) -> _Draft:
+    def drafted(data: Reconstruction | None, replaced: Means = _NOTHING) -> _Draft:
         planned = _planned(graph, inputs, options, saliency, frozen, observed, data, target, replaced)
         if data is None or options.criterion is None or not options.compensate or not planned.plan.keeps:
             return _Draft(planned, planned.plan, fits=False)
@@ -306,9 +310,10 @@ def plan_and_apply(
                 return replace(draft.planned, result=carried(draft).result)
             trial = carried(draft)
             if _chooses(options, target):
-                trial, ordered = _of_orders(trial, data, drafted, carried)
+                replaced = _NOTHING
                 if options.residual == "tie" and options.gates == "tie":
-                    trial = _of_branches(trial, data, options, partial(drafted, ordered), carried, frozen)
+                    trial, replaced = _of_branches(trial, data, options, partial(drafted, data), carried, frozen)
+                trial = _of_orders(trial, data, partial(drafted, replaced=replaced), carried)
             draft, facts = trial.draft, trial.facts
             fitted = data.fitted(facts, draft.prepared, trial.edits, trial.result)
             result = apply(facts.graph, lower(facts.graph, facts.classes, fitted, facts.constants))

@@ -22,7 +22,7 @@ from prunec.training.run.context import Context
 from prunec.training.run.record import LatencyBudget
 from prunec.training.run.tasks import Sparsify
 from prunec.training.settings.focus import focused
-from prunec.training.settings.removal import base_optimizer
+from prunec.training.settings.removal import base_optimizer, criterion_of
 from prunec.training.settings.setup import FINETUNE, ISTA, WARMUP
 from prunec.training.settings.tuning import Chosen, choose
 from prunec.training.sparsity.controller import Controller
@@ -85,7 +85,7 @@ def _begin(context: Context) -> None:
         reasons = _reasons(context, chosen)
     else:
         record.alpha, record.rho = 1.0, 0.0
-        reasons = [_AT_ONCE[context.config.criterion]]
+        reasons = [_AT_ONCE[criterion_of(context.config, setup.phases[FINETUNE].steps)]]
     for sentence in (*setup.notes, *reasons):
         context.tell(sentence)
     if record.alpha != 1.0:
@@ -174,7 +174,8 @@ def _meet_budget(context: Context) -> None:
     if record.latency is not None:
         _correct_latency(context, sizer, record.latency)
     setup = context.setup
-    record.by_data = context.config.criterion == "reconstruct" and _is_missing(context, sizer)
+    criterion = criterion_of(context.config, setup.phases[FINETUNE].steps)
+    record.by_data = criterion == "reconstruct" and _is_missing(context, sizer)
     if record.by_data:
         return
     chosen = fit(context.history, sizer, setup.goals, setup.full)

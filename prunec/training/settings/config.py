@@ -25,7 +25,7 @@ Border = Literal["auto", "exact", "bias"]
 
 OptimizerKind = Literal["sgd", "nesterov", "adamw"]
 
-Criterion = Literal["l1", "reconstruct"]
+Criterion = Literal["l1", "reconstruct", "auto"]
 
 FORMAT_VERSION = 1
 
@@ -54,7 +54,8 @@ class RunConfig:
         shares: how the run is divided among warm-up (no penalty), ISTA and fine-tuning. A run from weights to a budget
             may do without ISTA: then all channels are removed at once.
         criterion: how a budget is met if too few gammas are zero: ``l1`` removes the channels with the smallest
-            filters, ``reconstruct`` those that the others can best make up for on training images, and fits the others.
+            filters, ``reconstruct`` those that the others can best make up for on training images, and fits the others;
+            ``auto``: what was better of both for such a budget and length (removal.criterion_of).
         lr, momentum, weight_decay: SGD while the penalty is on, and before.
         gamma_lr: μ, step size of the penalised gammas; None takes ``lr``, or chooses one for a network with weights.
         finetune_lr: where fine-tuning's cosine decay starts.

@@ -313,12 +313,13 @@ _BATCH = 125
 def _to_a_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of a run from weights to a budget; docs/training.md says why.
 
-    Channels are removed at once by ``reconstruct``, and every step is fine-tuning. Smaller batches get a proportionally
-    smaller rate: with the rate of large ones they destroy what the network still knows.
+    Channels are removed at once, by ``reconstruct`` or, for a mild budget and long fine-tuning, ``l1``, and every step
+    is fine-tuning. Smaller batches get a proportionally smaller rate: with the rate of large ones they destroy what the
+    network still knows.
     """
     found: dict[str, Any] = {"shares": (0.0, 0.0, 1.0)}
     if not settings.get("target_latency"):
-        found["criterion"] = "reconstruct"
+        found["criterion"] = "auto"
     images = settings.get("batch_size", _BATCH) * settings.get("accumulate", 1)
     if settings.get("optimizer") != "adamw" and 0 < images < _BATCH:
         found["finetune_lr"] = float(f"{settings['finetune_lr'] * images / _BATCH:.2g}")

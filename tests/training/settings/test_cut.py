@@ -22,6 +22,7 @@ from prunec.training.run.results import RunResult
 from prunec.training.run.run import train_prune
 from prunec.training.settings.config import RunConfig
 from prunec.training.settings.presets import resume_config
+from prunec.training.settings.removal import LONG, criterion_of
 
 
 def config(output: Path, bars: Path, weights: Path, **given: Any) -> RunConfig:
@@ -51,22 +52,30 @@ def test_from_weights_to_a_budget_all_steps_are_fine_tunings_unless_something_wa
     assert config(tmp_path / "run", bars, trained, **given).shares == shares
 
 
+@pytest.mark.parametrize("steps", [0, 9_999, 10_000])
 @pytest.mark.parametrize(
     ("given", "criterion"),
     [
-        ({}, "reconstruct"),
-        ({"target_params": 0.4}, "reconstruct"),
+        ({"target_macs": 0.49}, "reconstruct"),
+        ({"target_macs": 0.5}, "long"),
+        ({"target_macs": 0.5, "criterion": "reconstruct"}, "reconstruct"),
+        ({"target_macs": 0.3, "criterion": "l1"}, "l1"),
+        ({"target_macs": 0.6, "target_params": 0.4}, "reconstruct"),
+        ({"target_macs": None, "target_params": 0.8}, "reconstruct"),
         ({"target_macs": None, "milestones": (0.7, 0.5)}, "reconstruct"),
-        ({"shares": (0.0, 0.2, 0.8)}, "reconstruct"),
+        ({"target_macs": 0.4, "shares": (0.0, 0.2, 0.8)}, "reconstruct"),
         ({"target_macs": None, "target_latency": 0.6}, "l1"),
         ({"rho": 0.01}, "l1"),
         ({"target_macs": None}, "l1"),
     ],
 )
 def test_what_goes_is_chosen_by_data_unless_a_clock_has_to_be_watched(
-    tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], criterion: str
+    tmp_path: Path, bars: Path, trained: Path, given: dict[str, Any], criterion: str, steps: int
 ) -> None:
-    assert config(tmp_path / "run", bars, trained, criterion=None, **given).criterion == criterion
+    """``long``: by l1 if a mild budget is followed by long fine-tuning."""
+    found = config(tmp_path / "run", bars, trained, **{"criterion": None, **given})
+    wanted = criterion if criterion != "long" else "l1" if steps >= LONG else "reconstruct"
+    assert criterion_of(found, steps) == wanted
 
 
 @pytest.mark.parametrize(
