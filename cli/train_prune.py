@@ -125,7 +125,9 @@ def train_prune(
 
     given["keep"] = keep or None
     given["input_shape"] = _image_shape(input_shapes)
-    if resume and holds_run(output):
+    # Without a network a run would be the demo, which nobody means who mistypes the folder of another.
+    unnamed = not any(given.get(name) for name in ("preset", "arch", "model", "onnx", "weights", "data"))
+    if resume and (unnamed or holds_run(output)):
         config = resume_config(output, **given)
     else:
         if resume and is_main_process():

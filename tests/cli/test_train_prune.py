@@ -52,3 +52,10 @@ def test_the_same_line_starts_a_run_and_goes_on_with_it(
     assert "keep head*,tail (the run has head*)" in err
     run("train-prune", "-o", "r", "--resume", "--lr", "0.5")
     assert begun[-1].lr == 0.5
+
+
+def test_a_mistyped_folder_is_not_taken_for_the_demos(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("train-prune", "-o", "typo", "--resume", "--lr", "0.1")
+    assert status == 2
+    assert "typo holds no run to resume" in err
+    assert not (tmp_path / "typo").exists()
