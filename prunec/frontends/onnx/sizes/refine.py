@@ -42,6 +42,8 @@ def refine(
         before = view.facts.values.get(view.inputs[0]) if view.op != "ConstantOfShape" else None
         return [(rule(view), before.dtype if before is not None else "")]
     found = _infer_node(view, opsets, ir_version)
+    if view.op in _WINDOWED and view.node.domain == "" and found and found[0][0] is not None:
+        return [(better(_windowed(view, found[0][0]), found[0][0]), found[0][1]), *found[1:]]
     at_least = _AT_LEAST.get(view.op)
     if at_least is not None and (not found or found[0][0] is None):
         before = view.facts.values.get(view.inputs[0])
@@ -223,6 +225,40 @@ def _same(view: View) -> Shape | None:
     return view.shape(0)
 
 
+_WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
+"""Ops that inference leaves open behind open sizes, though the formula of theirs is simple."""
+
+
+def _windowed(view: View, known: Shape) -> Shape | None:
+    """Name the sizes behind a window: an open size itself where the window keeps it, else the formula.
+
+    Two values that are computed alike from the same size get the same name, so that a sum of both has it, too.
+    """
+    before = view.shape(0)
+    kernel = view.attrs.get("kernel_shape") or (view.shape(1) or ())[2:]
+    rank = len(kernel)
+    if before is None or len(before) != rank + 2 or len(known) != rank + 2 or view.attrs.get("ceil_mode"):
+        return None
+    strides = view.attrs.get("strides") or [1] * rank
+    dilations = view.attrs.get("dilations") or [1] * rank
+    pads = view.attrs.get("pads") or [0] * (2 * rank)
+    mode = view.attrs.get("auto_pad", "NOTSET")
+    after = list(known)
+    for axis, (size, taps, stride, step) in enumerate(zip(before[2:], kernel, strides, dilations, strict=True)):
+        if not isinstance(taps, int) or not isinstance(size, str):
+            continue
+        span = step * (taps - 1)
+        padding = {"NOTSET": pads[axis] + pads[axis + rank], "VALID": 0}.get(mode, span)  # SAME: a size over the stride
+        last = sym.plus(sym.item(size), padding - span - 1)
+        after[axis + 2] = size if padding == span and stride == 1 else sym.dim(_over(last, stride))
+    return tuple(after)
+
+
+def _over(last: sym.Item, stride: int) -> sym.Item:
+    """Return how many windows there are from the first to the last place."""
+    return sym.plus(sym.divide(last, stride) if stride > 1 else last, 1)
+
+
 def _by_weight(axis: int, groups: str = "") -> Callable[[View], Shape | None]:
     """Return the rule of a convolution of something unknown: the weight has its rank and, on one axis, its channels."""
 
@@ -304,5 +340,5 @@ _MICROSOFT_RULES: Mapping[str, Callable[[View], tuple[Shape | None, str]]] = Map
     }
 )
 
-SHAPED_BY_CONTENTS = frozenset(_RULES)
-"""Ops whose output shape is worth another look once the contents of their inputs are known."""
+SHAPED_BY_CONTENTS = frozenset(_RULES) | _WINDOWED
+"""Ops whose output shape is worth another look once the contents of their inputs are known, or if it is open."""
