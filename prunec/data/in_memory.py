@@ -73,5 +73,8 @@ def _is_array(value: Any) -> bool:
 
 
 def _source(value: Any, where: str) -> Source:
-    array: Array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray):
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()  # numpy has none
+    array: Array = value
     return Source(where, lambda: array)

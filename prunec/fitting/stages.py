@@ -44,7 +44,7 @@ class Stages(Protocol):
         """Run the nodes that these values need, on all data."""
 
     def value(self, name: str, batch: int) -> Array:
-        """Return a value that ``advance`` has computed and ``drop`` has not removed."""
+        """Return a value that ``advance`` has computed and ``drop`` has not removed; half precision as float32."""
 
     def drop(self, names: Iterable[str]) -> None:
         """Release values that were asked for; those that later nodes read stay."""
@@ -60,6 +60,11 @@ class Stages(Protocol):
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         """Give parameters new contents, from here on."""
+
+
+def wide(value: Array) -> Array:
+    """Return a value as sums need it: half precision overflows in them, and numpy is slow with it."""
+    return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
 def in_place_of(value: Array, replaced: Array) -> Array:

@@ -102,8 +102,7 @@ class ModuleStages:
                 del kept[n]
 
     def value(self, name: str, batch: int) -> Array:
-        found: Array = self._kept[batch][self._node_of[name]].detach().cpu().numpy()
-        return found
+        return _array(self._kept[batch][self._node_of[name]])
 
     def drop(self, names: Iterable[str]) -> None:
         for n in {self._node_of[name] for name in names} - self._held:
@@ -131,7 +130,7 @@ class ModuleStages:
                     values = dict(zip((n for n in self._nodes if n.op == "placeholder"), given, strict=False))
                     for n in self._needed(wanted):
                         env[n] = values[n] if n in values else interpreter.run_node(n)
-                yield [env[n].detach().cpu().numpy() for n in wanted]
+                yield [_array(env[n]) for n in wanted]
         finally:
             self.set_tensors(own)
 
@@ -174,6 +173,13 @@ class ModuleStages:
                     users = (user for user in source.users if user.op != "output" and user not in self._done)
                     if all(user in chosen and user in kept for user in users):
                         del kept[source]
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """Return a tensor's content, half precision as float32: numpy has no bfloat16."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    found: Array = (tensor.float() if half else tensor).detach().cpu().numpy()
+    return found
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from prunec.fitting.stages import Store, in_place_of
+from prunec.fitting.stages import Store, in_place_of, wide
 from prunec.ir.arrays import Array
 from prunec.runtime import sessions
 from prunec.runtime.probes import Feed
@@ -85,7 +85,7 @@ class OnnxStages:
             self._forget(name)
 
     def value(self, name: str, batch: int) -> Array:
-        return self._store.get(name, batch)
+        return wide(self._store.get(name, batch))
 
     def drop(self, names: Iterable[str]) -> None:
         for name in set(names) - self._held:
@@ -110,7 +110,7 @@ class OnnxStages:
             feed = {name: self._store.get(name, batch) for name in given}
             feed.update({name: in_place_of(feed[name], replaced[name]) for name in replaced if name in feed})
             made = dict(zip(kept, runner.session.run(None, feed) if kept else (), strict=True))
-            yield [made[name] if name in made else self._store.get(name, batch) for name in wanted]
+            yield [wide(made[name] if name in made else self._store.get(name, batch)) for name in wanted]
 
     def set_tensors(self, tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items():
