@@ -231,9 +231,23 @@ def _image_records(files: Sequence[Path], slots: Sequence[Slot], normalise: str)
         )
     integers = np.dtype(slot.dtype).kind in "iu"
     prepare = NORMALISE["raw" if integers else normalise]
-    return tuple(
-        {slot.name: Source(str(file), partial(_decode, file, layout, prepare), prepared=True)} for file in files
-    )
+    rows = slot.shape[0] if isinstance(slot.shape[0], int) else 1
+    if len(files) < rows:
+        raise BadInput(
+            f"there are {len(files)} images", why=f"input {slot.name!r} takes {rows} at a time", do="give more"
+        )
+    # A fixed batch takes so many images; those that do not fill the last one are left out.
+    batches = (files[at : at + rows] for at in range(0, len(files) - rows + 1, rows))
+    return tuple({slot.name: _images(batch, layout, prepare)} for batch in batches)
+
+
+def _images(files: Sequence[Path], layout: tuple[int, int, int, bool], prepare: Callable[[Array], Array]) -> Source:
+    """Return the images of one batch."""
+
+    def load() -> Array:
+        return np.concatenate([_decode(file, layout, prepare) for file in files])
+
+    return Source(str(files[0]), load, prepared=True)
 
 
 def _layout(slot: Slot) -> tuple[int, int, int, bool] | None:

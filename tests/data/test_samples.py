@@ -159,6 +159,16 @@ def test_images_want_an_image_input_of_known_size(tmp_path: Path, shape: tuple[A
         read_samples(tmp_path, [Slot("x", shape, "float32")])
 
 
+def test_a_fixed_batch_takes_so_many_images(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for number in range(7):
+        image.new("RGB", (5, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    feeds = list(read_samples(tmp_path, [Slot("images", (3, 3, 4, 5), "float32")], normalise="raw"))
+    assert [feed["images"][:, 0, 0, 0].tolist() for feed in feeds] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(BadInput, match="there are 7 images"):
+        read_samples(tmp_path, [Slot("images", (8, 3, 4, 5), "float32")])
+
+
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     pytest.importorskip("PIL.Image")
     (tmp_path / "a.png").write_bytes(b"not an image")
