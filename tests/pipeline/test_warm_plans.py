@@ -59,7 +59,7 @@ def test_a_plan_of_a_network_that_had_run_is_applied_to_a_fresh_one(kind: type[n
     fresh = copy.deepcopy(net)
     net(x)
     pruned = prune_module(net, (x,), criterion="l1", target_macs=0.6)
-    assert pruned.plan.held
+    assert bool(pruned.plan.held) == (kind is Rotary)  # a grid of the last size is made again for each input
     before = dict(vars(fresh))
     again = apply_plan(fresh, PrunePlan.from_json(pruned.plan.to_json()))
     assert vars(fresh) == before
