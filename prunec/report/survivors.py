@@ -85,7 +85,7 @@ def blocked(facts: Facts, selection: Selection) -> tuple[Blocked, ...]:
     """
     classes = facts.classes
     settled = _settled_layers(facts, selection)
-    left = _constant_somewhere(facts, settled) & selection.keep & classes.is_channel
+    left = _constant_somewhere(facts, settled, selection) & selection.keep & classes.is_channel
     merged: dict[tuple[str, str, str], Mask] = {}
     for node, where, reason, mask in _holders(facts, selection) if left.any() else ():
         found = mask & left
@@ -178,8 +178,8 @@ def _dead_along(facts: Facts, value: str, size: int) -> Mask:
     return ~live.ravel() if live.size == size else np.zeros(size, dtype=bool)
 
 
-def _constant_somewhere(facts: Facts, settled: Sequence[tuple[Node, Ints, Mask]]) -> Mask:
-    """Return bool[num_classes]: some activation of the class is constant, or every read of it is dead."""
+def _constant_somewhere(facts: Facts, settled: Sequence[tuple[Node, Ints, Mask]], selection: Selection) -> Mask:
+    """Return bool[num_classes]: an activation that is computed is constant in the class, or every read is dead."""
     found = np.zeros(facts.classes.num_classes, dtype=bool)
     for _, owners, mask in settled:
         found[owners[mask]] = True
@@ -188,7 +188,8 @@ def _constant_somewhere(facts: Facts, settled: Sequence[tuple[Node, Ints, Mask]]
         producer = facts.graph.producer(name)
         if name not in facts.classes.labels or producer is None or name in weights:
             continue
-        if producer.op == "full" or producer.attrs.get("inserted"):
+        gone = producer.name not in selection.wanted.nodes  # a branch that is cut as a whole
+        if gone or producer.op == "full" or producer.attrs.get("inserted"):
             continue  # it costs nothing that could be saved
         for owners, known in _fields(facts, name):
             found[owners[known]] = True

@@ -69,6 +69,7 @@ def test_branches_that_add_next_to_nothing_go_as_a_whole(data: Path, monkeypatch
     assert made.report.after.macs <= 0.65 * made.report.before.macs
     gone = [layer.node for layer in made.report.layers if not layer.after]
     assert len(gone) == 4
+    assert not made.report.blocked
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     without_trials(monkeypatch)
     other = prune_module(net, (X,), calibration=Calibration(data), **how)
