@@ -59,7 +59,8 @@ _PARTS_BY_BRANCHES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)
 _LEAST_JUDGED = 1 / 4
 """The part of few samples that judges."""
 _JUDGES_OF_CLASSES = 100
-"""The samples from which probabilities of classes are judged: how they diverge hangs on the few that are uncertain."""
+"""The samples from which probabilities of classes are judged: how they diverge hangs on the few that are uncertain.
+From so many on small differences count, too."""
 
 _NO_EDITS = Edits({}, {}, {}, {}, {}, {}, frozenset(), {}, {})
 
@@ -312,15 +313,29 @@ class Reconstruction:
         outputs = [name for name in facts.graph.outputs if before.has(name) and after.has(name)]
         return distance(before.rest(outputs, {}), after.rest(outputs, fits), of_classes=of_classes)
 
+    @property
+    def surely(self) -> float:
+        """The part of a plan's error below which one without branches is taken.
+
+        It is all of it with many judges: such a plan keeps its widths, which run faster. The errors of a few samples
+        say less, about one over the root of their number, and narrow layers fitted roughly to a few look bad.
+        """
+        judged = self._counts()[1]
+        return 1.0 if judged >= _JUDGES_OF_CLASSES else 1.0 - max(1, judged) ** -0.5
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many samples a rough fit gets, and how many judge it."""
+        judged = min(_JUDGED_ON, int(self.data.num_fitted * _LEAST_JUDGED))
+        asked = min(_TRIED_ON, self.data.num_fitted - judged)
+        return asked, min(_JUDGED_ON, self.data.num_fitted - asked)
+
     def _parted(self) -> tuple[Sequence[Feed], Opened, bool]:
         """Return samples for a rough fit, the network on those that judge it, and whether they judge classes.
 
         They are others, unless there are too few.
         """
         fitted, cuts = self.data.fitted, self.data.cuts
-        judged = min(_JUDGED_ON, int(self.data.num_fitted * _LEAST_JUDGED))
-        asked = min(_TRIED_ON, self.data.num_fitted - judged)
-        judged = min(_JUDGED_ON, self.data.num_fitted - asked)
+        asked, judged = self._counts()
         few, others = parts(fitted, (asked, judged), cuts=cuts)
         return few, self.opened.over(others or few), judged >= _JUDGES_OF_CLASSES
 

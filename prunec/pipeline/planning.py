@@ -235,10 +235,7 @@ def _of_branches(
     carried: Callable[[_Draft], _Trial[Result]],
     frozen: Collection[str],
 ) -> tuple[_Trial[Result], Means]:
-    """Return a plan, or one without whole branches if that is better, and what stands in their place.
-
-    It need not be clearly better: what stays keeps its width, which runs faster.
-    """
+    """Return a plan, or one without whole branches if that is better, and what stands in their place."""
     share = options.target_params if _of_params(options) else options.target_macs
     assert share is not None
     best, last = (first, _NOTHING), np.inf
@@ -251,7 +248,7 @@ def _of_branches(
         if trial.error(data) >= last:
             break
         last = trial.error(data)
-        best = (trial, replaced) if last < first.error(data) else best
+        best = (trial, replaced) if last < data.surely * first.error(data) else best
     return best
 
 

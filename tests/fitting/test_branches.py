@@ -126,3 +126,17 @@ def test_a_shortcut_with_a_convolution_makes_up_for_a_branch_that_is_constant(da
     made = prune_module(net, (X,), calibration=Calibration(data, orders=1), target_macs=0.7, validate=False)
     assert {layer.node for layer in made.report.layers if not layer.after} >= {"_4_conv1", "_4_conv2"}
     assert error(net, made.module) < 0.5
+
+
+@pytest.mark.parametrize(("ratio", "samples", "taken"), [(0.9, 60, False), (0.6, 60, True), (0.97, 560, True)])
+def test_few_samples_have_to_be_sure_that_a_branch_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, samples: int, taken: bool
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((samples, 3, 12, 12)).astype(np.float32))
+
+    def error(self: Reconstruction, facts: Any, *_: Any) -> float:
+        return 1.0 if not facts.constants.replaced else ratio
+
+    monkeypatch.setattr(Reconstruction, "error", error)
+    made = prune_module(residual(), (X,), calibration=Calibration(tmp_path), target_macs=0.65, validate=False)
+    assert bool(made.report.branches) == taken
