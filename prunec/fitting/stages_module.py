@@ -231,7 +231,7 @@ def _made_plain(n: fx.Node) -> bool:
     written = n.args[0] if n.args else None
     if not isinstance(written, fx.Node) or n.kwargs or len(written.users) > 1 or not _is_new(written):
         return False
-    if n.op == "call_method" and hasattr(torch.Tensor, str(n.target)[:-1]):
+    if n.op == "call_method" and callable(getattr(torch.Tensor, str(n.target)[:-1], None)):
         n.target = str(n.target)[:-1]
         return True
     plain = _PLAIN_FUNCTIONS.get(getattr(n.target, "__name__", ""))

@@ -86,3 +86,19 @@ def test_only_writing_into_views_keeps_the_order(style: str, in_order: bool) -> 
     stages.advance(traced.graph.outputs)
     with torch.no_grad():
         np.testing.assert_allclose(stages.value(traced.graph.outputs[0], 0), net(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_with_no_ordinary_form_stays_as_it_is() -> None:
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.conv(x).requires_grad_().relu()
+
+    x, net = torch.randn(2, 3, 4, 4), Watched().eval()
+    traced = trace(net, (x,))
+    stages = ModuleStages(traced, traced.module, [{traced.graph.inputs[0]: x.numpy()}])
+    stages.advance(traced.graph.outputs)
+    np.testing.assert_allclose(stages.value(traced.graph.outputs[0], 0), net(x).detach().numpy(), atol=1e-5)
