@@ -74,7 +74,7 @@ def analyze_module(
 
     Args:
         module: left as it is.
-        example_inputs: inputs of the shape to analyse: a sequence by position, or a dict by name. Tensors may be in
+        example_inputs: inputs of the shape to analyse: a sequence by position, a dict by name, or the only one. Tensors may be in
             dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
@@ -118,7 +118,7 @@ def prune_module(
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
-        example_inputs: a sequence of inputs by position, or a dict of them by name; tensors may be in dicts, tuples
+        example_inputs: inputs by position in a sequence, by name in a dict, or the only one; tensors may be in dicts, tuples
             and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.

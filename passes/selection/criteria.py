@@ -77,7 +77,8 @@ def score(
         return _asked(criterion, facts)
     row = CRITERIA.get(criterion)
     if row is None or row.score is None:
-        raise BadInput(f"there is no criterion {criterion!r}", do=f"use {_listed(_scored())}")
+        known = _listed(list(CRITERIA) if row is None else _scored())
+        raise BadInput(f"there is no criterion {criterion!r}", do=f"use {known}")
     check_has_data(criterion, data=False, saliency=saliency is not None)
     return row.score(facts, Given(seed, saliency))
 

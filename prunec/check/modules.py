@@ -14,7 +14,7 @@ import torch
 from prunec.check.comparison import Run
 from prunec.check.double_module import InDouble, stored_tensors
 from prunec.check.referee import DoubleRun
-from prunec.frontends.fx.running.arguments import named_tensors, with_tensors
+from prunec.frontends.fx.running.arguments import fed_as, named_tensors, with_tensors
 from prunec.frontends.fx.running.containers import tensors_in
 from prunec.frontends.fx.running.untouched import Untouched
 from prunec.ir.arrays import Array
@@ -23,12 +23,7 @@ from prunec.runtime.probes import Feed, InputKind
 
 def module_kinds(example_inputs: Sequence[Any]) -> tuple[InputKind, ...]:
     """Return the tensors among positional arguments, named by position: "0", or "0.image" for one inside a dict."""
-    return tuple(InputKind(name, tuple(t.shape), _fed_as(t.dtype)) for name, t in named_tensors(example_inputs))
-
-
-def _fed_as(dtype: torch.dtype) -> str:
-    """Return numpy's name of a type; it has no bfloat16, which is fed as float32."""
-    return "float32" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+    return tuple(InputKind(name, tuple(t.shape), fed_as(t.dtype)) for name, t in named_tensors(example_inputs))
 
 
 def module_run(module: torch.nn.Module, example_inputs: Sequence[Any]) -> Run:

@@ -205,7 +205,7 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
     Raises:
         BadInput: a tensor input that the network does not take by position.
     """
-    from prunec.frontends.fx.running.arguments import named_tensors
+    from prunec.frontends.fx.running.arguments import fed_as, named_tensors
     from prunec.runtime.probes import Slot
 
     tensors = [tensor for _, tensor in named_tensors(traced.example_inputs)]
@@ -214,6 +214,6 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
             f"the network has {len(traced.graph.inputs)} inputs, but examples of only {len(tensors)} are known"
         )
     return tuple(
-        Slot(name, (None, *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+        Slot(name, (None, *tensor.shape[1:]), fed_as(tensor.dtype))
         for name, tensor in zip(traced.graph.inputs, tensors, strict=True)
     )

@@ -206,8 +206,8 @@ def _cast(array: Array, slot: Slot, source: Source) -> Array:
     wanted = np.dtype(slot.dtype)
     if array.dtype == wanted:
         return np.ascontiguousarray(array)
-    same_kind = array.dtype.kind == wanted.kind or {array.dtype.kind, wanted.kind} <= {"i", "u"}
-    if not (same_kind or source.prepared):
+    kinds = {_kind(array.dtype), _kind(wanted)}
+    if not (len(kinds) == 1 or kinds <= {"i", "u"} or source.prepared):
         raise BadInput(
             f"{source.where} holds {array.dtype}, input {slot.name!r} takes {slot.dtype}",
             why="only you know how one becomes the other (by which scale and mean)",
@@ -217,9 +217,13 @@ def _cast(array: Array, slot: Slot, source: Source) -> Array:
         cast = array.astype(wanted)
     if wanted.kind in "iu" and not (cast == array).all():
         raise BadInput(f"{source.where} holds numbers beyond {slot.dtype}, which input {slot.name!r} takes")
-    if wanted.kind == "f" and not np.isfinite(cast).all():
+    if _kind(wanted) == "f" and not np.isfinite(cast).all():
         raise BadInput(f"{source.where} holds numbers beyond {slot.dtype}, which input {slot.name!r} takes")
     return np.ascontiguousarray(cast)
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "f" if dtype.name == "bfloat16" else dtype.kind  # no type of numpy's own
 
 
 def _is_open(size: Any) -> bool:

@@ -196,8 +196,7 @@ def _content(module: nn.Module, name: str) -> Array:
     """Return a copy of a parameter's or buffer's content."""
     tensor = _tensor(module, name)
     assert tensor is not None, "only names of tensors are given"
-    found: Array = tensor.detach().cpu().numpy().copy()
-    return found
+    return _array(tensor).copy()
 
 
 def _without_in_place(module: fx.GraphModule) -> bool:
@@ -264,7 +263,7 @@ def runner(traced: Traced, module: nn.Module) -> Callable[[Feed], list[Array]]:
     def run(feed: Feed) -> list[Array]:
         with evaluating(module), torch.no_grad():
             outputs = module(*arguments(traced, feed))
-        return [leaf.detach().cpu().numpy() for leaf in tensors_in(outputs)]
+        return [_array(leaf) for leaf in tensors_in(outputs)]
 
     return run
 

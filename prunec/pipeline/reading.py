@@ -69,7 +69,7 @@ def open_specs(graph: Graph) -> tuple[InputSpec, ...]:
     )
 
 
-def input_specs(graph: Graph, example_inputs: Example) -> tuple[InputSpec, ...]:
+def input_specs(graph: Graph, example_inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[InputSpec, ...]:
     """Return the tensors among the example inputs, as data."""
     from prunec.frontends.fx.running.arguments import named_tensors
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunec.passes.selection.select import EXACT
-from prunec.pipeline.planning import SHOWN, Job
+from prunec.pipeline.planning import PROVABLE, SHOWN, Job
 from prunec.report.analysis import prune_report
 from prunec.report.findings import CalibrationReport, PruneReport
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def report_of(job: Job[Any], name: str, calibration: Calibration | None, observed: Observed | None) -> PruneReport:
     """Return the report of a job, with the share of the calibration data in it."""
     report = prune_report(job.facts, job.selection, job.plan, name)
+    if not report.removed_channels and not job.plan.reason.startswith((PROVABLE, SHOWN)):
+        report = replace(report, message="nothing was removed: the network is within the budget as it is")
     if calibration is None or observed is None:
         return report
     before = report

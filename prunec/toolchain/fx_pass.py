@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.shape_prop import ShapeProp
 
 from prunec import api
+from prunec.frontends.fx.running.arguments import positional
 from prunec.ir.plan import PrunePlan
 from prunec.report.findings import PruneReport
 
@@ -29,16 +30,16 @@ class PruneChannels(PassBase):
     """Remove channels from a GraphModule.
 
     Args:
-        example_inputs: positional inputs of the network, for the sizes and the check.
+        example_inputs: positional inputs of the network, or its only one, for the sizes and the check.
         options: as for ``prunec.prune_module``; without any, only provably constant or dead channels are removed, and
             the function stays.
 
     After a call ``plan`` and ``report`` say what was done.
     """
 
-    def __init__(self, example_inputs: Sequence[Any], **options: Any) -> None:
+    def __init__(self, example_inputs: Tensor | Sequence[Any], **options: Any) -> None:
         super().__init__()
-        self.example_inputs = tuple(example_inputs)
+        self.example_inputs = positional(example_inputs)
         self.options = options
         self.plan: PrunePlan | None = None
         self.report: PruneReport | None = None

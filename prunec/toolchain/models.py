@@ -54,7 +54,7 @@ class PrunedModel(Generic[Model]):
 def prune_model(
     model: Model,
     *,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Example | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     name: str = "",
     validate: bool = True,
@@ -81,7 +81,7 @@ def prune_model(
     Args:
         model: onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.export.ExportedProgram or nn.Module;
             left as it is. For a file there is ``prune_onnx``.
-        example_inputs: positional inputs, for an nn.Module.
+        example_inputs: for an nn.Module: its inputs by position, or the only one.
         input_shapes: sizes for inputs that an ONNX model leaves open; "" stands for the only input.
         name: shown as the model's name.
         validate: run both networks on the same inputs and compare before the result is returned.
@@ -137,7 +137,7 @@ def prune_model(
 def analyze_model(
     model: object,
     *,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Example | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     name: str = "",
     keep: Sequence[str] = (),
@@ -239,7 +239,7 @@ def apply_plan(
 def dependency_graph(
     model: object,
     *,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Example | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep: Sequence[str] = (),
     rules: OpRules = NO_RULES,
@@ -267,7 +267,7 @@ def dependency_graph(
 
 def _graph(
     model: Any,
-    example_inputs: Sequence[Any] | None,
+    example_inputs: Example | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
     rules: OpRules,
 ) -> Graph:
@@ -298,7 +298,7 @@ def _kind(model: object) -> Kind:
     )
 
 
-def _required(example_inputs: Sequence[Any] | None) -> Sequence[Any]:
+def _required(example_inputs: Example | None) -> Example:
     if example_inputs is None:
         raise BadInput("a module needs inputs to be traced with", do="give example_inputs=(tensor, …)")
     return example_inputs

@@ -53,12 +53,13 @@ def test_a_file_in_half_precision_is_fitted_like_one_in_single(tmp_path: Path, c
     assert np.isfinite(found).all()
 
 
-def test_a_module_in_half_precision_is_fitted() -> None:
-    net = residual().half()
-    data = torch.from_numpy(DATA).half()
-    calibration = prunec.Calibration(data, orders=1)
-    made = prunec.prune_module(net, (X.half(),), calibration=calibration, validate=False, **HOW)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", ["same", "single"])
+def test_a_module_in_half_precision_is_fitted(dtype: torch.dtype, given: str) -> None:
+    net, data = residual().to(dtype), torch.from_numpy(DATA).to(dtype)
+    calibration = prunec.Calibration(data if given == "same" else torch.from_numpy(DATA), orders=1)
+    made = prunec.prune_module(net, (X.to(dtype),), calibration=calibration, validate=False, **HOW)
     with torch.no_grad():
         wanted, found = net(data).float(), made.module(data)
-    assert found.dtype == torch.float16
+    assert found.dtype == dtype
     assert (found.float() - wanted).square().sum() < 0.5 * (wanted - wanted.mean()).square().sum()

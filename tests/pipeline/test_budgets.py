@@ -9,6 +9,7 @@ import pytest
 import torch
 from assertions import assert_same_on_inputs, contraction_macs, outputs_of, parameter_elements
 from modules.networks import NETWORKS, make
+from torch import nn
 
 from prunec.api import prune_module
 from prunec.errors import BadInput, BudgetNotMet
@@ -105,6 +106,13 @@ def test_groups_keep_a_multiple_of_what_was_asked_for(name: str) -> None:
     changed = [layer for layer in result.report.layers if layer.after != layer.before]
     assert changed
     assert all(layer.after % 4 == 0 for layer in changed)
+
+
+def test_a_budget_that_is_met_already_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    result = prune_module(net, torch.zeros(1, 3, 8, 8), criterion="l1", target_macs=1.0)
+    assert result.report.removed_channels == 0
+    assert result.report.message == "nothing was removed: the network is within the budget as it is"
 
 
 def test_exact_removal_with_round_counts_is_still_exact() -> None:

@@ -218,9 +218,12 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
         given: fields of RunConfig; those that are None count as not given.
 
     Raises:
-        BadInput: there is no such preset, something it needs is missing, or a value makes no sense.
+        BadInput: there is no such preset, something it needs is missing, epochs and steps are both given, or a value
+            makes no sense.
     """
     given = {name: value for name, value in given.items() if value is not None and value != ""}
+    if "epochs" in given and "steps" in given:
+        raise BadInput("the run has two lengths", do="give --epochs or --steps, not both")
     name = preset or _default(given)
     if name not in PRESETS:
         raise BadInput(f"there is no preset called {name!r}", do=f"choose one of: {', '.join(PRESETS)}")
@@ -228,7 +231,7 @@ def make_config(output: str, *, preset: str = "", **given: Any) -> RunConfig:
     settings = dict(chosen.settings)
     if "model" in given or "onnx" in given:
         settings.pop("arch", None)
-    if "epochs" in given and "steps" not in given:
+    if "epochs" in given:
         settings.pop("steps", None)
     if "target_latency" in given:
         settings.pop("target_macs", None)

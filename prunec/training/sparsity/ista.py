@@ -67,7 +67,7 @@ class Ista(Optimizer):
         betas: shrunk to zero while their gammas are zero, and not trained meanwhile (betas.py).
 
     Raises:
-        BadInput: no gammas, one that ``base`` does not hold, or shapes that do not fit.
+        BadInput: no gammas, one that ``base`` does not hold, shapes that do not fit, or ``base`` is an ``Ista``.
     """
 
     def __init__(
@@ -79,6 +79,12 @@ class Ista(Optimizer):
         lr: float | None = None,
         betas: Sequence[Driven] = (),
     ) -> None:
+        if isinstance(base, Ista):
+            raise BadInput(
+                "the optimiser drives gammas to zero already",
+                why="wrapped again, its gammas would be updated twice a step",
+                do="wrap the optimiser of your own once; set rho, or the lr of the last group, on what you got",
+            )
         penalised = [gamma if isinstance(gamma, Penalised) else Penalised(gamma) for gamma in gammas]
         _check(penalised, rho)
         self._wrapped = False

@@ -86,7 +86,7 @@ def sparsify(
 
     Args:
         module: any module prunec can trace; it is not changed.
-        example_inputs: arguments of ``module`` for the trace: a sequence by position, or a dict by name.
+        example_inputs: arguments of ``module`` for the trace: a sequence by position, a dict by name, or the only one.
         optimizer: over the module's parameters; it loses the penalised gammas (see Ista).
         rho: ρ, weight of the penalty, ≥ 0.
         penalty: what a channel costs: ``memory`` (weights and map), ``macs``, ``uniform``, or a function of yours, see

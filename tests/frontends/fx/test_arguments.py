@@ -15,6 +15,7 @@ from prunec.check.validate import validate_modules
 from prunec.errors import BadInput, BadPlan
 from prunec.frontends.fx.frontend import trace
 from prunec.pipeline.options import Options
+from prunec.toolchain.fx_pass import PruneChannels
 
 
 class Taking(nn.Module):
@@ -102,6 +103,16 @@ def test_exact_removal_is_checked_whatever_a_network_is_called_with(name: str) -
     assert not pruned.report.validation.vacuous
     assert pruned.report.removed_channels >= 3
     assert torch.allclose(call(pruned.module, example), call(net, example), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_tensor_is_the_only_argument_not_a_sequence_of_its_rows(batch: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    image = torch.randn(batch, 3, 8, 8)
+    alone, listed = (prunec.prune_module(net, given, criterion="l1", target_macs=0.6) for given in (image, (image,)))
+    assert alone.plan.to_json() == listed.plan.to_json()
+    assert torch.equal(prunec.apply_plan(net, alone.plan)(image), alone.module(image))
+    assert PruneChannels(image)(torch.fx.symbolic_trace(net)) is not None
 
 
 def test_tensors_inside_a_structure_are_inputs_not_constants() -> None:

@@ -56,5 +56,6 @@ def test_what_needs_no_data_is_not_refused(criterion: object) -> None:
 
 
 def test_a_criterion_of_another_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(BadInput, match="there is no criterion 'magic'"):
+    with pytest.raises(BadInput, match="there is no criterion 'magic'") as error:
         score(_facts(), "magic")
+    assert error.value.do == "use l1, gamma, taylor, random or reconstruct"

@@ -54,6 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str, m
         ("tiny", ("--device", "cuda"), "CUDA does not work here"),
         ("tiny", ("--precision", "fp8"), "choose one of: fp32, bf16, fp16"),
         ("tiny", ("--rho", "nan"), "rho is nan"),
+        ("tiny", ("--epochs", "2"), "give --epochs or --steps, not both"),
     ],
 )
 def test_a_network_or_option_that_cannot_be_used(

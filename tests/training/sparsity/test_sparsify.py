@@ -45,6 +45,14 @@ def test_all_prunable_gammas_are_penalised() -> None:
     assert penalised(module, wrapped(module)) == names
 
 
+def test_an_optimiser_that_is_wrapped_already_is_refused() -> None:
+    module = ResidualConcat()
+    ista = wrapped(module)
+    with pytest.raises(BadInput, match="drives gammas to zero already"):
+        sparsify(module, (IMAGE,), ista, rho=0.1)
+    assert len(ista.param_groups[-1]["params"]) == 5
+
+
 def test_residual_keep_leaves_streams_alone() -> None:
     module = ResidualConcat()
     assert penalised(module, wrapped(module, "keep")) == {"inner.1.weight", "left.1.weight", "right.1.weight"}

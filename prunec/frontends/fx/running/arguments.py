@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from prunec.errors import BadInput, BadPlan
 
-Example = Sequence[Any] | Mapping[str, Any]
-"""A network's arguments by position, or all of them by name."""
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+"""A network's arguments by position, or all of them by name; a tensor is the only one."""
 
 _TRACE_BATCH = 3
 """Batch size to trace with when the example has 1: a size that is told apart from broadcasting."""
@@ -35,18 +35,23 @@ def by_position(module: nn.Module, example: Example) -> tuple[nn.Module, tuple[A
     """
     example = ordered(module, example)
     if not isinstance(example, Mapping):
-        return module, tuple(example)
+        return module, example
     return _double(module, list(example)), tuple(example.values())
 
 
-def ordered(module: nn.Module, example: Example) -> Example:
+def positional(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    """Return arguments by position as a tuple; a tensor is one of them, not a sequence of its rows."""
+    return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+def ordered(module: nn.Module, example: Example) -> tuple[Any, ...] | Mapping[str, Any]:
     """Return arguments given by name in the order of the module's forward.
 
     Raises:
         BadInput: the forward takes no argument of such a name, or needs one that is not given.
     """
     if not isinstance(example, Mapping):
-        return example
+        return positional(example)
     signature = inspect.signature(module.forward)
     try:
         signature.bind(**example)
@@ -83,6 +88,11 @@ def named_tensors(inputs: Sequence[Any]) -> list[tuple[str, Tensor]]:
     return [(path_of(keys), leaf) for keys, leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def fed_as(dtype: torch.dtype) -> str:
+    """Return numpy's name of a type; it has no bfloat16, which is fed as float32."""
+    return "float32" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+
+
 def path_of(keys: Sequence[Any]) -> str:
     """Return a path of torch's pytrees as a name: "0.image"."""
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys)
@@ -101,7 +111,7 @@ def with_tensors(inputs: Sequence[Any], change: Callable[[str, Tensor], Any]) ->
 # --- structure as data ----------------------------------------------------------------------------------
 
 
-def structure(example: Example) -> dict[str, Any] | None:
+def structure(example: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments as JSON data, numbers for tensors in their order; None for tensors by position alone."""
     if not isinstance(example, Mapping) and all(isinstance(value, Tensor) for value in example):
         return None
