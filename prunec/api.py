@@ -74,8 +74,8 @@ def analyze_module(
 
     Args:
         module: left as it is.
-        example_inputs: inputs of the shape to analyse: a sequence by position, a dict by name, or the only one. Tensors may be in
-            dicts, tuples and lists.
+        example_inputs: inputs of the shape to analyse: a sequence by position, a dict by name, or the only one. Tensors
+            may be in dicts, tuples and lists.
         name: shown as the model's name.
         keep: shell patterns of parameters and nodes to leave alone.
         rules: what ops of yours are like, by name ("mylib::swish"), see docs/extending.md.
@@ -118,8 +118,8 @@ def prune_module(
 
     Args:
         module: left as it is; frozen parameters, train or eval mode make no difference.
-        example_inputs: inputs by position in a sequence, by name in a dict, or the only one; tensors may be in dicts, tuples
-            and lists. Also used for the comparison with the original.
+        example_inputs: inputs by position in a sequence, by name in a dict, or the only one; tensors may be in
+            dicts, tuples and lists. Also used for the comparison with the original.
         validate: compare the outputs of an exact removal with the original's.
         tolerance: largest relative error that the comparison allows.
         saliency: see ``choose``; the ``taylor`` criterion takes it from the calibration data if it is not given.

@@ -8,7 +8,7 @@ precision stay. Decides nothing about pruning: that is in the edits (passes/lowe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from prunec.garbage import collected_later
 from prunec.ir.arrays import Array
 from prunec.ir.contractions import is_spatial
 from prunec.ir.edits import CannotRewrite, Edits
-from prunec.ir.graph import Node, Shape
+from prunec.ir.graph import Graph, Node, Shape
 
 BIASED = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv", "com.microsoft.FusedGemm"), 2),
@@ -60,7 +60,7 @@ def apply_onnx(traced: TracedOnnx, edits: Edits) -> OnnxSource:
     _replace_params(surgeon, traced, edits, views)
     _insert(surgeon, traced, edits, views)
     for name, bias in edits.new_biases.items():
-        _add_bias(surgeon, views[name], graph[name], bias)
+        _add_bias(surgeon, views[name], traced.graph, graph[name], bias)
     for (name, index), value in edits.constant_inputs.items():
         slot = _slot(traced, graph[name], index)
         like = f"{views[name].node.name}_constant"
@@ -225,7 +225,7 @@ def _store_param(surgeon: Surgeon, traced: TracedOnnx, name: str, array: Array) 
     return name
 
 
-def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
+def _add_bias(surgeon: Surgeon, view: View, graph: Graph, node: Node, bias: Array) -> None:
     """Give a contraction a bias: its own input where it has one, an Add behind it elsewhere."""
     place, name = view.node.place, f"{node.inputs[1]}_bias"
     scaled = view.attrs.get("alpha", 1.0) != 1.0
@@ -236,12 +236,27 @@ def _add_bias(surgeon: Surgeon, view: View, node: Node, bias: Array) -> None:
         return
     if scaled and node.source in _SCALED:
         bias = (bias * np.float64(view.attrs["alpha"])).astype(bias.dtype)
+    elif (perm := _permuted_by(graph, node, view.outputs[0])) is not None:
+        bias = _along(perm, bias)
     elif node.outputs[0] != view.outputs[0] and node.source != "Gemm":  # whose C is added behind the product
         reason = f"the constants that it reads would have to be added to its result, which {node.source} cannot"
         raise CannotRewrite(node.origin, reason)
     if is_spatial(node):  # behind a convolution that takes no bias, channels are axis 1 of what comes out
         bias = bias.reshape(-1, *(1 for _ in node.attrs["strides"]))
     surgeon.add_after(place, 0, "Add", surgeon.store(bias, name), f"{view.node.name}_bias")
+
+
+def _permuted_by(graph: Graph, node: Node, output: str) -> Sequence[int] | None:
+    """Return how a product inside of an Einsum becomes the Einsum's output; None where nothing permutes it."""
+    readers = graph.consumers(node.outputs[0])
+    turned = [reader for reader in readers if reader.op == "transpose" and reader.outputs[0] == output]
+    return turned[0].attrs["perm"] if len(readers) == len(turned) == 1 else None
+
+
+def _along(perm: Sequence[int], bias: Array) -> Array:
+    """Return a vector along a product's last axis so that it can be added to the permuted product."""
+    behind = len(perm) - 1 - list(perm).index(len(perm) - 1)
+    return bias.reshape(-1, *(1 for _ in range(behind)))
 
 
 def _check_shapes(traced: TracedOnnx, edits: Edits, pruned: OnnxSource) -> None:

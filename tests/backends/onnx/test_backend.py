@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models.chain import CHANNELS, SILENT, chain
 from onnx_models.nets import Net, assert_pruned_agrees, num_removed, prune
 
-from prunec.api import prune_onnx
 from prunec.backends.onnx.backend import apply_onnx
 from prunec.backends.onnx.save import model_bytes, save_onnx
 from prunec.backends.onnx.surgeon import Surgeon
@@ -254,19 +253,19 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100
 
 
-@pytest.mark.parametrize("equation", ["bchw,oc->bohw", "bchw,oc->obhw"])
-def test_a_product_that_cannot_take_a_constant_over_says_why(equation: str, tmp_path: Path) -> None:
-    """Its channels are turned behind the product, where the node ends."""
+@pytest.mark.parametrize("equation", ["bchw,oc->bohw", "bchw,co->obhw", "oc,bchw->bhow", "bchw,oc->bhwo"])
+def test_a_product_takes_a_constant_over_wherever_its_channels_end_up(equation: str, tmp_path: Path) -> None:
     net = Net(17)
     weight, bias = net.weight(8, 3, 3, 3), net.rng.standard_normal(8).astype(np.float32)
     weight[0], bias[0] = 0, 0.7
-    maps = net.op("Relu", net.op("Conv", net.input("x", [2, 3, 8, 8]), net.const(weight), net.const(bias)))
-    net.output(net.op("Einsum", maps, net.const(net.weight(5, 8)), equation=equation))
-    onnx.save(net.model(), tmp_path / "net.onnx")
-    report = prune_onnx(tmp_path / "net.onnx", tmp_path / "pruned.onnx")
-    (blocked,) = report.blocked
-    assert blocked.op == "Einsum"
-    assert blocked.reason == "the constants that it reads would have to be added to its result, which Einsum cannot"
+    maps = net.op("Relu", net.op("Conv", net.input("x", [2, 3, 8, 6]), net.const(weight), net.const(bias)))
+    factor = net.const(net.weight(8, 5) if ",co" in equation else net.weight(5, 8))
+    operands = (factor, maps) if equation.startswith("oc") else (maps, factor)
+    net.output(net.op("Relu", net.op("Einsum", *operands, equation=equation)))
+    _, _, pruned = assert_pruned_agrees(net.model(), tmp_path)
+    assert [
+        len(tensor.dims) > 1 and tensor.dims[0] for tensor in pruned.graph.initializer if len(tensor.dims) == 4
+    ] == [7]
 
 
 def test_a_thousand_settings_made_of_one_get_names_in_order_without_trying_those_before(
