@@ -15,9 +15,10 @@ class Row:
 
     Args:
         method: ``train-prune``, or by which rule the single cut is made: a criterion of prunec, ``taylor`` (of the
-            labels' loss), or one of Torch-Pruning, ``torch-pruning-l2`` or ``-group``; ``torch-pruning-slimming`` is
-            Network Slimming (Liu et al., ICCV 2017): the first half of the steps has an L1 subgradient on γ, then
-            the smallest γ go. ``uniform`` is a narrower network from scratch, every stage by the same factor.
+            labels' loss), ``l1-refit`` (by l1, the rest fitted to training images), or one of Torch-Pruning,
+            ``torch-pruning-l2`` or ``-group``; ``torch-pruning-slimming`` is Network Slimming (Liu et al., ICCV
+            2017): the first half of the steps has an L1 subgradient on γ, then the smallest γ go. ``uniform`` is a
+            narrower network from scratch, every stage by the same factor.
         network: a built-in architecture that has weights.
         macs: share that stays; 1 is no budget of MACs.
         steps: in all.
@@ -43,6 +44,7 @@ class Row:
 _CUTS = (
     "cut-reconstruct",
     "cut-l1",
+    "cut-l1-refit",
     "cut-gamma",
     "cut-taylor",
     "cut-random",

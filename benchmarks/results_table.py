@@ -196,14 +196,14 @@ def cut(method: str, module: nn.Module, setup: Setup, macs: float, seed: int, fo
         return _uniform(setup, macs)
     if method.startswith("torch-pruning-"):
         return _by_torch_pruning(module, setup, macs, method.removeprefix("torch-pruning-"))
-    criterion = method.removeprefix("cut-")
+    criterion = method.removeprefix("cut-").removesuffix("-refit")
     saliency = _saliency(module, setup) if criterion == "taylor" else None
     options = {"criterion": criterion, "target_macs": macs, "multiple_of": 1, "seed": seed, "saliency": saliency}
     with tempfile.TemporaryDirectory() as images:
-        if criterion == "reconstruct":
+        if criterion == "reconstruct" or method.endswith("-refit"):
             batches = sampled_batches(setup.data.train, setup.pipeline, 125, 8, seed)
             np.save(f"{images}/images.npy", np.concatenate([inputs.cpu().numpy() for inputs, _ in batches]))
-            options["calibration"] = Calibration(images)
+            options["calibration"] = Calibration(images, orders=1)  # as train-prune does
         pruned = prunec.prune_module(module, setup.example_inputs, validate=False, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "plan.json", replace(pruned.plan, refits=()).to_json() + "\n")

@@ -199,8 +199,11 @@ def _paired(refs: Any, result: Any, kind: type) -> Iterable[tuple[Any, torch.Ten
         yield from zip(leaves, tensors, strict=True)
 
 
-def module_slots(traced: Traced) -> tuple[Any, ...]:
+def module_slots(traced: Traced, *, fixed: bool = False) -> tuple[Any, ...]:
     """Return the slots that samples must fill: every tensor among the example inputs, with an open first axis.
+
+    Args:
+        fixed: the first axis is the example's instead.
 
     Raises:
         BadInput: a tensor input that the network does not take by position.
@@ -214,6 +217,6 @@ def module_slots(traced: Traced) -> tuple[Any, ...]:
             f"the network has {len(traced.graph.inputs)} inputs, but examples of only {len(tensors)} are known"
         )
     return tuple(
-        Slot(name, (None, *tensor.shape[1:]), fed_as(tensor.dtype))
+        Slot(name, tuple(tensor.shape) if fixed else (None, *tensor.shape[1:]), fed_as(tensor.dtype))
         for name, tensor in zip(traced.graph.inputs, tensors, strict=True)
     )

@@ -19,6 +19,7 @@ from prunec.frontends.fx.running.untouched import untouched
 from prunec.frontends.fx.traced import Traced
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
+from prunec.passes.cost import running_statistics
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import Feed
 
@@ -39,7 +40,8 @@ def module_saliency(traced: Traced, samples: Looked) -> Saliency:
     Raises:
         UnsupportedModel: no float output depends on the parameters.
     """
-    weights = {name: tensor for name, tensor in traced.parameters.items() if name in traced.graph.params}
+    learned = traced.graph.params.keys() - running_statistics(traced.graph)
+    weights = {name: tensor for name, tensor in traced.parameters.items() if name in learned}
     return _saliency(traced.module, weights, lambda feed: arguments(traced, feed), samples)
 
 

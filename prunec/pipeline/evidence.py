@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def module_evidence(
     if calibration is None:
         check_has_data(options.criterion, data=False, saliency=saliency is not None)
         return Evidence(given, saliency=saliency)
-    samples = read_samples(calibration.data, module_slots(traced), normalise=calibration.normalise)
+    samples = _module_samples(traced, calibration)
     fit = _module_fit(traced, samples, calibration, options, progress)
     looked, observed = samples if fit is None else fit.data, None
     if needs(options.criterion) != "data":
@@ -84,6 +85,18 @@ def module_evidence(
 
         saliency = module_saliency(traced, looked)
     return Evidence(given, samples, observed, saliency, fit)
+
+
+def _module_samples(traced: Traced, calibration: Calibration) -> Samples:
+    """List the samples for a module in batches that it accepts: a forward that loops over a batch takes one size."""
+    from prunec.data.observing import module_slots
+    from prunec.data.sample_files import read_samples
+    from prunec.data.samples import first_that_runs
+    from prunec.fitting.stages_module import runner
+
+    read = partial(read_samples, calibration.data, normalise=calibration.normalise)
+    versions = (read(module_slots(traced, fixed=fixed)) for fixed in (False, True))
+    return first_that_runs(versions, runner(traced, traced.module), "the network")
 
 
 def _module_fit(

@@ -308,6 +308,14 @@ def test_taylor_on_a_module_beats_chance(data: Path) -> None:
     assert error("taylor") < 0.1 * np.mean([error("random", seed) for seed in range(6)])
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_taylor_takes_no_gradients_of_running_statistics(data: Path, affine: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=affine), nn.ReLU(), nn.Conv2d(8, 4, 3)).train()
+    how: dict[str, Any] = {"criterion": "taylor", "target_macs": 0.6, "calibration": Calibration(data)}
+    pruned = prune_module(net, torch.zeros(1, 3, 12, 12), validate=False, **how)
+    assert pruned.report.after.macs <= 0.6 * pruned.report.before.macs
+
+
 def test_taylor_scores_a_file_as_it_scores_its_module(quiet_file: Path, data: Path, tmp_path: Path) -> None:
     budget: dict[str, Any] = {"criterion": "taylor", "target_macs": 0.4, "calibration": Calibration(data)}
     from_file = prune_onnx(quiet_file, tmp_path / "o.onnx", **budget)

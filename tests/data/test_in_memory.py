@@ -93,3 +93,25 @@ def test_what_needs_files_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="needs its data on disk"):
         sweep(None, tmp_path / "sweep", calibration=prunec.Calibration(X))  # type: ignore[arg-type]  # not looked at
     assert not (tmp_path / "sweep").exists()
+
+
+class OneByOne(nn.Module):
+    """Goes through a batch sample by sample, so that a trace of it is one of that many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(cbr(3, 8), cbr(8, 12)), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.head(each.unsqueeze(0)).squeeze(0) for each in self.body(x)])
+
+
+@pytest.mark.parametrize("criterion", ["reconstruct", "l1", "taylor"])
+def test_a_module_that_takes_one_batch_size_gets_it(criterion: Any) -> None:
+    how: dict[str, Any] = {"target_macs": 0.6, "validate": False, "criterion": criterion}
+    net, example = OneByOne().eval(), torch.zeros(2, 3, 8, 8)
+    found = prunec.prune_module(net, example, calibration=X, **how)
+    assert found.report.agreement is not None
+    assert found.report.agreement.samples >= 8
+    with pytest.raises(BadInput, match="39 rows, input 'x' takes 2 at a time"):
+        prunec.prune_module(net, example, calibration=X[:39], **how)

@@ -277,3 +277,53 @@ def test_notes_name_what_torch_export_does_not_keep() -> None:
 
     notes = analyze_module(Written(contextlib.nullcontext).eval(), (torch.randn(2, 3, 8, 8),)).notes
     assert any(note.startswith("no_grad inside its forward is not kept in the traced network") for note in notes)
+
+
+class Swish(torch.autograd.Function):
+    """Saves memory by a backward of its own, as many networks do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # as users write it
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # as users write it
+        (x,) = ctx.saved_tensors
+        share = torch.sigmoid(x)
+        return grad * share * (1 + x * (1 - share))
+
+
+class WithFunction(nn.Module):
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.o = nn.Conv2d(8, 2, 1)
+        self.frozen = frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.frozen):
+            y = Swish.apply(self.a(x))
+        return self.o(y)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def test_layers_before_a_function_with_a_gradient_of_its_own_still_train() -> None:
+    net, x = WithFunction(), torch.randn(2, 3, 8, 8)
+    found = prune_module(net, (x,), criterion="l1", target_macs=0.5)
+    assert found.report.notes == ("Swish defines a gradient: the traced network has that of what its forward computes",)
+    same = prune_module(net, (x,)).module.train()
+    net.train()
+    grads = []
+    for module in (net, same):
+        module.zero_grad()
+        module(x)[:, :, 1:].square().sum().backward()
+        grads.append([p.grad for _, p in sorted(module.named_parameters())])
+    for wanted, got in zip(*grads, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_function_inside_of_no_grad_stays_in_it() -> None:
+    net, x = WithFunction(frozen=True), torch.randn(2, 3, 8, 8)
+    pruned = prune_module(net, (x,), criterion="l1", target_macs=0.5).module.train()
+    pruned(x).sum().backward()
+    assert {n for n, p in pruned.named_parameters() if p.grad is not None} == {"o.weight", "o.bias"}

@@ -28,6 +28,7 @@ from prunec.frontends.fx.tracing.failures import cannot_run, failure_of, is_tran
 from prunec.frontends.fx.tracing.lost import lost_modes, modes_to_keep
 from prunec.frontends.fx.tracing.sizes import NOTES
 from prunec.frontends.fx.tracing.switches import begin, end, write_with_finally
+from prunec.frontends.fx.tracing.tracer import Tracer
 
 _LOG = logging.getLogger("prunec")
 
@@ -216,6 +217,8 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
                 user.replace_all_uses_with(norm)  # a getitem of the first output, the only one there is in eval mode
                 module.graph.erase_node(user)
             module.graph.erase_node(n)
+    # torch.export's tracer cannot be made again when a saved module is loaded; prunec's reads parameters by name too.
+    module.graph._tracer_cls = module._tracer_cls = Tracer
     module.recompile()
     return module
 

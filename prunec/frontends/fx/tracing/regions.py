@@ -42,19 +42,23 @@ class Regions:
     Attributes:
         seen: names of the modes that were on.
         checkpoints: places in the user's code that checkpoint activations; what they run is followed.
+        functions: names of the ``autograd.Function`` whose forward was followed.
     """
 
     def __init__(self, ignored: Sequence[str] = ()) -> None:
         self.seen: set[str] = set()
         self.checkpoints: dict[str, None] = {}
+        self.functions: dict[str, None] = {}
         self._ignored = ignored
         self._casts: list[Mode] = []
         self._open: list[tuple[Mode, fx.Node]] = []
+        self._outside: list[bool] = []
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Trace inside of this: gradients are on, and autocast tells when it begins and ends."""
+        """Trace inside of this: gradients are on; autocast and functions with gradients of their own tell of it."""
         started, enter, leave = (getattr(torch.autocast, name) for name in ("__init__", "__enter__", "__exit__"))
+        apply = torch.autograd.Function.__dict__["apply"]
 
         def asking(
             cast: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
@@ -73,12 +77,20 @@ class Regions:
                 self._casts.pop()
             return leave(cast, *error)
 
-        _patch(asking, entering, leaving)
+        def applying(function: Any, *args: Any, **kwargs: Any) -> Any:
+            self.functions[function.__name__] = None
+            self._outside.append(torch.is_grad_enabled())
+            try:
+                return apply.__func__(function, *args, **kwargs)
+            finally:
+                self._outside.pop()
+
+        _patch(asking, entering, leaving, classmethod(applying))
         try:
             with torch.inference_mode(False), torch.enable_grad(), followed(self.checkpoints):
                 yield
         finally:
-            _patch(started, enter, leave)
+            _patch(started, enter, leave, apply)
 
     def catch_up(self, graph: fx.Graph) -> None:
         """Write the nodes that lead from the modes of the last node to those that are on now."""
@@ -95,9 +107,12 @@ class Regions:
     def _now(self) -> list[Mode]:
         if torch.is_inference_mode_enabled():
             return [Mode("inference_mode"), *self._casts]
-        return [*self._casts] if torch.is_grad_enabled() else [Mode("no_grad"), *self._casts]
+        # torch switches gradients off for a Function's forward, whose gradient the user writes; what is traced has one.
+        has_gradient = self._outside[0] if self._outside else torch.is_grad_enabled()
+        return [*self._casts] if has_gradient else [Mode("no_grad"), *self._casts]
 
 
-def _patch(started: Any, enter: Any, leave: Any) -> None:
+def _patch(started: Any, enter: Any, leave: Any, apply: Any) -> None:
     torch.autocast.__init__, torch.autocast.__enter__ = started, enter  # type: ignore[method-assign]
     torch.autocast.__exit__ = leave  # type: ignore[method-assign]
+    torch.autograd.Function.apply = apply  # type: ignore[method-assign]

@@ -140,11 +140,18 @@ def _traced(
             module, inputs, untouched, asked, buffers=buffers, sized=sized, memory=anew, ignored=tuple(only_here)
         )
     drop_unread(graph)
+    for node in graph.find_nodes(op="placeholder"):
+        if node.target.removesuffix("_1") in concrete:  # torch.fx numbers what is fixed; users call it by its name
+            node.target = node.target.removesuffix("_1")
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled
     traced = unwritten(_with_constants(module, made), graph, type(module).__name__)
     plain = (f"the network returns or passes a {name}: a plain dict in the traced network" for name in tracer.plain)
-    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain)
+    own = (
+        f"{name} defines a gradient: the traced network has that of what its forward computes"
+        for name in tracer.regions.functions
+    )
+    traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain, *own)
     return traced
 
 
