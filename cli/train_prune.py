@@ -58,7 +58,7 @@ _FRACTION = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     metavar="KIND",
     help="How a budget is met if too few gammas are zero: l1 (smallest filters) or reconstruct (channels that the rest "
     "can make up for on training images); default: l1, but from weights to a budget of MACs or of "
-    "parameters reconstruct, unless half of the MACs or more stay and 10,000 steps of fine-tuning follow.",
+    "parameters reconstruct, unless half of the MACs or more stay and 2,000 steps of fine-tuning follow.",
 )
 @click.option("--rho", type=click.FloatRange(min=0), help="Weight of the penalty on the gammas; default: chosen.")
 @click.option("--alpha", type=_POSITIVE, help="Factor of the gamma-W rescaling; default: chosen.")

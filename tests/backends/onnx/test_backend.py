@@ -253,7 +253,7 @@ def test_dead_uniform_weights_are_sliced_as_such(tmp_path: Path) -> None:
     assert next(iter(trace_onnx(pruned).graph.params.values())).shape[0] == 100
 
 
-@pytest.mark.parametrize("equation", ["bchw,oc->bohw", "bchw,co->obhw", "oc,bchw->bhow", "bchw,oc->bhwo"])
+@pytest.mark.parametrize("equation", ["bchw,oc->bohw", "bchw,co->obhw", "oc,bchw->bhow", "...chw,oc->...ohw"])
 def test_a_product_takes_a_constant_over_wherever_its_channels_end_up(equation: str, tmp_path: Path) -> None:
     net = Net(17)
     weight, bias = net.weight(8, 3, 3, 3), net.rng.standard_normal(8).astype(np.float32)

@@ -52,7 +52,7 @@ def test_from_weights_to_a_budget_all_steps_are_fine_tunings_unless_something_wa
     assert config(tmp_path / "run", bars, trained, **given).shares == shares
 
 
-@pytest.mark.parametrize("steps", [0, 9_999, 10_000])
+@pytest.mark.parametrize("steps", [0, 1_999, 2_000])
 @pytest.mark.parametrize(
     ("given", "criterion"),
     [

@@ -234,7 +234,7 @@ def fused_gemm(view: View) -> Sequence[Draft]:
 def einsum(view: View) -> Sequence[Draft]:
     """Einsum: a permutation, or a product over one letter with at most one free letter on each side."""
     equation = view.attrs.get("equation", "").replace(" ", "")
-    ins, arrow, out = equation.partition("->")
+    ins, arrow, out = _without_dots(view, equation).partition("->")
     terms = ins.split(",")
     plain = arrow and all(
         set(term) <= set(string.ascii_letters) and len(set(term)) == len(term) for term in (*terms, out)
@@ -275,6 +275,17 @@ def einsum(view: View) -> Sequence[Draft]:
         perm = [order.index(letter) for letter in out]
         drafts.append(Draft("transpose", (product,), view.outputs, {"perm": perm}, (-1,)))
     return drafts
+
+
+def _without_dots(view: View, equation: str) -> str:
+    """Return an equation with letters in the place of "...", if one operand has it; what is spread stays as it is."""
+    terms = equation.partition("->")[0].split(",")
+    dotted = [slot for slot, term in enumerate(terms) if "..." in term]
+    rank = view.rank(dotted[0]) if len(dotted) == 1 else None
+    if rank is None:
+        return equation
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    return equation.replace("...", "".join(free[: rank - len(terms[dotted[0]].replace("...", ""))]))
 
 
 def _permuted(view: View, drafts: list[Draft], slot: int, term: str, order: list[str], sizes: dict[str, Dim]) -> str:
