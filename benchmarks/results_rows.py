@@ -143,7 +143,7 @@ def _convnet() -> dict[str, Row]:
     rows[base] = replace(rows[base], start="scratch")
     for letter, params in paper.items():
         budget = f"--target-params {math.floor(1e4 * params / 1_986_760) / 1e4}"
-        rows[f"convnet-{letter}-lr-0.1-8000"] = Row("train-prune", "convnet", 1, 8000, f"{budget} {train}", start=base)
+        rows[f"convnet-{letter}-lr-0.1-6000"] = Row("train-prune", "convnet", 1, 6000, f"{budget} {train}", start=base)
     return rows
 
 

@@ -271,7 +271,7 @@ def _decode(file: Path, layout: tuple[int, int, int, bool], prepare: Callable[[A
     channels, height, width, channels_first = layout
     try:
         with Image.open(file) as image:
-            converted: Any = image.convert("L" if channels == 1 else "RGB")
+            converted: Any = eight_bits(image).convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):
                 converted = converted.resize((width, height), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.float64).reshape(height, width, channels)
@@ -279,3 +279,18 @@ def _decode(file: Path, layout: tuple[int, int, int, bool], prepare: Callable[[A
         raise BadInput(f"cannot read the image {file}", why=str(error), do="remove or replace the file") from error
     values = prepare(pixels)
     return values.transpose(2, 0, 1)[None] if channels_first else values[None]
+
+
+def eight_bits(image: Any) -> Any:
+    """Convert a grey image of 16 bits to 8, since Pillow's own conversion clips everything above 255.
+
+    Raises:
+        ValueError: floating-point pixels, whose range is not known.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image

@@ -70,7 +70,7 @@ def analysis(facts: Facts, selection: Selection, name: str) -> Analysis:
         pins=pin_reports(facts),
         blocked=blocked(facts, selection),
         layers=layers,
-        notes=(*_open_sizes(facts.graph), *remnants(facts.graph)),
+        notes=(*_open_sizes(facts.graph), *remnants(facts.graph), *_constant_outputs(facts)),
     )
 
 
@@ -96,7 +96,7 @@ def prune_report(facts: Facts, selection: Selection, plan: PrunePlan, name: str)
         message="" if removed else _why_nothing(facts, held),
         expanded=tuple(_expanded(facts, selection, plan)),
         gates=tuple(_gates(facts, selection, plan)),
-        notes=(*_open_sizes(facts.graph), *remnants(facts.graph)),
+        notes=(*_open_sizes(facts.graph), *remnants(facts.graph), *_constant_outputs(facts)),
         branches=tuple(_without_branch(facts, selection)),
     )
 
@@ -116,6 +116,21 @@ def _open_sizes(graph: Graph) -> Iterator[str]:
         if not all(isinstance(size, int) for size in shape[1:]):
             sizes = "x".join(str(size) if isinstance(size, int) else "?" for size in shape)
             yield f"open sizes count as 1 in MACs and activations: give --input-shape for input {name} ({sizes})"
+
+
+def _constant_outputs(facts: Facts) -> Iterator[str]:
+    """Yield a note for each output that is computed from inputs and yet the same for all: a layer before it is dead."""
+    graph, reached = facts.graph, set(facts.graph.inputs)
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.inputs):
+            reached.update(node.outputs)
+    for name in graph.outputs:
+        known = facts.constants.by_rule(name)
+        if name in reached and known is not None and not np.isnan(known).any():
+            yield (
+                f"output {name} does not depend on the input: all that it is computed from is constant. "
+                "If the network was trained with a penalty, it was too strong"
+            )
 
 
 def _gates(facts: Facts, selection: Selection, plan: PrunePlan) -> Iterator[GateFolded]:

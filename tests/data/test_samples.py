@@ -152,6 +152,20 @@ def test_images_are_resized_and_normalised(tmp_path: Path) -> None:
     assert first["x"][0, 0, 0].tolist() == [255, 0, 0]
 
 
+def test_grey_images_of_16_bits_keep_their_shades(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    shades = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
+    found = []
+    for name, pixels in (("eight", shades), ("sixteen", shades.astype(np.uint16) * 257)):
+        (tmp_path / name).mkdir()
+        image_module.fromarray(pixels).save(tmp_path / name / "a.png")
+        found += [read_samples(tmp_path / name, [IMAGE]).first()["images"]]
+    np.testing.assert_array_equal(found[1], found[0])
+    image_module.fromarray(shades.astype(np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(BadInput, match="floating-point numbers, of no known range"):
+        read_samples(tmp_path / "depth.tiff", [IMAGE]).first()
+
+
 @pytest.mark.parametrize("shape", [("n", 3, "h", "w"), ("n", 4, 8, 8), (1, 8)])
 def test_images_want_an_image_input_of_known_size(tmp_path: Path, shape: tuple[Any, ...]) -> None:
     (tmp_path / "a.png").write_bytes(b"")

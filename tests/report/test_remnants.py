@@ -55,3 +55,13 @@ def test_reports_of_pruning_say_it_too() -> None:
     report = prune_module(averaged(network(), 700), (torch.randn(1, 3, 8, 8),)).report
     assert report.removed_channels == 0
     assert any("gammas are under a fiftieth" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_an_output_that_is_the_same_for_all_inputs_is_told(dead: bool) -> None:
+    """What is left of a network whose penalty was too strong is small, exact, and of no use."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    with torch.no_grad():
+        net[1].weight[0 if dead else 1 :] = 0
+    for found in (prune_module(net, torch.zeros(1, 3, 8, 8)).report, analyze_module(net, torch.zeros(1, 3, 8, 8))):
+        assert any("does not depend on the input" in note for note in found.notes) == dead

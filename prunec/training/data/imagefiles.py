@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunec.data.sample_files import eight_bits
 from prunec.errors import BadInput, MissingDependency
 from prunec.training.data.sources import Decoder, Example
 
@@ -164,26 +165,11 @@ def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, np.
     """
     channels, height, width = image_shape
     with opened(path) as image:
-        converted = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+        converted = eight_bits(image).convert("L" if channels == 1 else "RGB")
         if converted.size != (width, height):
             converted = converted.resize((width, height), _BILINEAR)
         array = np.asarray(converted, dtype=np.uint8)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def _eight_bits(image: Any) -> Any:
-    """Convert a grey image of 16 bits to 8, since Pillow's own conversion clips everything above 255.
-
-    Raises:
-        ValueError: floating-point pixels, whose range is not known.
-    """
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of no known range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image
 
 
 @contextmanager

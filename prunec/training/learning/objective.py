@@ -189,7 +189,7 @@ def make_objective(output: Any, task: str, classes: tuple[str, ...], shares: tup
         return labels
     count = Segmentation(classes, 1, shares).logits(output).shape[1]
     if count > 1 or len(classes) > 2:
-        _check_classes(count, classes)
+        _check_classes(count, classes, "; masks of two classes hold 0 and 255, and other values are indices of classes")
     return Segmentation(classes, count, shares)
 
 
@@ -199,11 +199,11 @@ def num_logits(output: Any) -> int | None:
     return scores.shape[1] if scores is not None and scores.dim() in (2, 4) else None
 
 
-def _check_classes(count: int, classes: tuple[str, ...]) -> None:
+def _check_classes(count: int, classes: tuple[str, ...], also: str = "") -> None:
     if count < len(classes):
         raise BadInput(
             f"the network tells {count} classes apart, the data has {len(classes)}",
-            do="give a network with an output per class, or other data",
+            do=f"give a network with an output per class, or other data{also}",
         )
 
 

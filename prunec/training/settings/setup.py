@@ -348,7 +348,36 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         else:
             what, do = "is not empty", "give another folder, or --force to put the run beside the other files"
         raise BadInput(f"the folder {path} {what}", do=do)
+    _check_inputs_stay(folder, config)
     check_folder(_existing(path))
+
+
+def _check_inputs_stay(folder: RunFolder, config: RunConfig) -> None:
+    """Check that the run does not read what it replaces.
+
+    Raises:
+        BadInput: the network, its weights or the data are a file or folder that the run deletes and writes anew.
+    """
+    replaced = [each.resolve() for each in (*_results(folder), *_made(folder))]
+    for given in (config.onnx, config.weights, config.data):
+        place = Path(given).resolve()
+        if given and any(place.is_relative_to(each) for each in replaced):
+            raise BadInput(
+                f"the run reads {given}, which lies where it writes its results",
+                why="it would be gone before the first step",
+                do="give another folder for the run, or move the file",
+            )
+
+
+def _results(folder: RunFolder) -> tuple[Path, ...]:
+    return (
+        *(folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures),
+        folder.config,
+    )
+
+
+def _made(folder: RunFolder) -> tuple[Path, ...]:
+    return (folder.checkpoint, folder.tensorboard, *folder.path.glob("milestone-*"))
 
 
 def _existing(path: Path) -> Path:
@@ -372,11 +401,10 @@ def start_run_folder(folder: RunFolder, config: RunConfig) -> None:
     """Make the folder, delete files of a replaced run, and write the settings."""
     folder.path.mkdir(parents=True, exist_ok=True)
     clear_asides(folder.path)
-    results = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures)
-    for file in results:
+    for file in _results(folder):
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
-    for made in (folder.checkpoint, folder.tensorboard, *folder.path.glob("milestone-*")):
+    for made in _made(folder):
         if made.is_dir():
             shutil.rmtree(made)
     write_json(folder.config, config.to_json_dict())

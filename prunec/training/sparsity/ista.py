@@ -67,7 +67,8 @@ class Ista(Optimizer):
         betas: shrunk to zero while their gammas are zero, and not trained meanwhile (betas.py).
 
     Raises:
-        BadInput: no gammas, one that ``base`` does not hold, shapes that do not fit, or ``base`` is an ``Ista``.
+        BadInput: no gammas, one that ``base`` does not hold, shapes that do not fit, a rho or lr below zero, or
+            ``base`` is an ``Ista``.
     """
 
     def __init__(
@@ -87,11 +88,14 @@ class Ista(Optimizer):
             )
         penalised = [gamma if isinstance(gamma, Penalised) else Penalised(gamma) for gamma in gammas]
         _check(penalised, rho)
+        _check_lr(lr)
         self._wrapped = False
         held_lr = _take_out(base, penalised)
         self.base = base
         parameters = [gamma.parameter for gamma in penalised]
-        super().__init__([{"params": parameters}], {"lr": held_lr if lr is None else lr, "rho": float(rho)})
+        # OneCycleLR and its like move the momentum, and look for it in every group; here it does nothing.
+        moved = {name: base.defaults[name] for name in ("momentum", "betas") if name in base.defaults}
+        super().__init__([{"params": parameters}], {**moved, "lr": held_lr if lr is None else lr, "rho": float(rho)})
         self._gammas = self.param_groups[0]
         self._betas = BetaDrive(betas) if betas else None
         self._buffers = _Buffers.of(penalised)
@@ -102,6 +106,15 @@ class Ista(Optimizer):
         """Show the base's groups and state as this optimiser's own; the base replaces both when it loads."""
         self.param_groups = [*self.base.param_groups, self._gammas]
         self.state = self.base.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs; torch's own leaves out what a subclass has."""
+        own = ("base", "_gammas", "_betas", "_buffers", "_wrapped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._link()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -120,7 +133,10 @@ class Ista(Optimizer):
         buffers = self._buffers_here()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         moved = torch.cat(parameters) - lr * torch.cat(gradients)
-        torch._foreach_copy_(parameters, list(_prox(moved, lr * rho, buffers).split(buffers.sizes)))
+        found = _prox(moved, lr * rho, buffers).split(buffers.sizes)
+        # Like any optimiser, this one leaves alone what was frozen in the meantime.
+        kept = [new if p.requires_grad else p.clone() for p, new in zip(parameters, found, strict=True)]
+        torch._foreach_copy_(parameters, kept)
 
     def _buffers_here(self) -> _Buffers:
         """Return λ and the groups on the gammas' device, moved there once if the module has moved."""
@@ -266,7 +282,8 @@ def _take_out(base: Optimizer, gammas: Sequence[Penalised]) -> Any:
             )
     lr = holders[id(gammas[0].parameter)]["lr"]
     for group in base.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in ids]
+        # In place: LBFGS keeps this very list.
+        group["params"][:] = [p for p in group["params"] if id(p) not in ids]
     for gamma in gammas:
         base.state.pop(gamma.parameter, None)
     return lr
@@ -290,6 +307,12 @@ def _check(gammas: Sequence[Penalised], rho: float) -> None:
             raise BadInput(f"{gamma.name}: a penalty is negative or not a number")
 
 
+def _check_lr(lr: Any) -> None:
+    number = isinstance(lr, int | float | torch.Tensor)
+    if lr is not None and not (number and 0 <= lr < float("inf")):
+        raise BadInput(f"lr is {lr!r}", why="the gammas' step size must be a finite number, 0 or more")
+
+
 def _check_rho(rho: float) -> None:
-    if not 0 <= rho < float("inf"):
-        raise BadInput(f"rho is {rho}", why="the penalty's weight must be a finite number, 0 or more")
+    if not isinstance(rho, int | float) or not 0 <= rho < float("inf"):
+        raise BadInput(f"rho is {rho!r}", why="the penalty's weight must be a finite number, 0 or more")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def sparsify(
     rho: float,
     penalty: PenaltyKind | Price = "memory",
     residual: Residual = "group",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     lr: float | None = None,
     rules: OpRules = NO_RULES,
 ) -> Ista:
@@ -93,7 +93,7 @@ def sparsify(
             docs/extending.md.
         residual: ``group`` prunes residual streams with a group penalty over all their gammas;
             ``keep`` leaves them alone, as the paper does for ResNet-20.
-        keep: shell patterns over parameter and node names whose channels must stay.
+        keep: a shell pattern, or several, over parameter and node names whose channels must stay.
         lr: μ, the gammas' step size; by default the optimiser's.
         rules: what your own ops are like, by name ("mylib::swish"), see docs/extending.md.
 
@@ -101,8 +101,12 @@ def sparsify(
         BadInput: no gamma can be pruned, or the optimiser does not hold one that can.
         UntraceableModel: the module cannot be read.
     """
+    if residual not in get_args(Residual):
+        raise BadInput(f"residual is {residual!r}", do=f"use one of: {', '.join(get_args(Residual))}")
     graph = read_module(module, example_inputs, rules=rules).graph
-    plan = plan_sparsity(graph, channels(graph, keep), module, kind=penalty, residual=residual)
+    plan = plan_sparsity(
+        graph, channels(graph, (keep,) if isinstance(keep, str) else keep), module, kind=penalty, residual=residual
+    )
     return build(plan, module, optimizer, rho=rho, lr=lr)
 
 

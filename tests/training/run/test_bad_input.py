@@ -59,3 +59,16 @@ def test_a_network_without_gammas_is_refused(tmp_path: Path, bars: Path) -> None
     with pytest.raises(BadInput, match="no channel of the network can be trained away"):
         train_prune(config(tmp_path / "run", bars, model="modules.training:without_norms", input_shape=(3, 8, 8)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["weights", "onnx", "data"])
+def test_a_run_does_not_delete_what_it_reads(tmp_path: Path, bars: Path, setting: str) -> None:
+    names = {"weights": "pruned.safetensors", "onnx": "pruned.onnx", "data": "milestone-50"}
+    folder, given = tmp_path / "run", tmp_path / "run" / names[setting]
+    folder.mkdir()
+    given.mkdir() if setting == "data" else given.write_bytes(b"precious")
+    network = {"model": ""} if setting == "onnx" else {}
+    with pytest.raises(BadInput, match="which lies where it writes its results"):
+        train_prune(config(folder, bars, force=True, **{**network, setting: str(given)}))
+    assert given.exists()
+    assert [path.name for path in folder.iterdir()] == [names[setting]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from prunec.errors import BadInput
 from prunec.training.sparsity.ista import Ista, Penalised
+from prunec.training.sparsity.sparsify import sparsify
 
 
 class TwoGammas(nn.Module):
@@ -279,3 +282,80 @@ def test_a_gamma_that_the_optimiser_does_not_hold_is_named(module: TwoGammas) ->
 def test_an_empty_list_of_gammas_is_refused(module: TwoGammas) -> None:
     with pytest.raises(BadInput, match="no gamma to penalise"):
         Ista(torch.optim.SGD(module.parameters(), lr=0.1), [], rho=0.1)
+
+
+def _wrapped(make: Callable[[Any], torch.optim.Optimizer], **options: Any) -> tuple[nn.Module, Ista]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    optimizer = make(net.parameters())
+    return net, sparsify(net, torch.zeros(2, 3, 8, 8), optimizer, **{"rho": 0.1, **options})
+
+
+def _step(net: nn.Module, optimizer: Any) -> None:
+    optimizer.zero_grad()
+    net(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)]
+)
+def test_schedulers_that_move_the_momentum_take_it(make: Callable[[Any], torch.optim.Optimizer]) -> None:
+    net, ista = _wrapped(make)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(ista, max_lr=0.2, total_steps=5)
+    for _ in range(4):
+        _step(net, ista)
+        schedule.step()
+    assert ista.param_groups[-1]["lr"] < 0.2
+    torch.optim.lr_scheduler.CyclicLR(ista, 0.01, 0.1, cycle_momentum=isinstance(ista.base, torch.optim.SGD))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_with_its_network_goes_on_alike(copied: Callable[[Any], Any]) -> None:
+    net, ista = _wrapped(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    _step(net, ista)
+    other, twin = copied((net, ista))
+    for _ in range(3):
+        _step(net, ista)
+        _step(other, twin)
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
+    twin.rho = 0.0
+    assert (ista.rho, twin.param_groups[-1]["rho"]) == (0.1, 0.0)
+
+
+def test_what_is_frozen_later_stays() -> None:
+    net, ista = _wrapped(lambda p: torch.optim.SGD(p, lr=0.1))
+    _step(net, ista)
+    gamma = net[1].weight
+    before = gamma.detach().clone()
+    gamma.requires_grad_(False)
+    _step(net, ista)
+    assert torch.equal(gamma, before)
+    gamma.requires_grad_(True)
+    _step(net, ista)
+    assert bool((gamma < before).all())
+
+
+def test_lbfgs_does_not_update_the_gammas_too() -> None:
+    net, ista = _wrapped(lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=3), rho=0.0, lr=0.0)
+    gamma, weight = net[1].weight.detach().clone(), net[0].weight.detach().clone()
+
+    def closure() -> torch.Tensor:
+        ista.zero_grad()
+        loss: torch.Tensor = net(torch.ones(2, 3, 8, 8)).square().mean()
+        loss.backward()
+        return loss
+
+    ista.step(closure)
+    assert torch.equal(net[1].weight, gamma)
+    assert not torch.equal(net[0].weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [({"lr": -1.0}, "lr is -1.0"), ({"residual": "kep"}, "residual is 'kep'")]
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(BadInput, match=what):
+        _wrapped(lambda p: torch.optim.SGD(p, lr=0.1), **options)
