@@ -149,6 +149,7 @@ def prune_module(
         ValidationFailed: an exact removal changed the outputs by more than the tolerance.
     """
     from prunec.backends.fx.backend import apply_edits
+    from prunec.frontends.fx.faithful import refuse_another
     from prunec.frontends.fx.running.arguments import by_position, ordered, structure
     from prunec.pipeline import evidence
     from prunec.pipeline.apply import held_beside_state
@@ -173,6 +174,8 @@ def prune_module(
     taken = structure(example_inputs)
     module, example_inputs = by_position(module, example_inputs)
     traced = read_module(module, example_inputs, rules=rules)
+    if validate:
+        refuse_another(module, traced, example_inputs)
     shown = evidence.module_evidence(traced, chosen, calibration, inputs, saliency, progress)
     specs = input_specs(traced.graph, example_inputs)
     make = partial(_planned, traced.graph, specs, chosen, shown, _backend_for(apply_edits, traced))

@@ -17,7 +17,6 @@ import torch
 from torch import fx, nn
 
 from prunec.errors import BadInput, PrunecError, UnsupportedModel, UntraceableModel
-from prunec.frontends.fx.asked_types import asks_types, computes_the_same, refusal
 from prunec.frontends.fx.masks import by_numbers
 from prunec.frontends.fx.recorder import WRITTEN, Recorder
 from prunec.frontends.fx.running.arguments import widened, with_tensors
@@ -105,7 +104,7 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             continue
         if candidate is module:
             return found
-        if not (_returns_the_same(module, found, untouched) and _follows_types(module, found, untouched)):
+        if not _returns_the_same(module, found, untouched):
             reason = TypeError("its forward looks at the types of what it computes, and torch.fx's are not tensors")
             continue
         if not _writes_unseen(found.graph):
@@ -113,14 +112,11 @@ def _read(module: nn.Module, inputs: tuple[Any, ...], name: str, untouched: Unto
             return replace(found, notes=tuple(traced_by_fx.meta.get(NOTES, ()) if traced_by_fx else ()))
         partly = partly or found
     try:
-        exported = _exported(module, inputs, name, reason, untouched, rules)
+        return _exported(module, inputs, name, reason, untouched, rules)
     except (UntraceableModel, BadInput):
         if partly is not None:
             return partly
         raise
-    if not _follows_types(module, exported, untouched):
-        raise refusal()
-    return exported
 
 
 def _exported(
@@ -163,14 +159,6 @@ def _returns_the_same(module: nn.Module, found: Traced, untouched: Untouched) ->
             continue
         return returned == [graph.shape(name) for name in graph.outputs]
     return True
-
-
-def _follows_types(module: nn.Module, found: Traced, untouched: Untouched) -> bool:
-    """Tell whether a module that asks for types was followed on the way that it takes."""
-    if not asks_types(module) or any(tensor.is_meta for tensor in found.parameters.values()):
-        return True
-    with untouched.block():
-        return computes_the_same(module, found.module, found.example_inputs)
 
 
 def _empty(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
