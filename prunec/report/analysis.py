@@ -179,7 +179,8 @@ def _why_nothing(facts: Facts, held: tuple[Blocked, ...]) -> str:
         return "nothing was removed: the network has no convolution or linear layer with channels"
     return (
         "nothing was removed: no channel is provably constant or dead. "
-        "Train with prunec train-prune, or give a criterion and a budget (this changes the function)"
+        "Train towards sparsity (prunec train-prune or prunec.sparsify; if you did, raise rho or train longer), "
+        "or give a criterion and a budget (this changes the function)"
     )
 
 
