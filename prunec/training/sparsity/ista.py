@@ -94,7 +94,7 @@ class Ista(Optimizer):
         self.base = base
         parameters = [gamma.parameter for gamma in penalised]
         # OneCycleLR and its like move the momentum, and look for it in every group; here it does nothing.
-        moved = {name: base.defaults[name] for name in ("momentum", "betas") if name in base.defaults}
+        moved: dict[str, Any] = {n: base.defaults[n] for n in ("momentum", "betas") if n in base.defaults}
         super().__init__([{"params": parameters}], {**moved, "lr": held_lr if lr is None else lr, "rho": float(rho)})
         self._gammas = self.param_groups[0]
         self._betas = BetaDrive(betas) if betas else None
