@@ -25,6 +25,7 @@ from prunec.backends.fx.origin import ORIGIN, origin_of
 from prunec.data.observing import arguments
 from prunec.fitting.refit import Place
 from prunec.frontends.fx.running.containers import tensors_in
+from prunec.frontends.fx.running.untouched import Untouched
 from prunec.frontends.fx.traced import Ref, Traced
 from prunec.ir.arrays import Array
 from prunec.runtime.modules import evaluating
@@ -258,10 +259,14 @@ def _is_new(n: fx.Node) -> bool:
 
 
 def runner(traced: Traced, module: nn.Module) -> Callable[[Feed], list[Array]]:
-    """Return a function from a feed to the module's outputs, in eval mode and without gradients."""
+    """Return a function from a feed to the module's outputs, in eval mode and without gradients.
+
+    Each run begins with what the module holds now: it has the user's own tensors, and may write into them.
+    """
+    kept = Untouched(module)
 
     def run(feed: Feed) -> list[Array]:
-        with evaluating(module), torch.no_grad():
+        with kept.block(), evaluating(module), torch.no_grad():
             outputs = module(*arguments(traced, feed))
         return [_array(leaf) for leaf in tensors_in(outputs)]
 

@@ -125,3 +125,36 @@ def test_an_export_on_inputs_that_do_not_fit_is_told_in_a_message(example: Any, 
     with pytest.raises(BadInput, match="cannot run on an input of shape"):
         export_onnx(net, example, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Remembering(nn.Module):
+    """Counts its calls, and keeps a moving average of what it sees, in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), nn.Conv2d(8, 2, 1)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.count += 1
+        self.mean.mul_(0.9).add_(y.detach().mean((0, 2, 3)), alpha=0.1)
+        return self.o(y - self.mean[None, :, None, None])  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "l1", "target_macs": 0.6},
+        {"calibration": torch.randn(24, 3, 8, 8)},
+        {"calibration": torch.randn(24, 3, 8, 8), "target_macs": 0.6},
+        {"calibration": torch.randn(24, 3, 8, 8), "target_macs": 0.6, "criterion": "taylor"},
+    ],
+)
+def test_buffers_that_a_forward_writes_are_left_as_they_were(options: dict[str, Any]) -> None:
+    net = Remembering()
+    prune_module(net, torch.zeros(2, 3, 8, 8), **options)
+    assert float(net.count) == 0
+    assert not net.mean.any()
+    assert net.training
