@@ -186,7 +186,7 @@ def _per_sample(count: int, sizes: Sizes, batch: int) -> int:
 
 def params_read(graph: Graph) -> Iterator[str]:
     """Yield the parameters that count: learned, and read by some node."""
-    others = running_statistics(graph) | _put_back(graph)
+    others = _statistics(graph) | _put_back(graph)
     for name, param in graph.params.items():
         counted = param.learned and not param.literal and name not in others
         if counted and (graph.consumers(name) or name in graph.outputs):
@@ -198,7 +198,7 @@ def _put_back(graph: Graph) -> set[str]:
     return {name for node in graph.nodes if node.attrs.get("inserted") and node.op == "add" for name in node.inputs}
 
 
-def running_statistics(graph: Graph) -> set[str]:
+def _statistics(graph: Graph) -> set[str]:
     """Return the running statistics: they are measured, not learned, and the field does not count them."""
     norms = [node for node in graph.nodes if node.op == "batch_norm"]
     found = {name for node in norms for name in node.inputs[3:5]}

@@ -19,7 +19,6 @@ from prunec.frontends.fx.running.untouched import untouched
 from prunec.frontends.fx.traced import Traced
 from prunec.frontends.onnx.frontend import TracedOnnx
 from prunec.importer.build import to_tensor
-from prunec.passes.cost import running_statistics
 from prunec.runtime.modules import evaluating
 from prunec.runtime.probes import Feed
 
@@ -40,8 +39,9 @@ def module_saliency(traced: Traced, samples: Looked) -> Saliency:
     Raises:
         UnsupportedModel: no float output depends on the parameters.
     """
-    learned = traced.graph.params.keys() - running_statistics(traced.graph)
-    weights = {name: tensor for name, tensor in traced.parameters.items() if name in learned}
+    # Buffers have no gradients: running statistics, and what a forward writes into.
+    learned = {name for name, tensor in traced.parameters.items() if isinstance(tensor, torch.nn.Parameter)}
+    weights = {name: traced.parameters[name] for name in traced.graph.params.keys() & learned}
     return _saliency(traced.module, weights, lambda feed: arguments(traced, feed), samples)
 
 
