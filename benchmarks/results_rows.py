@@ -57,6 +57,7 @@ _RATES = (0.005, 0.05, 0.1)
 _ISTA = "--shares 0,0.25,0.75"
 _SETTINGS: Mapping[str, str] = {
     "l1": "--criterion l1",
+    "reconstruct": "--criterion reconstruct",
     "ista-l1": f"--criterion l1 {_ISTA}",
     "ista-reconstruct": f"--criterion reconstruct {_ISTA}",
     "ista-half": "--criterion reconstruct --shares 0,0.5,0.5",
@@ -74,9 +75,7 @@ def _resnet20() -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for macs, steps in itertools.product((0.5, 0.3), (600, 2400, 12000)):
         at = f"resnet20-{macs * 100:.0f}"
-        # Half of the MACs with many steps: the default is l1 since these were run, which is a row of its own.
-        by_data = "--criterion reconstruct" if macs == 0.5 and steps > 600 else ""
-        rows[f"{at}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps, by_data)
+        rows[f"{at}-default-{steps}"] = Row("train-prune", "resnet20", macs, steps)
         for lr in _RATES:
             rows[f"{at}-default-lr-{lr}-{steps}"] = Row("train-prune", "resnet20", macs, steps, f"--finetune-lr {lr}")
         for name, options in _SETTINGS.items():
