@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import numpy_helper
 
 from prunec.backends.onnx.backend import BIASED
 from prunec.backends.onnx.save import write_onnx
@@ -89,8 +90,14 @@ def _tensor_names(now: OnnxStages, output: str, slots: Sequence[int], place: Pla
 
 
 def _in_memory(source: OnnxSource) -> onnx.ModelProto:
-    """Return a model with all its weights inside."""
+    """Return a model with all its weights inside, sparse ones as dense."""
     with tempfile.TemporaryDirectory(prefix="prunec-", ignore_cleanup_errors=True) as scratch:
         file = Path(scratch) / "model.onnx"
         write_onnx(source, file)
-        return onnx.load(file)
+        model = onnx.load(file)
+    graph = model.graph
+    graph.initializer.extend(
+        numpy_helper.from_array(source.dense(tensor), tensor.values.name) for tensor in graph.sparse_initializer
+    )
+    del graph.sparse_initializer[:]
+    return model
