@@ -310,7 +310,9 @@ class WithFunction(nn.Module):
 def test_layers_before_a_function_with_a_gradient_of_its_own_still_train() -> None:
     net, x = WithFunction(), torch.randn(2, 3, 8, 8)
     found = prune_module(net, (x,), criterion="l1", target_macs=0.5)
-    assert found.report.notes == ("Swish defines its own gradient: the traced network has that of what the forward computes (zero where it rounds)",)
+    assert found.report.notes == (
+        "Swish defines its own gradient: the traced network has that of what the forward computes (zero where it rounds)",
+    )
     same = prune_module(net, (x,)).module.train()
     net.train()
     grads = []

@@ -148,7 +148,8 @@ def _traced(
     traced = unwritten(_with_constants(module, made), graph, type(module).__name__)
     plain = (f"the network returns or passes a {name}: a plain dict in the traced network" for name in tracer.plain)
     own = (
-        f"{name} defines its own gradient: the traced network has that of what the forward computes (zero where it rounds)"
+        f"{name} defines its own gradient: the traced network has that of what the forward computes "
+        "(zero where it rounds)"
         for name in tracer.regions.functions
     )
     traced.meta[NOTES] = (*(() if tracer.sizes is None else tracer.sizes.notes), *notes_of(places), *plain, *own)
