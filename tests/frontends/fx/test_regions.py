@@ -310,9 +310,8 @@ class WithFunction(nn.Module):
 def test_layers_before_a_function_with_a_gradient_of_its_own_still_train() -> None:
     net, x = WithFunction(), torch.randn(2, 3, 8, 8)
     found = prune_module(net, (x,), criterion="l1", target_macs=0.5)
-    assert found.report.notes == (
-        "Swish defines its own gradient: the traced network has that of what the forward computes (zero where it rounds)",
-    )
+    (note,) = found.report.notes
+    assert note.startswith("Swish defines its own gradient")
     same = prune_module(net, (x,)).module.train()
     net.train()
     grads = []
