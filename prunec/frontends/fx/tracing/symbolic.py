@@ -140,8 +140,9 @@ def _traced(
             module, inputs, untouched, asked, buffers=buffers, sized=sized, memory=anew, ignored=tuple(only_here)
         )
     drop_unread(graph)
-    for node in graph.find_nodes(op="placeholder"):
-        if node.target.removesuffix("_1") in concrete:  # torch.fx numbers what is fixed; users call it by its name
+    names = {p.name for p in parameters}
+    for node in graph.find_nodes(op="placeholder"):  # torch.fx numbers what is fixed; users call it by its name
+        if node.target not in names and node.target.removesuffix("_1") in concrete:
             node.target = node.target.removesuffix("_1")
     for node in graph.nodes:
         node.type = None if isinstance(node.type, str) else node.type  # annotations that are text cannot be pickled

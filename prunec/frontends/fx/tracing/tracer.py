@@ -29,7 +29,7 @@ from prunec.frontends.fx.tracing.sizes import Sizes
 from prunec.frontends.fx.tracing.switches import write_with_finally
 
 _LOG = logging.getLogger("prunec")
-_ASSERT_IS_NONE = fx._symbolic_trace._assert_is_none
+_ASSERT_IS_NONE = getattr(fx._symbolic_trace, "_assert_is_none", None)
 """What torch.fx records for an argument left at None. A saved module with it in its code could be read once: torch.fx
 looks for the name in the wrong place from then on, in whatever it traces."""
 
@@ -328,7 +328,7 @@ class Tracer(fx.Tracer):
         self.regions.catch_up(self.graph)
         if (kind, target) == ("call_method", "__setitem__"):  # into a tensor that is none of the trace's
             kind, target = "call_function", operator.setitem
-        if target is _ASSERT_IS_NONE:
+        if target is _ASSERT_IS_NONE and target is not None:
             value, message = args[0]
             # Not operator.is_: traced again, a proxy of None is not None, but compares with it by a node of its own.
             is_none = super().create_node("call_function", operator.eq, (value, None), {})
