@@ -370,10 +370,8 @@ def _check_inputs_stay(folder: RunFolder, config: RunConfig) -> None:
 
 
 def _results(folder: RunFolder) -> tuple[Path, ...]:
-    return (
-        *(folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures),
-        folder.config,
-    )
+    made = (folder.metrics, folder.summary, folder.plan, folder.weights, folder.onnx, folder.report, folder.pictures)
+    return (*made, folder.config)
 
 
 def _made(folder: RunFolder) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -308,11 +309,15 @@ def _check(gammas: Sequence[Penalised], rho: float) -> None:
 
 
 def _check_lr(lr: Any) -> None:
-    number = isinstance(lr, int | float | torch.Tensor)
-    if lr is not None and not (number and 0 <= lr < float("inf")):
+    if lr is not None and not _is_amount(lr):
         raise BadInput(f"lr is {lr!r}", why="the gammas' step size must be a finite number, 0 or more")
 
 
+def _is_amount(value: Any) -> bool:
+    """Tell whether a value is a finite number, 0 or more; numpy's and a tensor's are."""
+    return isinstance(value, Real | torch.Tensor) and 0 <= float(value) < float("inf")
+
+
 def _check_rho(rho: float) -> None:
-    if not isinstance(rho, int | float) or not 0 <= rho < float("inf"):
+    if not _is_amount(rho):
         raise BadInput(f"rho is {rho!r}", why="the penalty's weight must be a finite number, 0 or more")

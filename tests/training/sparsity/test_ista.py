@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -359,3 +360,10 @@ def test_lbfgs_does_not_update_the_gammas_too() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], what: str) -> None:
     with pytest.raises(BadInput, match=what):
         _wrapped(lambda p: torch.optim.SGD(p, lr=0.1), **options)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.int64(1), torch.tensor(0.25)])
+def test_settings_may_be_numbers_of_numpy_and_torch(number: Any) -> None:
+    _, ista = _wrapped(lambda p: torch.optim.SGD(p, lr=0.1), rho=number, lr=number)
+    ista.rho = number
+    assert ista.rho == float(number) == float(ista.param_groups[-1]["lr"])
